@@ -1,0 +1,62 @@
+"""The machine port: what an instance needs of an engine, container engines and hypervisors alike.
+
+Rules that hold for every method of every driver:
+
+* Calls block. One that can last over a few seconds takes ``cancelled`` and returns early, by raising
+  ``Cancelled``, once it answers True.
+* Every call is safe to repeat, at any time, also beside a forgotten earlier attempt of itself.
+* A driver touches only objects that carry its own installation and host in their labels.
+* After the engine call that changed something, a driver passes ``faults.reached("after_effect")``.
+* Errors are those of ``model.errors``: ``EngineUnavailable`` for what may pass or is ambiguous,
+  ``EngineRefused`` and the more particular ones for what will not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+from uuid import UUID
+
+from model.instances import MachineSpec, MachineState, OwnedMachine
+
+
+class Cancelled(Exception):
+    """A driver call stopped early, because its caller asked it to."""
+
+
+Check = Callable[[], bool]
+
+
+class Machines(Protocol):
+    """Machines of one host: containers or VMs."""
+
+    name: str
+
+    def ensure_image(self, image: str, cancelled: Check) -> None:
+        """Make ``image`` usable on this engine. Raises ImageNotFound where it cannot be had."""
+
+    def create(self, spec: MachineSpec) -> str:
+        """Find or create the machine of ``spec.id``; its engine's id comes back.
+
+        Adopts a machine of the same generation; replaces its own of an older generation; raises
+        ForeignObject where the name is taken by something without our labels. Does not start it.
+        """
+
+    def start(self, machine: UUID, cancelled: Check) -> MachineState:
+        """Start it and wait until it is ready: running and, where it has a health check, healthy.
+
+        Success when it runs already. Raises PortTaken (with the port), InstanceExited, NotFound.
+        """
+
+    def stop(self, machine: UUID, grace_seconds: float, cancelled: Check) -> None:
+        """Ask it to end, and end it after ``grace_seconds``. Success when it is stopped or absent."""
+
+    def delete(self, machine: UUID, generation: int | None = None) -> None:
+        """Remove it, running or not, and observe that it is gone. Success when it is absent.
+
+        With ``generation``, only a machine of that generation or an older one. What has our name
+        without our labels is not ours: it stays, and counts as absent.
+        """
+
+    def inventory(self) -> list[OwnedMachine]:
+        """All machines that carry this installation's and this host's labels."""

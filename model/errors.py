@@ -1,0 +1,158 @@
+"""One family of errors, from driver to REST answer.
+
+Each class fixes its ``code`` (what clients branch on), its HTTP ``status`` and whether a workflow
+may try the failed step again. Never branch on message text: a message names the thing, what was
+expected and what to do next, for people.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class CairnError(Exception):
+    """Base of every error that Cairn raises on purpose."""
+
+    code: ClassVar[str] = "internal"
+    status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+
+
+# What a request can meet.
+class Malformed(CairnError):
+    code, status = "malformed", 400
+
+
+class Unauthenticated(CairnError):
+    code, status = "unauthenticated", 401
+
+
+class Forbidden(CairnError):
+    code, status = "forbidden", 403
+
+
+class NotFound(CairnError):
+    code, status = "not_found", 404
+
+
+class InvalidState(CairnError):
+    """The current state forbids the move; details: ``state`` and, when known, ``workflow_id`` in the way."""
+
+    code, status = "invalid_state", 409
+
+
+class NameTaken(CairnError):
+    code, status = "name_taken", 409
+
+
+class IdempotencyMismatch(CairnError):
+    code, status = "idempotency_mismatch", 409
+
+
+class PreconditionFailed(CairnError):
+    code, status = "precondition_failed", 412
+
+
+class BodyTooLarge(CairnError):
+    code, status = "body_too_large", 413
+
+
+class UnsupportedMediaType(CairnError):
+    code, status = "unsupported_media_type", 415
+
+
+class ValidationFailed(CairnError):
+    """details: ``fields`` = [{field, message}]."""
+
+    code, status = "validation_failed", 422
+
+
+class QuotaExceeded(CairnError):
+    code, status = "quota_exceeded", 429
+
+
+class WorkflowFailed(CairnError):
+    """A workflow that the caller waited for did not complete; details: ``workflow_id``, ``error``."""
+
+    code, status = "workflow_failed", 502
+
+
+class Unavailable(CairnError):
+    code, status, retryable = "unavailable", 503, True
+
+
+# What a plan can meet. A request sees the first two only when a read at acceptance shows them.
+class PortTaken(CairnError):
+    """Somebody else holds the host port; details: ``port``."""
+
+    code, status = "port_taken", 409
+
+
+class NoCapacity(CairnError):
+    code, status = "no_capacity", 409
+
+
+class ImageNotFound(CairnError):
+    code, status = "image_not_found", 422
+
+
+class ForeignObject(CairnError):
+    """The engine holds an object of our name that does not carry our labels. It is never touched."""
+
+    code, status = "foreign_object", 409
+
+
+class InstanceExited(CairnError):
+    """The instance's process ended, or its health check failed, before it was ready."""
+
+    code, status = "instance_exited", 502
+
+
+class EngineRefused(CairnError):
+    """The engine understood the call and refused it; trying again cannot help."""
+
+    code, status = "engine_refused", 502
+
+
+class EngineUnavailable(CairnError):
+    """The engine cannot be reached, or its answer is ambiguous. Tried again until the deadline."""
+
+    code, status, retryable = "engine_unavailable", 503, True
+
+
+class Unsupported(CairnError):
+    """The driver lacks a capability; details: ``capability``, ``driver``."""
+
+    code, status = "unsupported", 422
+
+    def __init__(self, capability: str, driver: str) -> None:
+        super().__init__(
+            f"the {driver} driver cannot do '{capability}'", capability=capability, driver=driver
+        )
+
+
+class DeadlineExceeded(CairnError):
+    code, status = "deadline_exceeded", 502
+
+
+class NotReady(CairnError):
+    """What a step waits for is not there yet; the step's retry policy polls."""
+
+    code, status, retryable = "not_ready", 409, True
+
+
+class Superseded(CairnError):
+    """Another workflow owns the resource now: this run stops, and undoes what it did."""
+
+    code, status = "superseded", 409
+
+
+class FaultInjected(CairnError):
+    """An injected fault of the action ``error`` or ``lose_answer``."""
+
+    code, status, retryable = "fault_injected", 503, True

@@ -1,0 +1,78 @@
+"""Settings: environment variables that start with ``CAIRN_``, read once per process and handed on.
+
+``docs/configuration.md`` shows the same table.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _parse_port_range(value: object) -> object:
+    if isinstance(value, str):
+        low, dash, high = value.partition("-")
+        if not dash:
+            raise ValueError("expected LOW-HIGH, for example 20000-29999")
+        return (int(low), int(high))
+    return value
+
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+PortRange = Annotated[tuple[Port, Port], BeforeValidator(_parse_port_range)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """Every setting of every process. A field's description is its documentation."""
+
+    model_config = SettingsConfigDict(env_prefix="CAIRN_", extra="ignore", frozen=True)
+
+    data_dir: Path = Field(Path(".cairn"), description="Folder of the embedded stack's state")
+    api_host: str = Field("127.0.0.1", description="Address the API listens on")
+    api_port: Port = Field(8080, description="Port the API listens on (0: a free one)")
+    api_url: str | None = Field(None, description="Where clients find the API, ending in /v1")
+    api_key: SecretStr | None = Field(None, description="Key that clients send")
+    temporal_port: Port = Field(7233, description="Port of the embedded Temporal server (0: a free one)")
+    temporal_ui_port: Port = Field(8233, description="Port of its Web UI (0: a free one)")
+    temporal_address: str = Field("127.0.0.1:7233", description="Temporal server that the processes use")
+    temporal_namespace: str = Field("default", description="Temporal namespace")
+    temporal_ui_url: str = Field("http://127.0.0.1:8233", description="Web UI that workflow links point to")
+    database_url: SecretStr = Field(
+        SecretStr("postgresql:///cairn"), description="PostgreSQL, as the role of this process (libpq URL)"
+    )
+    port_range: PortRange = Field(
+        (20000, 29999), description="Host ports that Cairn chooses from, LOW-HIGH", validate_default=True
+    )
+    publish_address: str = Field("127.0.0.1", description="Address on which instances' ports are published")
+    overcommit_cpu: Annotated[float, Field(gt=0)] = Field(
+        4, description="vCPUs placed per CPU of a host (embedded: 100)"
+    )
+    overcommit_memory: Annotated[float, Field(gt=0)] = Field(
+        1, description="Memory placed per memory of a host (embedded: 10)"
+    )
+    quota_instances: int | None = Field(None, ge=0, description="Instances per project (default: no limit)")
+    quota_vcpus: int | None = Field(None, ge=0, description="vCPUs per project (default: no limit)")
+    quota_memory_mb: int | None = Field(None, ge=0, description="Memory per project, MiB (default: no limit)")
+    deadline_launch: Seconds = Field(300, description="Seconds a launch may take before it is undone")
+    deadline_start: Seconds = Field(300, description="Seconds a start may take")
+    deadline_stop: Seconds = Field(300, description="Seconds a stop may take")
+    deadline_delete: Seconds = Field(300, description="Seconds a delete may take")
+    stop_grace: Annotated[float, Field(ge=0)] = Field(
+        10, description="Seconds between asking an instance to end and ending it"
+    )
+    reconcile_seconds: Seconds = Field(30, description="Seconds between two inventories of a host")
+    tick_seconds: Seconds = Field(10, description="Seconds between two ticks")
+    docker_host: str = Field("unix:///var/run/docker.sock", description="Docker engine of this host")
+    host_name: str = Field("local", description="Name of this host")
+    installation: str | None = Field(None, description="Id of the installation (embedded: made at first start)")
+    install_engine: bool = Field(True, description="0: never install a Docker engine, fail instead")
+    simulated_hosts: int = Field(0, ge=0, le=200, description="Simulated hosts to add (backend: simulated)")
+    simulator_url: str = Field("http://127.0.0.1:8099", description="Simulated engine that the agent uses")
+    simulator_latency_ms: float = Field(0, ge=0, description="Time a call to the simulated engine takes")
+    faults_file: Path | None = Field(None, description="Fault points' file; testing only")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged")
+    log_format: Literal["json", "console"] = Field("json", description="How log lines look")
