@@ -1,0 +1,32 @@
+"""Alembic's environment: the schema of ``model.schema``, as the role that owns it."""
+
+from __future__ import annotations
+
+from alembic import context
+from sqlalchemy import create_engine, text
+
+from model.schema import Base
+
+LOCK = 0x6361_6972_6E  # "cairn": two migrations at once wait for each other.
+
+
+def include(_object: object, name: str | None, kind: str, _reflected: bool, _compare_to: object) -> bool:
+    """Indexes on expressions cannot be compared with what the database reflects."""
+    return not (kind == "index" and name == "uq_installation_one")
+
+
+def run() -> None:
+    engine = create_engine(context.config.attributes["url"])
+    with engine.connect() as connection:
+        context.configure(
+            connection=connection, target_metadata=Base.metadata, compare_server_default=False, include_object=include
+        )
+        with context.begin_transaction():
+            # No migration may queue behind a long transaction and block everything behind itself.
+            connection.execute(text("SET LOCAL lock_timeout = '10s'"))
+            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
+            context.run_migrations()
+    engine.dispose()
+
+
+run()

@@ -1,0 +1,74 @@
+"""The installation, its projects, their quotas and API keys."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Literal
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, LargeBinary, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from model.base import Base, Id, Now
+
+#: What quotas count, in the order in which they are checked.
+QUOTAS = ("instances", "vcpus", "memory_mb")
+Quota = Literal["none", "reserved", "used"]
+
+
+class Installation(Base):
+    """One row: which Cairn this database belongs to."""
+
+    __tablename__ = "installation"
+
+    id: Mapped[Id]
+    #: Grows when the database is restored into a new cluster, whose transaction ids start over.
+    epoch: Mapped[int] = mapped_column(server_default=text("1"))
+    created_at: Mapped[Now]
+
+    __table_args__ = (Index("uq_installation_one", text("(true)"), unique=True),)
+
+
+class Project(Base):
+    __tablename__ = "projects"
+
+    id: Mapped[Id]
+    name: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[Now]
+
+
+class ProjectQuota(Base):
+    """One row per project, so that one conditional update reserves everything a request needs."""
+
+    __tablename__ = "quotas"
+
+    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    instances_limit: Mapped[int | None]
+    instances_used: Mapped[int] = mapped_column(server_default=text("0"))
+    instances_reserved: Mapped[int] = mapped_column(server_default=text("0"))
+    vcpus_limit: Mapped[float | None]
+    vcpus_used: Mapped[float] = mapped_column(server_default=text("0"))
+    vcpus_reserved: Mapped[float] = mapped_column(server_default=text("0"))
+    memory_mb_limit: Mapped[int | None]
+    memory_mb_used: Mapped[int] = mapped_column(server_default=text("0"))
+    memory_mb_reserved: Mapped[int] = mapped_column(server_default=text("0"))
+
+    __table_args__ = (
+        CheckConstraint(
+            " AND ".join(f"{what}_used >= 0 AND {what}_reserved >= 0" for what in QUOTAS), name="never_negative"
+        ),
+        # Almost every update of this one hot row leaves the index alone; room for HOT keeps it short.
+        {"postgresql_with": {"fillfactor": 50}},
+    )
+
+
+class ApiKey(Base):
+    __tablename__ = "api_keys"
+
+    id: Mapped[Id]
+    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str]
+    #: SHA-256 of the key. A key has 256 random bits, so a fast hash gives nothing away.
+    digest: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
+    created_at: Mapped[Now]
+    revoked_at: Mapped[dt.datetime | None]

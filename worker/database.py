@@ -1,0 +1,126 @@
+"""Connections to PostgreSQL, and what makes a fresh database Cairn's: roles, schema, first rows."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from uuid import UUID
+
+import alembic.command
+import alembic.config
+import psycopg
+from psycopg import sql
+from sqlalchemy import Engine, create_engine, func, make_url
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.orm import Session
+
+import migrations
+from model.base import Frozen, new_id
+from model.hosts import SEEDED_TYPES, Backend, Host, InstanceType
+from model.projects import ApiKey, Installation, Project, ProjectQuota
+from model.settings import Settings
+
+ROLES = ("cairn_owner", "cairn_api", "cairn_worker")
+
+
+class HostSeed(Frozen):
+    """A host that the stack registers by itself."""
+
+    id: UUID
+    name: str
+    backend: Backend
+    cpus: float
+    memory_mb: int
+
+
+def driver_url(url: str) -> str:
+    """A libpq URL, as SQLAlchemy wants it: with psycopg named."""
+    return make_url(url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+
+
+def connect(url: str, threads: int) -> Engine:
+    """For activities: one connection per thread; a lost connection shows before it is used."""
+    return create_engine(driver_url(url), pool_size=threads, max_overflow=0, pool_pre_ping=True)
+
+
+def connect_async(url: str, connections: int) -> AsyncEngine:
+    """For the API: waits up to 10 s for a connection, then the request is answered 503."""
+    return create_async_engine(
+        driver_url(url),
+        pool_size=connections,
+        max_overflow=0,
+        pool_timeout=10,
+        connect_args={"connect_timeout": 5},
+    )
+
+
+def bootstrap(superuser_url: str) -> None:
+    """Create the roles and the database, where they are missing. Needs a superuser, once."""
+    with psycopg.connect(superuser_url, autocommit=True) as connection:
+        roles = {name for (name,) in connection.execute("SELECT rolname FROM pg_roles")}
+        for role in ROLES:
+            if role not in roles:
+                connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(role)))
+        if not connection.execute("SELECT 1 FROM pg_database WHERE datname = 'cairn'").fetchone():
+            connection.execute("CREATE DATABASE cairn OWNER cairn_owner")
+
+
+def migrate(owner_url: str) -> None:
+    """Bring the schema to the newest version."""
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    config.attributes["url"] = driver_url(owner_url)
+    alembic.command.upgrade(config, "head")
+
+
+def digest(api_key: str) -> bytes:
+    """What is stored of an API key."""
+    return hashlib.sha256(api_key.encode()).digest()
+
+
+def seed(owner_url: str, *, installation: UUID, api_key: str, hosts: list[HostSeed], settings: Settings) -> None:
+    """Write the first rows, or bring them up to date with the settings. Safe to repeat."""
+    engine = create_engine(driver_url(owner_url))
+    with Session(engine) as session, session.begin():
+        session.execute(insert(Installation).values(id=installation).on_conflict_do_nothing())
+        session.execute(insert(Project).values(id=new_id(), name="default").on_conflict_do_nothing())
+        project = session.query(Project.id).filter_by(name="default").scalar()
+        limits = {
+            "instances_limit": settings.quota_instances,
+            "vcpus_limit": settings.quota_vcpus,
+            "memory_mb_limit": settings.quota_memory_mb,
+        }
+        session.execute(
+            insert(ProjectQuota)
+            .values(project_id=project, **limits)
+            .on_conflict_do_update(index_elements=["project_id"], set_=limits)
+        )
+        session.execute(
+            insert(ApiKey)
+            .values(id=new_id(), project_id=project, name="admin", digest=digest(api_key))
+            .on_conflict_do_nothing(index_elements=["digest"])
+        )
+        for name, (vcpus, memory_mb, disk_gb) in SEEDED_TYPES.items():
+            session.execute(
+                insert(InstanceType)
+                .values(name=name, vcpus=vcpus, memory_mb=memory_mb, disk_gb=disk_gb)
+                .on_conflict_do_nothing()
+            )
+        for host in hosts:
+            row = host.model_dump()
+            session.execute(
+                insert(Host)
+                .values(**row, last_seen_at=func.now())
+                .on_conflict_do_update(
+                    index_elements=["id"], set_={"cpus": host.cpus, "memory_mb": host.memory_mb, "name": host.name}
+                )
+            )
+        # A simulated host that the settings no longer ask for takes no more placements.
+        session.query(Host).filter(Host.backend == "simulated").update(
+            {"state": "cordoned"}
+        )
+        session.query(Host).filter(Host.backend == "simulated", Host.id.in_([h.id for h in hosts])).update(
+            {"state": "ready"}
+        )
+    engine.dispose()
