@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal
+from uuid import UUID
 
 from pydantic import BeforeValidator, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from model.hosts import AgentHost
 
 
 def _parse_port_range(value: object) -> object:
@@ -22,7 +25,7 @@ def _parse_port_range(value: object) -> object:
 
 
 Port = Annotated[int, Field(ge=0, le=65535)]
-PortRange = Annotated[tuple[Port, Port], BeforeValidator(_parse_port_range)]
+PortRange = Annotated[tuple[Port, Port], NoDecode, BeforeValidator(_parse_port_range)]
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -68,7 +71,8 @@ class Settings(BaseSettings):
     tick_seconds: Seconds = Field(10, description="Seconds between two ticks")
     docker_host: str = Field("unix:///var/run/docker.sock", description="Docker engine of this host")
     host_name: str = Field("local", description="Name of this host")
-    installation: str | None = Field(None, description="Id of the installation (embedded: made at first start)")
+    agent_hosts: list[AgentHost] = Field([], description="Hosts that an agent serves: JSON [{id, name, backend}]")
+    installation: UUID | None = Field(None, description="Id of the installation (embedded: made at first start)")
     install_engine: bool = Field(True, description="0: never install a Docker engine, fail instead")
     simulated_hosts: int = Field(0, ge=0, le=200, description="Simulated hosts to add (backend: simulated)")
     simulator_url: str = Field("http://127.0.0.1:8099", description="Simulated engine that the agent uses")

@@ -39,6 +39,10 @@ class Order(Frozen):
     #: Time from the start of the run until its plan is given up and undone.
     deadline_seconds: float
     force: bool = False
+    #: Time between asking an instance to end and ending it.
+    grace_seconds: float = 10
+    #: Host ports that the user named: these are never replaced by others.
+    fixed_ports: list[int] = []
 
 
 class Failure(Frozen):

@@ -1,0 +1,229 @@
+"""The steps of instances: their records in the database, their machines on the engines."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+from sqlalchemy import Engine, func, select, update
+from sqlalchemy.orm import Session
+from temporalio import activity
+
+from activities.database import transaction
+from activities.placement import Capacity, place, release
+from activities.runs import Histories, claim, end, others, record
+from drivers.machines import Machines
+from model.base import Frozen
+from model.errors import NotReady, Superseded
+from model.hosts import Host
+from model.instances import STABLE, VERBS, Instance, MachineSpec, MachineState, Port, Status
+from model.projects import ProjectQuota
+from model.workflows import Failure, Order, Outcome, State, Step
+
+
+FORCE_AFTER = dt.timedelta(seconds=10)
+
+
+class PlaceRequest(Frozen):
+    order: Order
+    #: Automatic host ports that the engine found taken.
+    avoid_ports: list[int] = []
+
+
+class Placement(Frozen):
+    """Where an instance is, and everything its host is told about it. ``host`` None: nowhere."""
+
+    host: str | None
+    spec: MachineSpec
+
+
+class Settlement(Frozen):
+    order: Order
+    outcome: Outcome
+    failure: Failure | None = None
+    facts: MachineState | None = None
+
+
+class StopRequest(Frozen):
+    spec: MachineSpec
+    grace_seconds: float
+
+
+class InstanceRecords:
+    """Instances in the database. Runs on the control queue; every method is one transaction."""
+
+    def __init__(self, engine: Engine, capacity: Capacity, histories: Histories) -> None:
+        self._engine = engine
+        self._capacity = capacity
+        self._histories = histories
+
+    @activity.defn(name="instance.place")
+    def place(self, request: PlaceRequest) -> Placement:
+        """Claim the run, and hold a host, capacity and ports under a new generation.
+
+        Repeated, it answers the placement that it made, unless that holds a port to avoid.
+        """
+        order = request.order
+        with transaction(self._engine, order.project_id) as session:
+            instance = _lock(session, order)
+            claim(session, order)
+            _check_owner(instance, order)
+            host = session.get(Host, instance.host_id) if instance.host_id else None
+            held = {port["host_port"] for port in instance.ports}
+            if host is None or held & set(request.avoid_ports):
+                release(session, instance)
+                host = place(session, instance, self._capacity, request.avoid_ports)
+                _move(session, instance, order, Status.PROVISIONING, host=host.name)
+            return Placement(host=host.name, spec=_spec(instance))
+
+    @activity.defn(name="instance.claim")
+    def claim(self, order: Order) -> Placement:
+        """Claim the run and say where the instance is, once no other run works on it.
+
+        A forced delete does not wait longer than FORCE_AFTER: what the other run still does carries a
+        generation that no row names any more.
+        """
+        with transaction(self._engine, order.project_id) as session:
+            instance = _lock(session, order)
+            claim(session, order)
+            _check_owner(instance, order)
+            in_the_way = others(session, order)
+            host = session.get(Host, instance.host_id) if instance.host_id else None
+        waited = dt.datetime.now(dt.UTC) - activity.info().scheduled_time
+        if in_the_way and not (order.force and waited > FORCE_AFTER):
+            raise NotReady(f"workflow {in_the_way[0]} still works on instance {order.name}")
+        return Placement(host=host.name if host else None, spec=_spec(instance))
+
+    @activity.defn(name="instance.settle")
+    def settle(self, settlement: Settlement) -> None:
+        """End the run and move the instance where the outcome leads, once."""
+        order = settlement.order
+        steps = self._histories.steps(order.workflow_id)
+        failure = settlement.failure
+        if failure is not None:
+            attempts = [step.attempts for step in steps if step.name == failure.step and not step.undo]
+            failure = failure.model_copy(update={"attempt": attempts[-1] if attempts else None})
+        with transaction(self._engine, order.project_id) as session:
+            settle_instance(session, order, settlement.outcome, failure, steps, settlement.facts)
+
+
+class InstanceEngine:
+    """Machines of one host. Runs on that host's queue."""
+
+    def __init__(self, machines: Machines) -> None:
+        self._machines = machines
+
+    @activity.defn(name="image.ensure", no_thread_cancel_exception=True)
+    def ensure_image(self, spec: MachineSpec) -> None:
+        self._machines.ensure_image(spec.image, activity.is_cancelled)
+
+    @activity.defn(name="instance.create", no_thread_cancel_exception=True)
+    def create(self, spec: MachineSpec) -> str:
+        return self._machines.create(spec)
+
+    @activity.defn(name="instance.start", no_thread_cancel_exception=True)
+    def start(self, spec: MachineSpec) -> MachineState:
+        return self._machines.start(spec.id, activity.is_cancelled)
+
+    @activity.defn(name="instance.stop", no_thread_cancel_exception=True)
+    def stop(self, request: StopRequest) -> None:
+        self._machines.stop(request.spec.id, request.grace_seconds, activity.is_cancelled)
+
+    @activity.defn(name="instance.delete", no_thread_cancel_exception=True)
+    def delete(self, spec: MachineSpec) -> None:
+        self._machines.delete(spec.id, spec.generation)
+
+
+def settle_instance(
+    session: Session,
+    order: Order,
+    outcome: Outcome,
+    failure: Failure | None,
+    steps: list[Step] | None,
+    facts: MachineState | None = None,
+) -> None:
+    """End a run, with its instance's state, quota, placement and events. Once: a row that ended is left alone."""
+    instance = _lock(session, order)
+    row = end(session, order, outcome, failure, steps)
+    if row is None:
+        return
+    verb = VERBS[order.kind]
+    launch, removal = order.kind == "ProvisionInstance", verb.done is Status.DELETED
+    if outcome == State.COMPLETED:
+        status = verb.done
+    elif launch or (removal and row.prior_status not in STABLE):
+        status = Status.ERROR
+    elif removal and outcome == State.FAILED:
+        status = Status.ERROR
+    else:
+        status = Status(row.prior_status or Status.ERROR)
+    if launch and outcome != State.COMPLETED or status is Status.DELETED:
+        release(session, instance)
+        _count(session, instance, "none")
+    # A delete that came meanwhile owns the instance now, and decides about its state.
+    if instance.workflow_id == order.workflow_id:
+        if facts is not None:
+            instance.container_id, instance.private_ip = facts.engine_id, facts.private_ip
+        if launch and status is Status.RUNNING:
+            _count(session, instance, "used")
+        if status in (Status.ERROR, Status.DELETED, Status.STOPPED):
+            instance.private_ip = None
+        if launch and status is Status.ERROR:
+            instance.container_id = None
+        instance.error = failure.model_dump() if failure else None
+        if status is Status.DELETED:
+            instance.deleted_at = func.now()
+        _move(session, instance, order, status)
+    record(session, order, f"workflow.{outcome}", {"kind": order.kind, "error": row.error})
+
+
+def _lock(session: Session, order: Order) -> Instance:
+    return session.scalars(
+        select(Instance)
+        .where(Instance.project_id == order.project_id, Instance.id == order.resource_id)
+        .with_for_update()
+    ).one()
+
+
+def _check_owner(instance: Instance, order: Order) -> None:
+    if instance.workflow_id != order.workflow_id:
+        raise Superseded(f"workflow {instance.workflow_id} works on instance {order.name} now")
+
+
+def _move(session: Session, instance: Instance, order: Order, status: Status, **data: Any) -> None:
+    previous = instance.status
+    instance.status = status
+    instance.version += 1
+    instance.updated_at = func.now()
+    record(session, order, f"instance.{status}", {"name": instance.name, "from": previous, "to": status, **data})
+
+
+def _count(session: Session, instance: Instance, where: str) -> None:
+    """Move the instance to another column of its project's quota: none, reserved or used."""
+    changes: dict[str, Any] = {}
+    sizes = {"instances": 1, "vcpus": instance.vcpus, "memory_mb": instance.memory_mb}
+    for what, size in sizes.items():
+        for column, sign in ((instance.quota, -1), (where, 1)):
+            if column != "none" and instance.quota != where:
+                name = f"{what}_{column}"
+                changes[name] = getattr(ProjectQuota, name) + sign * size
+    if changes:
+        session.flush()
+        session.execute(update(ProjectQuota).where(ProjectQuota.project_id == instance.project_id).values(**changes))
+        instance.quota = where
+
+
+def _spec(instance: Instance) -> MachineSpec:
+    return MachineSpec(
+        id=instance.id,
+        project_id=instance.project_id,
+        generation=instance.generation,
+        name=instance.name,
+        image=instance.image,
+        vcpus=instance.vcpus,
+        memory_mb=instance.memory_mb,
+        env=instance.env,
+        cmd=instance.cmd,
+        ports=[Port.model_validate(port) for port in instance.ports],
+        labels=instance.labels,
+    )

@@ -1,0 +1,96 @@
+"""What surrounds every activity: heartbeats, fault points, errors as Temporal wants them, log context."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import structlog
+from pydantic import BaseModel
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+from temporalio.worker import (
+    ActivityInboundInterceptor,
+    ActivityOutboundInterceptor,
+    ExecuteActivityInput,
+    Interceptor,
+)
+
+from drivers import faults
+from drivers.machines import Cancelled
+from model.errors import CairnError
+
+#: Well below the heartbeat time-out of workflows.options; a cancel reaches an activity with a heartbeat.
+HEARTBEAT_SECONDS = 1.0
+
+log = structlog.get_logger()
+
+
+class ActivityInterceptor(Interceptor):
+    """Wraps every activity of a worker."""
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
+        return _Inbound(next)
+
+
+class _Inbound(ActivityInboundInterceptor):
+    def init(self, outbound: ActivityOutboundInterceptor) -> None:
+        self.outbound = outbound
+        super().init(outbound)
+
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:
+        info = activity.info()
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(
+            activity=info.activity_type, attempt=info.attempt, workflow_id=info.workflow_id, **_context(input.args)
+        )
+        passage = faults.Passage(
+            info.activity_type, activity.is_cancelled, workflow_id=info.workflow_id, attempt=info.attempt
+        )
+        faults.enter(passage)
+        # The event loop beats, so an activity's thread may block; start_to_close bounds how long.
+        beating = asyncio.create_task(self._beat())
+        try:
+            await _pass("before")
+            result = await super().execute_activity(input)
+            if "after_effect" not in passage.passed:
+                # Nothing had to be changed: the point is passed all the same, before the answer.
+                await _pass("after_effect")
+            await _pass("after_commit")
+            return result
+        except Cancelled as stopped:
+            raise asyncio.CancelledError from stopped
+        except CairnError as error:
+            log.warning("activity.failed", code=error.code, error=error.message, retryable=error.retryable)
+            raise ApplicationError(
+                error.message, error.details, type=error.code, non_retryable=not error.retryable
+            ) from error
+        except (asyncio.CancelledError, ApplicationError):
+            raise
+        except Exception as error:  # logged and raised again: whatever it is, the retry policy decides
+            log.warning("activity.failed", code=type(error).__name__, error=str(error), retryable=True)
+            raise
+        finally:
+            beating.cancel()
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+            self.outbound.heartbeat()
+
+
+async def _pass(point: faults.Point) -> None:
+    for seconds in faults.holds(point):
+        await asyncio.sleep(seconds)
+
+
+def _context(args: Any) -> dict[str, str]:
+    """The ids that log lines carry, from whichever argument has them."""
+    found: dict[str, str] = {}
+    for arg in args:
+        if isinstance(arg, BaseModel):
+            order = getattr(arg, "order", arg)
+            for name in ("project_id", "resource_id", "request_id"):
+                if (value := getattr(order, name, None)) is not None:
+                    found[name] = str(value)
+    return found

@@ -1,0 +1,51 @@
+"""Every activity that there is, and its fault points."""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+from temporalio import activity
+
+from activities.hosts import HostEngine, HostRecords
+from activities.instances import InstanceEngine, InstanceRecords
+from activities.sweeper import Sweeper
+from drivers import faults
+
+CONTROL_CLASSES: tuple[type, ...] = (InstanceRecords, HostRecords, Sweeper)
+HOST_CLASSES: tuple[type, ...] = (InstanceEngine, HostEngine)
+
+
+class FaultPoint(TypedDict):
+    activity: str
+    point: str
+    queue: Literal["control", "host"]
+
+
+def names(kind: type) -> list[str]:
+    """The names of the activities that a class defines."""
+    found = (activity._Definition.from_callable(member) for member in vars(kind).values() if callable(member))
+    return [definition.name for definition in found if definition is not None and definition.name]
+
+
+def methods(instance: object) -> list[object]:
+    """The activities of an instance, as a worker registers them."""
+    return [
+        getattr(instance, name)
+        for name, member in vars(type(instance)).items()
+        if callable(member) and activity._Definition.from_callable(member) is not None
+    ]
+
+
+def fault_points() -> list[FaultPoint]:
+    """Three for each activity: the interceptor of every worker passes all of them."""
+    queues: list[tuple[Literal["control", "host"], tuple[type, ...]]] = [
+        ("control", CONTROL_CLASSES),
+        ("host", HOST_CLASSES),
+    ]
+    return [
+        {"activity": name, "point": f"{name}.{point}", "queue": queue}
+        for queue, kinds in queues
+        for kind in kinds
+        for name in names(kind)
+        for point in faults.POINTS
+    ]

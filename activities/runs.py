@@ -1,0 +1,224 @@
+"""Runs of workflows and their rows: start, claim, end.
+
+The row says what was asked for, Temporal how far it is. A run *claims* its row before it does
+anything, and *ends* it in the transaction that moves its resource.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func, insert, select, text, update
+from sqlalchemy.orm import Session
+from temporalio import activity
+from temporalio.api.enums.v1 import EventType, PendingActivityState
+from temporalio.api.history.v1 import HistoryEvent
+from temporalio.api.workflow.v1 import PendingActivityInfo
+from temporalio.client import Client, WorkflowHandle
+from temporalio.common import (
+    SearchAttributeKey,
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
+
+from model.errors import CairnError
+from model.workflows import TERMINAL, Event, Failure, Order, Outcome, State, Step, Workflow
+
+CONTROL = "control"
+NOTIFY = text("SELECT pg_notify('cairn', :workflow_id)")
+
+PROJECT = SearchAttributeKey.for_keyword("CairnProject")
+RESOURCE = SearchAttributeKey.for_keyword("CairnResource")
+NAME = SearchAttributeKey.for_keyword("CairnName")
+
+
+class RunEnded(CairnError):
+    """The row was settled without this run: there is nothing to do."""
+
+    code, status = "run_ended", 409
+
+
+def host_queue(host: str) -> str:
+    return f"host:{host}"
+
+
+async def start(client: Client, order: Order) -> WorkflowHandle[Any, Any]:
+    """Start the run of ``order``; the same order again finds the same run."""
+    return await client.start_workflow(
+        order.kind,
+        order,
+        id=str(order.workflow_id),
+        task_queue=CONTROL,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+        static_summary=f"{order.kind} {order.name}",
+        static_details=f"{order.resource_type} `{order.resource_id}`, request `{order.request_id}`",
+        search_attributes=TypedSearchAttributes(
+            [
+                SearchAttributePair(PROJECT, str(order.project_id)),
+                SearchAttributePair(RESOURCE, str(order.resource_id)),
+                SearchAttributePair(NAME, order.name),
+            ]
+        ),
+    )
+
+
+def claim(session: Session, order: Order) -> None:
+    """Make the calling run the owner of its row. Raises RunEnded where the row does not wait for it."""
+    run_id = activity.info().workflow_run_id
+    row = session.execute(
+        update(Workflow)
+        .where(
+            Workflow.id == order.workflow_id,
+            (Workflow.state == State.ACCEPTED) | ((Workflow.state == State.RUNNING) & (Workflow.run_id == run_id)),
+        )
+        .values(
+            state=State.RUNNING,
+            run_id=run_id,
+            started_at=func.coalesce(Workflow.started_at, func.now()),
+            checked_at=func.now(),
+        )
+        .returning(Workflow.id)
+    ).one_or_none()
+    if row is None:
+        raise RunEnded(f"workflow {order.workflow_id} is not waiting for run {run_id}")
+
+
+def end(
+    session: Session, order: Order, outcome: Outcome, failure: Failure | None, steps: list[Step] | None
+) -> Workflow | None:
+    """End the row; None where it had ended before, so that what goes with it happens once."""
+    return session.execute(
+        update(Workflow)
+        .where(Workflow.id == order.workflow_id, Workflow.state.not_in(TERMINAL))
+        .values(
+            state=outcome,
+            finished_at=func.now(),
+            error=failure.model_dump() if failure else None,
+            steps=[step.model_dump(mode="json") for step in steps] if steps is not None else None,
+        )
+        .returning(Workflow)
+    ).scalar_one_or_none()
+
+
+def record(
+    session: Session,
+    order: Order,
+    type: str,
+    data: dict[str, Any],
+) -> None:
+    """Write an event about the order's resource, and wake whoever waits for it after the commit."""
+    session.execute(
+        insert(Event).values(
+            project_id=order.project_id,
+            type=type,
+            resource_type=order.resource_type,
+            resource_id=order.resource_id,
+            workflow_id=order.workflow_id,
+            data=data,
+        )
+    )
+    session.execute(NOTIFY, {"workflow_id": str(order.workflow_id)})
+
+
+def others(session: Session, order: Order) -> list[UUID]:
+    """Unfinished workflows of the same resource, other than the order's own."""
+    return list(
+        session.scalars(
+            select(Workflow.id).where(
+                Workflow.project_id == order.project_id,
+                Workflow.resource_id == order.resource_id,
+                Workflow.id != order.workflow_id,
+                Workflow.state.not_in(TERMINAL),
+            )
+        )
+    )
+
+
+class Histories:
+    """Step summaries of runs, read from Temporal by activities, whose threads are not the loop's."""
+
+    def __init__(self, client: Client, loop: asyncio.AbstractEventLoop) -> None:
+        self._client = client
+        self._loop = loop
+
+    def steps(self, workflow_id: UUID) -> list[Step]:
+        """Blocks for one or two calls to Temporal."""
+        summary = summarise(self._client.get_workflow_handle(str(workflow_id)), running=False)
+        return asyncio.run_coroutine_threadsafe(summary, self._loop).result(10)
+
+
+#: Steps that are bookkeeping, not part of what a user asked for.
+_HIDDEN = {"instance.settle"}
+
+
+async def summarise(handle: WorkflowHandle[Any, Any], *, running: bool) -> list[Step]:
+    """The steps of a run, from its history; with ``running``, also how far the open ones are."""
+    pending: dict[str, PendingActivityInfo] = {}
+    if running:
+        description = await handle.describe()
+        pending = {p.activity_id: p for p in description.raw_description.pending_activities}
+    return read_steps([event async for event in handle.fetch_history_events()], pending)
+
+
+_CLOSED = {
+    EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED: ("completed", "activity_task_completed_event_attributes"),
+    EventType.EVENT_TYPE_ACTIVITY_TASK_FAILED: ("failed", "activity_task_failed_event_attributes"),
+    EventType.EVENT_TYPE_ACTIVITY_TASK_TIMED_OUT: ("failed", "activity_task_timed_out_event_attributes"),
+    EventType.EVENT_TYPE_ACTIVITY_TASK_CANCELED: ("cancelled", "activity_task_canceled_event_attributes"),
+}
+
+
+def read_steps(events: Iterable[HistoryEvent], pending: dict[str, PendingActivityInfo]) -> list[Step]:
+    """The steps in a history. Temporal writes an attempt down when it ends: open ones are in ``pending``."""
+    steps: dict[int, dict[str, Any]] = {}
+    for event in events:
+        if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
+            scheduled = event.activity_task_scheduled_event_attributes
+            if scheduled.activity_type.name in _HIDDEN:
+                continue
+            queue = scheduled.task_queue.name
+            step: dict[str, Any] = {
+                "name": scheduled.activity_type.name,
+                "host": queue.removeprefix("host:") if queue.startswith("host:") else None,
+                "state": "scheduled",
+                "attempts": 0,
+                "started_at": None,
+                "finished_at": None,
+                "error": None,
+                "undo": scheduled.activity_id.startswith("undo"),
+            }
+            if open_step := pending.get(scheduled.activity_id):
+                step["attempts"] = open_step.attempt
+                step["error"] = open_step.last_failure.message or None
+                if open_step.state != PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED:
+                    step["state"] = "running"
+                if open_step.HasField("last_started_time"):
+                    step["started_at"] = _time(open_step.last_started_time)
+            steps[event.event_id] = step
+        elif event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_STARTED:
+            started = event.activity_task_started_event_attributes
+            if found := steps.get(started.scheduled_event_id):
+                found |= {"state": "running", "attempts": started.attempt, "started_at": _time(event.event_time)}
+        elif closing := _CLOSED.get(event.event_type):
+            state, attributes = closing
+            closed = getattr(event, attributes)
+            if found := steps.get(closed.scheduled_event_id):
+                failure = getattr(closed, "failure", None)
+                found |= {
+                    "state": state,
+                    "finished_at": _time(event.event_time),
+                    "error": (failure.message or None) if failure is not None else None,
+                }
+    return [Step(**step) for step in steps.values()]
+
+
+def _time(stamp: Any) -> dt.datetime:
+    moment: dt.datetime = stamp.ToDatetime(tzinfo=dt.UTC)
+    return moment

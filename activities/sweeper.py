@@ -1,0 +1,140 @@
+"""The sweeper: runs that were not started, cancels that were not delivered, runs that ended elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+
+import structlog
+from sqlalchemy import Engine, func, select, update
+from temporalio import activity
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from activities.database import transaction
+from activities.instances import settle_instance
+from activities.runs import start, summarise
+from model.base import Frozen
+from model.workflows import Failure, Order, Outcome, State, Step, Workflow
+
+#: A row younger than this is still in the hands of the API process that accepted it.
+LOST_AFTER = timedelta(seconds=3)
+#: How often a running row is compared with Temporal.
+CHECK_EVERY = timedelta(seconds=15)
+BATCH = 500
+AT_ONCE = 8
+
+log = structlog.get_logger()
+
+
+class Swept(Frozen):
+    """What one sweep did."""
+
+    started: int = 0
+    cancelled: int = 0
+    settled: int = 0
+
+
+class Sweeper:
+    """Runs on the control queue, with every tick, and whenever the API says that it needs it."""
+
+    def __init__(self, engine: Engine, client: Client) -> None:
+        self._engine = engine
+        self._client = client
+
+    @activity.defn(name="tick.sweep")
+    async def sweep(self) -> Swept:
+        """One pass over the rows that need it: its cost grows with what is wrong, not with what runs.
+
+        Async, unlike other activities: it makes many calls to Temporal at once, and its few queries
+        run in a thread.
+        """
+        gate = asyncio.Semaphore(AT_ONCE)
+
+        async def at_once(orders: Sequence[Order], act: object) -> int:
+            async def one(order: Order) -> None:
+                async with gate:
+                    await act(order)  # type: ignore[operator]
+
+            results = await asyncio.gather(*(one(order) for order in orders), return_exceptions=True)
+            failed = [result for result in results if isinstance(result, BaseException)]
+            for error in failed[:1]:
+                log.warning("sweep.failed", error=str(error), count=len(failed))
+            return len(results) - len(failed)
+
+        lost, asked, unchecked = await asyncio.to_thread(self._find)
+        return Swept(
+            started=await at_once(lost, self._start),
+            cancelled=await at_once(asked, self._cancel),
+            settled=await at_once(unchecked, self._check),
+        )
+
+    def _find(self) -> tuple[list[Order], list[Order], list[Order]]:
+        old = func.now() - LOST_AFTER
+        with transaction(self._engine) as session:
+
+            def orders(*where: object) -> list[Order]:
+                found = select(Workflow.order).where(*where).order_by(Workflow.id).limit(BATCH)  # type: ignore[arg-type]
+                return [Order.model_validate(order) for order in session.scalars(found)]
+
+            lost = orders(Workflow.state == State.ACCEPTED, Workflow.parent_id.is_(None), Workflow.created_at < old)
+            asked = orders(Workflow.state == State.RUNNING, Workflow.cancel_requested_at < old)
+            unchecked = list(
+                session.scalars(
+                    update(Workflow)
+                    .where(
+                        Workflow.id.in_(
+                            select(Workflow.id)
+                            .where(Workflow.state == State.RUNNING, Workflow.checked_at < func.now() - CHECK_EVERY)
+                            .order_by(Workflow.checked_at)
+                            .limit(BATCH)
+                        )
+                    )
+                    .values(checked_at=func.now())
+                    .returning(Workflow.order)
+                )
+            )
+        return lost, asked, [Order.model_validate(order) for order in unchecked]
+
+    async def _start(self, order: Order) -> None:
+        try:
+            await start(self._client, order)
+        except WorkflowAlreadyStartedError:
+            # It ran and ended without ever claiming its row (terminated by hand, say).
+            await self._check(order)
+
+    async def _cancel(self, order: Order) -> None:
+        await self._client.get_workflow_handle(str(order.workflow_id)).cancel()
+
+    async def _check(self, order: Order) -> None:
+        """Settle a row whose run has ended without settling it; start again one that Temporal lost."""
+        handle = self._client.get_workflow_handle(str(order.workflow_id))
+        try:
+            description = await handle.describe()
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+            await asyncio.to_thread(self._set_back, order)
+            await start(self._client, order)
+            return
+        status = description.status
+        if status in (None, WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.CONTINUED_AS_NEW):
+            return
+        steps = await summarise(handle, running=False)
+        outcome: Outcome = "cancelled" if status is WorkflowExecutionStatus.CANCELED else "failed"
+        failure = Failure(code=f"run_{status.name.lower()}", message=f"its run ended outside Cairn: {status.name}")
+        await asyncio.to_thread(self._settle, order, outcome, failure, steps)
+
+    def _set_back(self, order: Order) -> None:
+        with transaction(self._engine) as session:
+            session.execute(
+                update(Workflow)
+                .where(Workflow.id == order.workflow_id, Workflow.state == State.RUNNING)
+                .values(state=State.ACCEPTED, run_id=None)
+            )
+
+    def _settle(self, order: Order, outcome: Outcome, failure: Failure, steps: list[Step]) -> None:
+        with transaction(self._engine, order.project_id) as session:
+            settle_instance(session, order, outcome, failure, steps)

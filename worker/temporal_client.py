@@ -1,0 +1,31 @@
+"""Connections to Temporal, alike for every process."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
+
+from model.settings import Settings
+
+log = structlog.get_logger()
+
+
+async def connect(settings: Settings, *, lazy: bool = False) -> Client:
+    """``lazy``: at the first call. Otherwise waits until the server answers: workers need it."""
+    waited = False
+    while True:
+        try:
+            return await Client.connect(
+                settings.temporal_address,
+                namespace=settings.temporal_namespace,
+                data_converter=pydantic_data_converter,
+                lazy=lazy,
+            )
+        except RuntimeError as error:  # what the SDK raises while nobody listens
+            if not waited:
+                log.warning("temporal.waiting", address=settings.temporal_address, error=str(error))
+            waited = True
+            await asyncio.sleep(0.2)

@@ -1,0 +1,60 @@
+"""Queues, time-outs and retries of activities: all of them, and nowhere else."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.workflow import ActivityCancellationType, ActivityConfig
+
+with workflow.unsafe.imports_passed_through():
+    from activities.runs import CONTROL, host_queue
+    from model.workflows import Order
+
+#: An attempt that is silent for this long is given to another worker. Workers beat every second.
+HEARTBEAT = timedelta(seconds=5)
+#: Least time that a step gets, however late it is in its run.
+LEAST = timedelta(seconds=5)
+#: Time for one undo step. What it cannot undo by then, the host's next inventory finds.
+UNDO = timedelta(seconds=60)
+
+_RETRY = RetryPolicy(
+    initial_interval=timedelta(milliseconds=200), backoff_coefficient=2, maximum_interval=timedelta(seconds=5)
+)
+_POLL = RetryPolicy(initial_interval=timedelta(milliseconds=250), backoff_coefficient=1)
+
+
+def remaining(order: Order) -> timedelta:
+    """Time until the run's deadline."""
+    elapsed = workflow.now() - workflow.info().start_time
+    return max(timedelta(seconds=order.deadline_seconds) - elapsed, LEAST)
+
+
+def on_control(within: timedelta | None = None, *, poll: bool = False) -> ActivityConfig:
+    """A transaction; without ``within`` tried until it succeeds. ``poll``: NotReady is expected."""
+    return ActivityConfig(
+        task_queue=CONTROL,
+        schedule_to_close_timeout=within,
+        start_to_close_timeout=timedelta(minutes=5),
+        heartbeat_timeout=HEARTBEAT,
+        retry_policy=_POLL if poll else _RETRY,
+        cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+    )
+
+
+def on_host(host: str, within: timedelta) -> ActivityConfig:
+    """A call to the host's engine, tried until ``within`` has passed.
+
+    The host may be silent for as long: a dead agent shows (the step stays scheduled), and goes on
+    when it is back. That it did not answer does not prove that it did nothing.
+    """
+    return ActivityConfig(
+        task_queue=host_queue(host),
+        schedule_to_close_timeout=within,
+        schedule_to_start_timeout=within,
+        start_to_close_timeout=within,
+        heartbeat_timeout=HEARTBEAT,
+        retry_policy=_RETRY,
+        cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+    )

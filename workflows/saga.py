@@ -1,0 +1,128 @@
+"""How every plan runs: steps that can be undone, and one end.
+
+``carry_out`` runs a plan and settles its row, whatever happens. ``Saga.step`` runs one step of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from temporalio import workflow
+from temporalio.exceptions import (
+    ActivityError,
+    ApplicationError,
+    FailureError,
+    TemporalError,
+    TimeoutError,
+    is_cancelled_exception,
+)
+from temporalio.workflow import ActivityConfig
+
+with workflow.unsafe.imports_passed_through():
+    from model.workflows import Failure, Order, Outcome
+
+R = TypeVar("R")
+Undo = tuple[Callable[..., Any], Any, ActivityConfig]
+Settle = Callable[[Outcome, Failure | None, Any], Awaitable[None]]
+
+
+class Saga:
+    """The undos of one run, newest last."""
+
+    def __init__(self, *, cancellable: bool = True) -> None:
+        self._cancellable = cancellable
+        self._undos: list[Undo] = []
+        self._count = 0
+
+    async def step(
+        self, method: Callable[[Any, Any], R], arg: Any, config: ActivityConfig, *, undo: Undo | None = None
+    ) -> R:
+        """Run one step. Its undo is registered before it: a step that failed may have done something.
+
+        An activity that ends normally swallows a cancel that came meanwhile; it is raised here.
+        """
+        if undo is not None:
+            self._undos.append(undo)
+        self._count += 1
+        result: R = await workflow.execute_activity_method(
+            method,  # type: ignore[arg-type]
+            arg,
+            activity_id=f"step-{self._count}",
+            **config,
+        )
+        if self._cancellable and workflow.cancellation_reason() is not None:
+            raise asyncio.CancelledError
+        return result
+
+    async def unwind(self) -> None:
+        """Undo what was done, newest first. One that fails does not stop the others."""
+        for number, (method, arg, config) in enumerate(reversed(self._undos), 1):
+            try:
+                await workflow.execute_activity_method(method, arg, activity_id=f"undo-{number}", **config)
+            except ActivityError as error:
+                workflow.logger.error("undo failed: %s", error.cause)
+        self._undos.clear()
+
+
+async def carry_out(
+    order: Order, plan: Callable[[Saga], Coroutine[Any, Any, Any]], settle: Settle, *, cancellable: bool = True
+) -> None:
+    """Run the plan, then settle it as completed; on failure or cancel undo it, settle that, and raise.
+
+    ``settle(outcome, failure, facts)`` gets what the plan answered. The end is shielded from cancels;
+    so is the plan where it is not ``cancellable``.
+    """
+    saga = Saga(cancellable=cancellable)
+    try:
+        facts = await (plan(saga) if cancellable else shielded(plan(saga)))
+    except (asyncio.CancelledError, FailureError) as error:
+        failure = failure_of(error)
+        if failure.code == "run_ended":
+            raise
+        cancelled = is_cancelled_exception(error)
+
+        async def give_up() -> None:
+            await saga.unwind()
+            await settle("cancelled" if cancelled else "failed", failure, None)
+
+        await shielded(give_up())
+        if cancelled:
+            raise
+        raise ApplicationError(failure.message, type=failure.code, non_retryable=True) from error
+    await shielded(settle("completed", None, facts))
+
+
+async def shielded(work: Awaitable[R]) -> R:
+    """Finish ``work`` though the workflow is cancelled meanwhile. (It is cancelled at most once.)"""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        if task.cancelled():
+            raise
+        return await task
+
+
+def failure_of(error: BaseException) -> Failure:
+    """What a user is told: the root cause, and the step that it stopped."""
+    if is_cancelled_exception(error):
+        return Failure(code="cancelled", message="the workflow was cancelled")
+    step = error.activity_type if isinstance(error, ActivityError) else None
+    cause: BaseException | None = error.cause if isinstance(error, ActivityError) else error
+    late = False
+    while isinstance(cause, TimeoutError) and cause.cause is not None:
+        late, cause = True, cause.cause
+    if isinstance(cause, TimeoutError):
+        return Failure(
+            code="deadline_exceeded",
+            message=f"{step} did not finish in time ({cause.type.name.lower() if cause.type else 'time-out'})",
+            step=step,
+        )
+    late = late or (isinstance(error, ActivityError) and isinstance(cause, ApplicationError) and not cause.non_retryable)
+    code = cause.type if isinstance(cause, ApplicationError) and cause.type else "internal"
+    message = cause.message if isinstance(cause, TemporalError) else str(cause)
+    if late:
+        message = f"gave up at the deadline; last error: {message}"
+    return Failure(code=code, message=message, step=step)
