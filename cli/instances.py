@@ -1,0 +1,247 @@
+"""``cairn instance``."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from cli import render
+from cli.client import Client, workflow_of
+from cli.errors import CommandFailed, usage
+from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait, require_completed, watch
+from cli.render import All, Format, Limit, Output
+
+app = typer.Typer(no_args_is_help=True, help="Launch instances, look at them, start, stop and remove them.")
+
+Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Names or ids.", show_default=False)]
+
+
+class Ending(NamedTuple):
+    """What to do once requests are accepted. ``alone``: there is one, and JSON is it, not a list of it."""
+
+    wait: bool
+    timeout: float
+    output: Format
+    alone: bool = True
+
+
+@app.command(epilog="Example: cairn instance launch web --image cairn/base:latest --port 8080:80 --env MODE=test")
+def launch(  # noqa: PLR0917 - Typer calls it by keyword
+    name: Annotated[str, typer.Argument(help="Its name, unique in the project.")],
+    command: Annotated[
+        list[str] | None, typer.Argument(metavar="-- CMD...", help="What it runs, after --.", show_default=False)
+    ] = None,
+    image: Annotated[str, typer.Option(help="Image to run.")] = "cairn/base:latest",
+    instance_type: Annotated[str | None, typer.Option("--type", help="Instance type, such as basic-1.")] = None,
+    port: Annotated[
+        list[str] | None,
+        typer.Option("--port", "-p", help="HOST:CONTAINER or CONTAINER (then a host port is chosen), /udp for UDP."),
+    ] = None,
+    env: Annotated[list[str] | None, typer.Option("--env", "-e", help="K=V; may be repeated.")] = None,
+    label: Annotated[list[str] | None, typer.Option("--label", "-l", help="k=v; may be repeated.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Kind of engine, such as docker.")] = None,
+    host: Annotated[str | None, typer.Option(help="Host to place it on.")] = None,
+    cmd: Annotated[str | None, typer.Option(help="What it runs, as one string; or write it after --.")] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="Launching again with the same key finds the same instance.")
+    ] = None,
+    wait: Wait = True,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    output: Output = Format.TABLE,
+) -> None:
+    """Launch an instance."""
+    if cmd is not None and command:
+        raise usage("give the command once: with --cmd, or after --")
+    wanted = {
+        "name": name,
+        "image": image,
+        "instance_type": instance_type,
+        "ports": [_port(value) for value in port or []] or None,
+        "env": _pairs("--env", env) or None,
+        "labels": _pairs("--label", label) or None,
+        "backend": backend,
+        "host": host,
+        "cmd": command or (shlex.split(cmd) if cmd else None),
+    }
+    body = {field: value for field, value in wanted.items() if value is not None}
+    with Client() as client:
+        envelope = client.request("POST", "/instances", body=body, key=idempotency_key)
+        _finish(client, [envelope], "launch", Ending(wait, timeout, output))
+
+
+@app.command("list", epilog="Example: cairn instance list --status running --label tier=web -o json")
+def list_(  # noqa: PLR0917 - Typer calls it by keyword
+    status: Annotated[str | None, typer.Option(help="Only in this state; deleted ones are shown only so.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only of this name.")] = None,
+    label: Annotated[str | None, typer.Option("--label", "-l", help="Only with this label, k=v.")] = None,
+    limit: Limit = 50,
+    everything: All = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """List instances, newest first."""
+    if label is not None:
+        _pairs("--label", [label])
+    with Client() as client:
+        params = {"status": status, "name": name, "label": label}
+        rows, more = client.pages("/instances", params, None if everything else limit)
+    if output is Format.JSON:
+        render.print_json(rows)
+    else:
+        render.print_table(
+            ["NAME", "STATUS", "TYPE", "HOST", "ADDRESS", "PORTS", "AGE", "ID"],
+            [
+                [
+                    row["name"],
+                    _status(row),
+                    row["instance_type"],
+                    row.get("host") or "",
+                    row.get("private_ip") or "",
+                    _ports(row),
+                    render.age(row["created_at"]),
+                    row["id"],
+                ]
+                for row in rows
+            ],
+            wide=["HOST", "ID"],
+        )
+    if more:
+        render.say(f"there are more than {limit}; show them with --all or a higher --limit")
+
+
+@app.command(epilog="Example: cairn instance show web")
+def show(
+    name: Annotated[str, typer.Argument(help="Name or id.")],
+    output: Output = Format.TABLE,
+) -> None:
+    """Show one instance."""
+    with Client() as client:
+        _print(client.instance(name), output)
+
+
+@app.command(epilog="Example: cairn instance start web worker --no-wait")
+def start(names: Names, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT, output: Output = Format.TABLE) -> None:
+    """Start stopped instances."""
+    ending = Ending(wait, timeout, output, alone=len(names) == 1)
+    _each(names, "start", lambda client, id: client.request("POST", f"/instances/{id}/start"), ending)
+
+
+@app.command(epilog="Example: cairn instance stop web")
+def stop(names: Names, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT, output: Output = Format.TABLE) -> None:
+    """Stop running instances. They keep their host and ports."""
+    ending = Ending(wait, timeout, output, alone=len(names) == 1)
+    _each(names, "stop", lambda client, id: client.request("POST", f"/instances/{id}/stop"), ending)
+
+
+@app.command(epilog="Example: cairn instance rm web")
+def rm(
+    names: Names,
+    force: Annotated[bool, typer.Option("--force", help="Also when its host or engine does not answer.")] = False,
+    wait: Wait = True,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    output: Output = Format.TABLE,
+) -> None:
+    """Remove instances, in whatever state; what is under way for them is cancelled and undone first."""
+    params = {"force": "true"} if force else None
+    ending = Ending(wait, timeout, output, alone=len(names) == 1)
+    _each(names, "rm", lambda client, id: client.request("DELETE", f"/instances/{id}", params=params), ending)
+
+
+def _each(names: list[str], verb: str, send: Callable[[Client, str], dict[str, Any]], ending: Ending) -> None:
+    """Send for all of them first, then wait for one after the other: they run side by side."""
+    with Client() as client:
+        found = [client.instance(name) for name in names]
+        _finish(client, [send(client, row["id"]) for row in found], verb, ending)
+
+
+def _finish(client: Client, accepted: list[dict[str, Any]], verb: str, ending: Ending) -> None:
+    """Wait for what was accepted and print where it ended; the first failure decides the exit code."""
+    instances: list[dict[str, Any]] = []
+    failure: CommandFailed | None = None
+    for envelope in accepted:
+        instance, workflow_id = envelope["data"], workflow_of(envelope)
+        if workflow_id and ending.wait:
+            render.say(f"{verb} {instance['name']}: workflow {workflow_id}")
+            ended = watch(client, workflow_id, ending.timeout)
+            instance = client.get(f"/instances/{instance['id']}")
+            try:
+                require_completed(ended)
+            except CommandFailed as found:
+                failure = failure or found
+        elif workflow_id:
+            render.say(f"{verb} {instance['name']} accepted; wait for it: cairn workflow wait {workflow_id}")
+        instances.append(instance)
+    if ending.output is Format.JSON:
+        render.print_json(instances[0] if ending.alone else instances)
+    elif ending.alone:
+        _print(instances[0], ending.output)
+    else:
+        render.print_table(["NAME", "STATUS", "ID"], [[row["name"], _status(row), row["id"]] for row in instances])
+    if failure:
+        raise failure
+
+
+def _print(instance: dict[str, Any], output: Format) -> None:
+    if output is Format.JSON:
+        render.print_json(instance)
+        return
+    error = instance.get("error") or {}
+    labels = instance.get("labels") or {}
+    render.print_facts(
+        [
+            ("name", instance["name"]),
+            ("id", instance["id"]),
+            ("status", _status(instance)),
+            ("error", f"{error.get('message')} ({error.get('code')})" if error else ""),
+            ("image", instance.get("image") or ""),
+            ("type", instance["instance_type"]),
+            ("host", f"{instance['host']} ({instance.get('backend')})" if instance.get("host") else ""),
+            ("address", instance.get("private_ip") or ""),
+            ("ports", _ports(instance)),
+            ("labels", ", ".join(f"{key}={value}" for key, value in labels.items())),
+            ("container", (instance.get("container_id") or "")[:12]),
+            ("created", f"{instance['created_at']} ({render.age(instance['created_at'])} ago)"),
+            ("workflow", instance.get("workflow_id") or ""),
+        ]
+    )
+
+
+def _status(instance: dict[str, Any]) -> str:
+    away = instance.get("reachable") is False and instance["status"] != "deleted"
+    return f"{instance['status']} (host unreachable)" if away else str(instance["status"])
+
+
+def _ports(instance: dict[str, Any]) -> str:
+    """As one writes them: 8080:80, with the protocol where it is not TCP."""
+    shown = []
+    for port in instance.get("ports") or []:
+        protocol = port.get("protocol", "tcp")
+        suffix = "" if protocol == "tcp" else f"/{protocol}"
+        shown.append(f"{port.get('host_port') or '?'}:{port['container_port']}{suffix}")
+    return ", ".join(shown)
+
+
+def _port(value: str) -> dict[str, Any]:
+    ports, _, protocol = value.partition("/")
+    host, _, container = ports.rpartition(":")
+    try:
+        port: dict[str, Any] = {"container_port": int(container), "protocol": protocol or "tcp"}
+        if host and int(host):
+            port["host_port"] = int(host)
+    except ValueError:
+        raise usage(f"--port {value}: expected [HOST:]CONTAINER[/tcp|udp], such as 8080:80") from None
+    if protocol not in ("", "tcp", "udp"):
+        raise usage(f"--port {value}: the protocol is tcp or udp")
+    return port
+
+
+def _pairs(option: str, values: list[str] | None) -> dict[str, str]:
+    pairs = {}
+    for value in values or []:
+        key, equals, rest = value.partition("=")
+        if not key or not equals:
+            raise usage(f"{option} {value}: expected KEY=VALUE")
+        pairs[key] = rest
+    return pairs

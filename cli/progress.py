@@ -1,0 +1,136 @@
+"""Watching a workflow until it ends, its steps shown as they go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Annotated, Any, Self
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from cli import render
+from cli.client import Client
+from cli.errors import CommandFailed, Exit, of_outcome
+
+TERMINAL = frozenset({"completed", "failed", "cancelled"})
+FIRST_POLL, LONGEST_POLL = 0.1, 1.0
+
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the end, or return once it is accepted.")]
+Timeout = Annotated[float, typer.Option(min=0, help="Seconds to wait; the workflow goes on after them.")]
+DEFAULT_TIMEOUT = 600.0
+
+_MARKS = {"completed": "✓", "failed": "✗", "cancelled": "⊘", "running": "•", "scheduled": "·"}
+_PLAIN_MARKS = {"completed": "ok", "failed": "FAILED", "cancelled": "cancelled", "running": "...", "scheduled": ""}
+
+
+class Timeline:
+    """The steps of one workflow: redrawn in place on a terminal, one line per change elsewhere."""
+
+    def __init__(self, console: Console, indent: str = "") -> None:
+        self.console = console
+        self.indent = indent
+        self.marks = _MARKS if console.encoding.lower().startswith("utf") else _PLAIN_MARKS
+        self.live = Live(console=console, refresh_per_second=8) if console.is_terminal else None
+        self.printed: dict[int, tuple[str, int]] = {}
+
+    def __enter__(self) -> Self:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.live.stop()
+
+    def show(self, workflow: Mapping[str, Any]) -> None:
+        steps = workflow.get("steps") or []
+        if self.live:
+            table = Table.grid(padding=(0, 2, 0, 0))
+            for step in steps:
+                table.add_row(*self._cells(step))
+            self.live.update(table)
+            return
+        for number, step in enumerate(steps):
+            seen = (step["state"], step["attempts"])
+            if step["state"] != "scheduled" and self.printed.get(number) != seen:
+                self.printed[number] = seen
+                line = "  ".join(cell.plain for cell in self._cells(step) if cell.plain.strip())
+                self.console.print(Text(self.indent + line), soft_wrap=True)
+
+    def note(self, message: str) -> None:
+        """A line beside the steps."""
+        self.console.print(Text(self.indent + message), soft_wrap=True)
+
+    def _cells(self, step: Mapping[str, Any]) -> list[Text]:
+        state = step["state"]
+        marked = render.coloured(state)
+        marked.plain = self.marks.get(state, state)
+        name = f"undo {step['name']}" if step.get("undo") else step["name"]
+        tries = f"attempt {step['attempts']}" if step["attempts"] > 1 else ""
+        last = Text(step.get("error") or "", style="red" if state == "failed" else "yellow")
+        return [
+            Text(self.indent if self.live else "").append_text(marked),
+            Text(name),
+            Text(f"on {step['host']}" if step.get("host") else "", style="dim"),
+            Text(render.between(step.get("started_at"), step.get("finished_at")), style="dim"),
+            Text(tries, style="yellow"),
+            last,
+        ]
+
+
+def follow(client: Client, workflow_id: str, timeout: float, timeline: Timeline) -> dict[str, Any]:
+    """Poll until the workflow ends; its last answer comes back.
+
+    An API that goes away meanwhile is waited for: the workflow does not need it. Raises
+    CommandFailed with TIMED_OUT once ``timeout`` seconds are over.
+    """
+    until = time.monotonic() + timeout
+    pause = FIRST_POLL
+    away = False
+    while True:
+        left = until - time.monotonic()
+        try:
+            envelope = client.request(
+                "GET", f"/workflows/{workflow_id}", params={"steps": "true"}, patience=min(left, 2)
+            )
+        except CommandFailed as failure:
+            if failure.code not in ("unreachable", "unavailable"):
+                raise
+            if not away:
+                timeline.note("the API is away; the workflow does not need it, waiting for both")
+            away = True
+        else:
+            workflow: dict[str, Any] = envelope["data"]
+            away = False
+            timeline.show(workflow)
+            if workflow["state"] in TERMINAL:
+                return workflow
+        if time.monotonic() + pause > until:
+            message = f"workflow {workflow_id} has not ended within {timeout:g} s; it goes on"
+            hint = f"cairn workflow wait {workflow_id}, or stop it: cairn workflow cancel {workflow_id}"
+            raise CommandFailed(message, "timed_out", Exit.TIMED_OUT, hint)
+        time.sleep(pause)
+        pause = min(pause * 1.3, LONGEST_POLL)
+
+
+def watch(client: Client, workflow_id: str, timeout: float) -> dict[str, Any]:
+    """``follow`` on stderr; Ctrl-C says that the work goes on."""
+    try:
+        with Timeline(render.err()) as timeline:
+            return follow(client, workflow_id, timeout, timeline)
+    except KeyboardInterrupt:
+        hint = f"cairn workflow wait {workflow_id}, or stop it: cairn workflow cancel {workflow_id}"
+        message = f"interrupted; workflow {workflow_id} goes on"
+        raise CommandFailed(message, "interrupted", Exit.INTERRUPTED, hint) from None
+
+
+def require_completed(workflow: Mapping[str, Any]) -> None:
+    if workflow["state"] != "completed":
+        raise of_outcome(dict(workflow))

@@ -1,0 +1,122 @@
+"""``cairn workflow``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from cli import render
+from cli.client import Client, checked_id
+from cli.errors import CommandFailed, Exit
+from cli.progress import DEFAULT_TIMEOUT, Timeline, Timeout, Wait, require_completed, watch
+from cli.render import All, Format, Limit, Output
+
+app = typer.Typer(no_args_is_help=True, help="Look at workflows, wait for them and cancel them.")
+
+WorkflowId = Annotated[str, typer.Argument(metavar="ID", help="Id of the workflow.")]
+
+
+@app.command("list", epilog="Example: cairn workflow list --state running --instance web")
+def list_(  # noqa: PLR0917 - Typer calls it by keyword
+    state: Annotated[
+        str | None, typer.Option(help="Only in this state: accepted, running, completed, failed, cancelled.")
+    ] = None,
+    kind: Annotated[str | None, typer.Option(help="Only of this kind, such as ProvisionInstance.")] = None,
+    instance: Annotated[str | None, typer.Option(help="Only those of this instance (name or id).")] = None,
+    limit: Limit = 50,
+    everything: All = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """List workflows, newest first."""
+    with Client() as client:
+        resource = client.instance(instance)["id"] if instance else None
+        params = {"state": state, "kind": kind, "resource_id": resource}
+        rows, more = client.pages("/workflows", params, None if everything else limit)
+    if output is Format.JSON:
+        render.print_json(rows)
+    else:
+        render.print_table(
+            ["ID", "KIND", "STATE", "TOOK", "AGE", "RESOURCE", "ERROR"],
+            [
+                [
+                    row["id"],
+                    row["kind"],
+                    row["state"],
+                    render.between(row.get("started_at"), row.get("finished_at")),
+                    render.age(row["created_at"]),
+                    row["resource_id"],
+                    str((row.get("error") or {}).get("code") or ""),
+                ]
+                for row in rows
+            ],
+            wide=["RESOURCE", "ERROR"],
+        )
+    if more:
+        render.say(f"there are more than {limit}; show them with --all or a higher --limit")
+
+
+@app.command(epilog="Example: cairn workflow show 0199b3f0-0000-7000-8000-000000000001")
+def show(workflow: WorkflowId, output: Output = Format.TABLE) -> None:
+    """Show one workflow and its steps."""
+    with Client() as client:
+        found = client.get(f"/workflows/{checked_id(workflow)}", steps="true")
+    _print(found, output)
+
+
+@app.command(epilog="Example: cairn workflow wait 0199b3f0-0000-7000-8000-000000000001 --timeout 60")
+def wait(workflow: WorkflowId, timeout: Timeout = DEFAULT_TIMEOUT, output: Output = Format.TABLE) -> None:
+    """Wait until a workflow ends; exits with 0 only where it completed."""
+    with Client() as client:
+        ended = watch(client, checked_id(workflow), timeout)
+    _print_end(ended, output)
+    require_completed(ended)
+
+
+@app.command(epilog="Example: cairn workflow cancel 0199b3f0-0000-7000-8000-000000000001")
+def cancel(
+    workflow: WorkflowId, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT, output: Output = Format.TABLE
+) -> None:
+    """Cancel a workflow; what it had done is undone. Exits with 1 where it completed all the same."""
+    with Client() as client:
+        accepted = client.request("POST", f"/workflows/{checked_id(workflow)}/cancel")["data"]
+        if not wait:
+            _print_end(accepted, output)
+            return
+        ended = watch(client, workflow, timeout)
+    _print_end(ended, output)
+    if ended["state"] != "cancelled":
+        message = f"workflow {workflow} {ended['state']} before the cancel reached it"
+        raise CommandFailed(message, "not_cancelled", Exit.FAILED, "remove what it made: cairn instance rm NAME")
+
+
+def _print_end(workflow: dict[str, Any], output: Format) -> None:
+    if output is Format.JSON:
+        render.print_json(workflow)
+    else:
+        render.out().print(f"{workflow['kind']} {workflow['id']}", end="  ")
+        render.out().print(render.coloured(workflow["state"]))
+
+
+def _print(workflow: dict[str, Any], output: Format) -> None:
+    if output is Format.JSON:
+        render.print_json(workflow)
+        return
+    error = workflow.get("error") or {}
+    render.print_facts(
+        [
+            ("id", workflow["id"]),
+            ("kind", workflow["kind"]),
+            ("state", workflow["state"]),
+            ("resource", f"{workflow['resource_type']} {workflow['resource_id']}"),
+            ("actor", workflow.get("actor") or ""),
+            ("created", workflow["created_at"]),
+            ("took", render.between(workflow.get("started_at"), workflow.get("finished_at"))),
+            ("error", f"{error.get('message')} ({error.get('code')})" if error else ""),
+            ("history", workflow.get("temporal_url") or ""),
+        ]
+    )
+    if workflow.get("steps"):
+        render.out().print("steps", style="bold")
+        with Timeline(render.out(), indent="  ") as timeline:
+            timeline.show(workflow)

@@ -1,0 +1,152 @@
+"""An API of scripted answers on a real socket, and the commands run against it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from typer.testing import CliRunner, Result
+
+from cli.main import app
+
+WORKFLOW = "0199b3f0-0000-7000-8000-00000000000a"
+INSTANCE = "0199b3f0-0000-7000-8000-000000000001"
+WHEN = "2026-01-01T12:00:00Z"
+
+
+@dataclass
+class Answer:
+    """``data`` is the envelope's; an int status of 0 drops the connection instead of answering."""
+
+    status: int = 200
+    data: Any = None
+    error: dict[str, Any] | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
+    raw: bytes | None = None
+
+    def body(self) -> bytes:
+        return self.raw or json.dumps({"data": self.data, "error": self.error, "meta": self.meta}).encode()
+
+
+@dataclass
+class Request:
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: dict[str, str]
+    body: Any
+
+
+class FakeApi:
+    def __init__(self) -> None:
+        self.scripts: dict[str, deque[Answer]] = defaultdict(deque)
+        self.requests: list[Request] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def handle_one_request(self) -> None:
+                self.close_connection = True
+                self.raw_requestline = self.rfile.readline(65537)
+                if self.raw_requestline and self.parse_request():
+                    outer.serve(self)
+
+            def log_message(self, *_: object) -> None:
+                """The commands' own stderr is what is looked at."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def on(self, route: str, *answers: Answer) -> None:
+        """``route`` is "GET /path"; answers are given in order, the last one for ever."""
+        self.scripts[route].extend(answers)
+
+    def serve(self, handler: BaseHTTPRequestHandler) -> None:
+        url = urlsplit(handler.path)
+        path = url.path.removeprefix("/v1")
+        length = int(handler.headers.get("Content-Length") or 0)
+        body = json.loads(handler.rfile.read(length)) if length else None
+        headers = {name.lower(): value for name, value in handler.headers.items()}
+        self.requests.append(Request(handler.command, path, dict(parse_qsl(url.query)), headers, body))
+        script = self.scripts[f"{handler.command} {path}"]
+        missing = Answer(404, error={"code": "not_found", "message": f"no {path}"})
+        answer = missing if not script else script.popleft() if len(script) > 1 else script[0]
+        if answer.status == 0:
+            return
+        content = answer.body()
+        handler.send_response(answer.status)
+        for name, value in answer.headers.items():
+            handler.send_header(name, value)
+        handler.send_header("Content-Length", str(len(content)))
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    def seen(self, route: str) -> list[Request]:
+        return [request for request in self.requests if f"{request.method} {request.path}" == route]
+
+
+def cairn(*args: str) -> Result:
+    return CliRunner().invoke(app, list(args), catch_exceptions=False)
+
+
+def instance(name: str = "web", **over: Any) -> dict[str, Any]:
+    return {
+        "id": INSTANCE,
+        "name": name,
+        "status": "running",
+        "image": "cairn/base:latest",
+        "instance_type": "basic-1",
+        "host": "local",
+        "backend": "docker",
+        "private_ip": "172.17.0.2",
+        "ports": [{"host_port": 8080, "container_port": 80, "protocol": "tcp"}],
+        "labels": {},
+        "container_id": "c0ffee",
+        "error": None,
+        "created_at": WHEN,
+        "workflow_id": WORKFLOW,
+        **over,
+    }
+
+
+def step(name: str, state: str = "completed", **over: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "host": "local",
+        "state": state,
+        "attempts": 1,
+        "started_at": WHEN,
+        "finished_at": WHEN if state == "completed" else None,
+        "error": None,
+        "undo": False,
+        **over,
+    }
+
+
+def workflow(state: str = "completed", *steps: dict[str, Any], **over: Any) -> dict[str, Any]:
+    return {
+        "id": WORKFLOW,
+        "kind": "ProvisionInstance",
+        "state": state,
+        "resource_type": "instance",
+        "resource_id": INSTANCE,
+        "actor": "admin",
+        "created_at": WHEN,
+        "started_at": WHEN,
+        "finished_at": WHEN,
+        "error": None,
+        "temporal_url": "http://127.0.0.1:8233/x",
+        "steps": list(steps),
+        **over,
+    }
+
+
+def accepted(row: dict[str, Any]) -> Answer:
+    return Answer(202, row, meta={"workflow_id": WORKFLOW})

@@ -1,0 +1,170 @@
+"""Instances on the command line: names, what is sent, what is printed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cli.errors import Exit
+from tests.cli.fake import INSTANCE, WORKFLOW, Answer, FakeApi, accepted, cairn, instance, step, workflow
+
+
+def test_launch_sends_what_was_asked_for(api: FakeApi) -> None:
+    api.on("POST /instances", accepted(instance(status="pending")))
+    options = "--type basic-2 -p 8080:80 -p 53/udp -p 0:443 -e A=1=2 -l tier=web --host local --backend docker"
+    result = cairn("instance", "launch", "web", *options.split(), "--no-wait", "--", "httpd", "-f")
+    assert result.exit_code == 0
+    assert api.requests[0].body == {
+        "name": "web",
+        "image": "cairn/base:latest",
+        "instance_type": "basic-2",
+        "ports": [
+            {"host_port": 8080, "container_port": 80, "protocol": "tcp"},
+            {"container_port": 53, "protocol": "udp"},
+            {"container_port": 443, "protocol": "tcp"},
+        ],
+        "env": {"A": "1=2"},
+        "labels": {"tier": "web"},
+        "backend": "docker",
+        "host": "local",
+        "cmd": ["httpd", "-f"],
+    }
+
+
+def test_launch_leaves_out_what_was_not_asked_for(api: FakeApi) -> None:
+    api.on("POST /instances", accepted(instance()))
+    cairn("instance", "launch", "web", "--cmd", "sleep '1 0'", "--no-wait", "--idempotency-key", "again")
+    assert api.requests[0].body == {"name": "web", "image": "cairn/base:latest", "cmd": ["sleep", "1 0"]}
+    assert api.requests[0].headers["idempotency-key"] == "again"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--port", "http"],
+        ["--port", "80:x"],
+        ["--port", "80/sctp"],
+        ["--env", "A"],
+        ["--label", "=x"],
+        ["--cmd", "a", "--", "b"],
+        ["--nonsense"],
+        ["-o", "xml"],
+    ],
+)
+def test_nonsense_is_refused_before_anything_is_sent(api: FakeApi, options: list[str]) -> None:
+    assert cairn("instance", "launch", "web", *options).exit_code == Exit.USAGE
+    assert api.requests == []
+
+
+def test_launch_waits_shows_steps_and_prints_the_end(api: FakeApi) -> None:
+    api.on("POST /instances", accepted(instance(status="pending")))
+    done = step("instance.create", attempts=2, error="the agent went away")
+    api.on(
+        f"GET /workflows/{WORKFLOW}",
+        Answer(200, workflow("running", step("instance.create", "running"))),
+        Answer(200, workflow("completed", done, step("instance.start"))),
+    )
+    api.on(f"GET /instances/{INSTANCE}", Answer(200, instance()))
+    result = cairn("instance", "launch", "web", "-o", "json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == instance()
+    assert result.stderr.count("instance.create") == 2
+    assert "attempt 2" in result.stderr
+    assert "instance.start" in result.stderr
+
+
+def test_failed_launch_names_step_cause_and_code(api: FakeApi) -> None:
+    error = {"code": "port_taken", "message": "port 8080 is taken", "step": "instance.start"}
+    api.on("POST /instances", accepted(instance(status="pending")))
+    api.on(f"GET /workflows/{WORKFLOW}", Answer(200, workflow("failed", error=error)))
+    api.on(f"GET /instances/{INSTANCE}", Answer(200, instance(status="error")))
+    result = cairn("instance", "launch", "web")
+    assert result.exit_code == Exit.FAILED
+    assert "ProvisionInstance failed at instance.start: port 8080 is taken (port_taken)" in result.stderr
+    assert "hint:" in result.stderr
+
+
+def test_time_out_of_wait(api: FakeApi) -> None:
+    api.on("POST /instances", accepted(instance(status="pending")))
+    api.on(f"GET /workflows/{WORKFLOW}", Answer(200, workflow("running")))
+    result = cairn("instance", "launch", "web", "--timeout", "0.2")
+    assert result.exit_code == Exit.TIMED_OUT
+    assert f"cairn workflow wait {WORKFLOW}" in result.stderr
+
+
+def test_wait_survives_an_api_that_goes_away(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    away = Answer(503, error={"code": "unavailable", "message": "database away"})
+    api.on(f"GET /workflows/{WORKFLOW}", Answer(200, workflow("running")), *[away] * 6, Answer(200, workflow()))
+    assert cairn("workflow", "wait", WORKFLOW).exit_code == 0
+
+
+def test_show_by_name_matches_exactly(api: FakeApi) -> None:
+    api.on("GET /instances", Answer(200, [instance("web-2"), instance("web")]))
+    result = cairn("instance", "show", "web", "-o", "json")
+    assert json.loads(result.stdout)["name"] == "web"
+    assert api.requests[0].query == {"name": "web"}
+
+
+def test_show_of_an_unknown_name(api: FakeApi) -> None:
+    api.on("GET /instances", Answer(200, [instance("web-2")]))
+    result = cairn("instance", "show", "web")
+    assert result.exit_code == Exit.NOT_FOUND
+    assert result.stderr.startswith("error: there is no instance named 'web' (not_found)\nhint: ")
+
+
+def test_show_by_id_asks_for_the_id(api: FakeApi) -> None:
+    api.on(f"GET /instances/{INSTANCE}", Answer(200, instance(error={"code": "no_capacity", "message": "full"})))
+    result = cairn("instance", "show", INSTANCE)
+    assert result.exit_code == 0
+    assert "full (no_capacity)" in result.stdout
+    assert "8080:80" in result.stdout
+
+
+def test_a_name_that_only_resembles_an_id_is_a_name(api: FakeApi) -> None:
+    plain = INSTANCE.replace("-", "")
+    api.on("GET /instances", Answer(200, [instance(plain)]))
+    assert cairn("instance", "show", plain).exit_code == 0
+
+
+def test_list_follows_the_cursor_as_far_as_asked(api: FakeApi) -> None:
+    first = Answer(200, [instance("a"), instance("b")], meta={"next_cursor": "c1"})
+    api.on("GET /instances", first, Answer(200, [instance("c")]))
+    result = cairn("instance", "list", "--all", "-o", "json")
+    assert [row["name"] for row in json.loads(result.stdout)] == ["a", "b", "c"]
+    assert api.requests[1].query["cursor"] == "c1"
+
+
+def test_list_says_when_there_is_more(api: FakeApi) -> None:
+    api.on("GET /instances", Answer(200, [instance("a"), instance("b")], meta={"next_cursor": "c1"}))
+    result = cairn("instance", "list", "--limit", "2", "--status", "running", "--label", "a=b")
+    assert len(api.requests) == 1
+    assert api.requests[0].query == {"limit": "2", "status": "running", "label": "a=b"}
+    assert len(result.stdout.splitlines()) == 3
+    assert "--all" in result.stderr
+
+
+def test_rm_of_several_sends_all_before_it_waits(api: FakeApi) -> None:
+    api.on("GET /instances", Answer(200, [instance("a"), instance("b", id=WORKFLOW)]))
+    api.on(f"DELETE /instances/{INSTANCE}", accepted(instance("a", status="deleting")))
+    api.on(f"DELETE /instances/{WORKFLOW}", accepted(instance("b", status="deleting", id=WORKFLOW)))
+    api.on(f"GET /workflows/{WORKFLOW}", Answer(200, workflow()))
+    api.on(f"GET /instances/{INSTANCE}", Answer(200, instance("a", status="deleted")))
+    api.on(f"GET /instances/{WORKFLOW}", Answer(200, instance("b", status="deleted")))
+    result = cairn("instance", "rm", "a", "b", "--force", "-o", "json")
+    assert result.exit_code == 0
+    assert [row["status"] for row in json.loads(result.stdout)] == ["deleted", "deleted"]
+    methods = [request.method for request in api.requests]
+    assert methods[:4] == ["GET", "GET", "DELETE", "DELETE"]
+    assert api.requests[2].query == {"force": "true"}
+
+
+def test_rm_of_a_deleted_one_has_nothing_to_wait_for(api: FakeApi) -> None:
+    api.on(f"GET /instances/{INSTANCE}", Answer(200, instance(status="deleted")))
+    api.on(f"DELETE /instances/{INSTANCE}", Answer(200, instance(status="deleted")))
+    assert cairn("instance", "rm", INSTANCE).exit_code == 0
+
+
+def test_an_unreachable_host_shows_in_the_status(api: FakeApi) -> None:
+    api.on("GET /instances", Answer(200, [instance(reachable=False)]))
+    assert "running (host unreachable)" in cairn("instance", "list").stdout

@@ -1,0 +1,149 @@
+"""The program as a process: start-up, help, pipes, colours, Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from importlib import import_module
+
+import pytest
+
+from cli.errors import Exit
+from cli.main import COMMANDS
+from tests.cli.fake import INSTANCE, WORKFLOW, Answer, FakeApi, cairn, instance, step, workflow
+
+PROGRAM = [sys.executable, "-c", "from cli.main import app; app(prog_name='cairn')"]
+
+
+def run(*args: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*PROGRAM, *args], env={**os.environ, **environ}, capture_output=True, text=True, timeout=20, check=False
+    )
+
+
+def test_version() -> None:
+    result = run("--version")
+    assert result.returncode == 0
+    assert re.fullmatch(r"cairn \d+\.\d+\.\d+\n", result.stdout)
+
+
+def test_client_commands_load_no_server_libraries(api: FakeApi) -> None:
+    api.on("GET /instances", Answer(200, []))
+    code = (
+        "import sys\nfrom cli.main import app\n"
+        "try: app(['instance', 'list'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('sqlalchemy', 'temporalio', 'fastapi', 'docker', 'pydantic_settings') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_mistyped_command_is_a_usage_error_with_a_suggestion() -> None:
+    result = cairn("instence", "list")
+    assert result.exit_code == Exit.USAGE
+    assert "instance" in result.stderr
+
+
+CLIENT_COMMANDS = (
+    [["instance", verb] for verb in ("launch", "list", "show", "start", "stop", "rm")]
+    + [["workflow", verb] for verb in ("list", "show", "wait", "cancel")]
+    + [["event", "watch"], ["faults", "list"]]
+)
+
+
+@pytest.mark.parametrize("command", CLIENT_COMMANDS, ids=" ".join)
+def test_help_has_an_example_and_fits_80_columns(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    result = cairn(*command, "--help")
+    assert result.exit_code == 0
+    assert f"Example: cairn {' '.join(command)}" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_every_command_exists() -> None:
+    for place in COMMANDS.values():
+        module, _, name = place.partition(":")
+        assert hasattr(import_module(module), name), place
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # with it, Python itself drops the error
+    api.on("GET /instances", Answer(200, [instance(f"web-{n}", labels={"x": "y" * 50}) for n in range(2000)]))
+    for output in ("json", "table"):
+        writer = subprocess.Popen(
+            [*PROGRAM, "instance", "list", "--limit", "2000", "-o", output],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert writer.stdout
+        assert writer.stderr
+        writer.stdout.readline()
+        writer.stdout.close()
+        assert writer.wait(20) == Exit.BROKEN_PIPE
+        assert writer.stderr.read() == b""
+        writer.stderr.close()
+
+
+def test_a_piped_table_keeps_whole_lines_without_colours(api: FakeApi) -> None:
+    api.on("GET /instances", Answer(200, [instance("n" * 63), instance("web", status="error")]))
+    result = run("instance", "list", FORCE_COLOR="")
+    assert "\x1b" not in result.stdout
+    lines = result.stdout.splitlines()
+    assert len(lines) == 3
+    assert lines[1].split()[0] == "n" * 63
+    assert INSTANCE in lines[2]
+
+
+def on_terminal(*args: str, **environ: str) -> str:
+    """Run on a pseudo-terminal of 80 columns, and give what it showed."""
+    parent, child = pty.openpty()
+    process = subprocess.Popen(
+        [*PROGRAM, *args],
+        stdout=child,
+        stderr=child,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "80", **environ},
+    )
+    os.close(child)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(parent, 4096)
+        except OSError:  # the other side is closed
+            break
+    os.close(parent)
+    process.wait(20)
+    return shown.decode()
+
+
+def test_colours_on_a_terminal_and_none_with_no_color(api: FakeApi) -> None:
+    api.on("GET /instances", Answer(200, [instance("web", status="error")]))
+    assert "\x1b[31m" in on_terminal("instance", "list")
+    plain = on_terminal("instance", "list", NO_COLOR="1")
+    assert "\x1b[3" not in plain
+    assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in plain.splitlines()) <= 80
+
+
+def test_steps_are_redrawn_in_place_on_a_terminal(api: FakeApi) -> None:
+    going = Answer(200, workflow("running", step("instance.create", "running")))
+    api.on(f"GET /workflows/{WORKFLOW}", going, going, Answer(200, workflow("completed", step("instance.create"))))
+    shown = on_terminal("workflow", "wait", WORKFLOW)
+    assert "\x1b[?25h" in shown, "the cursor comes back"
+    assert "✓" in shown
+
+
+def test_interrupting_a_wait_says_that_the_work_goes_on(api: FakeApi) -> None:
+    api.on(f"GET /workflows/{WORKFLOW}", Answer(200, workflow("running")))
+    process = subprocess.Popen([*PROGRAM, "workflow", "wait", WORKFLOW], stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 15
+    while not api.requests and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, shown = process.communicate(timeout=15)
+    assert process.returncode == Exit.INTERRUPTED
+    assert "goes on" in shown
+    assert f"cairn workflow cancel {WORKFLOW}" in shown

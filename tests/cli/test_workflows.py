@@ -1,0 +1,80 @@
+"""Workflows and events on the command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cli import events
+from cli.errors import Exit
+from tests.cli.fake import WORKFLOW, Answer, FakeApi, cairn, step, workflow
+
+
+def test_show_has_steps_undos_attempts_and_the_link(api: FakeApi) -> None:
+    failed = step("instance.start", "failed", attempts=3, error="[bold]exited[/bold] 1")
+    api.on(f"GET /workflows/{WORKFLOW}", Answer(200, workflow("failed", failed, step("instance.delete", undo=True))))
+    result = cairn("workflow", "show", WORKFLOW)
+    assert result.exit_code == 0
+    assert api.requests[0].query == {"steps": "true"}
+    for expected in ("attempt 3", "[bold]exited[/bold] 1", "undo instance.delete", "http://127.0.0.1:8233/x"):
+        assert expected in result.stdout
+
+
+def test_wait_ends_with_the_workflows_own_end(api: FakeApi) -> None:
+    api.on(f"GET /workflows/{WORKFLOW}", Answer(200, workflow("cancelled")))
+    result = cairn("workflow", "wait", WORKFLOW, "-o", "json")
+    assert result.exit_code == Exit.FAILED
+    assert json.loads(result.stdout)["state"] == "cancelled"
+    assert "(cancelled)" in result.stderr
+
+
+@pytest.mark.parametrize(("end", "exit"), [("cancelled", Exit.OK), ("completed", Exit.FAILED)])
+def test_cancel_succeeds_only_where_it_was_in_time(api: FakeApi, end: str, exit: Exit) -> None:
+    api.on(f"POST /workflows/{WORKFLOW}/cancel", Answer(202, workflow("running")))
+    api.on(f"GET /workflows/{WORKFLOW}", Answer(200, workflow(end)))
+    assert cairn("workflow", "cancel", WORKFLOW).exit_code == exit
+
+
+def test_a_workflow_has_no_name(api: FakeApi) -> None:
+    assert cairn("workflow", "show", "web").exit_code == Exit.USAGE
+    assert api.requests == []
+
+
+def test_list_filters(api: FakeApi) -> None:
+    api.on("GET /workflows", Answer(200, [workflow("running", finished_at=None)]))
+    result = cairn("workflow", "list", "--state", "running", "--kind", "ProvisionInstance")
+    assert api.requests[0].query == {"limit": "50", "state": "running", "kind": "ProvisionInstance"}
+    assert WORKFLOW in result.stdout
+
+
+def stream(*ids: int) -> Answer:
+    frames = [
+        f"id: {n}\nevent: instance.running\ndata: {json.dumps({'type': 'instance.running', 'n': n})}\n\n" for n in ids
+    ]
+    return Answer(
+        200, raw=(": keep-alive\n\n" + "".join(frames)).encode(), headers={"Content-Type": "text/event-stream"}
+    )
+
+
+def test_event_watch_resumes_after_the_last_event_it_saw(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events.time, "sleep", lambda seconds: None)
+    away = Answer(503, error={"code": "unavailable", "message": "database away"})
+    api.on("GET /events", stream(1, 2), Answer(0), away, stream(3))
+    result = cairn("event", "watch", "--limit", "3", "-o", "json")
+    assert result.exit_code == 0
+    assert [json.loads(line)["n"] for line in result.stdout.splitlines()] == [1, 2, 3]
+    asked = [request.headers.get("last-event-id") for request in api.seen("GET /events")]
+    assert asked == [None, "2", "2", "2"]
+
+
+def test_event_watch_starts_where_it_is_told(api: FakeApi) -> None:
+    api.on("GET /events", stream(8))
+    result = cairn("event", "watch", "--after", "7", "--limit", "1")
+    assert api.requests[0].headers["last-event-id"] == "7"
+    assert "instance.running" in result.stdout
+
+
+def test_event_watch_with_a_bad_key_ends(api: FakeApi) -> None:
+    api.on("GET /events", Answer(401, error={"code": "unauthenticated", "message": "unknown key"}))
+    assert cairn("event", "watch").exit_code == Exit.UNREACHABLE
