@@ -1,0 +1,229 @@
+"""Accepting: one transaction that writes what is wanted, then the commit, then the answer.
+
+A handler opens an ``Acceptance``, asks it whether the same request was answered before, writes its
+resource, and ends with ``answer``: the workflow's row and event, the commit, the hand-over to the
+dispatcher, and, with ``Prefer: wait``, the wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import orjson
+import structlog
+from fastapi import Request, Response
+from sqlalchemy import func, insert, select, text
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.exc import DBAPIError
+
+from api.bells import Bells, wait_for
+from api.caller import Caller
+from api.dispatcher import Dispatcher
+from api.envelope import answer
+from model.base import new_id
+from model.errors import IdempotencyMismatch, PreconditionFailed, Unavailable, ValidationFailed, WorkflowFailed
+from model.workflows import TERMINAL, Event, IdempotencyKey, Order, State, Workflow
+
+_PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})\"?(?:$|[,;\s])", re.IGNORECASE)
+MAX_WAIT = 60
+KEY_LIFE = text("interval '24 hours'")
+log = structlog.get_logger()
+
+#: The current view of a resource, read in the caller's project.
+Show = Callable[[Caller, UUID], Awaitable[dict[str, Any]]]
+
+
+class Answered(NamedTuple):
+    """What an earlier request with the same Idempotency-Key was answered."""
+
+    resource_id: UUID
+    workflow_id: UUID
+
+
+class Acceptance:
+    """One mutating request on its way to 202."""
+
+    def __init__(self, request: Request, caller: Caller, *, created: bool = False) -> None:
+        self._request = request
+        self._caller = caller
+        self._created = created
+        self.workflow_id = new_id()
+        self._cancels: list[UUID] = []
+        self._order: Order | None = None
+
+    async def answered_before(self, resource_id: UUID, body: Any) -> Answered | None:
+        """Hold the request's Idempotency-Key; the earlier answer, where it was held before.
+
+        Of many at once with one key, the first holds it and the others wait here for its commit.
+        Raises IdempotencyMismatch where the key came with another request.
+        """
+        key = self._request.headers.get("idempotency-key")
+        if key is None:
+            return None
+        if not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
+            raise ValidationFailed(
+                "Idempotency-Key: 1 to 255 visible ASCII characters",
+                fields=[{"field": "Idempotency-Key", "message": "1 to 255 visible ASCII characters"}],
+            )
+        asked = [self._request.method, self._request.url.path, body]
+        fingerprint = hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).digest()
+        values = {
+            "fingerprint": fingerprint,
+            "resource_id": resource_id,
+            "workflow_id": self.workflow_id,
+            "created_at": func.now(),
+        }
+        held = await self._caller.execute(
+            upsert(IdempotencyKey)
+            .values(project_id=self._caller.project_id, key=key, **values)
+            .on_conflict_do_update(
+                index_elements=["project_id", "key"],
+                set_=values,
+                where=IdempotencyKey.created_at < func.now() - KEY_LIFE,
+            )
+            .returning(IdempotencyKey.key)
+        )
+        if held.one_or_none() is not None:
+            return None
+        earlier = (
+            await self._caller.execute(
+                select(IdempotencyKey.__table__).where(
+                    IdempotencyKey.project_id == self._caller.project_id, IdempotencyKey.key == key
+                )
+            )
+        ).one()
+        if earlier.fingerprint != fingerprint:
+            raise IdempotencyMismatch("this Idempotency-Key was used for another request; take a new one")
+        return Answered(earlier.resource_id, earlier.workflow_id)
+
+    def cancels(self, workflow_id: UUID) -> None:
+        """A running workflow whose row this transaction asks to cancel."""
+        self._cancels.append(workflow_id)
+
+    async def write(self, order: Order, event: str, data: dict[str, Any], prior_status: str | None = None) -> None:
+        """Write the workflow's row and the event."""
+        self._order = order
+        await self._caller.execute(
+            insert(Workflow).values(
+                id=order.workflow_id,
+                project_id=order.project_id,
+                kind=order.kind,
+                resource_type=order.resource_type,
+                resource_id=order.resource_id,
+                actor=self._caller.actor,
+                order=order.model_dump(mode="json"),
+                prior_status=prior_status,
+            )
+        )
+        await self._caller.execute(
+            insert(Event).values(
+                project_id=order.project_id,
+                type=event,
+                resource_type=order.resource_type,
+                resource_id=order.resource_id,
+                workflow_id=order.workflow_id,
+                data=data,
+            )
+        )
+
+    async def answer(self, show: Show, answered: Answered | None = None) -> Response:
+        """Commit, hand over, and answer: 202, or what ``Prefer: wait`` makes of it.
+
+        From the commit on the request is accepted: nothing here turns it into an error of ours.
+        """
+        if answered is None:
+            assert self._order is not None
+            answered = Answered(self._order.resource_id, self._order.workflow_id)
+        view = await show(self._caller, answered.resource_id)
+        await self._commit()
+        state = self._request.app.state
+        dispatcher: Dispatcher = state.dispatcher
+        if self._order is not None:
+            dispatcher.start(self._order)
+        for workflow_id in self._cancels:
+            dispatcher.cancel(workflow_id)
+        bells: Bells = state.bells
+        bells.ring(str(answered.workflow_id))
+        status = 202
+        seconds = wait_seconds(self._request)
+        if seconds:
+            try:
+                row = await wait_for_end(self._caller, bells, answered.workflow_id, seconds)
+                if row is not None and row.state in TERMINAL:
+                    view = await self._show_again(show, answered.resource_id)
+                    if row.state != State.COMPLETED:
+                        error = row.error or {"code": row.state, "message": f"the workflow was {row.state}"}
+                        raise WorkflowFailed(
+                            f"{row.kind} {row.state}: {error['message']}",
+                            workflow_id=str(row.id),
+                            error=error,
+                            resource=view,
+                        )
+                    status = 201 if self._created else 200
+            except (DBAPIError, OSError, TimeoutError):
+                log.info("accept.wait_lost", workflow_id=str(answered.workflow_id))
+        headers = {"Location": f"/v1/workflows/{answered.workflow_id}", "ETag": etag(view["version"])}
+        if seconds:
+            headers["Preference-Applied"] = f"wait={seconds}"
+        return answer(self._request, view, status, headers=headers, workflow_id=str(answered.workflow_id))
+
+    async def _show_again(self, show: Show, resource_id: UUID) -> dict[str, Any]:
+        async with self._caller.again() as connection:
+            return await show(self._caller.on(connection), resource_id)
+
+    async def _commit(self) -> None:
+        try:
+            await self._caller.commit()
+        except DBAPIError:
+            # The answer to COMMIT was lost: the row tells whether it happened.
+            await self._caller.connection.close()
+            if self._order is None or not await self._was_committed(self._order.workflow_id):
+                raise
+
+    async def _was_committed(self, workflow_id: UUID) -> bool:
+        for _ in range(10):
+            try:
+                async with self._caller.again() as connection:
+                    found = await connection.execute(select(Workflow.id).where(Workflow.id == workflow_id))
+                    return found.one_or_none() is not None
+            except (DBAPIError, OSError, TimeoutError):
+                await asyncio.sleep(0.5)
+        raise Unavailable("the database went away during the commit; repeat the request with an Idempotency-Key")
+
+
+async def wait_for_end(caller: Caller, bells: Bells, workflow_id: UUID, seconds: float) -> Any:
+    """The workflow's row, as soon as it is terminal, or as it is after ``seconds``."""
+    until = asyncio.get_running_loop().time() + seconds
+    with bells.listening(str(workflow_id)) as bell:
+        while True:
+            async with caller.again() as connection:
+                found = await connection.execute(select(Workflow.__table__).where(Workflow.id == workflow_id))
+                row = found.one_or_none()
+            left = until - asyncio.get_running_loop().time()
+            if row is None or row.state in TERMINAL or left <= 0:
+                return row
+            await wait_for(bell, min(1.0, left))
+
+
+def wait_seconds(request: Request) -> int:
+    """``Prefer: wait=N`` (RFC 7240), at most 60; 0 where it is not asked for."""
+    found = _PREFER_WAIT.search(request.headers.get("prefer", ""))
+    return min(int(found[1]), MAX_WAIT) if found else 0
+
+
+def etag(version: int) -> str:
+    return f'"{version}"'
+
+
+def check_if_match(request: Request, version: int) -> None:
+    """Raises PreconditionFailed where ``If-Match`` names other versions than the current one."""
+    asked = request.headers.get("if-match")
+    if asked is None or asked.strip() == "*":
+        return
+    if etag(version) not in [tag.strip() for tag in asked.split(",")]:
+        raise PreconditionFailed(f"the resource is at version {etag(version)} now", version=version)

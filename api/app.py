@@ -1,0 +1,57 @@
+"""The application: routes, errors, and what runs beside the requests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from sqlalchemy.ext.asyncio import AsyncEngine
+from temporalio.client import Client
+
+from activities.placement import Capacity
+from api import errors, events, health, hosts, instances, projects, workflows
+from api.bells import Bells
+from api.dispatcher import Dispatcher
+from api.http import Http
+from model.settings import Settings
+
+DRAIN_SECONDS = 5
+
+
+def create_app(settings: Settings, engine: AsyncEngine, temporal: Client) -> FastAPI:
+    """The API on a database and a (lazily connected) Temporal client; it owns neither."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        beside = [asyncio.create_task(app.state.dispatcher.run()), asyncio.create_task(app.state.bells.run())]
+        yield
+        app.state.stopping.set()
+        await app.state.dispatcher.drain(DRAIN_SECONDS)
+        for task in beside:
+            task.cancel()
+
+    app = FastAPI(
+        title="Cairn",
+        version=version("cairn-platform"),
+        summary="Provisioning where every change is a durable workflow",
+        lifespan=lifespan,
+    )
+    app.state.settings = settings
+    app.state.engine = engine
+    app.state.temporal = temporal
+    app.state.dispatcher = Dispatcher(temporal, engine)
+    app.state.bells = Bells(settings.database_url.get_secret_value())
+    app.state.stopping = asyncio.Event()
+    app.state.capacity = Capacity(
+        port_range=settings.port_range,
+        overcommit_cpu=settings.overcommit_cpu,
+        overcommit_memory=settings.overcommit_memory,
+    )
+    errors.install(app)
+    for module in (instances, workflows, events, hosts, projects, health):
+        app.include_router(module.router)
+    app.add_middleware(Http)
+    return app

@@ -1,0 +1,143 @@
+"""Who calls, and the one transaction of the request."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+from uuid import UUID
+
+import structlog
+from fastapi import Depends, Request, Security
+from fastapi.security import APIKeyHeader, HTTPBearer
+from sqlalchemy import Executable, text
+from sqlalchemy.engine import CursorResult
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from model.errors import NotFound, Unauthenticated, UnsupportedMediaType, ValidationFailed
+
+# One statement: who is it, which project, and from here on row-level security shows that project only.
+_AUTHENTICATE = text(
+    """
+    SELECT k.id, k.name, p.id AS project_id, set_config('cairn.project', p.id::text, true)
+    FROM api_keys k LEFT JOIN projects p ON p.id = coalesce(:project, k.project_id)
+    WHERE k.digest = :digest AND k.revoked_at IS NULL
+    """
+)
+_ENTER = text("SELECT set_config('cairn.project', :project, true)")
+
+_documented = (
+    APIKeyHeader(name="X-API-Key", auto_error=False, scheme_name="ApiKey"),
+    HTTPBearer(auto_error=False, scheme_name="Bearer"),
+)
+
+
+class Caller:
+    """An authenticated request: its project, its actor, and its open transaction."""
+
+    def __init__(self, engine: AsyncEngine, connection: AsyncConnection, project_id: UUID, actor: str) -> None:
+        self._engine = engine
+        self._connection = connection
+        self.project_id = project_id
+        self.actor = actor
+
+    async def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
+        return await self._connection.execute(statement, parameters)
+
+    @property
+    def connection(self) -> AsyncConnection:
+        return self._connection
+
+    async def commit(self) -> None:
+        """End the transaction and give the connection back: nothing may wait while holding one."""
+        await self._connection.commit()
+        await self._connection.close()
+
+    def on(self, connection: AsyncConnection) -> Caller:
+        """The same caller, in another of its transactions."""
+        return Caller(self._engine, connection, self.project_id, self.actor)
+
+    @asynccontextmanager
+    async def again(self) -> AsyncIterator[AsyncConnection]:
+        """A later, short transaction of the same caller, after ``commit``."""
+        async with self._engine.begin() as connection:
+            await connection.execute(_ENTER, {"project": str(self.project_id)})
+            yield connection
+
+
+async def authenticate(request: Request) -> Caller:
+    """Check the key; open the request's transaction in its project. Raises Unauthenticated, NotFound."""
+    key = _key(request)
+    engine: AsyncEngine = request.app.state.engine
+    parameters = {"digest": hashlib.sha256(key.encode()).digest(), "project": _project(request)}
+    for attempt in (1, 2):
+        connection = engine.connect()
+        try:
+            await connection.start()
+            row = (await connection.execute(_AUTHENTICATE, parameters)).one_or_none()
+            break
+        except DBAPIError as error:
+            await connection.close()
+            # A connection that died while it lay in the pool: nothing was done on it, a fresh one will do.
+            if attempt == 2 or not error.connection_invalidated:
+                raise
+    if row is None or row.project_id is None:
+        await connection.close()
+        if row is None:
+            raise Unauthenticated("the API key is not valid")
+        raise NotFound("there is no such project")
+    request.state.authenticated = True
+    structlog.contextvars.bind_contextvars(project_id=str(row.project_id))
+    return Caller(engine, connection, row.project_id, f"key:{row.name}")
+
+
+async def _caller(
+    request: Request,
+    _api_key: Annotated[str | None, Security(_documented[0])],
+    _bearer: Annotated[Any, Security(_documented[1])],
+) -> AsyncIterator[Caller]:
+    caller = await authenticate(request)
+    try:
+        _check_content_type(request)
+        yield caller
+        if not caller.connection.closed:
+            await caller.commit()
+    finally:
+        # Rolls back what was not committed.
+        await caller.connection.close()
+
+
+#: ``scope="function"``: the transaction ends before the answer is sent, not after.
+Authenticated = Annotated[Caller, Depends(_caller, scope="function")]
+
+
+def _key(request: Request) -> str:
+    if key := request.headers.get("x-api-key"):
+        return key
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token:
+        return token.strip()
+    raise Unauthenticated("send an API key in the X-API-Key header")
+
+
+def _project(request: Request) -> UUID | None:
+    asked = request.headers.get("x-project-id")
+    if asked is None:
+        return None
+    try:
+        return UUID(asked)
+    except ValueError:
+        raise ValidationFailed(
+            "X-Project-ID is not a UUID", fields=[{"field": "X-Project-ID", "message": "expected a UUID"}]
+        ) from None
+
+
+def _check_content_type(request: Request) -> None:
+    has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
+    if not has_body or request.method not in ("POST", "PUT", "PATCH"):
+        return
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMediaType(f"expected application/json, got '{media_type or 'nothing'}'")

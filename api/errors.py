@@ -1,0 +1,130 @@
+"""Every error as an answer: one shape, and after authentication only."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+
+from api.caller import authenticate
+from api.envelope import ErrorEnvelope, answer
+from model.errors import (
+    BodyTooLarge,
+    CairnError,
+    Forbidden,
+    Malformed,
+    NotFound,
+    QuotaExceeded,
+    Unavailable,
+    ValidationFailed,
+)
+
+log = structlog.get_logger()
+
+#: For OpenAPI: what any route may answer.
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorEnvelope} for status in (400, 401, 404, 409, 412, 413, 415, 422, 429, 502, 503)
+}
+
+
+class MethodNotAllowed(CairnError):
+    code, status = "method_not_allowed", 405
+
+
+_BY_STATUS: dict[int, type[CairnError]] = {
+    400: Malformed,
+    403: Forbidden,
+    404: NotFound,
+    405: MethodNotAllowed,
+    413: BodyTooLarge,
+}
+
+
+def install(app: FastAPI) -> None:
+    app.add_exception_handler(CairnError, _cairn)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    for away in (DBAPIError, PoolTimeout, ConnectionError, asyncio.TimeoutError):
+        app.add_exception_handler(away, _database)
+    app.add_exception_handler(Exception, _bug)
+
+
+def render(request: Request, error: CairnError) -> Response:
+    headers = {}
+    if isinstance(error, Unavailable):
+        headers["Retry-After"] = "1"
+    elif isinstance(error, QuotaExceeded):
+        headers["Retry-After"] = "10"
+    body = {"code": error.code, "message": error.message, "details": error.details}
+    return answer(
+        request, None, error.status, error=body, headers=headers, workflow_id=error.details.get("workflow_id")
+    )
+
+
+async def _cairn(request: Request, error: Exception) -> Response:
+    assert isinstance(error, CairnError)
+    return render(request, error)
+
+
+async def _after_authentication(request: Request, error: CairnError) -> Response:
+    """A stranger learns nothing of routes and schemas: first the key, then what is wrong."""
+    if request.url.path.startswith("/v1") and not getattr(request.state, "authenticated", False):
+        try:
+            caller = await authenticate(request)
+            await caller.connection.close()
+        except CairnError as refused:
+            return render(request, refused)
+        except (DBAPIError, PoolTimeout) as away:
+            return await _database(request, away)
+    return render(request, error)
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    problems = error.errors()
+    if any(problem["type"] == "json_invalid" for problem in problems):
+        return await _after_authentication(request, Malformed("the body is not valid JSON"))
+    fields = [{"field": _field(problem["loc"]), "message": problem["msg"]} for problem in problems]
+    summary = "; ".join(f"{field['field']}: {field['message']}" for field in fields[:5])
+    return await _after_authentication(request, ValidationFailed(summary, fields=fields))
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    parts = [str(part) for part in location if part not in ("body", "query", "path", "header")]
+    return ".".join(parts) or "body"
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    kind = _BY_STATUS.get(error.status_code, Malformed)
+    said = f"{request.method} {request.url.path}: {error.detail}"
+    return await _after_authentication(request, kind(said))
+
+
+async def _database(request: Request, error: Exception) -> Response:
+    if isinstance(error, DBAPIError) and not _away(error):
+        return await _bug(request, error)
+    log.warning("database.away", error=str(error).partition("\n")[0])
+    return render(request, Unavailable("the database is away; nothing was accepted, try again"))
+
+
+def _away(error: DBAPIError) -> bool:
+    """Connection errors and shutdowns (class 08, 57), as against errors in what we asked."""
+    state = getattr(error.orig, "sqlstate", None)
+    return error.connection_invalidated or state is None or state[:2] in ("08", "57", "53")
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    log.error("http.bug", exc_info=error)
+    return answer(
+        request,
+        None,
+        500,
+        error={"code": "internal", "message": "an error of ours; it was logged with this request id", "details": {}},
+    )

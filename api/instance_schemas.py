@@ -1,0 +1,164 @@
+"""Instances as clients write and read them."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import shlex
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+from model.hosts import Backend
+from model.instances import Port
+
+#: The reference grammar of the OCI distribution specification: [domain/]path[:tag][@digest].
+_IMAGE = re.compile(
+    r"(?:(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*(?::[0-9]{1,5})?/)?"
+    r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*"
+    r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[a-f0-9]{64})?"
+)
+_PORT = re.compile(r"(?:(\d{1,5}):)?(\d{1,5})(?:/(tcp|udp))?")
+
+
+def _no_nul(value: str) -> str:
+    if "\x00" in value:
+        raise ValueError("must not contain NUL")
+    return value
+
+
+def _image(value: str) -> str:
+    if not _IMAGE.fullmatch(value):
+        raise ValueError("expected an image reference such as nginx:1.29 or registry.example/team/app@sha256:…")
+    return value
+
+
+def _env(value: Any) -> Any:
+    """``["K=V", …]`` or ``{"K": "V"}``."""
+    if not isinstance(value, list):
+        return value
+    pairs: dict[str, str] = {}
+    for entry in value:
+        if not isinstance(entry, str) or "=" not in entry:
+            raise ValueError("expected entries of the form K=V")
+        name, _, text = entry.partition("=")
+        if name in pairs:
+            raise ValueError(f"{name} is given twice")
+        pairs[name] = text
+    return pairs
+
+
+def _cmd(value: Any) -> Any:
+    """A list, or one string that is split as a shell splits words (no shell is run)."""
+    return shlex.split(value) if isinstance(value, str) else value
+
+
+def _ports(value: Any) -> Any:
+    """``"8080:80,53:53/udp"`` or a list of objects; host port 0 or none given: one is chosen."""
+    if not isinstance(value, str):
+        return value
+    ports = []
+    for entry in value.split(","):
+        found = _PORT.fullmatch(entry.strip())
+        if not found:
+            raise ValueError(f"'{entry.strip()[:40]}' is not HOST:CONTAINER, CONTAINER, with an optional /tcp or /udp")
+        ports.append({"host_port": int(found[1] or 0), "container_port": int(found[2]), "protocol": found[3] or "tcp"})
+    return ports
+
+
+Text = Annotated[str, AfterValidator(_no_nul)]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+EnvName = Annotated[str, StringConstraints(pattern=r"^[^=\x00]{1,256}$")]
+LabelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
+LabelValue = Annotated[str, AfterValidator(_no_nul), Field(max_length=255)]
+
+
+class PortIn(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    host_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    container_port: Annotated[int, Field(ge=1, le=65535)]
+    protocol: Literal["tcp", "udp"] = "tcp"
+
+
+def _distinct(ports: list[PortIn]) -> list[PortIn]:
+    seen: set[tuple[str, int, str]] = set()
+    for port in ports:
+        places = [("container", port.container_port, port.protocol)]
+        if port.host_port:
+            places.append(("host", port.host_port, port.protocol))
+        for place in places:
+            if place in seen:
+                raise ValueError(f"{place[0]} port {place[1]}/{place[2]} is given twice")
+            seen.add(place)
+    return ports
+
+
+class InstanceCreate(BaseModel):
+    """``POST /v1/instances``."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"name": "web", "image": "cairn/base:latest", "instance_type": "basic-1", "ports": "80"}]
+        },
+    )
+
+    name: Name
+    image: Annotated[str, Field(max_length=255), AfterValidator(_image)]
+    instance_type: Annotated[Text, Field(max_length=63)] = "basic-1"
+    ports: Annotated[
+        list[PortIn], BeforeValidator(_ports, json_schema_input_type=str | list[PortIn]), AfterValidator(_distinct)
+    ] = Field(default=[], max_length=64)
+    env: Annotated[dict[EnvName, Text], BeforeValidator(_env, json_schema_input_type=list[str] | dict[str, str])] = (
+        Field(default={}, max_length=256)
+    )
+    cmd: Annotated[list[Text], BeforeValidator(_cmd, json_schema_input_type=str | list[str])] | None = Field(
+        default=None, max_length=256
+    )
+    labels: dict[LabelName, LabelValue] = Field(default={}, max_length=64)
+    metadata: dict[LabelName, Annotated[Text, Field(max_length=4096)]] = Field(default={}, max_length=64)
+    backend: Backend = "docker"
+    host: Annotated[Text, Field(min_length=1, max_length=63)] | None = None
+
+    def wanted_ports(self) -> list[Port]:
+        return [
+            Port(host_port=port.host_port or None, container_port=port.container_port, protocol=port.protocol)
+            for port in self.ports
+        ]
+
+
+class ErrorView(BaseModel):
+    code: str
+    message: str
+    step: str | None
+    attempt: int | None
+
+
+class InstanceView(BaseModel):
+    id: str
+    project_id: str
+    name: str
+    status: str
+    image: str
+    instance_type: str
+    vcpus: float
+    memory_mb: int
+    env: dict[str, str]
+    cmd: list[str] | None
+    ports: list[Port]
+    labels: dict[str, str]
+    metadata: dict[str, str]
+    backend: str
+    host: str | None
+    reachable: bool | None
+    container_id: str | None
+    private_ip: str | None
+    generation: int
+    version: int
+    error: ErrorView | None
+    drift: dict[str, Any] | None
+    workflow_id: str
+    created_at: dt.datetime
+    updated_at: dt.datetime
+    deleted_at: dt.datetime | None

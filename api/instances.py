@@ -1,0 +1,323 @@
+"""``/v1/instances``: launch, read, start, stop, delete."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Request, Response
+from sqlalchemy import Row, func, insert, literal, or_, select, update
+from sqlalchemy.exc import IntegrityError
+
+from activities.placement import eligible, has_room
+from api.accept import Acceptance, Answered, check_if_match, etag
+from api.caller import Authenticated, Caller
+from api.envelope import Envelope, answer
+from api.errors import RESPONSES
+from api.instance_schemas import InstanceCreate, InstanceView
+from api.paging import Paging, page_of
+from model.base import new_id
+from model.errors import (
+    InvalidState,
+    NameTaken,
+    NoCapacity,
+    NotFound,
+    PortTaken,
+    QuotaExceeded,
+    ValidationFailed,
+)
+from model.hosts import Host, HostPort, InstanceType
+from model.instances import VERBS, Instance, Status
+from model.projects import QUOTAS, ProjectQuota
+from model.settings import Settings
+from model.workflows import Failure, Order, State, Workflow
+
+router = APIRouter(prefix="/v1/instances", tags=["instances"], responses=RESPONSES)
+
+_DEADLINES = {
+    "ProvisionInstance": "deadline_launch",
+    "StartInstance": "deadline_start",
+    "StopInstance": "deadline_stop",
+    "DeprovisionInstance": "deadline_delete",
+}
+_CANCELLED = Failure(code="cancelled", message="cancelled before it had started").model_dump()
+_columns = [*Instance.__table__.columns, Host.name.label("host"), Host.last_seen_at]
+_query = select(*_columns).select_from(Instance).outerjoin(Host, Host.id == Instance.host_id)
+
+
+@router.post("", status_code=202, response_model=Envelope[InstanceView])
+async def launch(request: Request, body: InstanceCreate, caller: Authenticated) -> Response:
+    """Launch an instance: 202 with its id and its workflow's; `Prefer: wait=N` waits for it to run."""
+    acceptance = Acceptance(request, caller, created=True)
+    instance_id = new_id()
+    asked = body.model_dump(mode="json", exclude_unset=True)
+    answered = await acceptance.answered_before(instance_id, asked)
+    if answered is None:
+        type_ = await _check_possible(request, caller, body)
+        order = _order(request, caller, acceptance, "ProvisionInstance", instance_id, body.name)
+        ports = [port.model_dump() for port in body.wanted_ports()]
+        order = order.model_copy(update={"fixed_ports": [p["host_port"] for p in ports if p["host_port"]]})
+        await _insert(
+            caller,
+            id=instance_id,
+            project_id=caller.project_id,
+            name=body.name,
+            status=Status.PENDING,
+            image=body.image,
+            instance_type=body.instance_type,
+            vcpus=type_.vcpus,
+            memory_mb=type_.memory_mb,
+            env=body.env,
+            cmd=body.cmd,
+            ports=ports,
+            wanted_ports=ports,
+            labels=body.labels,
+            metadata=body.metadata,
+            backend=body.backend,
+            wanted_host=body.host,
+            workflow_id=order.workflow_id,
+        )
+        await acceptance.write(order, "instance.pending", {"name": body.name, "from": None, "to": Status.PENDING})
+        # Last: every request of the project waits for this row.
+        await _reserve(caller, vcpus=type_.vcpus, memory_mb=type_.memory_mb)
+    return await acceptance.answer(_show, answered)
+
+
+@router.get("", response_model=Envelope[list[InstanceView]])
+async def index(
+    request: Request,
+    caller: Authenticated,
+    page: Paging,
+    status: Annotated[Status | None, Query()] = None,
+    name: Annotated[str | None, Query(max_length=63, pattern=r"^[^\x00]*$")] = None,
+    label: Annotated[str | None, Query(max_length=320, pattern=r"^[^=\x00]+=[^\x00]*$")] = None,
+) -> Response:
+    """Instances, newest first; deleted ones only with `?status=deleted`."""
+    query = _query.where(Instance.project_id == caller.project_id)
+    query = query.where(Instance.status == status) if status else query.where(Instance.status != Status.DELETED)
+    if name is not None:
+        query = query.where(Instance.name == name)
+    if label is not None:
+        key, _, value = label.partition("=")
+        query = query.where(Instance.labels.contains({key: value}))
+    return await page_of(request, caller, query, Instance.__table__.c.id, page, view)
+
+
+@router.get("/{instance_id}", response_model=Envelope[InstanceView])
+async def show(request: Request, instance_id: UUID, caller: Authenticated) -> Response:
+    """One instance. A deleted one stays readable for 24 hours."""
+    data = await _show(caller, instance_id)
+    return answer(request, data, headers={"ETag": etag(data["version"])})
+
+
+@router.post("/{instance_id}/start", status_code=202, response_model=Envelope[InstanceView])
+async def start(request: Request, instance_id: UUID, caller: Authenticated) -> Response:
+    """Start a stopped instance."""
+    return await _change(request, caller, instance_id, "StartInstance")
+
+
+@router.post("/{instance_id}/stop", status_code=202, response_model=Envelope[InstanceView])
+async def stop(request: Request, instance_id: UUID, caller: Authenticated) -> Response:
+    """Stop a running instance; it keeps its files, its host and its ports."""
+    return await _change(request, caller, instance_id, "StopInstance")
+
+
+@router.delete("/{instance_id}", status_code=202, response_model=Envelope[InstanceView])
+async def delete(request: Request, instance_id: UUID, caller: Authenticated, force: bool = False) -> Response:
+    """Delete an instance, whatever its state: the workflow in the way is cancelled and undone first.
+
+    With `force=true` an engine that does not answer is not waited for: its host removes what is left.
+    """
+    return await _change(request, caller, instance_id, "DeprovisionInstance", force=force)
+
+
+async def _change(request: Request, caller: Caller, instance_id: UUID, kind: str, *, force: bool = False) -> Response:
+    """Accept a workflow on an existing instance."""
+    acceptance = Acceptance(request, caller)
+    instance = await _lock(caller, instance_id)
+    if request.method == "POST" and (answered := await acceptance.answered_before(instance_id, None)):
+        return await acceptance.answer(_show, answered)
+    verb = VERBS[kind]
+    if verb.done is Status.DELETED:
+        if instance.status == Status.DELETED:
+            return answer(request, await _show(caller, instance_id), headers={"ETag": etag(instance.version)})
+        if instance.status == Status.DELETING:
+            return await acceptance.answer(_show, Answered(instance_id, instance.workflow_id))
+    check_if_match(request, instance.version)
+    if instance.status not in verb.allowed:
+        raise InvalidState(
+            f"instance {instance.name} is {instance.status}; it can be changed so from {', '.join(sorted(verb.allowed))}",
+            state=instance.status,
+            workflow_id=str(instance.workflow_id),
+        )
+    if verb.done is Status.DELETED:
+        await _cancel_others(caller, acceptance, instance_id)
+    order = _order(request, caller, acceptance, kind, instance_id, instance.name)
+    order = order.model_copy(update={"force": force})
+    await caller.execute(
+        update(Instance)
+        .where(Instance.id == instance_id)
+        .values(
+            status=verb.during,
+            workflow_id=order.workflow_id,
+            version=Instance.version + 1,
+            updated_at=func.now(),
+        )
+    )
+    data = {"name": instance.name, "from": instance.status, "to": verb.during}
+    await acceptance.write(order, f"instance.{verb.during}", data, prior_status=instance.status)
+    return await acceptance.answer(_show)
+
+
+async def _lock(caller: Caller, instance_id: UUID) -> Row[Any]:
+    found = await caller.execute(
+        select(Instance.__table__)
+        .where(Instance.project_id == caller.project_id, Instance.id == instance_id, _readable())
+        .with_for_update()
+    )
+    row = found.one_or_none()
+    if row is None:
+        raise NotFound(f"there is no instance {instance_id}")
+    return row
+
+
+async def _cancel_others(caller: Caller, acceptance: Acceptance, instance_id: UUID) -> None:
+    """Ask every unfinished workflow of the instance to end. One that has not started ends here."""
+    accepted = Workflow.state == State.ACCEPTED
+    mine = (Workflow.project_id == caller.project_id) & (Workflow.resource_id == instance_id)
+    await caller.execute(
+        update(Workflow)
+        .where(mine, accepted)
+        .values(state=State.CANCELLED, finished_at=func.now(), cancel_requested_at=func.now(), error=_CANCELLED)
+    )
+    running = await caller.execute(
+        update(Workflow)
+        .where(mine, Workflow.state == State.RUNNING)
+        .values(cancel_requested_at=func.now())
+        .returning(Workflow.id)
+    )
+    for (workflow_id,) in running:
+        acceptance.cancels(workflow_id)
+
+
+async def _check_possible(request: Request, caller: Caller, body: InstanceCreate) -> Row[Any]:
+    """The instance type, and whether any host could take the launch now: one read, that holds nothing."""
+    capacity = request.app.state.capacity
+    fits = eligible(body.backend, body.host) & has_room(InstanceType.vcpus, InstanceType.memory_mb, capacity)
+    fixed = [(p.host_port, p.protocol) for p in body.ports if p.host_port]
+    clash = literal(False)
+    if fixed:
+        held = [(HostPort.port == port) & (HostPort.protocol == protocol) for port, protocol in fixed]
+        clash = select(HostPort.port).where(HostPort.host_id == Host.id, or_(*held)).exists()
+    row = (
+        await caller.execute(
+            select(
+                InstanceType.vcpus,
+                InstanceType.memory_mb,
+                select(Host.id).where(fits).exists().label("room"),
+                select(Host.id).where(fits, ~clash).exists().label("ports"),
+            ).where(InstanceType.name == body.instance_type)
+        )
+    ).one_or_none()
+    if row is None:
+        raise ValidationFailed(
+            f"there is no instance type '{body.instance_type}'",
+            fields=[{"field": "instance_type", "message": "see GET /v1/instance-types"}],
+        )
+    if not row.room:
+        raise NoCapacity(
+            f"no {body.backend} host" + (f" named '{body.host}'" if body.host else "") + " has room for this instance",
+            instance_type=body.instance_type,
+            backend=body.backend,
+            host=body.host,
+        )
+    if not row.ports:
+        raise PortTaken("no host has these ports free", ports=[port for port, _ in fixed])
+    return row
+
+
+async def _insert(caller: Caller, **values: Any) -> None:
+    try:
+        await caller.execute(insert(Instance.__table__).values(**values))
+    except IntegrityError as error:
+        if "uq_instances_live_name" in str(error.orig):
+            raise NameTaken(f"there is an instance named '{values['name']}' already", name=values["name"]) from error
+        raise
+
+
+async def _reserve(caller: Caller, *, vcpus: float, memory_mb: int) -> None:
+    """Take what the launch needs from the project's quota: one conditional update, no read before it."""
+    sizes = {"instances": 1, "vcpus": vcpus, "memory_mb": memory_mb}
+    statement = update(ProjectQuota).where(ProjectQuota.project_id == caller.project_id)
+    for what in QUOTAS:
+        limit, used, reserved = (getattr(ProjectQuota, f"{what}_{column}") for column in ("limit", "used", "reserved"))
+        statement = statement.where(limit.is_(None) | (used + reserved + sizes[what] <= limit))
+        statement = statement.values({f"{what}_reserved": reserved + sizes[what]})
+    if (await caller.execute(statement)).rowcount == 0:
+        raise QuotaExceeded("the project's quota does not allow this; see GET /v1/projects/{id}/quotas", **sizes)
+
+
+def _order(request: Request, caller: Caller, acceptance: Acceptance, kind: str, instance_id: UUID, name: str) -> Order:
+    settings: Settings = request.app.state.settings
+    return Order(
+        workflow_id=acceptance.workflow_id,
+        project_id=caller.project_id,
+        kind=kind,
+        resource_type="instance",
+        resource_id=instance_id,
+        name=name,
+        request_id=request.state.request_id,
+        deadline_seconds=getattr(settings, _DEADLINES[kind]),
+        grace_seconds=settings.stop_grace,
+    )
+
+
+def _readable() -> Any:
+    return (Instance.status != Status.DELETED) | (Instance.deleted_at > func.now() - dt.timedelta(hours=24))
+
+
+async def _show(caller: Caller, instance_id: UUID) -> dict[str, Any]:
+    found = await caller.execute(
+        _query.where(Instance.project_id == caller.project_id, Instance.id == instance_id, _readable())
+    )
+    row = found.one_or_none()
+    if row is None:
+        raise NotFound(f"there is no instance {instance_id}")
+    return view(row)
+
+
+#: A host that was not seen for so long counts as unreachable: three inventories.
+UNSEEN = dt.timedelta(seconds=90)
+
+
+def view(row: Row[Any]) -> dict[str, Any]:
+    """The JSON of an instance, from a row of ``_query``."""
+    return {
+        "id": row.id,
+        "project_id": row.project_id,
+        "name": row.name,
+        "status": row.status,
+        "image": row.image,
+        "instance_type": row.instance_type,
+        "vcpus": row.vcpus,
+        "memory_mb": row.memory_mb,
+        "env": row.env,
+        "cmd": row.cmd,
+        "ports": row.ports,
+        "labels": row.labels,
+        "metadata": row.metadata,
+        "backend": row.backend,
+        "host": row.host,
+        "reachable": None if row.last_seen_at is None else dt.datetime.now(dt.UTC) - row.last_seen_at < UNSEEN,
+        "container_id": row.container_id,
+        "private_ip": row.private_ip,
+        "generation": row.generation,
+        "version": row.version,
+        "error": row.error,
+        "drift": None,
+        "workflow_id": row.workflow_id,
+        "created_at": row.created_at,
+        "updated_at": row.updated_at,
+        "deleted_at": row.deleted_at,
+    }

@@ -1,0 +1,61 @@
+"""Lists: newest first, by keyset, so that a page costs the same however long the list is."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import Depends, Query, Request, Response
+from sqlalchemy import ColumnElement, Row, Select
+
+from api.caller import Caller
+from api.envelope import answer
+from model.errors import ValidationFailed
+
+
+class Page:
+    """``?limit=`` (1 to 500, default 50) and ``?cursor=`` (a ``meta.next_cursor``)."""
+
+    def __init__(
+        self,
+        limit: Annotated[int, Query(ge=1, le=500)] = 50,
+        cursor: Annotated[str | None, Query(max_length=100)] = None,
+    ) -> None:
+        self.limit = limit
+        self.before = _decode(cursor) if cursor is not None else None
+
+
+Paging = Annotated[Page, Depends()]
+
+
+async def page_of(
+    request: Request,
+    caller: Caller,
+    query: Select[Any],
+    key: ColumnElement[UUID],
+    page: Page,
+    view: Any,
+) -> Response:
+    """Answer one page of ``query``, ordered by ``key``; ``view`` turns a row into its JSON."""
+    if page.before is not None:
+        query = query.where(key < page.before)
+    rows = (await caller.execute(query.order_by(key.desc()).limit(page.limit + 1))).all()
+    more = len(rows) > page.limit
+    rows = rows[: page.limit]
+    cursor = _encode(rows[-1]) if more else None
+    return answer(request, [view(row) for row in rows], next_cursor=cursor)
+
+
+def _encode(row: Row[Any]) -> str:
+    return base64.urlsafe_b64encode(row.id.bytes).decode().rstrip("=")
+
+
+def _decode(cursor: str) -> UUID:
+    try:
+        return UUID(bytes=base64.urlsafe_b64decode(cursor + "=="))
+    except (ValueError, binascii.Error):
+        raise ValidationFailed(
+            "cursor: not one of ours", fields=[{"field": "cursor", "message": "take it from meta.next_cursor"}]
+        ) from None

@@ -1,0 +1,62 @@
+"""``/v1/projects``: the caller's project and its quotas. Read only."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+from uuid import UUID
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
+from sqlalchemy import select
+
+from api.caller import Authenticated, Caller
+from api.envelope import Envelope, answer
+from api.errors import RESPONSES
+from model.errors import NotFound
+from model.projects import QUOTAS, Project, ProjectQuota
+
+router = APIRouter(prefix="/v1/projects", tags=["projects"], responses=RESPONSES)
+
+
+class ProjectView(BaseModel):
+    id: str
+    name: str
+    created_at: dt.datetime
+
+
+class QuotaView(BaseModel):
+    limit: float | None
+    used: float
+    reserved: float
+
+
+@router.get("", response_model=Envelope[list[ProjectView]])
+async def index(request: Request, caller: Authenticated) -> Response:
+    """The project that the key, or `X-Project-ID`, stands for."""
+    return answer(request, [await _project(caller, caller.project_id)])
+
+
+@router.get("/{project_id}", response_model=Envelope[ProjectView])
+async def show(request: Request, project_id: UUID, caller: Authenticated) -> Response:
+    return answer(request, await _project(caller, project_id))
+
+
+@router.get("/{project_id}/quotas", response_model=Envelope[dict[str, QuotaView]])
+async def quotas(request: Request, project_id: UUID, caller: Authenticated) -> Response:
+    """What the project may use (`limit`, null: no limit), uses, and has reserved for launches under way."""
+    await _project(caller, project_id)
+    row = (await caller.execute(select(ProjectQuota.__table__).where(ProjectQuota.project_id == project_id))).one()
+    columns = ("limit", "used", "reserved")
+    data = {what: {column: getattr(row, f"{what}_{column}") for column in columns} for what in QUOTAS}
+    return answer(request, data)
+
+
+async def _project(caller: Caller, project_id: UUID) -> dict[str, Any]:
+    found = await caller.execute(
+        select(Project.__table__).where(Project.id == project_id, Project.id == caller.project_id)
+    )
+    row = found.one_or_none()
+    if row is None:
+        raise NotFound(f"there is no project {project_id}")
+    return dict(row._mapping)

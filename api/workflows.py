@@ -1,0 +1,175 @@
+"""``/v1/workflows``: what was asked for, how far it is, and calling it off."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+from uuid import UUID
+
+import structlog
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel
+from sqlalchemy import Row, func, select, update
+from sqlalchemy.orm import Session
+from temporalio.service import RPCError
+
+from activities.instances import settle_instance
+from activities.runs import summarise
+from api.accept import wait_for_end
+from api.caller import Authenticated, Caller
+from api.envelope import Envelope, answer
+from api.errors import RESPONSES
+from api.instance_schemas import ErrorView
+from api.paging import Paging, page_of
+from model.errors import InvalidState, NotFound
+from model.instances import STABLE, Instance
+from model.settings import Settings
+from model.workflows import TERMINAL, Failure, Order, State, Step, Workflow
+
+router = APIRouter(prefix="/v1/workflows", tags=["workflows"], responses=RESPONSES)
+log = structlog.get_logger()
+_query = select(Workflow.__table__)
+#: How long Temporal may take to say how far the steps are; they are left out then.
+STEPS_SECONDS = 3
+
+
+class WorkflowView(BaseModel):
+    id: str
+    kind: str
+    state: State
+    resource_type: str
+    resource_id: str
+    project_id: str
+    actor: str
+    cancel_requested_at: str | None
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    retry_of: str | None
+    error: ErrorView | None
+    temporal_url: str
+    steps: list[Step] | None = None
+
+
+@router.get("", response_model=Envelope[list[WorkflowView]])
+async def index(
+    request: Request,
+    caller: Authenticated,
+    page: Paging,
+    state: Annotated[State | None, Query()] = None,
+    kind: Annotated[str | None, Query(max_length=63, pattern=r"^[A-Za-z]+$")] = None,
+    resource_id: UUID | None = None,
+) -> Response:
+    """Workflows, newest first."""
+    query = _query.where(Workflow.project_id == caller.project_id)
+    for column, wanted in ((Workflow.state, state), (Workflow.kind, kind), (Workflow.resource_id, resource_id)):
+        if wanted is not None:
+            query = query.where(column == wanted)
+    settings: Settings = request.app.state.settings
+    return await page_of(request, caller, query, Workflow.__table__.c.id, page, lambda row: view(row, settings))
+
+
+@router.get("/{workflow_id}", response_model=Envelope[WorkflowView])
+async def show(request: Request, workflow_id: UUID, caller: Authenticated, steps: bool = False) -> Response:
+    """One workflow; with `steps=true` how far each step is. `steps` is null while Temporal cannot tell."""
+    row = await _find(caller, workflow_id)
+    return answer(request, await _view(request, caller, row, steps=steps))
+
+
+@router.get("/{workflow_id}/wait", response_model=Envelope[WorkflowView])
+async def wait(
+    request: Request,
+    workflow_id: UUID,
+    caller: Authenticated,
+    timeout: Annotated[float, Query(ge=0, le=300)] = 30,  # noqa: ASYNC109  # the contract's name
+    steps: bool = False,
+) -> Response:
+    """Answer when the workflow has ended, or as it is after `timeout` seconds."""
+    await _find(caller, workflow_id)
+    await caller.commit()
+    row = await wait_for_end(caller, request.app.state.bells, workflow_id, timeout)
+    return answer(request, await _view(request, caller, row, steps=steps))
+
+
+@router.post("/{workflow_id}/cancel", status_code=202, response_model=Envelope[WorkflowView])
+async def cancel(request: Request, workflow_id: UUID, caller: Authenticated) -> Response:
+    """Call a workflow off: what it did is undone. One that has not started yet ends at once.
+
+    A delete that has begun runs to its end: what is half removed has no way back.
+    """
+    row = await _find(caller, workflow_id)
+    # The resource before its workflow: the order in which everybody locks.
+    await caller.execute(select(Instance.id).where(Instance.id == row.resource_id).with_for_update())
+    row = (await caller.execute(_query.where(Workflow.id == workflow_id).with_for_update())).one()
+    if row.state in TERMINAL:
+        raise InvalidState(f"workflow {workflow_id} has ended: {row.state}", state=row.state)
+    # A delete may have called off another run, which then has to be seen to its end.
+    at_once = row.state == State.ACCEPTED and not (row.kind == "DeprovisionInstance" and row.prior_status not in STABLE)
+    if at_once:
+        order = Order.model_validate(row.order)
+        failure = Failure(code="cancelled", message="cancelled before it had started")
+        await caller.connection.run_sync(lambda connection: _settle(Session(bind=connection), order, failure))
+    await caller.execute(
+        update(Workflow)
+        .where(Workflow.id == workflow_id)
+        .values(cancel_requested_at=func.coalesce(Workflow.cancel_requested_at, func.now()))
+    )
+    row = await _find(caller, workflow_id)
+    await caller.commit()
+    if not at_once:
+        request.app.state.dispatcher.cancel(workflow_id)
+    request.app.state.bells.ring(str(workflow_id))
+    headers = {"Location": f"/v1/workflows/{workflow_id}"}
+    settings: Settings = request.app.state.settings
+    return answer(request, view(row, settings), 202, headers=headers, workflow_id=str(workflow_id))
+
+
+def _settle(session: Session, order: Order, failure: Failure) -> None:
+    settle_instance(session, order, "cancelled", failure, [])
+    session.flush()
+
+
+async def _find(caller: Caller, workflow_id: UUID) -> Row[Any]:
+    found = await caller.execute(_query.where(Workflow.project_id == caller.project_id, Workflow.id == workflow_id))
+    row = found.one_or_none()
+    if row is None:
+        raise NotFound(f"there is no workflow {workflow_id}")
+    return row
+
+
+async def _view(request: Request, caller: Caller, row: Row[Any], *, steps: bool) -> dict[str, Any]:
+    data = view(row, request.app.state.settings)
+    if not steps:
+        return data
+    if row.state in TERMINAL:
+        return data | {"steps": row.steps or []}
+    if not caller.connection.closed:
+        await caller.commit()
+    handle = request.app.state.temporal.get_workflow_handle(str(row.id))
+    try:
+        found = await asyncio.wait_for(summarise(handle, running=True), STEPS_SECONDS)
+    except (RPCError, RuntimeError, TimeoutError) as error:
+        # Not started yet, or Temporal is away: the row is all that is known.
+        log.info("workflow.steps_unknown", workflow_id=str(row.id), error=str(error))
+        return data | {"steps": [] if row.state == State.ACCEPTED else None}
+    return data | {"steps": [step.model_dump() for step in found]}
+
+
+def view(row: Row[Any], settings: Settings) -> dict[str, Any]:
+    """The JSON of a workflow's row."""
+    return {
+        "id": row.id,
+        "kind": row.kind,
+        "state": row.state,
+        "resource_type": row.resource_type,
+        "resource_id": row.resource_id,
+        "project_id": row.project_id,
+        "actor": row.actor,
+        "cancel_requested_at": row.cancel_requested_at,
+        "created_at": row.created_at,
+        "started_at": row.started_at,
+        "finished_at": row.finished_at,
+        "retry_of": row.retry_of,
+        "error": row.error,
+        "temporal_url": f"{settings.temporal_ui_url}/namespaces/{settings.temporal_namespace}/workflows/{row.id}",
+    }

@@ -1,0 +1,56 @@
+"""The API process. Program ``cairn-api``."""
+
+from __future__ import annotations
+
+import asyncio
+from types import FrameType
+
+import uvicorn
+import uvloop
+
+from api.app import create_app
+from model import logs
+from model.settings import Settings
+from worker.database import connect_async
+from worker.temporal_client import connect
+
+CONNECTIONS = 20
+
+
+class Server(uvicorn.Server):
+    """uvicorn, whose first signal also ends the event streams, so that it need not wait for them."""
+
+    stopping: asyncio.Event
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.stopping.set()
+        super().handle_exit(sig, frame)
+
+
+def main() -> None:
+    settings = Settings()
+    logs.configure(settings.log_level, settings.log_format, "api")
+    uvloop.run(serve(settings))
+
+
+async def serve(settings: Settings) -> None:
+    engine = connect_async(settings.database_url.get_secret_value(), CONNECTIONS)
+    app = create_app(settings, engine, await connect(settings, lazy=True))
+    config = uvicorn.Config(
+        app,
+        host=settings.api_host,
+        port=settings.api_port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=10,
+        http="httptools",
+    )
+    server = Server(config)
+    server.stopping = app.state.stopping
+    await server.serve()
+    await engine.dispose()
+
+
+if __name__ == "__main__":
+    main()
