@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,22 @@ from model.base import new_id
 
 #: How long a dying stack's servers may keep the lock after their supervisor is gone.
 DYING_SECONDS = 10.0
+
+#: Everything a stack makes in its folder; the folder may hold more, which is not ours to delete.
+OWN = (
+    "endpoint.json",
+    "installation.json",
+    "api-key",
+    "logs",
+    "postgres",
+    "postgres.new",
+    "run",
+    "simulator",
+    "temporal.sqlite",
+    "temporal.sqlite-shm",
+    "temporal.sqlite-wal",
+    "lock",
+)
 
 
 class StackError(Exception):
@@ -189,3 +206,15 @@ def clear_pids(folder: Path) -> None:
     except (FileNotFoundError, ValueError):
         return
     write(path, json.dumps(known | {"pids": {}}, indent=2) + "\n")
+
+
+def delete(folder: Path) -> None:
+    """Delete what a stack made there, and the folder itself when nothing else is in it."""
+    for name in OWN:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()

@@ -1,0 +1,162 @@
+"""``cairn up``, ``down`` and ``reset``: the embedded stack of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from cli.errors import CommandFailed, Exit, usage
+from model import logs
+from model.settings import Settings
+from worker import data_folder, engine, stack
+from worker.data_folder import Endpoint, StackError
+
+START_SECONDS = 120.0
+STOP_SECONDS = 120.0
+TAIL_LINES = 25
+
+Detach = Annotated[bool, typer.Option("--detach", "-d", help="Run in the background; return when all is ready.")]
+Docker = Annotated[bool, typer.Option(help="Use a Docker engine. Without: simulated hosts alone.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def read_settings() -> Settings:
+    """The settings; a bad one is a usage error that names its variable."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "CAIRN_" + "_".join(str(part) for part in first["loc"]).upper()
+        raise usage(f"{name}: {first['msg']}", "see docs/configuration.md") from None
+
+
+def cannot_start(error: StackError) -> CommandFailed:
+    return CommandFailed(str(error), "cannot_start", Exit.FAILED)
+
+
+def up(detach: Detach = False, docker: Docker = True) -> None:
+    """Start the platform on this machine and keep it running: PostgreSQL, Temporal, API, workers."""
+    settings = read_settings()
+    folder = settings.data_dir.absolute()
+    try:
+        pid = data_folder.owner(folder)
+        if pid:
+            raise StackError(
+                f"a stack runs on {folder} already (process {pid}): stop it with 'cairn down', "
+                "or choose another folder with CAIRN_DATA_DIR"
+            )
+        docker_host = engine.ensure(settings, _say) if docker else None
+        if docker_host:
+            engine.ensure_base_image(docker_host, _say)
+        if detach:
+            _show(_start_detached(data_folder.make(folder), docker), "cairn down")
+            return
+        logs.configure(settings.log_level, "console" if sys.stderr.isatty() else settings.log_format, "supervisor")
+        with stack.planned(settings, docker_host) as plan:
+            asyncio.run(stack.run(plan, lambda endpoint: _show(endpoint, "Ctrl-C")))
+    except StackError as error:
+        raise cannot_start(error) from None
+    _say("Stopped. Instances keep running; 'cairn up' goes on where this ended.")
+
+
+def _start_detached(folder: Path, docker: bool) -> Endpoint:
+    """A supervisor of its own session; its endpoint, once everything is ready."""
+    log = folder / "logs" / "supervisor.log"
+    command = [str(Path(sys.executable).with_name("cairn")), "up", "--docker" if docker else "--no-docker"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+    given_up = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < given_up:
+        endpoint = data_folder.read_endpoint(folder)
+        if endpoint and endpoint.pids.get("supervisor") == process.pid:
+            return endpoint
+        time.sleep(0.05)
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
+    raise StackError(f"the stack did not start; the end of {log}:\n{tail}")
+
+
+def _show(endpoint: Endpoint, how_to_stop: str) -> None:
+    root = endpoint.api_url.removesuffix("/v1")
+    for name, value in {
+        "API": endpoint.api_url,
+        "API docs": f"{root}/docs",
+        "Temporal UI": endpoint.temporal_ui_url,
+        "Key": f"in {endpoint.data_dir}/endpoint.json, where the cairn program finds it",
+        "Stop": how_to_stop,
+    }.items():
+        _say(f"{name:<12} {value}")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def down() -> None:
+    """Stop the platform of this data folder. Instances keep running."""
+    folder = read_settings().data_dir.absolute()
+    pid = data_folder.owner(folder)
+    if pid is None:
+        _say(f"No stack runs on {folder}.")
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    given_up = time.monotonic() + STOP_SECONDS
+    while data_folder.owner(folder) == pid:
+        if time.monotonic() > given_up:
+            raise CommandFailed(f"process {pid} does not end: kill it with 'kill -9 {pid}'", "timed_out", Exit.FAILED)
+        time.sleep(0.05)
+    _say("Stopped. Instances keep running; 'cairn up' goes on where this ended.")
+
+
+def reset(yes: Yes = False) -> None:
+    """Delete the data folder and this installation's containers, after showing what goes."""
+    settings = read_settings()
+    folder = settings.data_dir.absolute()
+    if not any((folder / name).exists() for name in data_folder.OWN):
+        _say(f"Nothing to delete: no stack ever ran on {folder}.")
+        return
+    try:
+        held = data_folder.lock(folder)
+    except StackError as error:
+        raise CommandFailed(str(error), "running", Exit.REFUSED) from None
+    try:
+        _reset(settings, folder, yes)
+    finally:
+        os.close(held)
+
+
+def _reset(settings: Settings, folder: Path, yes: bool) -> None:
+    identity = data_folder.read_installation(folder)
+    known = data_folder.read_endpoint(folder)
+    docker_host = known.docker_host if known and known.docker_host else engine.find(settings)
+    containers: list[str] = []
+    if identity and docker_host and engine.problem(docker_host) is None:
+        containers = engine.owned_containers(docker_host, str(identity.installation))
+    elif identity and docker_host:
+        _say(f"The Docker engine at {docker_host} does not answer: containers of this installation would stay there.")
+    _say("This will be deleted:")
+    _say(f"  folder     {folder} (database, Temporal's state, API key, logs)")
+    for name in containers:
+        _say(f"  container  {name}")
+    if not yes and not (sys.stdin.isatty() and typer.confirm("Delete all of it?")):
+        raise CommandFailed("nothing was deleted", "not_confirmed", Exit.REFUSED, "confirm with --yes (make: YES=1)")
+    if identity and docker_host and containers:
+        engine.remove_containers(docker_host, str(identity.installation))
+    data_folder.delete(folder)
+    _say("Deleted.")
