@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import httpx
@@ -69,6 +70,8 @@ class Client:
             headers={"X-API-Key": self.endpoint.api_key} if self.endpoint.api_key else {},
             timeout=httpx.Timeout(30, connect=5),
             transport=transport,
+            # A proxy of the environment is for the world outside, not for this machine.
+            trust_env=not _is_loopback(self.endpoint.api_url),
         )
 
     def __enter__(self) -> Self:
@@ -180,6 +183,11 @@ def checked_id(value: str) -> str:
     if not _is_id(value):
         raise usage(f"'{value}' is not a workflow id", "find it with: cairn workflow list")
     return value
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def _is_id(value: str) -> bool:

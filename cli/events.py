@@ -27,10 +27,11 @@ def group() -> None:
     """Keeps ``watch`` a command of a group, though it is the only one."""
 
 
-@app.command(epilog="Example: cairn event watch --after 0 -o json | jq .type")
+@app.command(epilog="Example: cairn event watch --after 0-0-0 -o json")
 def watch(
     after: Annotated[
-        str | None, typer.Option(help="Start after the event of this id, as --output json shows it.")
+        str | None,
+        typer.Option(help="Start after the event of this id; 0-0-0: from the beginning."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="End after so many events.")] = None,
     output: Output = Format.TABLE,

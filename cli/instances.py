@@ -29,7 +29,7 @@ class Ending(NamedTuple):
 
 
 @app.command(epilog="Example: cairn instance launch web --image cairn/base:latest --port 8080:80 --env MODE=test")
-def launch(  # noqa: PLR0917 - Typer calls it by keyword
+def launch(
     name: Annotated[str, typer.Argument(help="Its name, unique in the project.")],
     command: Annotated[
         list[str] | None, typer.Argument(metavar="-- CMD...", help="What it runs, after --.", show_default=False)
@@ -73,7 +73,7 @@ def launch(  # noqa: PLR0917 - Typer calls it by keyword
 
 
 @app.command("list", epilog="Example: cairn instance list --status running --label tier=web -o json")
-def list_(  # noqa: PLR0917 - Typer calls it by keyword
+def list_(
     status: Annotated[str | None, typer.Option(help="Only in this state; deleted ones are shown only so.")] = None,
     name: Annotated[str | None, typer.Option(help="Only of this name.")] = None,
     label: Annotated[str | None, typer.Option("--label", "-l", help="Only with this label, k=v.")] = None,

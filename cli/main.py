@@ -1,4 +1,4 @@
-"""The ``cairn`` program. A command's module is imported when the command is named, so that start-up is quick."""
+"""The ``cairn`` program. A command's module is imported when the command is run, so that start-up is quick."""
 
 from __future__ import annotations
 
@@ -6,25 +6,47 @@ import os
 import sys
 from importlib import import_module
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from cli.errors import CommandFailed, Exit
 
-#: Command → where it stands: a Typer application (a group of commands), or the function of one command.
+
+class Place(NamedTuple):
+    """Where a command stands: a Typer application (a group of commands), or the function of a single one."""
+
+    module: str
+    name: str
+    help: str
+    example: str | None = None
+
+
 COMMANDS = {
-    "up": "cli.stack:up",
-    "down": "cli.stack:down",
-    "reset": "cli.stack:reset",
-    "doctor": "cli.stack:doctor",
-    "demo": "cli.demo:demo",
-    "instance": "cli.instances:app",
-    "workflow": "cli.workflows:app",
-    "event": "cli.events:app",
-    "faults": "cli.faults:app",
+    "up": Place("cli.stack", "up", "Start the platform on this machine.", "cairn up --detach"),
+    "down": Place("cli.stack", "down", "Stop the platform; instances keep running.", "cairn down"),
+    "reset": Place("cli.stack", "reset", "Delete the platform's data and its containers.", "cairn reset --yes"),
+    "doctor": Place("cli.doctor", "doctor", "Check what the platform needs.", "cairn doctor"),
+    "demo": Place("cli.demo", "demo", "Tour: launch, kill -9 in the middle, cancel, delete.", "cairn demo"),
+    "instance": Place("cli.instances", "app", "Launch instances, look at them, start, stop and remove them."),
+    "workflow": Place("cli.workflows", "app", "Look at workflows, wait for them and cancel them."),
+    "event": Place("cli.events", "app", "Watch what happens."),
+    "faults": Place("cli.faults", "app", "Fault points of the platform; for testing only."),
 }
+
+
+def load(name: str) -> Any:
+    """The command itself, with all that it imports."""
+    place = COMMANDS[name]
+    found = getattr(import_module(place.module), place.name)
+    if not isinstance(found, typer.Typer):
+        alone = typer.Typer(add_completion=False)
+        alone.command(name, epilog=f"Example: {place.example}")(found)
+        found = alone
+    command: Any = typer.main.get_command(found)
+    command.name = name
+    return command
 
 
 class Program(TyperGroup):
@@ -34,23 +56,14 @@ class Program(TyperGroup):
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in COMMANDS:
-            return None
-        module, _, name = COMMANDS[cmd_name].partition(":")
-        found = getattr(import_module(module), name)
-        if isinstance(found, typer.Typer):
-            command: Any = typer.main.get_command(found)
-        else:
-            alone = typer.Typer(add_completion=False)
-            alone.command(cmd_name)(found)
-            command = typer.main.get_command(alone)
-        command.name = cmd_name
-        return command
+        """For the list of commands its line of help is enough."""
+        return TyperCommand(cmd_name, help=COMMANDS[cmd_name].help) if cmd_name in COMMANDS else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         known: dict[str, Any] = dict.fromkeys(COMMANDS)
         self.commands = known  # what a mistyped name is compared with
-        return super().resolve_command(ctx, args)
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, load(name) if name else None, rest
 
     def invoke(self, ctx: Any) -> Any:
         from cli import render
@@ -86,19 +99,20 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 refused, 5 no API, 6 time-out, 130 interrupted.",
 )
 
 
-@app.callback(
-    epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 refused, 5 no API, 6 time-out, 130 interrupted."
-)
+@app.callback()
 def cairn(
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Self-hosted provisioning where every change to infrastructure is a durable workflow.
+    """Every change to infrastructure is a durable workflow.
 
-    Reads CAIRN_API_URL and CAIRN_API_KEY, else the endpoint file of a platform on this machine
-    (CAIRN_DATA_DIR, default .cairn). Example: cairn instance launch web --image cairn/base:latest --port 80
+    Reads CAIRN_API_URL and CAIRN_API_KEY, else the endpoint file of a platform
+    on this machine (in CAIRN_DATA_DIR, default .cairn).
+
+    Example: cairn instance launch web --port 80
     """

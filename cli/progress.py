@@ -50,7 +50,9 @@ class Timeline:
             self.live.stop()
 
     def show(self, workflow: Mapping[str, Any]) -> None:
-        steps = workflow.get("steps") or []
+        steps = workflow.get("steps")
+        if steps is None:  # the API could not ask Temporal: what was shown stays
+            return
         if self.live:
             table = Table.grid(padding=(0, 2, 0, 0))
             for step in steps:

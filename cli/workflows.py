@@ -18,7 +18,7 @@ WorkflowId = Annotated[str, typer.Argument(metavar="ID", help="Id of the workflo
 
 
 @app.command("list", epilog="Example: cairn workflow list --state running --instance web")
-def list_(  # noqa: PLR0917 - Typer calls it by keyword
+def list_(
     state: Annotated[
         str | None, typer.Option(help="Only in this state: accepted, running, completed, failed, cancelled.")
     ] = None,

@@ -53,6 +53,7 @@ CLIENT_COMMANDS = (
     [["instance", verb] for verb in ("launch", "list", "show", "start", "stop", "rm")]
     + [["workflow", verb] for verb in ("list", "show", "wait", "cancel")]
     + [["event", "watch"], ["faults", "list"]]
+    + [[name] for name, place in COMMANDS.items() if place.example]
 )
 
 
@@ -67,8 +68,16 @@ def test_help_has_an_example_and_fits_80_columns(command: list[str], monkeypatch
 
 def test_every_command_exists() -> None:
     for place in COMMANDS.values():
-        module, _, name = place.partition(":")
-        assert hasattr(import_module(module), name), place
+        assert hasattr(import_module(place.module), place.name), place
+
+
+def test_help_of_the_program_lists_every_command_without_importing_any() -> None:
+    code = "import sys; from cli.main import app\ntry: app(['--help'])\nexcept SystemExit: pass\nprint(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True)
+    shown, _, modules = result.stdout.rpartition("\n\n")
+    assert not {place.module for place in COMMANDS.values()} & set(modules.split())
+    for name, place in COMMANDS.items():
+        assert re.search(rf"\b{name} +{re.escape(place.help)}", shown)
 
 
 def test_a_reader_that_leaves_ends_the_command_quietly(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
