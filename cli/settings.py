@@ -1,0 +1,18 @@
+"""The settings, for commands that work on this machine."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from cli.errors import usage
+from model.settings import Settings
+
+
+def read_settings() -> Settings:
+    """The settings; a bad one is a usage error that names its variable."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "CAIRN_" + "_".join(str(part) for part in first["loc"]).upper()
+        raise usage(f"{name}: {first['msg']}", "see docs/configuration.md") from None
