@@ -1,0 +1,59 @@
+# Everything starts here: 'make' lists it. Needs make, git and python3 with venv; the rest comes from uv.lock.
+
+UV_VERSION := 0.13.8
+READY      := .venv/.ready
+SEED       ?= $(CAIRN_CHAOS_SEED)
+on          = $(filter-out 0 no false,$($(1)))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up down reset test chaos bench lint doctor clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# The versions of the lock, into .venv. uv itself comes by pip, once.
+$(READY): uv.lock pyproject.toml Makefile
+	@test -x .venv/bin/pip || python3 -m venv .venv || \
+		{ echo "python3 3.11 or newer with venv is needed (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@.venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "python 3.11 or newer is needed" >&2; exit 1; }
+	@test -x .venv/bin/uv || { echo "Setting up .venv"; .venv/bin/pip install --quiet uv==$(UV_VERSION); }
+	UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON_DOWNLOADS=never \
+		.venv/bin/uv sync --quiet --frozen --all-extras --inexact --python .venv/bin/python
+	@touch $@
+
+demo: $(READY) ## A tour: launch, kill -9 in the middle, cancel, delete
+	@.venv/bin/cairn demo
+
+up: $(READY) ## Start the platform here (DETACH=1: in the background)
+	@.venv/bin/cairn up $(if $(call on,DETACH),--detach)
+
+down: $(READY) ## Stop a platform in the background; instances keep running
+	@.venv/bin/cairn down
+
+reset: $(READY) ## Delete the platform's data and its containers (YES=1: do not ask)
+	@.venv/bin/cairn reset $(if $(call on,YES),--yes)
+
+doctor: $(READY) ## Check what the platform needs of this machine
+	@.venv/bin/cairn doctor
+
+test: lint ## Everything, on a real Docker engine; installs what it needs
+	@.venv/bin/cairn doctor --install
+	.venv/bin/pytest
+
+chaos: $(READY) ## Kill everything everywhere, at length (CAIRN_CHAOS_SEED=N repeats a run)
+	@.venv/bin/cairn doctor --install
+	CAIRN_CHAOS=all CAIRN_CHAOS_SEED=$(SEED) .venv/bin/pytest tests/chaos
+
+bench: $(READY) ## Measure, and write docs/benchmarks.md
+	@.venv/bin/cairn doctor --install
+	.venv/bin/python bench/run.py
+
+lint: $(READY) ## ruff, mypy, import-linter
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+clean: ## Remove .venv and caches; data stays ('make reset' deletes it)
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
