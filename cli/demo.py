@@ -84,7 +84,7 @@ class Tour:
 
     def set_up(self) -> str:
         """An engine and the base image; the address of the engine comes back."""
-        from cli.stack import read_settings
+        from cli.settings import read_settings
         from worker import engine
         from worker.data_folder import StackError
 
