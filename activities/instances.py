@@ -18,8 +18,7 @@ from model.errors import NotReady, Superseded
 from model.hosts import Host
 from model.instances import STABLE, VERBS, Instance, MachineSpec, MachineState, Port, Status
 from model.projects import ProjectQuota
-from model.workflows import Failure, Order, Outcome, State, Step
-
+from model.workflows import Failure, Order, Outcome, Step
 
 FORCE_AFTER = dt.timedelta(seconds=10)
 
@@ -149,15 +148,13 @@ def settle_instance(
         return
     verb = VERBS[order.kind]
     launch, removal = order.kind == "ProvisionInstance", verb.done is Status.DELETED
-    if outcome == State.COMPLETED:
+    if outcome == "completed":
         status = verb.done
-    elif launch or (removal and row.prior_status not in STABLE):
-        status = Status.ERROR
-    elif removal and outcome == State.FAILED:
+    elif launch or (removal and row.prior_status not in STABLE) or (removal and outcome == "failed"):
         status = Status.ERROR
     else:
         status = Status(row.prior_status or Status.ERROR)
-    if launch and outcome != State.COMPLETED or status is Status.DELETED:
+    if (launch and outcome != "completed") or status is Status.DELETED:
         release(session, instance)
         _count(session, instance, "none")
     # A delete that came meanwhile owns the instance now, and decides about its state.

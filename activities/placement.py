@@ -21,10 +21,12 @@ class Capacity(Frozen):
     overcommit_memory: float
 
 
-def has_room(instance_vcpus: float, instance_memory_mb: int, capacity: Capacity) -> ColumnElement[bool]:
+def has_room(
+    vcpus: ColumnElement[float] | float, memory_mb: ColumnElement[int] | int, capacity: Capacity
+) -> ColumnElement[bool]:
     """SQL: the host has room for one more of this size."""
-    return (Host.allocated_vcpus + instance_vcpus <= Host.cpus * capacity.overcommit_cpu) & (
-        Host.allocated_memory_mb + instance_memory_mb <= Host.memory_mb * capacity.overcommit_memory
+    return (Host.allocated_vcpus + vcpus <= Host.cpus * capacity.overcommit_cpu) & (
+        Host.allocated_memory_mb + memory_mb <= Host.memory_mb * capacity.overcommit_memory
     )
 
 
@@ -53,10 +55,7 @@ def place(session: Session, instance: Instance, capacity: Capacity, avoid: Itera
     )
     for candidate in candidates:
         host = session.scalars(
-            select(Host)
-            .where(Host.id == candidate, room)
-            .with_for_update()
-            .execution_options(populate_existing=True)
+            select(Host).where(Host.id == candidate, room).with_for_update().execution_options(populate_existing=True)
         ).one_or_none()
         if host is None:
             continue

@@ -136,9 +136,10 @@ class Acceptance:
 
         From the commit on the request is accepted: nothing here turns it into an error of ours.
         """
-        if answered is None:
-            assert self._order is not None
+        if self._order is not None:
             answered = Answered(self._order.resource_id, self._order.workflow_id)
+        if answered is None:
+            raise RuntimeError("an acceptance ends with an order, or with what was answered before")
         view = await show(self._caller, answered.resource_id)
         await self._commit()
         state = self._request.app.state

@@ -72,7 +72,7 @@ async def authenticate(request: Request) -> Caller:
     key = _key(request)
     engine: AsyncEngine = request.app.state.engine
     parameters = {"digest": hashlib.sha256(key.encode()).digest(), "project": _project(request)}
-    for attempt in (1, 2):
+    for last_try in (False, True):
         connection = engine.connect()
         try:
             await connection.start()
@@ -81,7 +81,7 @@ async def authenticate(request: Request) -> Caller:
         except DBAPIError as error:
             await connection.close()
             # A connection that died while it lay in the pool: nothing was done on it, a fresh one will do.
-            if attempt == 2 or not error.connection_invalidated:
+            if last_try or not error.connection_invalidated:
                 raise
     if row is None or row.project_id is None:
         await connection.close()

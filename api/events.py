@@ -11,7 +11,8 @@ import orjson
 import structlog
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
-from sqlalchemy import ColumnElement, Integer, Row, func, literal_column, select, tuple_
+from sqlalchemy import ColumnElement, Integer, Row, func, literal_column, select, text, tuple_
+from sqlalchemy.engine import CursorResult
 from sqlalchemy.exc import DBAPIError
 
 from api.bells import Bells, wait_for
@@ -100,11 +101,11 @@ async def _events(
 
 async def _end(caller: Caller) -> Position:
     """Just before the first event that is not settled yet, so that nothing in flight is missed."""
-    found = await caller.execute(
-        select(func.current_epoch(), literal_column("pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1"), 2**62)
+    found: CursorResult[int, int] = await caller.execute(
+        text("SELECT current_epoch(), pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1")
     )
-    epoch, xid, last = found.one()
-    return (epoch, xid, last)
+    epoch, newest_settled = found.one()
+    return (epoch, newest_settled, 2**62)
 
 
 def _last_event_id(request: Request) -> Position | None:

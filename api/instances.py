@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
-from sqlalchemy import Row, func, insert, literal, or_, select, update
+from sqlalchemy import ColumnElement, Row, func, insert, literal, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from activities.placement import eligible, has_room
@@ -147,7 +147,7 @@ async def _change(request: Request, caller: Caller, instance_id: UUID, kind: str
     check_if_match(request, instance.version)
     if instance.status not in verb.allowed:
         raise InvalidState(
-            f"instance {instance.name} is {instance.status}; it can be changed so from {', '.join(sorted(verb.allowed))}",
+            f"instance {instance.name} is {instance.status}, not {' or '.join(sorted(verb.allowed))}",
             state=instance.status,
             workflow_id=str(instance.workflow_id),
         )
@@ -204,9 +204,11 @@ async def _cancel_others(caller: Caller, acceptance: Acceptance, instance_id: UU
 async def _check_possible(request: Request, caller: Caller, body: InstanceCreate) -> Row[Any]:
     """The instance type, and whether any host could take the launch now: one read, that holds nothing."""
     capacity = request.app.state.capacity
-    fits = eligible(body.backend, body.host) & has_room(InstanceType.vcpus, InstanceType.memory_mb, capacity)
+    fits = eligible(body.backend, body.host) & has_room(
+        InstanceType.vcpus.expression, InstanceType.memory_mb.expression, capacity
+    )
     fixed = [(p.host_port, p.protocol) for p in body.ports if p.host_port]
-    clash = literal(False)
+    clash: ColumnElement[bool] = literal(False)
     if fixed:
         held = [(HostPort.port == port) & (HostPort.protocol == protocol) for port, protocol in fixed]
         clash = select(HostPort.port).where(HostPort.host_id == Host.id, or_(*held)).exists()
@@ -239,7 +241,7 @@ async def _check_possible(request: Request, caller: Caller, body: InstanceCreate
 
 async def _insert(caller: Caller, **values: Any) -> None:
     try:
-        await caller.execute(insert(Instance.__table__).values(**values))
+        await caller.execute(insert(Instance).values(values))
     except IntegrityError as error:
         if "uq_instances_live_name" in str(error.orig):
             raise NameTaken(f"there is an instance named '{values['name']}' already", name=values["name"]) from error

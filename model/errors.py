@@ -131,9 +131,7 @@ class Unsupported(CairnError):
     code, status = "unsupported", 422
 
     def __init__(self, capability: str, driver: str) -> None:
-        super().__init__(
-            f"the {driver} driver cannot do '{capability}'", capability=capability, driver=driver
-        )
+        super().__init__(f"the {driver} driver cannot do '{capability}'", capability=capability, driver=driver)
 
 
 class DeadlineExceeded(CairnError):

@@ -97,9 +97,7 @@ class Workflow(Base):
     __table_args__ = (
         UniqueConstraint("project_id", "id"),
         CheckConstraint("state IN ({})".format(", ".join(f"'{s}'" for s in State)), name="state"),
-        CheckConstraint(
-            "(state IN ('completed', 'failed', 'cancelled')) = (finished_at IS NOT NULL)", name="finished"
-        ),
+        CheckConstraint("(state IN ('completed', 'failed', 'cancelled')) = (finished_at IS NOT NULL)", name="finished"),
         Index("ix_workflows_list", "project_id", "id"),
         Index("ix_workflows_state", "project_id", "state", "id"),
         Index("ix_workflows_resource", "project_id", "resource_id", "id"),

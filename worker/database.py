@@ -117,9 +117,7 @@ def seed(owner_url: str, *, installation: UUID, api_key: str, hosts: list[HostSe
                 )
             )
         # A simulated host that the settings no longer ask for takes no more placements.
-        session.query(Host).filter(Host.backend == "simulated").update(
-            {"state": "cordoned"}
-        )
+        session.query(Host).filter(Host.backend == "simulated").update({"state": "cordoned"})
         session.query(Host).filter(Host.backend == "simulated", Host.id.in_([h.id for h in hosts])).update(
             {"state": "ready"}
         )

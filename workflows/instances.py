@@ -8,7 +8,7 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError
 
 from workflows.options import UNDO, on_control, on_host, remaining
-from workflows.saga import Saga, Settle, Undo, carry_out
+from workflows.saga import Saga, Settle, Undo, call, carry_out
 
 with workflow.unsafe.imports_passed_through():
     from activities.instances import (
@@ -34,9 +34,7 @@ def settling(order: Order) -> Settle:
 
     async def settle(outcome: Outcome, failure: Failure | None, facts: MachineState | None) -> None:
         settlement = Settlement(order=order, outcome=outcome, failure=failure, facts=facts)
-        await workflow.execute_activity_method(
-            InstanceRecords.settle, settlement, activity_id="settle", **on_control()
-        )
+        await call(InstanceRecords.settle, settlement, "settle", on_control())
 
     return settle
 

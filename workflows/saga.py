@@ -14,7 +14,6 @@ from temporalio.exceptions import (
     ActivityError,
     ApplicationError,
     FailureError,
-    TemporalError,
     TimeoutError,
     is_cancelled_exception,
 )
@@ -46,12 +45,7 @@ class Saga:
         if undo is not None:
             self._undos.append(undo)
         self._count += 1
-        result: R = await workflow.execute_activity_method(
-            method,  # type: ignore[arg-type]
-            arg,
-            activity_id=f"step-{self._count}",
-            **config,
-        )
+        result = await call(method, arg, f"step-{self._count}", config)
         if self._cancellable and workflow.cancellation_reason() is not None:
             raise asyncio.CancelledError
         return result
@@ -60,10 +54,16 @@ class Saga:
         """Undo what was done, newest first. One that fails does not stop the others."""
         for number, (method, arg, config) in enumerate(reversed(self._undos), 1):
             try:
-                await workflow.execute_activity_method(method, arg, activity_id=f"undo-{number}", **config)
+                await call(method, arg, f"undo-{number}", config)
             except ActivityError as error:
                 workflow.logger.error("undo failed: %s", error.cause)
         self._undos.clear()
+
+
+async def call(method: Callable[[Any, Any], R], arg: Any, id: str, config: ActivityConfig) -> R:
+    """Run an activity under an id that says what it is in the run: step-N, undo-N, settle."""
+    result: R = await workflow.execute_activity(method, arg, activity_id=id, **config)  # type: ignore[call-overload]
+    return result
 
 
 async def carry_out(
@@ -120,9 +120,11 @@ def failure_of(error: BaseException) -> Failure:
             message=f"{step} did not finish in time ({cause.type.name.lower() if cause.type else 'time-out'})",
             step=step,
         )
-    late = late or (isinstance(error, ActivityError) and isinstance(cause, ApplicationError) and not cause.non_retryable)
+    late = late or (
+        isinstance(error, ActivityError) and isinstance(cause, ApplicationError) and not cause.non_retryable
+    )
     code = cause.type if isinstance(cause, ApplicationError) and cause.type else "internal"
-    message = cause.message if isinstance(cause, TemporalError) else str(cause)
+    message = cause.message if isinstance(cause, FailureError) else str(cause)
     if late:
         message = f"gave up at the deadline; last error: {message}"
     return Failure(code=code, message=message, step=step)
