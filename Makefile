@@ -2,8 +2,7 @@
 
 UV_VERSION := 0.13.8
 READY      := .venv/.ready
-SEED       ?= $(CAIRN_CHAOS_SEED)
-on          = $(filter-out 0 no false,$($(1)))
+on         = $(filter-out 0 no false,$($(1)))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up down reset test chaos bench lint doctor clean
@@ -43,7 +42,7 @@ test: lint ## Everything, on a real Docker engine; installs what it needs
 
 chaos: $(READY) ## Kill everything everywhere, at length (CAIRN_CHAOS_SEED=N repeats a run)
 	@.venv/bin/cairn doctor --install
-	CAIRN_CHAOS=all CAIRN_CHAOS_SEED=$(SEED) .venv/bin/pytest tests/chaos
+	CAIRN_CHAOS=all .venv/bin/pytest tests/chaos
 
 bench: $(READY) ## Measure, and write docs/benchmarks.md
 	@.venv/bin/cairn doctor --install

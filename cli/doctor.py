@@ -134,10 +134,8 @@ def _docker(settings: Settings) -> Iterator[Finding]:
     if url is None:
         first = engine.candidates(settings)[0][0]
         installed = shutil.which("dockerd")
-        fix = f"{engine.problem(first)}: " + (
-            "run 'cairn doctor --install' as root, or start your engine" if installed else "'cairn doctor --install'"
-        )
-        yield Finding(name="docker engine", found=bool(installed), works=False, detail=first, fix=fix)
+        how = f"{engine.problem(first)}: 'cairn doctor --install' as root, or start an engine yourself"
+        yield Finding(name="docker engine", found=bool(installed), works=False, detail=first, fix=how)
         return
     yield Finding(name="docker engine", found=True, works=True, version=engine.version(url), detail=url)
     there = engine.has_base_image(url)

@@ -37,6 +37,8 @@ BACKGROUND = 5
 SIMULATED_CPUS, SIMULATED_MEMORY_MB = 16, 64 << 10
 #: One machine is for trying things out: many small instances that do little.
 EMBEDDED_DEFAULTS = {"CAIRN_OVERCOMMIT_CPU": "100", "CAIRN_OVERCOMMIT_MEMORY": "10"}
+#: make passes on what its process group got already: that is no second wish.
+SAME_SIGNAL_SECONDS = 0.5
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -295,11 +297,17 @@ async def run(plan: Plan, on_ready: Callable[[Endpoint], None], environ: Mapping
     To be called in the main thread: the children are tied to the thread that starts them.
     """
     asked, hurry = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    first = 0.0
 
     def on_signal() -> None:
-        (hurry if asked.is_set() else asked).set()
+        nonlocal first
+        if not asked.is_set():
+            first = loop.time()
+            asked.set()
+        elif loop.time() - first > SAME_SIGNAL_SECONDS:
+            hurry.set()
 
-    loop = asyncio.get_running_loop()
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, on_signal)
     stack = Stack(plan, environ)
