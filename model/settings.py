@@ -80,3 +80,19 @@ class Settings(BaseSettings):
     faults_file: Path | None = Field(None, description="Fault points' file; testing only")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged")
     log_format: Literal["json", "console"] = Field("json", description="How log lines look")
+
+
+def table() -> str:
+    """The settings as a Markdown table: docs/configuration.md holds it, and a test compares."""
+    lines = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = field.default
+        if isinstance(default, SecretStr):
+            default = default.get_secret_value()
+        elif isinstance(default, tuple):
+            default = "-".join(map(str, default))
+        elif isinstance(default, bool):
+            default = int(default)
+        shown = "" if default in (None, []) else f"`{default}`"
+        lines.append(f"| `CAIRN_{name.upper()}` | {shown} | {field.description} |")
+    return "\n".join(lines)
