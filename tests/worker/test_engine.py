@@ -1,0 +1,90 @@
+"""The engine and the base image on it."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+from uuid import uuid4
+
+import docker
+import pytest
+
+from model.settings import Settings
+from worker import busybox, engine
+from worker.data_folder import StackError
+
+
+def test_root_file_system_is_a_static_program_and_links_to_it(tmp_path: Path) -> None:
+    program = busybox.find(tmp_path)
+    assert busybox.is_static(program)
+    with tarfile.open(fileobj=io.BytesIO(busybox.root_archive(program))) as archive:
+        assert archive.getmember("bin/busybox").mode == 0o755
+        assert archive.getmember("bin/sh").linkname == "busybox"
+        assert archive.getmember("tmp").mode == 0o1777
+        page = archive.extractfile("www/index.html")
+        assert page
+        assert b"Cairn" in page.read()
+
+
+def test_program_with_libraries_or_a_script_is_not_static(tmp_path: Path) -> None:
+    assert not busybox.is_static(Path("/bin/ls"))
+    script = tmp_path / "busybox"
+    script.write_text("#!/bin/sh\n")
+    assert not busybox.is_static(script)
+
+
+def test_engine_that_was_named_is_never_replaced_by_another(tmp_path: Path) -> None:
+    settings = Settings(docker_host=f"unix://{tmp_path}/none.sock")
+    with pytest.raises(StackError, match=r"none\.sock.*CAIRN_DOCKER_HOST"):
+        engine.ensure(settings, lambda _: pytest.fail("something was changed"))
+    with pytest.raises(StackError, match=r"other\.sock"):
+        engine.ensure(Settings(), pytest.fail, {"DOCKER_HOST": f"unix://{tmp_path}/other.sock"})
+
+
+def test_nothing_is_installed_where_that_is_forbidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "SOCKET", f"unix://{tmp_path}/none.sock")
+    with pytest.raises(StackError, match="CAIRN_INSTALL_ENGINE"):
+        engine.ensure(Settings(install_engine=False), pytest.fail, {})
+
+
+def test_pid_file_of_a_dead_daemon_is_forgotten_and_of_a_living_one_kept(tmp_path: Path) -> None:
+    file = tmp_path / "docker.pid"
+    file.write_text("999999999")
+    engine._forget_dead(file, "dockerd")
+    assert not file.exists()
+    file.write_text("1")
+    engine._forget_dead(file, Path("/proc/1/comm").read_text().strip())
+    assert file.exists()
+
+
+@pytest.mark.engine
+class TestOnAnEngine:
+    @pytest.fixture
+    def url(self) -> str:
+        return engine.ensure(Settings(), print)
+
+    def test_base_image_is_made_once(self, url: str) -> None:
+        engine.ensure_base_image(url, print)
+        engine.ensure_base_image(url, lambda line: pytest.fail(f"made again: {line}"))
+        client = docker.DockerClient(base_url=url)
+        assert client.containers.run(engine.IMAGE, ["cat", "/www/index.html"], remove=True).startswith(b"<!doctype")
+        client.close()
+
+    def test_only_this_installations_containers_are_removed(self, url: str) -> None:
+        engine.ensure_base_image(url, print)
+        client = docker.DockerClient(base_url=url)
+        ours, theirs = str(uuid4()), str(uuid4())
+        made = {
+            whose: client.containers.run(
+                engine.IMAGE, detach=True, labels={"io.cairn.installation": whose}, network_mode="none"
+            )
+            for whose in (ours, theirs)
+        }
+        try:
+            engine.remove_containers(url, ours)
+            assert engine.owned_containers(url, ours) == []
+            assert engine.owned_containers(url, theirs) == [made[theirs].name]
+        finally:
+            engine.remove_containers(url, theirs)
+            client.close()
