@@ -1,0 +1,298 @@
+"""Containers on a Docker engine."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+from uuid import UUID
+
+import docker
+import docker.errors
+import requests
+import urllib3.exceptions
+from docker import APIClient
+
+from drivers import faults
+from drivers.machines import Cancelled, Check
+from drivers.ownership import Owner, machine_name
+from model.errors import (
+    EngineRefused,
+    EngineUnavailable,
+    ImageNotFound,
+    InstanceExited,
+    NotFound,
+    PortTaken,
+)
+from model.instances import MachineSpec, MachineState, OwnedMachine
+
+#: Below the ten seconds within which a cancel acts. A call that takes longer is ambiguous, and repeated.
+CALL_SECONDS = 9
+#: A pull may be silent for so long between two lines of progress.
+PULL_SECONDS = 60
+#: Changing calls at once: more only wait inside the engine, past their time-out.
+CHANGES = threading.BoundedSemaphore(8)
+CPU_PERIOD = 100_000
+POLL_SECONDS = 0.05
+LOG_LINES = 10
+NOT_FOUND, CONFLICT, SERVER_ERROR = 404, 409, 500
+
+# Why a start failed is in the engine's text alone: it answers 500 for a port that is taken as for any
+# failure of its network. Both texts come from libnetwork and name the port.
+_PORT_TAKEN = re.compile(r"(?:port is already allocated|address already in use)")
+_PORT = re.compile(r":(\d{1,5})(?:/\w+)?(?:\s|:| failed|$)")
+
+
+class DockerMachines:
+    """The machine port on one Docker engine, for one owner."""
+
+    name = "docker"
+
+    def __init__(self, base_url: str, *, installation: UUID, host_id: UUID, publish_address: str) -> None:
+        self._base_url = base_url
+        self._owner = Owner(installation=installation, host_id=host_id)
+        self._publish_address = publish_address
+
+    @cached_property
+    def _client(self) -> APIClient:
+        """Connected at its first use, so that an agent starts before its engine; asks the version once."""
+        return APIClient(self._base_url, timeout=CALL_SECONDS, max_pool_size=64)
+
+    def ensure_image(self, image: str, cancelled: Check) -> None:
+        with _calling():
+            try:
+                self._client.inspect_image(image)
+                return
+            except docker.errors.ImageNotFound:
+                pass
+            # A client of its own: closing it is what ends a pull that is called off.
+            puller = APIClient(self._base_url, version=self._client.api_version, timeout=PULL_SECONDS)
+            repository, tag = docker.utils.parse_repository_tag(image)
+            try:
+                for line in puller.pull(repository, tag=tag or "latest", stream=True, decode=True):
+                    if cancelled():
+                        raise Cancelled(f"pull of {image}")
+                    if "error" in line:
+                        raise ImageNotFound(_not_pulled(image, line["error"]), image=image)
+            except (docker.errors.APIError, requests.exceptions.ReadTimeout) as error:
+                raise ImageNotFound(_not_pulled(image, _said(error)), image=image) from error
+            finally:
+                puller.close()
+            faults.reached("after_effect")
+
+    def create(self, spec: MachineSpec) -> str:
+        with _calling(), CHANGES:
+            for _ in range(3):
+                try:
+                    made = self._create(spec)
+                    faults.reached("after_effect")
+                    return made
+                except docker.errors.ImageNotFound as error:
+                    raise ImageNotFound(f"image {spec.image} is not on the engine", image=spec.image) from error
+                except docker.errors.APIError as error:
+                    if error.status_code != CONFLICT:
+                        raise
+                found = self._find(spec.id)
+                if found is None:
+                    continue  # it went meanwhile
+                if self._owner.check_adoptable(spec, found["Config"]["Labels"] or {}):
+                    return str(found["Id"])
+                self._remove(found["Id"])
+        raise EngineUnavailable(f"{machine_name(spec.id)} keeps changing under our hands")
+
+    def _create(self, spec: MachineSpec) -> str:
+        exposed = [(port.container_port, port.protocol) for port in spec.ports]
+        bindings = {
+            f"{port.container_port}/{port.protocol}": [(self._publish_address, port.host_port)] for port in spec.ports
+        }
+        host_config = self._client.create_host_config(
+            # Quota and period, not nano_cpus: these may exceed the host's CPUs, and be changed later.
+            cpu_period=CPU_PERIOD,
+            cpu_quota=int(spec.vcpus * CPU_PERIOD),
+            mem_limit=f"{spec.memory_mb}m",
+            memswap_limit=f"{spec.memory_mb}m",
+            pids_limit=spec.pids,
+            init=True,
+            security_opt=["no-new-privileges"],
+            port_bindings=bindings,
+            log_config={"Type": "json-file", "Config": {"max-size": "10m", "max-file": "3"}},
+        )
+        made = self._client.create_container(
+            spec.image,
+            command=spec.cmd,
+            name=machine_name(spec.id),
+            hostname=re.sub(r"[^a-zA-Z0-9-]", "-", spec.name)[:63],
+            environment=spec.env,
+            labels=self._owner.labels(spec),
+            ports=exposed,
+            host_config=host_config,
+        )
+        return str(made["Id"])
+
+    def start(self, machine: UUID, cancelled: Check) -> MachineState:
+        with _calling():
+            found = self._own(machine)
+            if found is None:
+                raise NotFound(f"{machine_name(machine)} is not on the engine")
+            if not found["State"]["Running"]:
+                with CHANGES:
+                    try:
+                        self._client.start(found["Id"])
+                    except docker.errors.APIError as error:
+                        raise _start_error(error) from error
+                    faults.reached("after_effect")
+            return self._ready(found["Id"], cancelled)
+
+    def _ready(self, engine_id: str, cancelled: Check) -> MachineState:
+        while True:
+            found = self._client.inspect_container(engine_id)
+            state = found["State"]
+            health = (state.get("Health") or {}).get("Status", "none")
+            if not state["Running"]:
+                raise InstanceExited(
+                    f"the instance's process ended with exit code {state['ExitCode']} before it was ready"
+                    + self._last_words(engine_id),
+                    exit_code=state["ExitCode"],
+                )
+            if health in ("none", "healthy"):
+                networks = found["NetworkSettings"]["Networks"].values()
+                addresses = [network["IPAddress"] for network in networks if network["IPAddress"]]
+                return MachineState(engine_id=engine_id, private_ip=addresses[0] if addresses else None)
+            if health == "unhealthy":
+                raise InstanceExited("the instance's health check failed" + self._last_words(engine_id))
+            _pause(cancelled)
+
+    def _last_words(self, engine_id: str) -> str:
+        try:
+            log = self._client.logs(engine_id, tail=LOG_LINES).decode(errors="replace").replace("\x00", "").strip()
+        except docker.errors.APIError:
+            return ""
+        return f"; its last words: {log[-1000:]}" if log else ""
+
+    def stop(self, machine: UUID, grace_seconds: float, cancelled: Check) -> None:
+        with _calling():
+            found = self._own(machine)
+            if found is None or not found["State"]["Running"]:
+                return
+            if found["State"]["Paused"]:
+                self._client.unpause(found["Id"])
+            # Not the engine's own stop: it blocks for the whole grace, deaf to a cancel.
+            self._signal(found["Id"], found["Config"].get("StopSignal") or "SIGTERM")
+            until = time.monotonic() + grace_seconds
+            killed = False
+            while self._client.inspect_container(found["Id"])["State"]["Running"]:
+                if not killed and time.monotonic() >= until:
+                    self._signal(found["Id"], "SIGKILL")
+                    killed = True
+                _pause(cancelled)
+            faults.reached("after_effect")
+
+    def _signal(self, engine_id: str, signal: str) -> None:
+        try:
+            self._client.kill(engine_id, signal)
+        except docker.errors.APIError as error:
+            if error.status_code != CONFLICT:  # it is not running any more
+                raise
+
+    def delete(self, machine: UUID, generation: int | None = None) -> None:
+        with _calling():
+            found = self._find(machine)
+            ours = self._owner.owned(found["Config"]["Labels"] or {}) if found else None
+            if found is None or ours is None or ours[0] != machine:
+                return
+            if generation is not None and ours[1] > generation:
+                return
+            with CHANGES:
+                self._remove(found["Id"])
+                faults.reached("after_effect")
+
+    def _remove(self, engine_id: str) -> None:
+        """Remove by the engine's id, never by name: the name may belong to another by now."""
+        try:
+            self._client.remove_container(engine_id, v=True, force=True)
+        except docker.errors.APIError as error:
+            if error.status_code not in (NOT_FOUND, CONFLICT):  # conflict: somebody is removing it already
+                raise
+        until = time.monotonic() + CALL_SECONDS
+        while time.monotonic() < until:
+            try:
+                self._client.inspect_container(engine_id)
+            except docker.errors.NotFound:
+                return
+            time.sleep(POLL_SECONDS)
+        raise EngineUnavailable(f"container {engine_id[:12]} is still there after its removal")
+
+    def inventory(self) -> list[OwnedMachine]:
+        with _calling():
+            machines = []
+            for found in self._client.containers(all=True, filters={"label": self._owner.filters()}):
+                ours = self._owner.owned(found["Labels"] or {})
+                if ours is not None:
+                    machines.append(
+                        OwnedMachine(
+                            engine_id=found["Id"], id=ours[0], generation=ours[1], running=found["State"] == "running"
+                        )
+                    )
+            return machines
+
+    def _find(self, machine: UUID) -> dict[str, Any] | None:
+        """Whatever has the machine's name."""
+        try:
+            found: dict[str, Any] = self._client.inspect_container(machine_name(machine))
+        except docker.errors.NotFound:
+            return None
+        return found
+
+    def _own(self, machine: UUID) -> dict[str, Any] | None:
+        """What has the machine's name and our labels."""
+        found = self._find(machine)
+        ours = self._owner.owned(found["Config"]["Labels"] or {}) if found else None
+        return found if ours is not None and ours[0] == machine else None
+
+
+def _pause(cancelled: Check) -> None:
+    if cancelled():
+        raise Cancelled
+    time.sleep(POLL_SECONDS)
+
+
+def _start_error(error: docker.errors.APIError) -> Exception:
+    said = _said(error)
+    if _PORT_TAKEN.search(said):
+        ports = [int(port) for port in _PORT.findall(said) if int(port)]
+        port = ports[0] if ports else None
+        return PortTaken(f"host port {port} is taken by something else on the host", port=port)
+    if error.status_code is not None and error.status_code < SERVER_ERROR and error.status_code != CONFLICT:
+        # 400: the program of the image cannot be run at all.
+        return EngineRefused(f"the engine cannot start the instance: {said}")
+    return error
+
+
+def _said(error: Exception) -> str:
+    return str(getattr(error, "explanation", None) or error)[:1000]
+
+
+def _not_pulled(image: str, cause: str) -> str:
+    return f"image {image} is not on the engine, and could not be pulled: {cause}"
+
+
+@contextmanager
+def _calling() -> Iterator[None]:
+    """Engine errors as ours: a refusal is final; what may pass, or is ambiguous, is tried again."""
+    try:
+        yield
+    except docker.errors.APIError as error:
+        if error.status_code is not None and error.status_code < SERVER_ERROR and error.status_code != CONFLICT:
+            raise EngineRefused(f"the engine refused: {_said(error)}") from error
+        raise EngineUnavailable(f"the engine failed: {_said(error)}") from error
+    except (
+        docker.errors.DockerException,
+        requests.exceptions.RequestException,
+        urllib3.exceptions.HTTPError,
+        OSError,
+    ) as error:
+        raise EngineUnavailable(f"the engine does not answer: {_said(error)}") from error

@@ -1,0 +1,70 @@
+"""Whose an engine object is: deterministic names, and labels that prove ownership."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from uuid import UUID
+
+from model.base import Frozen
+from model.errors import ForeignObject, Superseded
+from model.instances import MachineSpec
+
+PREFIX = "io.cairn"
+USER_PREFIX = f"{PREFIX}.user"
+KIND = "instance"
+
+
+def machine_name(machine: UUID) -> str:
+    """The same name at every attempt: a second create finds the first."""
+    return f"cairn-{KIND}-{machine}"
+
+
+class Owner(Frozen):
+    """An installation's host: all that one agent may touch on an engine."""
+
+    installation: UUID
+    host_id: UUID
+
+    def labels(self, spec: MachineSpec) -> dict[str, str]:
+        """What a machine of ours carries. Users' labels get a prefix of their own."""
+        return {f"{USER_PREFIX}.{name}": value for name, value in spec.labels.items()} | {
+            f"{PREFIX}.installation": str(self.installation),
+            f"{PREFIX}.host": str(self.host_id),
+            f"{PREFIX}.kind": KIND,
+            f"{PREFIX}.project": str(spec.project_id),
+            f"{PREFIX}.id": str(spec.id),
+            f"{PREFIX}.generation": str(spec.generation),
+        }
+
+    def filters(self) -> list[str]:
+        """The labels that every machine of this owner carries, as ``name=value``."""
+        return [
+            f"{PREFIX}.installation={self.installation}",
+            f"{PREFIX}.host={self.host_id}",
+            f"{PREFIX}.kind={KIND}",
+        ]
+
+    def owned(self, labels: Mapping[str, str]) -> tuple[UUID, int] | None:
+        """The id and generation of a machine with these labels, where they prove that it is ours."""
+        if not all(labels.get(name) == value for name, _, value in (f.partition("=") for f in self.filters())):
+            return None
+        try:
+            return UUID(labels.get(f"{PREFIX}.id", "")), int(labels.get(f"{PREFIX}.generation", ""))
+        except ValueError:
+            return None
+
+    def check_adoptable(self, spec: MachineSpec, labels: Mapping[str, str]) -> bool:
+        """True: the found object is ``spec``'s own; False: an older one of ours, to be replaced.
+
+        Raises ForeignObject where it is not ours, Superseded where it is newer than the caller.
+        """
+        found = self.owned(labels)
+        if found is None or found[0] != spec.id:
+            raise ForeignObject(
+                f"the engine has an object named {machine_name(spec.id)} that this installation did not make; "
+                "it was left as it is: remove or rename it, and launch again",
+                name=machine_name(spec.id),
+            )
+        if found[1] > spec.generation:
+            raise Superseded(f"generation {found[1]} of {machine_name(spec.id)} is newer than {spec.generation}")
+        return found[1] == spec.generation
