@@ -16,6 +16,8 @@ import docker.errors
 import requests
 import urllib3.exceptions
 from docker import APIClient
+from docker.types import LogConfig
+from docker.utils import parse_repository_tag
 
 from drivers import faults
 from drivers.machines import Cancelled, Check
@@ -65,13 +67,13 @@ class DockerMachines:
     def ensure_image(self, image: str, cancelled: Check) -> None:
         with _calling():
             try:
-                self._client.inspect_image(image)
+                self._client.inspect_image(image)  # type: ignore[no-untyped-call]
                 return
             except docker.errors.ImageNotFound:
                 pass
             # A client of its own: closing it is what ends a pull that is called off.
             puller = APIClient(self._base_url, version=self._client.api_version, timeout=PULL_SECONDS)
-            repository, tag = docker.utils.parse_repository_tag(image)
+            repository, tag = parse_repository_tag(image)
             try:
                 for line in puller.pull(repository, tag=tag or "latest", stream=True, decode=True):
                     if cancelled():
@@ -106,7 +108,7 @@ class DockerMachines:
 
     def _create(self, spec: MachineSpec) -> str:
         exposed = [(port.container_port, port.protocol) for port in spec.ports]
-        bindings = {
+        bindings: dict[int | str, Any] = {
             f"{port.container_port}/{port.protocol}": [(self._publish_address, port.host_port)] for port in spec.ports
         }
         host_config = self._client.create_host_config(
@@ -119,7 +121,7 @@ class DockerMachines:
             init=True,
             security_opt=["no-new-privileges"],
             port_bindings=bindings,
-            log_config={"Type": "json-file", "Config": {"max-size": "10m", "max-file": "3"}},
+            log_config=LogConfig(type="json-file", config={"max-size": "10m", "max-file": "3"}),
         )
         made = self._client.create_container(
             spec.image,
