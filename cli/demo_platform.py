@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -29,6 +30,8 @@ POLL_SECONDS = 0.05
 LOG_LINES = 12
 #: Settings of the person's own platform that the demo's may share; everything else is the demo's own.
 SHARED = ("CAIRN_DOCKER_HOST", "CAIRN_PORT_RANGE", "CAIRN_LOG_LEVEL", "CAIRN_INSTALL_ENGINE")
+#: Not where a platform beside it begins to choose.
+PORT_RANGE = "29000-29999"
 
 
 class DemoFailed(CommandFailed):
@@ -81,18 +84,24 @@ class DemoPlatform:
             )
         until("the platform is up", self._is_up, START_SECONDS)
         endpoint = self.endpoint()
-        return Client(Endpoint(endpoint["api_url"], endpoint["api_key"]))
+        client = Client(Endpoint(endpoint["api_url"], endpoint["api_key"]))
+        client.get("/instances")
+        return client
 
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
         own = {name: value for name, value in environ.items() if not name.startswith("CAIRN_") or name in SHARED}
-        return own | {
-            "CAIRN_DATA_DIR": str(self.folder),
-            "CAIRN_DOCKER_HOST": self.docker_host,
-            "CAIRN_API_PORT": "0",
-            "CAIRN_TEMPORAL_PORT": "0",
-            "CAIRN_TEMPORAL_UI_PORT": "0",
-            "CAIRN_FAULTS_FILE": str(self.faults),
-        }
+        return (
+            {"CAIRN_PORT_RANGE": PORT_RANGE}
+            | own
+            | {
+                "CAIRN_DATA_DIR": str(self.folder),
+                "CAIRN_DOCKER_HOST": self.docker_host,
+                "CAIRN_API_PORT": "0",
+                "CAIRN_TEMPORAL_PORT": "0",
+                "CAIRN_TEMPORAL_UI_PORT": "0",
+                "CAIRN_FAULTS_FILE": str(self.faults),
+            }
+        )
 
     def endpoint(self) -> dict[str, Any]:
         """The endpoint file; its process ids are remembered, to be looked for at the end."""
@@ -202,8 +211,8 @@ def _installation(folder: Path) -> str | None:
         return None
 
 
-def first_line_of(url: str, seconds: float = 10) -> tuple[int, str]:
-    """What an HTTP server answers, once it does: the status and the first line."""
+def answer_of(url: str, seconds: float = 10) -> tuple[int, str]:
+    """What an HTTP server answers, once it does: the status, and the page's text without its tags."""
 
     def ask() -> httpx.Response | None:
         try:
@@ -212,4 +221,4 @@ def first_line_of(url: str, seconds: float = 10) -> tuple[int, str]:
             return None
 
     answer = until(f"{url} answers", ask, seconds)
-    return answer.status_code, (answer.text.strip().splitlines() or [""])[0]
+    return answer.status_code, " ".join(re.sub(r"<title>.*?</title>|<[^>]*>", " ", answer.text).split())
