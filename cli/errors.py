@@ -77,7 +77,10 @@ def _exit_of(status: int) -> Exit:
     return Exit.REFUSED if status < HTTPStatus.INTERNAL_SERVER_ERROR else Exit.FAILED
 
 
+#: States in which nothing is under way, though a workflow was the last to change them.
+SETTLED = ("running", "stopped", "error", "deleted", "completed", "failed", "cancelled")
 _HINTS = {
+    "invalid_state": "see how it is: cairn instance list",
     "unauthenticated": "set CAIRN_API_KEY; the key of a local platform stands in .cairn/endpoint.json",
     "forbidden": "use a key whose role allows this",
     "not_found": "see what there is: cairn instance list, cairn workflow list",
@@ -94,6 +97,6 @@ _HINTS = {
 
 
 def _hint(code: str, details: dict[str, Any]) -> str | None:
-    if details.get("workflow_id"):
+    if details.get("workflow_id") and details.get("state") not in SETTLED:
         return f"wait for what is under way: cairn workflow wait {details['workflow_id']}"
     return _HINTS.get(code)

@@ -81,7 +81,7 @@ def _print(event: ServerSentEvent, output: Format) -> None:
         typer.echo(json.dumps({"id": event.id, "type": event.event} | fields))
         return
     moment = render.time_of(fields.get("created_at"))
-    line = Text(f"{moment:%H:%M:%S}  " if moment else "", style="dim")
+    line = Text(f"{moment.astimezone():%H:%M:%S}  " if moment else "", style="dim")
     line.append(str(fields.get("type") or event.event), style="bold not dim")
     line.append(f"  {fields.get('resource_type', '')} {fields.get('resource_id', '')}")
     about = fields.get("data")

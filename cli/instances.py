@@ -150,16 +150,31 @@ def rm(
 
 
 def _each(names: list[str], verb: str, send: Callable[[Client, str], dict[str, Any]], ending: Ending) -> None:
-    """Send for all of them first, then wait for one after the other: they run side by side."""
+    """Send for all of them first, then wait for one after the other: they run side by side.
+
+    One that fails does not keep the others from being tried.
+    """
+    accepted: list[dict[str, Any]] = []
+    failures: list[CommandFailed] = []
     with Client() as client:
-        found = [client.instance(name) for name in names]
-        _finish(client, [send(client, row["id"]) for row in found], verb, ending)
+        for name in names:
+            try:
+                accepted.append(send(client, client.instance(name)["id"]))
+            except CommandFailed as failure:
+                failures.append(failure)
+        _finish(client, accepted, verb, ending, failures)
 
 
-def _finish(client: Client, accepted: list[dict[str, Any]], verb: str, ending: Ending) -> None:
+def _finish(
+    client: Client,
+    accepted: list[dict[str, Any]],
+    verb: str,
+    ending: Ending,
+    failures: list[CommandFailed] | None = None,
+) -> None:
     """Wait for what was accepted and print where it ended; the first failure decides the exit code."""
     instances: list[dict[str, Any]] = []
-    failure: CommandFailed | None = None
+    failures = failures or []
     for envelope in accepted:
         instance, workflow_id = envelope["data"], workflow_of(envelope)
         if workflow_id and ending.wait:
@@ -168,19 +183,22 @@ def _finish(client: Client, accepted: list[dict[str, Any]], verb: str, ending: E
             instance = client.get(f"/instances/{instance['id']}")
             try:
                 require_completed(ended)
-            except CommandFailed as found:
-                failure = failure or found
+            except CommandFailed as failure:
+                failures.append(failure)
         elif workflow_id:
             render.say(f"{verb} {instance['name']} accepted; wait for it: cairn workflow wait {workflow_id}")
         instances.append(instance)
-    if ending.output is Format.JSON:
-        render.print_json(instances[0] if ending.alone else instances)
+    if ending.output is Format.JSON and not ending.alone:
+        render.print_json(instances)
     elif ending.alone:
-        _print(instances[0], ending.output)
+        for instance in instances:
+            _print(instance, ending.output)
     else:
         render.print_table(["NAME", "STATUS", "ID"], [[row["name"], _status(row), row["id"]] for row in instances])
-    if failure:
-        raise failure
+    for further in failures[1:]:
+        render.print_failure(further)
+    if failures:
+        raise failures[0]
 
 
 def _print(instance: dict[str, Any], output: Format) -> None:
@@ -219,7 +237,8 @@ def _ports(instance: dict[str, Any]) -> str:
     for port in instance.get("ports") or []:
         protocol = port.get("protocol", "tcp")
         suffix = "" if protocol == "tcp" else f"/{protocol}"
-        shown.append(f"{port.get('host_port') or '?'}:{port['container_port']}{suffix}")
+        host = f"{port['host_port']}:" if port.get("host_port") else ""
+        shown.append(f"{host}{port['container_port']}{suffix}")
     return ", ".join(shown)
 
 

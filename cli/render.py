@@ -81,7 +81,7 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], wide: Seq
         table.add_column(headers[i], overflow="fold")
     for row in rows:
         table.add_row(*(coloured(row[i]) for i in shown))
-    console.print(table)
+    _show(console, table)
 
 
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:
@@ -93,7 +93,18 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
     for label, value in facts:
         if value:
             table.add_row(label, coloured(value))
-    console.print(table)
+    _show(console, table)
+
+
+def _show(console: Console, table: Table) -> None:
+    """Without the blanks that fill a table's last column, where they would be kept."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        sys.stdout.write(line.rstrip() + "\n")
 
 
 def print_failure(failure: CommandFailed) -> None:
@@ -103,7 +114,9 @@ def print_failure(failure: CommandFailed) -> None:
     )
     console.print(first, soft_wrap=True)
     for field in failure.fields:
-        console.print(Text(f"  {field.get('field')}: {field.get('message')}"), soft_wrap=True)
+        line = f"{field.get('field')}: {field.get('message')}"
+        if line not in failure.message:
+            console.print(Text(f"  {line}"), soft_wrap=True)
     if failure.hint:
         console.print(Text("hint: ", style="bold").append(Text(failure.hint, style="not bold")), soft_wrap=True)
 

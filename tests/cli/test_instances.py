@@ -154,9 +154,9 @@ def test_rm_of_several_sends_all_before_it_waits(api: FakeApi) -> None:
     result = cairn("instance", "rm", "a", "b", "--force", "-o", "json")
     assert result.exit_code == 0
     assert [row["status"] for row in json.loads(result.stdout)] == ["deleted", "deleted"]
-    methods = [request.method for request in api.requests]
-    assert methods[:4] == ["GET", "GET", "DELETE", "DELETE"]
-    assert api.requests[2].query == {"force": "true"}
+    asked = [f"{request.method} {request.path.split('/')[1]}" for request in api.requests]
+    assert asked[:5] == ["GET instances", "DELETE instances"] * 2 + ["GET workflows"]
+    assert api.requests[1].query == {"force": "true"}
 
 
 def test_rm_of_a_deleted_one_has_nothing_to_wait_for(api: FakeApi) -> None:
@@ -168,3 +168,20 @@ def test_rm_of_a_deleted_one_has_nothing_to_wait_for(api: FakeApi) -> None:
 def test_an_unreachable_host_shows_in_the_status(api: FakeApi) -> None:
     api.on("GET /instances", Answer(200, [instance(reachable=False)]))
     assert "running (host unreachable)" in cairn("instance", "list").stdout
+
+
+def test_one_that_fails_does_not_keep_the_others_from_being_tried(api: FakeApi) -> None:
+    api.on("GET /instances", Answer(200, [instance("a"), instance("b", id=WORKFLOW)]))
+    error = {"code": "invalid_state", "message": "a runs", "details": {"state": "running", "workflow_id": WORKFLOW}}
+    api.on(f"POST /instances/{INSTANCE}/start", Answer(409, error=error))
+    api.on(f"POST /instances/{WORKFLOW}/start", accepted(instance("b", status="starting", id=WORKFLOW)))
+    result = cairn("instance", "start", "missing", "a", "b", "--no-wait", "-o", "json")
+    assert [row["name"] for row in json.loads(result.stdout)] == ["b"]
+    assert result.exit_code == Exit.NOT_FOUND, "the first failure decides"
+    assert "a runs (invalid_state)" in result.stderr
+    assert "workflow wait" not in result.stderr.split("error:", 1)[1], "nothing is under way"
+
+
+def test_piped_tables_end_their_lines_where_the_text_ends(api: FakeApi) -> None:
+    api.on("GET /instances", Answer(200, [instance("a" * 40), instance("b", ports=[])]))
+    assert not any(line.endswith(" ") for line in cairn("instance", "list").stdout.splitlines())
