@@ -17,7 +17,7 @@ from uuid import UUID
 import orjson
 import structlog
 from fastapi import Request, Response
-from sqlalchemy import func, insert, select, text
+from sqlalchemy import bindparam, func, insert, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 
@@ -33,6 +33,20 @@ _PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})\"?(?:$|[,;\s])",
 MAX_WAIT = 60
 KEY_LIFE = text("interval '24 hours'")
 log = structlog.get_logger()
+
+# Statements are built once: on this path building them costs more than running them.
+_INSERT_WORKFLOW = insert(Workflow.__table__)  # type: ignore[arg-type]  # a Table, typed as FromClause
+_INSERT_EVENT = insert(Event.__table__)  # type: ignore[arg-type]
+_held = upsert(IdempotencyKey.__table__)  # type: ignore[arg-type]
+_HOLD_KEY = _held.on_conflict_do_update(
+    index_elements=["project_id", "key"],
+    set_={name: _held.excluded[name] for name in ("fingerprint", "resource_id", "workflow_id")}
+    | {"created_at": func.now()},
+    where=IdempotencyKey.created_at < func.now() - KEY_LIFE,
+).returning(IdempotencyKey.key)
+_HELD_KEY = select(IdempotencyKey.__table__).where(
+    IdempotencyKey.project_id == bindparam("project_id"), IdempotencyKey.key == bindparam("key")
+)
 
 #: The current view of a resource, read in the caller's project.
 Show = Callable[[Caller, UUID], Awaitable[dict[str, Any]]]
@@ -72,31 +86,19 @@ class Acceptance:
             )
         asked = [self._request.method, self._request.url.path, body]
         fingerprint = hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).digest()
-        values = {
-            "fingerprint": fingerprint,
-            "resource_id": resource_id,
-            "workflow_id": self.workflow_id,
-            "created_at": func.now(),
-        }
         held = await self._caller.execute(
-            upsert(IdempotencyKey)
-            .values(project_id=self._caller.project_id, key=key, **values)
-            .on_conflict_do_update(
-                index_elements=["project_id", "key"],
-                set_=values,
-                where=IdempotencyKey.created_at < func.now() - KEY_LIFE,
-            )
-            .returning(IdempotencyKey.key)
+            _HOLD_KEY,
+            {
+                "project_id": self._caller.project_id,
+                "key": key,
+                "fingerprint": fingerprint,
+                "resource_id": resource_id,
+                "workflow_id": self.workflow_id,
+            },
         )
         if held.one_or_none() is not None:
             return None
-        earlier = (
-            await self._caller.execute(
-                select(IdempotencyKey.__table__).where(
-                    IdempotencyKey.project_id == self._caller.project_id, IdempotencyKey.key == key
-                )
-            )
-        ).one()
+        earlier = (await self._caller.execute(_HELD_KEY, {"project_id": self._caller.project_id, "key": key})).one()
         if earlier.fingerprint != fingerprint:
             raise IdempotencyMismatch("this Idempotency-Key was used for another request; take a new one")
         return Answered(earlier.resource_id, earlier.workflow_id)
@@ -109,30 +111,36 @@ class Acceptance:
         """Write the workflow's row and the event."""
         self._order = order
         await self._caller.execute(
-            insert(Workflow).values(
-                id=order.workflow_id,
-                project_id=order.project_id,
-                kind=order.kind,
-                resource_type=order.resource_type,
-                resource_id=order.resource_id,
-                actor=self._caller.actor,
-                order=order.model_dump(mode="json"),
-                prior_status=prior_status,
-            )
+            _INSERT_WORKFLOW,
+            {
+                "id": order.workflow_id,
+                "project_id": order.project_id,
+                "kind": order.kind,
+                "resource_type": order.resource_type,
+                "resource_id": order.resource_id,
+                "actor": self._caller.actor,
+                "order": order.model_dump(mode="json"),
+                "prior_status": prior_status,
+            },
         )
         await self._caller.execute(
-            insert(Event).values(
-                project_id=order.project_id,
-                type=event,
-                resource_type=order.resource_type,
-                resource_id=order.resource_id,
-                workflow_id=order.workflow_id,
-                data=data,
-            )
+            _INSERT_EVENT,
+            {
+                "project_id": order.project_id,
+                "type": event,
+                "resource_type": order.resource_type,
+                "resource_id": order.resource_id,
+                "workflow_id": order.workflow_id,
+                "data": data,
+            },
         )
 
-    async def answer(self, show: Show, answered: Answered | None = None) -> Response:
+    async def answer(
+        self, show: Show, answered: Answered | None = None, view: dict[str, Any] | None = None
+    ) -> Response:
         """Commit, hand over, and answer: 202, or what ``Prefer: wait`` makes of it.
+
+        ``view``: the resource as it was just written, where the handler has it already.
 
         From the commit on the request is accepted: nothing here turns it into an error of ours.
         """
@@ -140,7 +148,8 @@ class Acceptance:
             answered = Answered(self._order.resource_id, self._order.workflow_id)
         if answered is None:
             raise RuntimeError("an acceptance ends with an order, or with what was answered before")
-        view = await show(self._caller, answered.resource_id)
+        if view is None:
+            view = await show(self._caller, answered.resource_id)
         await self._commit()
         state = self._request.app.state
         dispatcher: Dispatcher = state.dispatcher

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
-from sqlalchemy import ColumnElement, Row, func, insert, literal, or_, select, update
+from sqlalchemy import Row, bindparam, func, insert, null, select, text, update
 from sqlalchemy.exc import IntegrityError
 
-from activities.placement import eligible, has_room
+from activities.placement import Capacity
 from api.accept import Acceptance, Answered, check_if_match, etag
 from api.caller import Authenticated, Caller
 from api.envelope import Envelope, answer
@@ -27,7 +27,7 @@ from model.errors import (
     QuotaExceeded,
     ValidationFailed,
 )
-from model.hosts import Host, HostPort, InstanceType
+from model.hosts import Host
 from model.instances import VERBS, Instance, Status
 from model.projects import QUOTAS, ProjectQuota
 from model.settings import Settings
@@ -45,6 +45,38 @@ _CANCELLED = Failure(code="cancelled", message="cancelled before it had started"
 _columns = [*Instance.__table__.columns, Host.name.label("host"), Host.last_seen_at]
 _query = select(*_columns).select_from(Instance).outerjoin(Host, Host.id == Instance.host_id)
 
+# Built once: on the paths that every client waits for, building a statement costs more than running it.
+_readable = (Instance.status != Status.DELETED) | (Instance.deleted_at > func.now() - text("interval '24 hours'"))
+_mine = (Instance.project_id == bindparam("project_id")) & (Instance.id == bindparam("instance_id")) & _readable
+_BY_ID = _query.where(_mine)
+_LOCK = select(Instance.__table__).where(_mine).with_for_update()
+_INSERT = insert(Instance.__table__).returning(  # type: ignore[arg-type]  # a Table, typed as FromClause
+    *Instance.__table__.columns, null().label("host"), null().label("last_seen_at")
+)
+_POSSIBLE = text(
+    """
+    SELECT t.vcpus, t.memory_mb, count(clash) > 0 AS room, count(*) FILTER (WHERE NOT clash) > 0 AS ports
+    FROM instance_types t LEFT JOIN LATERAL (
+        SELECT EXISTS (
+            SELECT FROM host_ports p JOIN unnest(cast(:ports AS int[]), cast(:protocols AS text[])) AS w(port, protocol)
+            ON p.port = w.port AND p.protocol = w.protocol WHERE p.host_id = h.id
+        ) AS clash
+        FROM hosts h
+        WHERE h.backend = :backend AND h.state = 'ready' AND (cast(:host AS text) IS NULL OR h.name = :host)
+          AND h.allocated_vcpus + t.vcpus <= h.cpus * :cpu
+          AND h.allocated_memory_mb + t.memory_mb <= h.memory_mb * :memory
+    ) AS fitting ON true
+    WHERE t.name = :type
+    GROUP BY t.name
+    """
+)
+
+_RESERVE = update(ProjectQuota).where(ProjectQuota.project_id == bindparam("project"))
+for _what in QUOTAS:
+    _limit, _used, _reserved = (getattr(ProjectQuota, f"{_what}_{column}") for column in ("limit", "used", "reserved"))
+    _RESERVE = _RESERVE.where(_limit.is_(None) | (_used + _reserved + bindparam(_what) <= _limit))
+    _RESERVE = _RESERVE.values({f"{_what}_reserved": _reserved + bindparam(_what)})
+
 
 @router.post("", status_code=202, response_model=Envelope[InstanceView])
 async def launch(request: Request, body: InstanceCreate, caller: Authenticated) -> Response:
@@ -52,36 +84,43 @@ async def launch(request: Request, body: InstanceCreate, caller: Authenticated) 
     acceptance = Acceptance(request, caller, created=True)
     instance_id = new_id()
     asked = body.model_dump(mode="json", exclude_unset=True)
-    answered = await acceptance.answered_before(instance_id, asked)
-    if answered is None:
-        type_ = await _check_possible(request, caller, body)
-        order = _order(request, caller, acceptance, "ProvisionInstance", instance_id, body.name)
-        ports = [port.model_dump() for port in body.wanted_ports()]
-        order = order.model_copy(update={"fixed_ports": [p["host_port"] for p in ports if p["host_port"]]})
-        await _insert(
-            caller,
-            id=instance_id,
-            project_id=caller.project_id,
-            name=body.name,
-            status=Status.PENDING,
-            image=body.image,
-            instance_type=body.instance_type,
-            vcpus=type_.vcpus,
-            memory_mb=type_.memory_mb,
-            env=body.env,
-            cmd=body.cmd,
-            ports=ports,
-            wanted_ports=ports,
-            labels=body.labels,
-            metadata=body.metadata,
-            backend=body.backend,
-            wanted_host=body.host,
-            workflow_id=order.workflow_id,
-        )
-        await acceptance.write(order, "instance.pending", {"name": body.name, "from": None, "to": Status.PENDING})
-        # Last: every request of the project waits for this row.
-        await _reserve(caller, vcpus=type_.vcpus, memory_mb=type_.memory_mb)
-    return await acceptance.answer(_show, answered)
+    if answered := await acceptance.answered_before(instance_id, asked):
+        return await acceptance.answer(_show, answered)
+    size = await _check_possible(request, caller, body)
+    order = _order(request, caller, acceptance, "ProvisionInstance", instance_id, body.name)
+    ports = [port.model_dump() for port in body.wanted_ports()]
+    order = order.model_copy(update={"fixed_ports": [port["host_port"] for port in ports if port["host_port"]]})
+    values = {
+        "id": instance_id,
+        "project_id": caller.project_id,
+        "name": body.name,
+        "status": Status.PENDING,
+        "image": body.image,
+        "instance_type": body.instance_type,
+        "vcpus": size.vcpus,
+        "memory_mb": size.memory_mb,
+        "env": body.env,
+        "cmd": body.cmd,
+        "ports": ports,
+        "wanted_ports": ports,
+        "labels": body.labels,
+        "metadata": body.metadata,
+        "backend": body.backend,
+        "wanted_host": body.host,
+        "workflow_id": order.workflow_id,
+    }
+    try:
+        row = (await caller.execute(_INSERT, values)).one()
+    except IntegrityError as error:
+        if "uq_instances_live_name" in str(error.orig):
+            raise NameTaken(f"there is an instance named '{body.name}' already", name=body.name) from error
+        raise
+    await acceptance.write(order, "instance.pending", {"name": body.name, "from": None, "to": Status.PENDING})
+    # Last: every request of the project waits for this row. One conditional update, no read before it.
+    sizes = {"instances": 1, "vcpus": size.vcpus, "memory_mb": size.memory_mb}
+    if (await caller.execute(_RESERVE, {"project": caller.project_id, **sizes})).rowcount == 0:
+        raise QuotaExceeded("the project's quota does not allow this; see GET /v1/projects/{id}/quotas", **sizes)
+    return await acceptance.answer(_show, view=view(row))
 
 
 @router.get("", response_model=Envelope[list[InstanceView]])
@@ -171,11 +210,7 @@ async def _change(request: Request, caller: Caller, instance_id: UUID, kind: str
 
 
 async def _lock(caller: Caller, instance_id: UUID) -> Row[Any]:
-    found = await caller.execute(
-        select(Instance.__table__)
-        .where(Instance.project_id == caller.project_id, Instance.id == instance_id, _readable())
-        .with_for_update()
-    )
+    found = await caller.execute(_LOCK, {"project_id": caller.project_id, "instance_id": instance_id})
     row = found.one_or_none()
     if row is None:
         raise NotFound(f"there is no instance {instance_id}")
@@ -203,25 +238,18 @@ async def _cancel_others(caller: Caller, acceptance: Acceptance, instance_id: UU
 
 async def _check_possible(request: Request, caller: Caller, body: InstanceCreate) -> Row[Any]:
     """The instance type, and whether any host could take the launch now: one read, that holds nothing."""
-    capacity = request.app.state.capacity
-    fits = eligible(body.backend, body.host) & has_room(
-        InstanceType.vcpus.expression, InstanceType.memory_mb.expression, capacity
-    )
-    fixed = [(p.host_port, p.protocol) for p in body.ports if p.host_port]
-    clash: ColumnElement[bool] = literal(False)
-    if fixed:
-        held = [(HostPort.port == port) & (HostPort.protocol == protocol) for port, protocol in fixed]
-        clash = select(HostPort.port).where(HostPort.host_id == Host.id, or_(*held)).exists()
-    row = (
-        await caller.execute(
-            select(
-                InstanceType.vcpus,
-                InstanceType.memory_mb,
-                select(Host.id).where(fits).exists().label("room"),
-                select(Host.id).where(fits, ~clash).exists().label("ports"),
-            ).where(InstanceType.name == body.instance_type)
-        )
-    ).one_or_none()
+    capacity: Capacity = request.app.state.capacity
+    fixed = [(port.host_port, port.protocol) for port in body.ports if port.host_port]
+    asked = {
+        "type": body.instance_type,
+        "backend": body.backend,
+        "host": body.host,
+        "cpu": capacity.overcommit_cpu,
+        "memory": capacity.overcommit_memory,
+        "ports": [port for port, _ in fixed],
+        "protocols": [protocol for _, protocol in fixed],
+    }
+    row = (await caller.execute(_POSSIBLE, asked)).one_or_none()
     if row is None:
         raise ValidationFailed(
             f"there is no instance type '{body.instance_type}'",
@@ -239,27 +267,6 @@ async def _check_possible(request: Request, caller: Caller, body: InstanceCreate
     return row
 
 
-async def _insert(caller: Caller, **values: Any) -> None:
-    try:
-        await caller.execute(insert(Instance).values(values))
-    except IntegrityError as error:
-        if "uq_instances_live_name" in str(error.orig):
-            raise NameTaken(f"there is an instance named '{values['name']}' already", name=values["name"]) from error
-        raise
-
-
-async def _reserve(caller: Caller, *, vcpus: float, memory_mb: int) -> None:
-    """Take what the launch needs from the project's quota: one conditional update, no read before it."""
-    sizes = {"instances": 1, "vcpus": vcpus, "memory_mb": memory_mb}
-    statement = update(ProjectQuota).where(ProjectQuota.project_id == caller.project_id)
-    for what in QUOTAS:
-        limit, used, reserved = (getattr(ProjectQuota, f"{what}_{column}") for column in ("limit", "used", "reserved"))
-        statement = statement.where(limit.is_(None) | (used + reserved + sizes[what] <= limit))
-        statement = statement.values({f"{what}_reserved": reserved + sizes[what]})
-    if (await caller.execute(statement)).rowcount == 0:
-        raise QuotaExceeded("the project's quota does not allow this; see GET /v1/projects/{id}/quotas", **sizes)
-
-
 def _order(request: Request, caller: Caller, acceptance: Acceptance, kind: str, instance_id: UUID, name: str) -> Order:
     settings: Settings = request.app.state.settings
     return Order(
@@ -275,14 +282,8 @@ def _order(request: Request, caller: Caller, acceptance: Acceptance, kind: str, 
     )
 
 
-def _readable() -> Any:
-    return (Instance.status != Status.DELETED) | (Instance.deleted_at > func.now() - dt.timedelta(hours=24))
-
-
 async def _show(caller: Caller, instance_id: UUID) -> dict[str, Any]:
-    found = await caller.execute(
-        _query.where(Instance.project_id == caller.project_id, Instance.id == instance_id, _readable())
-    )
+    found = await caller.execute(_BY_ID, {"project_id": caller.project_id, "instance_id": instance_id})
     row = found.one_or_none()
     if row is None:
         raise NotFound(f"there is no instance {instance_id}")

@@ -44,6 +44,7 @@ async def serve(settings: Settings) -> None:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=10,
+        timeout_keep_alive=75,
         http="httptools",
     )
     server = Server(config)

@@ -6,8 +6,7 @@ import hashlib
 from pathlib import Path
 from uuid import UUID
 
-import alembic.command
-import alembic.config
+import orjson
 import psycopg
 from psycopg import sql
 from sqlalchemy import Engine, create_engine, func, make_url
@@ -51,8 +50,13 @@ def connect_async(url: str, connections: int) -> AsyncEngine:
         pool_size=connections,
         max_overflow=0,
         pool_timeout=10,
+        json_serializer=_dumps,
         connect_args={"connect_timeout": 5},
     )
+
+
+def _dumps(value: object) -> str:
+    return orjson.dumps(value).decode()
 
 
 def bootstrap(superuser_url: str) -> None:
@@ -68,6 +72,10 @@ def bootstrap(superuser_url: str) -> None:
 
 def migrate(owner_url: str) -> None:
     """Bring the schema to the newest version."""
+    # Imported here: the API and the workers connect with this module, and never migrate.
+    import alembic.command
+    import alembic.config
+
     config = alembic.config.Config()
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
     config.attributes["url"] = driver_url(owner_url)
