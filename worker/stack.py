@@ -33,7 +33,7 @@ IMAGE = "cairn/base:latest"
 START_SECONDS = 60.0
 TRIM_EVERY_SECONDS = 15.0
 #: What answers users keeps its share of a busy machine; the rest waits a little.
-BACKGROUND = 5
+BACKGROUND = 10
 SIMULATED_CPUS, SIMULATED_MEMORY_MB = 16, 64 << 10
 #: One machine is for trying things out: many small instances that do little.
 EMBEDDED_DEFAULTS = {"CAIRN_OVERCOMMIT_CPU": "100", "CAIRN_OVERCOMMIT_MEMORY": "10"}
