@@ -79,7 +79,8 @@ async def authenticate(request: Request) -> Caller:
             row = (await connection.execute(_AUTHENTICATE, parameters)).one_or_none()
             break
         except DBAPIError as error:
-            await connection.close()
+            if connection.sync_connection is not None:  # None: it could not be opened at all
+                await connection.close()
             # A connection that died while it lay in the pool: nothing was done on it, a fresh one will do.
             if last_try or not error.connection_invalidated:
                 raise

@@ -69,7 +69,8 @@ async def _events(
     bells: Bells = request.app.state.bells
     query = select(Event.__table__).where(which, _settled).order_by(*_order).limit(BATCH)
     quiet = 0.0
-    yield b"retry: 1000\n\n"
+    # An id without data: a client that loses the connection before its first event resumes from here.
+    yield b"retry: 1000\nid: %d-%d-%d\n\n" % position
     with bells.listening(str(until) if until else "") as bell:
         while not request.app.state.stopping.is_set():
             ended = False

@@ -28,7 +28,7 @@ from model.errors import (
     ValidationFailed,
 )
 from model.hosts import Host
-from model.instances import VERBS, Instance, Status
+from model.instances import STABLE, VERBS, Instance, Status
 from model.projects import QUOTAS, ProjectQuota
 from model.settings import Settings
 from model.workflows import Failure, Order, State, Workflow
@@ -188,7 +188,7 @@ async def _change(request: Request, caller: Caller, instance_id: UUID, kind: str
         raise InvalidState(
             f"instance {instance.name} is {instance.status}, not {' or '.join(sorted(verb.allowed))}",
             state=instance.status,
-            workflow_id=str(instance.workflow_id),
+            **({} if instance.status in STABLE else {"workflow_id": str(instance.workflow_id)}),
         )
     if verb.done is Status.DELETED:
         await _cancel_others(caller, acceptance, instance_id)
