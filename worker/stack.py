@@ -34,7 +34,7 @@ START_SECONDS = 60.0
 TRIM_EVERY_SECONDS = 15.0
 #: What answers users keeps its share of a busy machine; the rest waits a little.
 BACKGROUND = 10
-SIMULATED_CPUS, SIMULATED_MEMORY_MB = 16, 64 << 10
+SIMULATED_CPUS, SIMULATED_MEMORY_MB = 256, 1 << 20
 #: One machine is for trying things out: many small instances that do little.
 EMBEDDED_DEFAULTS = {"CAIRN_OVERCOMMIT_CPU": "100", "CAIRN_OVERCOMMIT_MEMORY": "10"}
 #: make passes on what its process group got already: that is no second wish.
