@@ -132,9 +132,11 @@ async def index(
     name: Annotated[str | None, Query(max_length=63, pattern=r"^[^\x00]*$")] = None,
     label: Annotated[str | None, Query(max_length=320, pattern=r"^[^=\x00]+=[^\x00]*$")] = None,
 ) -> Response:
-    """Instances, newest first; deleted ones only with `?status=deleted`."""
+    """Instances, newest first; those deleted within 24 hours only with `?status=deleted`."""
     query = _query.where(Instance.project_id == caller.project_id)
     query = query.where(Instance.status == status) if status else query.where(Instance.status != Status.DELETED)
+    if status == Status.DELETED:
+        query = query.where(_readable)
     if name is not None:
         query = query.where(Instance.name == name)
     if label is not None:
