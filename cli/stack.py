@@ -113,7 +113,7 @@ def down() -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     given_up = time.monotonic() + STOP_SECONDS
-    while data_folder.owner(folder) == pid:
+    while data_folder.is_alive(pid):
         if time.monotonic() > given_up:
             raise CommandFailed(f"process {pid} does not end: kill it with 'kill -9 {pid}'", "timed_out", Exit.FAILED)
         time.sleep(0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import socket
 from pathlib import Path
@@ -21,7 +22,9 @@ def is_free(address: str, port: int) -> bool:
         try:
             probe.bind((address, port))
             probe.listen(1)
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.EADDRNOTAVAIL, socket.EAI_NONAME):
+                raise StackError(f"this machine has no address {address}: correct CAIRN_API_HOST") from None
             return False
     return True
 
