@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 import structlog
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import ColumnElement, Engine, func, select, update
+from sqlalchemy.exc import SQLAlchemyError
 from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.exceptions import WorkflowAlreadyStartedError
@@ -25,6 +26,8 @@ LOST_AFTER = timedelta(seconds=3)
 CHECK_EVERY = timedelta(seconds=15)
 BATCH = 500
 AT_ONCE = 8
+#: For one call to Temporal, where it neither answers nor refuses.
+PATIENCE = timedelta(seconds=5)
 
 log = structlog.get_logger()
 
@@ -34,7 +37,9 @@ class Swept(Frozen):
 
     started: int = 0
     cancelled: int = 0
-    settled: int = 0
+    checked: int = 0
+    #: What Temporal did not answer for; the next sweep finds it again.
+    failed: int = 0
 
 
 class Sweeper:
@@ -52,31 +57,37 @@ class Sweeper:
         run in a thread.
         """
         gate = asyncio.Semaphore(AT_ONCE)
+        failures: list[Exception] = []
 
-        async def at_once(orders: Sequence[Order], act: object) -> int:
-            async def one(order: Order) -> None:
+        async def each(orders: list[Order], act: Callable[[Order], Awaitable[None]]) -> int:
+            async def one(order: Order) -> bool:
                 async with gate:
-                    await act(order)  # type: ignore[operator]
+                    try:
+                        await asyncio.wait_for(act(order), PATIENCE.total_seconds())
+                        return True
+                    except (RPCError, SQLAlchemyError, TimeoutError) as error:
+                        failures.append(error)
+                        return False
 
-            results = await asyncio.gather(*(one(order) for order in orders), return_exceptions=True)
-            failed = [result for result in results if isinstance(result, BaseException)]
-            for error in failed[:1]:
-                log.warning("sweep.failed", error=str(error), count=len(failed))
-            return len(results) - len(failed)
+            return sum(await asyncio.gather(*(one(order) for order in orders)))
 
         lost, asked, unchecked = await asyncio.to_thread(self._find)
-        return Swept(
-            started=await at_once(lost, self._start),
-            cancelled=await at_once(asked, self._cancel),
-            settled=await at_once(unchecked, self._check),
+        swept = Swept(
+            started=await each(lost, self._start),
+            cancelled=await each(asked, self._cancel),
+            checked=await each(unchecked, self._check),
+            failed=len(failures),
         )
+        if failures:
+            log.warning("sweep.failed", count=len(failures), error=str(failures[0]) or type(failures[0]).__name__)
+        return swept
 
     def _find(self) -> tuple[list[Order], list[Order], list[Order]]:
         old = func.now() - LOST_AFTER
         with transaction(self._engine) as session:
 
-            def orders(*where: object) -> list[Order]:
-                found = select(Workflow.order).where(*where).order_by(Workflow.id).limit(BATCH)  # type: ignore[arg-type]
+            def orders(*where: ColumnElement[bool]) -> list[Order]:
+                found = select(Workflow.order).where(*where).order_by(Workflow.id).limit(BATCH)
                 return [Order.model_validate(order) for order in session.scalars(found)]
 
             lost = orders(Workflow.state == State.ACCEPTED, Workflow.parent_id.is_(None), Workflow.created_at < old)

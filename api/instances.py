@@ -183,7 +183,7 @@ async def _change(request: Request, caller: Caller, instance_id: UUID, kind: str
     if verb.done is Status.DELETED:
         if instance.status == Status.DELETED:
             return answer(request, await _show(caller, instance_id), headers={"ETag": etag(instance.version)})
-        if instance.status == Status.DELETING:
+        if instance.status == Status.DELETING and not (force and await _unforced(caller, instance.workflow_id)):
             return await acceptance.answer(_show, Answered(instance_id, instance.workflow_id))
     check_if_match(request, instance.version)
     if instance.status not in verb.allowed:
@@ -209,6 +209,12 @@ async def _change(request: Request, caller: Caller, instance_id: UUID, kind: str
     data = {"name": instance.name, "from": instance.status, "to": verb.during}
     await acceptance.write(order, f"instance.{verb.during}", data, prior_status=instance.status)
     return await acceptance.answer(_show)
+
+
+async def _unforced(caller: Caller, workflow_id: UUID) -> bool:
+    """Whether the delete under way is one that waits for its engine: a forced one may take its place."""
+    order = select(Workflow.order).where(Workflow.project_id == caller.project_id, Workflow.id == workflow_id)
+    return not Order.model_validate((await caller.execute(order)).scalar_one()).force
 
 
 async def _lock(caller: Caller, instance_id: UUID) -> Row[Any]:

@@ -41,7 +41,7 @@ VERBS: dict[str, Verb] = {
     "ProvisionInstance": Verb(frozenset(), Status.PENDING, Status.RUNNING),
     "StartInstance": Verb(frozenset({Status.STOPPED}), Status.STARTING, Status.RUNNING),
     "StopInstance": Verb(frozenset({Status.RUNNING}), Status.STOPPING, Status.STOPPED),
-    "DeprovisionInstance": Verb(_LIVE - {Status.DELETING}, Status.DELETING, Status.DELETED),
+    "DeprovisionInstance": Verb(_LIVE, Status.DELETING, Status.DELETED),
 }
 
 #: States in which no workflow owns the instance.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -12,6 +11,7 @@ import psycopg
 import structlog
 import uvloop
 from sqlalchemy import Engine, select
+from sqlalchemy.exc import SQLAlchemyError
 from temporalio.client import (
     Client,
     Schedule,
@@ -32,7 +32,7 @@ from activities.interceptor import ActivityInterceptor
 from activities.placement import Capacity
 from activities.registry import methods
 from activities.runs import CONTROL, Histories
-from activities.sweeper import Sweeper
+from activities.sweeper import LOST_AFTER, Sweeper
 from model import logs
 from model.hosts import Host
 from model.settings import Settings
@@ -129,15 +129,19 @@ async def _declare(client: Client, id: str, action: ScheduleActionStartWorkflow,
 
 
 async def sweep_when_called(sweeper: Sweeper, database_url: str) -> None:
-    """Sweep on NOTIFY cairn_sweep, and again while starts fail; the tick covers what is missed here."""
+    """Sweep on NOTIFY cairn_sweep, until nothing fails any more; the tick covers what is missed here."""
     while True:
-        with contextlib.suppress(psycopg.OperationalError):
+        try:
             async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
                 await connection.execute("LISTEN cairn_sweep")
                 async for _ in connection.notifies():
-                    # What was accepted a moment ago becomes "lost" only after a while.
-                    await asyncio.sleep(1)
-                    await sweeper.sweep()
+                    swept = None
+                    while swept is None or swept.failed:
+                        # What was accepted a moment ago becomes "lost" only after a while.
+                        await asyncio.sleep(LOST_AFTER.total_seconds())
+                        swept = await sweeper.sweep()
+        except (psycopg.OperationalError, SQLAlchemyError) as error:
+            log.info("sweep.reconnecting", error=str(error).partition("\n")[0])
         await asyncio.sleep(1)
 
 

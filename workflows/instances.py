@@ -7,7 +7,7 @@ from datetime import timedelta
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError
 
-from workflows.options import UNDO, on_control, on_host, remaining
+from workflows.options import REMOVE, RESTORE, on_control, on_host, remaining
 from workflows.saga import Saga, Settle, Undo, call, carry_out
 
 with workflow.unsafe.imports_passed_through():
@@ -40,7 +40,7 @@ def settling(order: Order) -> Settle:
 
 
 def removal(placement: Placement) -> Undo:
-    return (InstanceEngine.delete, placement.spec, on_host(_host(placement), UNDO))
+    return (InstanceEngine.delete, placement.spec, on_host(_host(placement), REMOVE))
 
 
 @workflow.defn
@@ -78,7 +78,11 @@ class StartInstance:
         async def plan(saga: Saga) -> MachineState:
             placement = await saga.step(InstanceRecords.claim, order, on_control(remaining(order), poll=True))
             spec, host = placement.spec, _host(placement)
-            undo = (InstanceEngine.stop, StopRequest(spec=spec, grace_seconds=order.grace_seconds), on_host(host, UNDO))
+            undo = (
+                InstanceEngine.stop,
+                StopRequest(spec=spec, grace_seconds=order.grace_seconds),
+                on_host(host, RESTORE),
+            )
             return await saga.step(InstanceEngine.start, spec, on_host(host, remaining(order)), undo=undo)
 
         await carry_out(order, plan, settling(order))
@@ -92,7 +96,7 @@ class StopInstance:
             placement = await saga.step(InstanceRecords.claim, order, on_control(remaining(order), poll=True))
             spec, host = placement.spec, _host(placement)
             request = StopRequest(spec=spec, grace_seconds=order.grace_seconds)
-            undo = (InstanceEngine.start, spec, on_host(host, UNDO))
+            undo = (InstanceEngine.start, spec, on_host(host, RESTORE))
             await saga.step(InstanceEngine.stop, request, on_host(host, remaining(order)), undo=undo)
 
         await carry_out(order, plan, settling(order))

@@ -16,8 +16,10 @@ with workflow.unsafe.imports_passed_through():
 HEARTBEAT = timedelta(seconds=5)
 #: Least time that a step gets, however late it is in its run.
 LEAST = timedelta(seconds=5)
-#: Time for one undo step. What it cannot undo by then, the host's next inventory finds.
-UNDO = timedelta(seconds=60)
+#: Time to remove what a run made. What cannot be removed by then, the host's next inventory finds.
+REMOVE = timedelta(seconds=20)
+#: Time to bring back what a run changed: nothing else would.
+RESTORE = timedelta(seconds=60)
 
 _RETRY = RetryPolicy(
     initial_interval=timedelta(milliseconds=200), backoff_coefficient=2, maximum_interval=timedelta(seconds=5)
