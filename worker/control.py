@@ -76,6 +76,8 @@ async def run(settings: Settings) -> None:
         max_concurrent_activities=THREADS,
         interceptors=[ActivityInterceptor()],
         max_heartbeat_throttle_interval=timedelta(seconds=1),
+        # A run that is evicted is replayed from its history; each that is kept costs some 100 KB.
+        max_cached_workflows=200,
         # A workflow held by a worker that died goes on elsewhere after this.
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
         graceful_shutdown_timeout=timedelta(seconds=5),
