@@ -1,0 +1,99 @@
+"""The API on a real database, served by uvicorn on loopback in the tests' own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest_asyncio
+import uvicorn
+from fastapi import FastAPI
+from temporalio.client import Client
+
+from api.app import create_app
+from model.settings import Settings
+from tests.services import PORT_RANGE, Database, TemporalServer, database, own_database, temporal_server
+from worker.api import CONNECTIONS
+from worker.database import connect_async
+
+__all__ = ["database", "own_database", "temporal_server"]
+
+BODY = {"name": "web", "image": "cairn/base:latest"}
+
+
+@dataclass
+class Api:
+    """A served application, and a client with the installation's key."""
+
+    app: FastAPI
+    url: str
+    http: httpx.AsyncClient
+    db: Database
+
+    async def launch(self, name: str = "web", **more: Any) -> dict[str, Any]:
+        """A launch that is accepted; the answer's envelope."""
+        answer = await self.http.post("/v1/instances", json=BODY | {"name": name} | more)
+        assert answer.status_code == 202, answer.text
+        return answer.json()
+
+    def put(self, instance: dict[str, Any], status: str) -> None:
+        """What workers would have done: the instance in a state, its workflow ended."""
+        deleted = ", deleted_at = now()" if status == "deleted" else ""
+        self.db.rows(f"UPDATE instances SET status = %s{deleted} WHERE id = %s", status, instance["id"])
+        self.db.rows(
+            "UPDATE workflows SET state = 'completed', finished_at = now() WHERE resource_id = %s", instance["id"]
+        )
+
+    def as_(self, key: str) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self.url, headers={"X-API-Key": key}, timeout=30)
+
+
+class Quiet(uvicorn.Server):
+    """uvicorn that leaves the tests' signals alone."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        yield
+
+
+@asynccontextmanager
+async def served(db: Database, temporal: Client) -> AsyncIterator[Api]:
+    settings = Settings(port_range=PORT_RANGE, database_url=db.url("cairn_api"), overcommit_cpu=4, overcommit_memory=1)
+    engine = connect_async(db.url("cairn_api"), CONNECTIONS)
+    app = create_app(settings, engine, temporal)
+    with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
+        port = listener.getsockname()[1]
+        config = uvicorn.Config(app, log_config=None, access_log=False, http="httptools", lifespan="on")
+        server = Quiet(config)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started:
+            await asyncio.sleep(0.005)
+        url = f"http://127.0.0.1:{port}"
+        transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=120), retries=2)
+        async with httpx.AsyncClient(
+            base_url=url, headers={"X-API-Key": db.api_key}, timeout=30, transport=transport
+        ) as http:
+            yield Api(app, url, http, db)
+        app.state.stopping.set()
+        server.should_exit = True
+        await serving
+    await engine.dispose()
+
+
+@pytest_asyncio.fixture
+async def api(database: Database, temporal_server: TemporalServer) -> AsyncIterator[Api]:
+    """The API, with a Temporal that takes starts and no worker that carries them out."""
+    async with served(database, await temporal_server.client()) as one:
+        yield one
+
+
+async def no_temporal() -> Client:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    return await TemporalServer(f"127.0.0.1:{port}").client(lazy=True)

@@ -1,0 +1,182 @@
+"""Event streams: in commit order, nothing lost, resumable."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import httpx
+import psycopg
+from httpx_sse import aconnect_sse
+
+from tests.api.conftest import Api
+from tests.api.test_accept import settle
+from tests.services import SUPERUSER, eventually
+
+INSERT = "INSERT INTO events (project_id, type, resource_type, resource_id) VALUES (%s, %s, 'test', %s)"
+
+
+async def stream(http: httpx.AsyncClient, path: str, after: str | None = None) -> AsyncIterator[Any]:
+    headers = {"Last-Event-ID": after} if after else {}
+    async with aconnect_sse(http, "GET", path, headers=headers) as source:
+        assert source.response.status_code == 200
+        assert source.response.headers["content-type"].startswith("text/event-stream")
+        async for event in source.aiter_sse():
+            if event.data:
+                yield event
+
+
+async def take(http: httpx.AsyncClient, count: int, path: str = "/v1/events", after: str | None = None) -> list[Any]:
+    """The first ``count`` events."""
+    found: list[Any] = []
+    async with asyncio.timeout(10):
+        async with aclosing(stream(http, path, after)) as events:
+            async for event in events:
+                found.append(event)
+                if len(found) == count:
+                    return found
+    return found
+
+
+async def test_stream_begins_now(api: Api) -> None:
+    await api.launch("before")
+    taking = asyncio.create_task(take(api.http, 1))
+    assert await eventually(lambda: api.app.state.bells._waiting.get(""))
+    launched = await api.launch("after")
+    (event,) = await taking
+    data = json.loads(event.data)
+    assert event.event == data["type"] == "instance.pending"
+    assert event.id == data["id"]
+    assert data["resource_id"] == launched["data"]["id"]
+    assert data["workflow_id"] == launched["meta"]["workflow_id"]
+    assert data["data"] == {"name": "after", "from": None, "to": "pending"}
+
+
+async def test_first_frame_is_where_to_resume_from(api: Api) -> None:
+    await api.launch("before")
+    async with aconnect_sse(api.http, "GET", "/v1/events") as source:
+        async for event in source.aiter_sse():
+            break
+    assert (event.data, event.retry) == ("", 1000)
+    launched = await api.launch("while-away")
+    (missed,) = await take(api.http, 1, after=event.id)
+    assert json.loads(missed.data)["resource_id"] == launched["data"]["id"]
+
+
+async def test_resumes_after_any_event(api: Api) -> None:
+    for number in range(6):
+        await api.launch(f"web-{number}")
+    everything = await take(api.http, 6, after="0-0-0")
+    names = [json.loads(event.data)["data"]["name"] for event in everything]
+    assert names == [f"web-{number}" for number in range(6)]
+    for position, event in enumerate(everything[:-1]):
+        rest = await take(api.http, 5 - position, after=event.id)
+        assert [later.id for later in rest] == [later.id for later in everything[position + 1 :]]
+
+
+async def test_transaction_that_commits_late_is_not_lost(api: Api) -> None:
+    project = api.db.project_id
+    taking = asyncio.create_task(take(api.http, 4))
+    assert await eventually(lambda: api.app.state.bells._waiting.get(""))
+
+    def commit_late() -> None:
+        with psycopg.connect(api.db.url(SUPERUSER)) as slow, psycopg.connect(api.db.url(SUPERUSER)) as quick:
+            slow.execute(INSERT, (project, "slow.1", project))
+            quick.execute(INSERT, (project, "quick.1", project))
+            quick.commit()
+            quick.execute(INSERT, (project, "quick.2", project))
+            quick.execute("SELECT pg_notify('cairn', '')")
+            quick.commit()
+            # A reader that goes by ids alone has passed the slow one by now.
+            slow.execute("SELECT pg_sleep(1.2)")
+            slow.execute(INSERT, (project, "slow.2", project))
+            slow.commit()
+
+    await asyncio.to_thread(commit_late)
+    events = await taking
+    assert sorted(event.event for event in events) == ["quick.1", "quick.2", "slow.1", "slow.2"]
+    # What was seen once is seen in the same order by whoever resumes.
+    again = await take(api.http, 4, after="0-0-0")
+    assert [event.id for event in again] == [event.id for event in events]
+
+
+async def test_stream_that_begins_beside_an_open_transaction_gets_it(api: Api) -> None:
+    project = api.db.project_id
+    with psycopg.connect(api.db.url(SUPERUSER)) as slow:
+        slow.execute(INSERT, (project, "in.flight", project))
+        taking = asyncio.create_task(take(api.http, 1))
+        assert await eventually(lambda: api.app.state.bells._waiting.get(""))
+        await asyncio.sleep(0.2)
+    assert [event.event for event in await taking] == ["in.flight"]
+
+
+async def test_many_writers_every_event_once(api: Api) -> None:
+    taking = asyncio.create_task(take(api.http, 60))
+    assert await eventually(lambda: api.app.state.bells._waiting.get(""))
+    launched = await asyncio.gather(*(api.launch(f"web-{number}") for number in range(60)))
+    events = await taking
+    assert {json.loads(event.data)["resource_id"] for event in events} == {body["data"]["id"] for body in launched}
+    assert len({event.id for event in events}) == 60
+
+
+async def test_older_epoch_is_deliverable_whatever_its_transaction_ids(api: Api) -> None:
+    """After a restore into a new cluster the old ids mean nothing there."""
+    project = api.db.project_id
+    api.db.rows("UPDATE installation SET epoch = epoch + 1")
+    api.db.rows(
+        "INSERT INTO events (epoch, xid, project_id, type, resource_type, resource_id)"
+        " SELECT epoch - 1, 9000000000, %s, 'old.one', 'test', %s FROM installation",
+        *(project, project),
+    )
+    await api.launch()
+    events = await take(api.http, 2, after="0-0-0")
+    assert [event.event for event in events] == ["old.one", "instance.pending"]
+
+
+async def test_workflow_stream_ends_with_the_workflow(api: Api) -> None:
+    body = await api.launch()
+    workflow_id = body["meta"]["workflow_id"]
+    await api.launch("another")
+    taking = asyncio.create_task(take(api.http, 99, f"/v1/workflows/{workflow_id}/events"))
+    await asyncio.sleep(0.3)
+    assert not taking.done()
+    assert (await api.http.post(f"/v1/workflows/{workflow_id}/cancel")).status_code == 202
+    events = await taking
+    assert [event.event for event in events] == ["instance.pending", "instance.error", "workflow.cancelled", "end"]
+    # Of one that has ended, the whole story at once; and the rest of it after any event.
+    again = await take(api.http, 99, f"/v1/workflows/{workflow_id}/events")
+    assert [event.event for event in again] == [event.event for event in events]
+    rest = await take(api.http, 99, f"/v1/workflows/{workflow_id}/events", after=events[1].id)
+    assert [event.event for event in rest] == ["workflow.cancelled", "end"]
+
+
+async def test_workflow_that_ended_without_events_ends_its_stream(api: Api) -> None:
+    workflow_id = (await api.launch())["meta"]["workflow_id"]
+    await asyncio.to_thread(settle, api.db, workflow_id, "completed", "running")
+    events = await take(api.http, 99, f"/v1/workflows/{workflow_id}/events")
+    assert [event.event for event in events] == ["instance.pending", "end"]
+
+
+async def test_strangers_events_are_not_shown(api: Api) -> None:
+    async with api.as_(api.db.project("stranger")) as stranger:
+        taking = asyncio.create_task(take(stranger, 1, after="0-0-0"))
+        await api.launch("mine")
+        await asyncio.sleep(0.7)
+        assert not taking.done()
+        await stranger.post("/v1/instances", json={"name": "theirs", "image": "cairn/base"})
+        (event,) = await taking
+        assert json.loads(event.data)["data"]["name"] == "theirs"
+
+
+async def test_stream_survives_a_cut_connection_of_the_listener(api: Api) -> None:
+    taking = asyncio.create_task(take(api.http, 1))
+    assert await eventually(lambda: api.app.state.bells._waiting.get(""))
+    api.db.rows(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND pid <> pg_backend_pid()"
+    )
+    await api.launch()
+    assert [event.event for event in await taking] == ["instance.pending"]
