@@ -72,7 +72,7 @@ class InstanceRecords:
             if host is None or held & set(request.avoid_ports):
                 release(session, instance)
                 host = place(session, instance, self._capacity, request.avoid_ports)
-                _move(session, instance, order, Status.PROVISIONING, host=host.name)
+                record(session, order, _move(instance, Status.PROVISIONING, host=host.name))
             return Placement(host=host.name, spec=_spec(instance))
 
     @activity.defn(name="instance.claim")
@@ -157,6 +157,7 @@ def settle_instance(
     if (launch and outcome != "completed") or status is Status.DELETED:
         release(session, instance)
         _count(session, instance, "none")
+    events = []
     # A delete that came meanwhile owns the instance now, and decides about its state.
     if instance.workflow_id == order.workflow_id:
         if facts is not None:
@@ -170,8 +171,8 @@ def settle_instance(
         instance.error = failure.model_dump() if failure else None
         if status is Status.DELETED:
             instance.deleted_at = func.now()
-        _move(session, instance, order, status)
-    record(session, order, f"workflow.{outcome}", {"kind": order.kind, "error": row.error})
+        events.append(_move(instance, status))
+    record(session, order, *events, (f"workflow.{outcome}", {"kind": order.kind, "error": row.error}))
 
 
 def _lock(session: Session, order: Order) -> Instance:
@@ -187,12 +188,13 @@ def _check_owner(instance: Instance, order: Order) -> None:
         raise Superseded(f"workflow {instance.workflow_id} works on instance {order.name} now")
 
 
-def _move(session: Session, instance: Instance, order: Order, status: Status, **data: Any) -> None:
+def _move(instance: Instance, status: Status, **data: Any) -> tuple[str, dict[str, Any]]:
+    """Move the instance; the event that says so."""
     previous = instance.status
     instance.status = status
     instance.version += 1
     instance.updated_at = func.now()
-    record(session, order, f"instance.{status}", {"name": instance.name, "from": previous, "to": status, **data})
+    return f"instance.{status}", {"name": instance.name, "from": previous, "to": status, **data}
 
 
 def _count(session: Session, instance: Instance, where: str) -> None:

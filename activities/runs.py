@@ -31,7 +31,8 @@ from model.errors import CairnError
 from model.workflows import TERMINAL, Event, Failure, Order, Outcome, State, Step, Workflow
 
 CONTROL = "control"
-NOTIFY = text("SELECT pg_notify('cairn', :workflow_id)")
+_NOTIFY = text("SELECT pg_notify('cairn', :workflow_id)")
+_INSERT_EVENT = insert(Event.__table__)  # type: ignore[arg-type]  # a Table, typed as FromClause
 
 PROJECT = SearchAttributeKey.for_keyword("CairnProject")
 RESOURCE = SearchAttributeKey.for_keyword("CairnResource")
@@ -107,24 +108,17 @@ def end(
     ).scalar_one_or_none()
 
 
-def record(
-    session: Session,
-    order: Order,
-    type: str,
-    data: dict[str, Any],
-) -> None:
-    """Write an event about the order's resource, and wake whoever waits for it after the commit."""
-    session.execute(
-        insert(Event).values(
-            project_id=order.project_id,
-            type=type,
-            resource_type=order.resource_type,
-            resource_id=order.resource_id,
-            workflow_id=order.workflow_id,
-            data=data,
-        )
-    )
-    session.execute(NOTIFY, {"workflow_id": str(order.workflow_id)})
+def record(session: Session, order: Order, *events: tuple[str, dict[str, Any]]) -> None:
+    """Write events (type, data) about the order's resource, and wake whoever waits for it after the commit."""
+    common = {
+        "project_id": order.project_id,
+        "resource_type": order.resource_type,
+        "resource_id": order.resource_id,
+        "workflow_id": order.workflow_id,
+    }
+    session.flush()
+    session.connection().execute(_INSERT_EVENT, [{**common, "type": type, "data": data} for type, data in events])
+    session.connection().execute(_NOTIFY, {"workflow_id": str(order.workflow_id)})
 
 
 def others(session: Session, order: Order) -> list[UUID]:

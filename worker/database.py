@@ -39,8 +39,8 @@ def driver_url(url: str) -> str:
 
 
 def connect(url: str, threads: int) -> Engine:
-    """For activities: one connection per thread; a lost connection shows before it is used."""
-    return create_engine(driver_url(url), pool_size=threads, max_overflow=0, pool_pre_ping=True)
+    """For activities: one connection per thread. One that was lost costs its step an attempt, no more."""
+    return create_engine(driver_url(url), pool_size=threads, max_overflow=0, json_serializer=_dumps)
 
 
 def connect_async(url: str, connections: int) -> AsyncEngine:

