@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sqlalchemy import ColumnElement, Integer, case, delete, func, insert, select, text, update
+from sqlalchemy import ColumnElement, delete, func, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from model.base import Frozen
 from model.errors import CairnError, NoCapacity, PortTaken
 from model.hosts import Host, HostPort, HostState
 from model.instances import Instance, Port
+
+#: Ports looked at in one query.
+WINDOW = 256
 
 
 class Capacity(Frozen):
@@ -130,17 +133,25 @@ def _choose_ports(
 def _next_free_port(
     session: Session, host: Host, protocol: str, port_range: tuple[int, int], taken: set[int]
 ) -> int | None:
-    """The first port that nobody holds, from where the last search ended, once around the range."""
+    """The first port that nobody holds, from where the last search ended, once around the range.
+
+    Looked for in windows: the whole range at once costs some 5 ms, a window a tenth of it.
+    """
     low, high = port_range
     start = host.next_port if low <= host.next_port <= high else low
-    turn = func.generate_series(0, high - low, type_=Integer).table_valued("step").render_derived()
-    number = start + turn.c.step
-    number = case((number > high, number - (high - low + 1)), else_=number)
-    held = (
-        select(HostPort.port)
-        .where(HostPort.host_id == host.id, HostPort.protocol == protocol, HostPort.port == number)
-        .exists()
-    )
-    return session.execute(
-        select(number).where(~held, number.not_in(taken)).order_by(turn.c.step).limit(1)
-    ).scalar_one_or_none()
+    for first, last in _windows(start, high) + _windows(low, start - 1):
+        held = set(
+            session.scalars(
+                select(HostPort.port).where(
+                    HostPort.host_id == host.id, HostPort.protocol == protocol, HostPort.port.between(first, last)
+                )
+            )
+        )
+        for number in range(first, last + 1):
+            if number not in held and number not in taken:
+                return number
+    return None
+
+
+def _windows(low: int, high: int) -> list[tuple[int, int]]:
+    return [(first, min(first + WINDOW - 1, high)) for first in range(low, high + 1, WINDOW)]
