@@ -40,6 +40,7 @@ PULL_SECONDS = 60
 CHANGES = threading.BoundedSemaphore(8)
 CPU_PERIOD = 100_000
 POLL_SECONDS = 0.05
+PROVEN = 256
 LOG_LINES = 10
 NOT_FOUND, CONFLICT, SERVER_ERROR = 404, 409, 500
 
@@ -58,6 +59,9 @@ class DockerMachines:
         self._base_url = base_url
         self._owner = Owner(installation=installation, host_id=host_id)
         self._publish_address = publish_address
+        # Containers that this process made or adopted: an engine's id is never given twice, so their
+        # start needs no second proof of ownership. Small, and lost with the process, as it may be.
+        self._proven: dict[UUID, str] = {}
 
     @cached_property
     def _client(self) -> APIClient:
@@ -92,6 +96,7 @@ class DockerMachines:
                 try:
                     made = self._create(spec)
                     faults.reached("after_effect")
+                    self._remember(spec.id, made)
                     return made
                 except docker.errors.ImageNotFound as error:
                     raise ImageNotFound(f"image {spec.image} is not on the engine", image=spec.image) from error
@@ -137,17 +142,23 @@ class DockerMachines:
 
     def start(self, machine: UUID, cancelled: Check) -> MachineState:
         with _calling():
-            found = self._own(machine)
-            if found is None:
-                raise NotFound(f"{machine_name(machine)} is not on the engine")
-            if not found["State"]["Running"]:
-                with CHANGES:
-                    try:
-                        self._client.start(found["Id"])
-                    except docker.errors.APIError as error:
-                        raise _start_error(error) from error
-                    faults.reached("after_effect")
-            return self._ready(found["Id"], cancelled)
+            engine_id = self._proven.pop(machine, None)
+            if engine_id is None:
+                found = self._own(machine)
+                if found is None:
+                    raise NotFound(f"{machine_name(machine)} is not on the engine")
+                engine_id = str(found["Id"])
+                if found["State"]["Running"]:
+                    return self._ready(engine_id, cancelled)
+            with CHANGES:
+                try:
+                    self._client.start(engine_id)
+                except docker.errors.NotFound as error:
+                    raise NotFound(f"{machine_name(machine)} is not on the engine any more") from error
+                except docker.errors.APIError as error:
+                    raise _start_error(error) from error
+                faults.reached("after_effect")
+            return self._ready(engine_id, cancelled)
 
     def _ready(self, engine_id: str, cancelled: Check) -> MachineState:
         while True:
@@ -167,6 +178,11 @@ class DockerMachines:
             if health == "unhealthy":
                 raise InstanceExited("the instance's health check failed" + self._last_words(engine_id))
             _pause(cancelled)
+
+    def _remember(self, machine: UUID, engine_id: str) -> None:
+        while len(self._proven) >= PROVEN:
+            self._proven.pop(next(iter(self._proven)), None)
+        self._proven[machine] = engine_id
 
     def _last_words(self, engine_id: str) -> str:
         try:
