@@ -38,6 +38,8 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client) -> Fas
         version=version("cairn-platform"),
         summary="Provisioning where every change is a durable workflow",
         lifespan=lifespan,
+        # A path is right or wrong: a redirect would answer before the key was looked at.
+        redirect_slashes=False,
     )
     app.state.settings = settings
     app.state.engine = engine

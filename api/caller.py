@@ -71,7 +71,12 @@ async def authenticate(request: Request) -> Caller:
     """Check the key; open the request's transaction in its project. Raises Unauthenticated, NotFound."""
     key = _key(request)
     engine: AsyncEngine = request.app.state.engine
-    parameters = {"digest": hashlib.sha256(key.encode()).digest(), "project": _project(request)}
+    malformed: ValidationFailed | None = None
+    try:
+        project = _project(request)
+    except ValidationFailed as error:
+        project, malformed = None, error  # to be told to those only whose key is valid
+    parameters = {"digest": hashlib.sha256(key.encode()).digest(), "project": project}
     for last_try in (False, True):
         connection = engine.connect()
         try:
@@ -84,11 +89,11 @@ async def authenticate(request: Request) -> Caller:
             # A connection that died while it lay in the pool: nothing was done on it, a fresh one will do.
             if last_try or not error.connection_invalidated:
                 raise
-    if row is None or row.project_id is None:
+    if row is None or row.project_id is None or malformed is not None:
         await connection.close()
         if row is None:
             raise Unauthenticated("the API key is not valid")
-        raise NotFound("there is no such project")
+        raise malformed or NotFound("there is no such project")
     request.state.authenticated = True
     structlog.contextvars.bind_contextvars(project_id=str(row.project_id))
     return Caller(engine, connection, row.project_id, f"key:{row.name}")

@@ -6,9 +6,15 @@ from typing import Any, Generic, TypeVar
 
 import orjson
 from fastapi import Request, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 T = TypeVar("T")
+
+
+class Nothing(BaseModel):
+    """The body of a request that takes none: absent, or an empty object. Whatever is in it is refused."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 class Meta(BaseModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import structlog
@@ -56,8 +57,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _bug)
 
 
-def render(request: Request, error: CairnError) -> Response:
-    headers = {}
+def render(request: Request, error: CairnError, headers: Mapping[str, str] | None = None) -> Response:
+    headers = dict(headers or {})
     if isinstance(error, Unavailable):
         headers["Retry-After"] = "1"
     elif isinstance(error, QuotaExceeded):
@@ -72,7 +73,9 @@ async def _cairn(request: Request, error: CairnError) -> Response:
     return render(request, error)
 
 
-async def _after_authentication(request: Request, error: CairnError) -> Response:
+async def _after_authentication(
+    request: Request, error: CairnError, headers: Mapping[str, str] | None = None
+) -> Response:
     """A stranger learns nothing of routes and schemas: first the key, then what is wrong."""
     if request.url.path.startswith("/v1") and not getattr(request.state, "authenticated", False):
         try:
@@ -82,7 +85,7 @@ async def _after_authentication(request: Request, error: CairnError) -> Response
             return render(request, refused)
         except (DBAPIError, PoolTimeout) as away:
             return await _database(request, away)
-    return render(request, error)
+    return render(request, error, headers)
 
 
 async def _invalid(request: Request, error: RequestValidationError) -> Response:
@@ -95,14 +98,14 @@ async def _invalid(request: Request, error: RequestValidationError) -> Response:
 
 
 def _field(location: tuple[int | str, ...]) -> str:
-    parts = [str(part) for part in location if part not in ("body", "query", "path", "header")]
-    return ".".join(parts) or "body"
+    """The path without its first part, which says where it was: body, query, path or header."""
+    return ".".join(str(part) for part in location[1:]) or "body"
 
 
 async def _http(request: Request, error: HTTPException) -> Response:
     kind = _BY_STATUS.get(error.status_code, Malformed)
     said = f"{request.method} {request.url.path}: {error.detail}"
-    return await _after_authentication(request, kind(said))
+    return await _after_authentication(request, kind(said), error.headers)
 
 
 async def _database(request: Request, error: Exception) -> Response:

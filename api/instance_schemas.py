@@ -18,12 +18,15 @@ _IMAGE = re.compile(
     r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*"
     r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[a-f0-9]{64})?"
 )
-_PORT = re.compile(r"(?:(\d{1,5}):)?(\d{1,5})(?:/(tcp|udp))?")
+_PORT = re.compile(r"(?:([0-9]{1,5}):)?([0-9]{1,5})(?:/(tcp|udp))?")
 
 
-def _no_nul(value: str) -> str:
+def _text(value: str) -> str:
+    """What PostgreSQL, JSON and an engine can all hold."""
     if "\x00" in value:
         raise ValueError("must not contain NUL")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("must not contain half of a surrogate pair")
     return value
 
 
@@ -43,7 +46,7 @@ def _env(value: Any) -> Any:
             raise ValueError("expected entries of the form K=V")
         name, _, text = entry.partition("=")
         if name in pairs:
-            raise ValueError(f"{name} is given twice")
+            raise ValueError(f"{name[:40]!r} is given twice")
         pairs[name] = text
     return pairs
 
@@ -61,23 +64,23 @@ def _ports(value: Any) -> Any:
     for entry in value.split(","):
         found = _PORT.fullmatch(entry.strip())
         if not found:
-            raise ValueError(f"'{entry.strip()[:40]}' is not HOST:CONTAINER, CONTAINER, with an optional /tcp or /udp")
+            raise ValueError(f"{entry.strip()[:40]!r} is not HOST:CONTAINER, CONTAINER, with an optional /tcp or /udp")
         ports.append({"host_port": int(found[1] or 0), "container_port": int(found[2]), "protocol": found[3] or "tcp"})
     return ports
 
 
-Text = Annotated[str, AfterValidator(_no_nul)]
+Text = Annotated[str, AfterValidator(_text)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 EnvName = Annotated[str, StringConstraints(pattern=r"^[^=\x00]{1,256}$")]
 LabelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
-LabelValue = Annotated[str, AfterValidator(_no_nul), Field(max_length=255)]
+LabelValue = Annotated[str, AfterValidator(_text), Field(max_length=255)]
 
 
 class PortIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    host_port: Annotated[int, Field(ge=0, le=65535)] = 0
-    container_port: Annotated[int, Field(ge=1, le=65535)]
+    host_port: Annotated[int, Field(strict=True, ge=0, le=65535)] = 0
+    container_port: Annotated[int, Field(strict=True, ge=1, le=65535)]
     protocol: Literal["tcp", "udp"] = "tcp"
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from activities.placement import Capacity
 from api.accept import Acceptance, Answered, check_if_match, etag
 from api.caller import Authenticated, Caller
-from api.envelope import Envelope, answer
+from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES
 from api.instance_schemas import InstanceCreate, InstanceView
 from api.paging import Paging, page_of
@@ -153,13 +153,13 @@ async def show(request: Request, instance_id: UUID, caller: Authenticated) -> Re
 
 
 @router.post("/{instance_id}/start", status_code=202, response_model=Envelope[InstanceView])
-async def start(request: Request, instance_id: UUID, caller: Authenticated) -> Response:
+async def start(request: Request, instance_id: UUID, caller: Authenticated, body: Nothing | None = None) -> Response:
     """Start a stopped instance."""
     return await _change(request, caller, instance_id, "StartInstance")
 
 
 @router.post("/{instance_id}/stop", status_code=202, response_model=Envelope[InstanceView])
-async def stop(request: Request, instance_id: UUID, caller: Authenticated) -> Response:
+async def stop(request: Request, instance_id: UUID, caller: Authenticated, body: Nothing | None = None) -> Response:
     """Stop a running instance; it keeps its files, its host and its ports."""
     return await _change(request, caller, instance_id, "StopInstance")
 

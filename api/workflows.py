@@ -17,7 +17,7 @@ from activities.instances import settle_instance
 from activities.runs import summarise
 from api.accept import wait_for_end
 from api.caller import Authenticated, Caller
-from api.envelope import Envelope, answer
+from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES
 from api.instance_schemas import ErrorView
 from api.paging import Paging, page_of
@@ -92,7 +92,7 @@ async def wait(
 
 
 @router.post("/{workflow_id}/cancel", status_code=202, response_model=Envelope[WorkflowView])
-async def cancel(request: Request, workflow_id: UUID, caller: Authenticated) -> Response:
+async def cancel(request: Request, workflow_id: UUID, caller: Authenticated, body: Nothing | None = None) -> Response:
     """Call a workflow off: what it did is undone. One that has not started yet ends at once.
 
     A delete that has begun runs to its end: what is half removed has no way back.

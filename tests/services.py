@@ -45,7 +45,12 @@ _numbers = itertools.count()
 def child(argv: list[str], log: Path) -> subprocess.Popen[bytes]:
     """A server that cannot outlive this test run."""
     with log.open("ab") as output:
-        return subprocess.Popen(argv, stdout=output, stderr=output, preexec_fn=partial(die_with_parent, getpid()))
+        return subprocess.Popen(
+            argv,
+            stdout=output,
+            stderr=output,
+            preexec_fn=partial(die_with_parent, getpid()),  # noqa: PLW1509 - it does two system calls
+        )
 
 
 def until(check: Callable[[], Any], seconds: float = 10) -> Any:
@@ -181,10 +186,22 @@ def _once(config: pytest.Config, name: str, make: Callable[[], Any]) -> Any:
     return made[name]
 
 
-def _filled_postgres(config: pytest.Config) -> tuple[PostgresServer, dict[str, Any]]:
-    server = PostgresServer()
-    config.add_cleanup(server.remove)
-    return server, server.fill()
+def filled_postgres(config: pytest.Config) -> tuple[PostgresServer, dict[str, Any]]:
+    """The test run's server, and what its template database holds."""
+
+    def start() -> tuple[PostgresServer, dict[str, Any]]:
+        server = PostgresServer()
+        config.add_cleanup(server.remove)
+        return server, server.fill()
+
+    found: tuple[PostgresServer, dict[str, Any]] = _once(config, "postgres", start)
+    return found
+
+
+def running_temporal(config: pytest.Config) -> TemporalServer:
+    """The test run's server."""
+    server: TemporalServer = _once(config, "temporal", lambda: _temporal(config))
+    return server
 
 
 def _temporal(config: pytest.Config) -> TemporalServer:
@@ -217,8 +234,7 @@ def copied(server: PostgresServer, facts: dict[str, Any]) -> Iterator[Database]:
 @pytest.fixture
 def database(pytestconfig: pytest.Config) -> Iterator[Database]:
     """A fresh database with the schema, the first rows and two hosts."""
-    server, facts = _once(pytestconfig, "postgres", lambda: _filled_postgres(pytestconfig))
-    with copied(server, facts) as made:
+    with copied(*filled_postgres(pytestconfig)) as made:
         yield made
 
 
@@ -242,4 +258,4 @@ def worker_engine(database: Database) -> Iterator[Engine]:
 @pytest_asyncio.fixture
 async def temporal_server(pytestconfig: pytest.Config) -> AsyncIterator[TemporalServer]:
     """A server on which no worker polls, unless a test starts one."""
-    yield await asyncio.to_thread(lambda: _once(pytestconfig, "temporal", lambda: _temporal(pytestconfig)))
+    yield await asyncio.to_thread(running_temporal, pytestconfig)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import pytest
 import pytest_asyncio
 import uvicorn
 from fastapi import FastAPI
@@ -18,7 +19,8 @@ from temporalio.client import Client
 
 from api.app import create_app
 from model.settings import Settings
-from tests.services import PORT_RANGE, Database, TemporalServer, database, own_database, temporal_server
+from tests import services
+from tests.services import PORT_RANGE, Database, TemporalServer, database, eventually, own_database, temporal_server
 from worker.api import CONNECTIONS
 from worker.database import connect_async
 
@@ -72,8 +74,7 @@ async def served(db: Database, temporal: Client) -> AsyncIterator[Api]:
         config = uvicorn.Config(app, log_config=None, access_log=False, http="httptools", lifespan="on")
         server = Quiet(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        while not server.started:
-            await asyncio.sleep(0.005)
+        assert await eventually(lambda: server.started)
         url = f"http://127.0.0.1:{port}"
         transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=120), retries=2)
         async with httpx.AsyncClient(
@@ -91,6 +92,15 @@ async def api(database: Database, temporal_server: TemporalServer) -> AsyncItera
     """The API, with a Temporal that takes starts and no worker that carries them out."""
     async with served(database, await temporal_server.client()) as one:
         yield one
+
+
+@pytest_asyncio.fixture(scope="module")
+async def shared_api(pytestconfig: pytest.Config) -> AsyncIterator[Api]:
+    """One for all tests of a module that do not mind what others wrote."""
+    with services.copied(*services.filled_postgres(pytestconfig)) as database:
+        temporal = await asyncio.to_thread(services.running_temporal, pytestconfig)
+        async with served(database, await temporal.client()) as one:
+            yield one
 
 
 async def no_temporal() -> Client:

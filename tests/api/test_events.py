@@ -58,8 +58,7 @@ async def test_stream_begins_now(api: Api) -> None:
 async def test_first_frame_is_where_to_resume_from(api: Api) -> None:
     await api.launch("before")
     async with aconnect_sse(api.http, "GET", "/v1/events") as source:
-        async for event in source.aiter_sse():
-            break
+        event = await anext(aiter(source.aiter_sse()))
     assert (event.data, event.retry) == ("", 1000)
     launched = await api.launch("while-away")
     (missed,) = await take(api.http, 1, after=event.id)

@@ -136,9 +136,7 @@ async def test_project_header(api: Api) -> None:
         ("BREW", "/v1/instances", 405, "method_not_allowed"),
     ],
 )
-async def test_wrong_place_and_wrong_method(
-    api: Api, method: str, path: str, status: int, code: str | None
-) -> None:
+async def test_wrong_place_and_wrong_method(api: Api, method: str, path: str, status: int, code: str | None) -> None:
     answer = await api.http.request(method, path)
     if method == "BREW" and not answer.headers.get("x-request-id"):
         assert answer.status_code == 400  # the server's parser knows no such method

@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from model.instances import Status
 from tests.api.conftest import BODY, Api
 from tests.services import eventually
 
@@ -134,27 +135,20 @@ async def test_etag_and_if_match(api: Api) -> None:
     assert (await api.http.delete(path, headers={"If-Match": "*"})).status_code == 202
 
 
-@pytest.mark.parametrize(
-    ("status", "verb", "allowed"),
-    [
-        (status, verb, status == wanted)
-        for verb, wanted in (("start", "stopped"), ("stop", "running"))
-        for status in ("pending", "provisioning", "running", "stopping", "stopped", "starting", "deleting", "error")
-    ],
-)
-async def test_verb_is_refused_in_any_other_state(api: Api, status: str, verb: str, allowed: bool) -> None:
-    instance = (await api.launch())["data"]
-    api.put(instance, status)
-    answer = await api.http.post(f"/v1/instances/{instance['id']}/{verb}")
-    if allowed:
-        assert answer.status_code == 202
-        assert answer.json()["data"]["status"] == {"start": "starting", "stop": "stopping"}[verb]
-        return
-    assert answer.status_code == 409
-    error = answer.json()["error"]
-    assert error["code"] == "invalid_state"
-    assert error["details"] == {"state": status}, "its workflow has ended: none is in the way"
-    assert api.db.counts()["workflows"] == 1
+@pytest.mark.parametrize(("verb", "wanted"), [("start", "stopped"), ("stop", "running")])
+async def test_verb_is_refused_in_any_other_state(api: Api, verb: str, wanted: str) -> None:
+    for status in Status:
+        instance = (await api.launch(status))["data"]
+        api.put(instance, status)
+        before = api.db.counts()
+        answer = await api.http.post(f"/v1/instances/{instance['id']}/{verb}")
+        if status == wanted:
+            assert answer.status_code == 202
+            assert answer.json()["data"]["status"] == {"start": "starting", "stop": "stopping"}[verb]
+            continue
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "invalid_state")
+        assert answer.json()["error"]["details"]["state"] == status
+        assert api.db.counts() == before
 
 
 async def test_refusal_names_the_workflow_in_the_way(api: Api) -> None:
@@ -297,7 +291,10 @@ async def test_foreign_and_absent_give_the_same_answer(api: Api) -> None:
             absent = str(uuid4())
             answers = [(await stranger.get(of.format(which))) for which in (known, absent)]
             assert [answer.status_code for answer in answers] == [404, 404]
-            texts = [answer.json()["error"]["message"].replace(w, "") for answer, w in zip(answers, (known, absent), strict=True)]
+            texts = [
+                answer.json()["error"]["message"].replace(w, "")
+                for answer, w in zip(answers, (known, absent), strict=True)
+            ]
             assert texts[0] == texts[1]
         for method, of in (
             ("DELETE", f"/v1/instances/{mine['id']}"),
