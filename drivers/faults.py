@@ -36,6 +36,10 @@ class Fault(BaseModel):
     times: int = 1
     seconds: float = 0.0
 
+    def at(self, name: str) -> bool:
+        """``cairn faults list`` has whole names: one that was composed from its activity and point again will do."""
+        return self.point == name or self.point == f"{name.rpartition('.')[0]}.{name}"
+
 
 _FAULTS = TypeAdapter(list[Fault])
 
@@ -105,17 +109,17 @@ def _read(path: Path) -> list[Fault]:
 
 
 def _paused(path: Path, name: str) -> bool:
-    return any(fault.point == name and fault.action == "pause" for fault in _read(path))
+    return any(fault.at(name) and fault.action == "pause" for fault in _read(path))
 
 
 def _take(path: Path, name: str, seen: dict[str, Any]) -> Fault | None:
     """Count down the first live entry for ``name``, under the lock, and record the hit."""
-    if not any(fault.point == name and fault.times > 0 for fault in _read(path)):
+    if not any(fault.at(name) and fault.times > 0 for fault in _read(path)):
         return None
     with open(f"{path}.lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         faults = _read(path)
-        fault = next((f for f in faults if f.point == name and f.times > 0), None)
+        fault = next((f for f in faults if f.at(name) and f.times > 0), None)
         if fault is None:
             return None
         fault.times -= 1
