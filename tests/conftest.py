@@ -1,0 +1,32 @@
+"""What every folder of tests may use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests import invariants
+from tests.stack import Stack
+
+
+@pytest.fixture(scope="session")
+def running_stack() -> Iterator[Stack]:
+    """One platform for all tests that leave it as they found it."""
+    made = Stack()
+    try:
+        yield made.start().ready()
+    finally:
+        made.remove()
+
+
+@pytest.fixture
+def stack(running_stack: Stack) -> Iterator[Stack]:
+    """The running platform; after the test it must be at rest, with nothing orphaned and nothing miscounted."""
+    running_stack.wait_for_api()
+    yield running_stack
+    running_stack.plant()
+    running_stack.simulate(latency_ms=0, refuse=0, lose_answers=0)
+    invariants.settle(running_stack)
+    running_stack.delete_all()
+    invariants.settle(running_stack)

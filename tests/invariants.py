@@ -1,0 +1,108 @@
+"""What must hold of a platform that has come to rest, however it got there."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any, NamedTuple
+
+from tests.stack import Json, Stack
+
+#: States in which an instance rests.
+RESTING = ("running", "stopped", "error")
+
+
+class Machine(NamedTuple):
+    """An engine object that carries our installation's labels."""
+
+    engine_id: str
+    generation: int
+    running: bool
+
+
+def settle(stack: Stack, seconds: float = 30) -> None:
+    """Wait until every invariant holds; fails with those that do not."""
+    end = time.monotonic() + seconds
+    while broken := violations(stack):
+        if time.monotonic() > end:
+            raise AssertionError("\n".join(broken))
+        time.sleep(0.2)
+
+
+def violations(stack: Stack) -> list[str]:
+    """What is wrong now, as lines. Nothing, of a platform at rest."""
+    broken = [
+        f"{row['kind']} {row['id']} of {row['resource_id']} is still {row['state']}"
+        for state in ("accepted", "running")
+        for row in stack.list("/workflows", state=state)
+    ]
+    if broken:
+        return broken
+    instances = stack.list("/instances")
+    return [*_states(instances), *_machines(stack, instances), *_sums(stack, instances)]
+
+
+def _states(instances: list[Json]) -> list[str]:
+    return [f"{i['name']} is {i['status']}, and nothing works on it" for i in instances if i["status"] not in RESTING]
+
+
+def machines(stack: Stack) -> dict[str, list[Machine]]:
+    """Everything of this installation on the engines, by the instance's id."""
+    found: dict[str, list[Machine]] = {}
+    if stack.endpoint()["docker_host"]:
+        for container in stack.containers():
+            labels = container.labels
+            machine = Machine(container.id, int(labels["io.cairn.generation"]), container.status == "running")
+            found.setdefault(labels["io.cairn.id"], []).append(machine)
+    for simulated in stack.simulated_machines():
+        labels = simulated["labels"]
+        machine = Machine(simulated["id"], int(labels["io.cairn.generation"]), simulated["state"] == "running")
+        found.setdefault(labels["io.cairn.id"], []).append(machine)
+    return found
+
+
+def _machines(stack: Stack, instances: list[Json]) -> list[str]:
+    """Engines minus rows, and rows minus engines; what both have is the same."""
+    broken = []
+    there = machines(stack)
+    for instance in instances:
+        found = there.pop(instance["id"], [])
+        what = f"{instance['name']} ({instance['status']}, generation {instance['generation']})"
+        if instance["host"] is None:
+            broken += [f"{what} is on no host, and has {machine}" for machine in found]
+        elif instance["status"] in ("running", "stopped"):
+            expected = Machine(
+                instance["container_id"], instance["generation"], running=instance["status"] == "running"
+            )
+            if found != [expected]:
+                broken.append(f"{what}: expected {expected}, found {found}")
+        elif len(found) > 1:
+            broken.append(f"{what} has more than one machine: {found}")
+    broken += [f"no live row has {id}: {found}" for id, found in there.items()]
+    return broken
+
+
+def _sums(stack: Stack, instances: list[Json]) -> list[str]:
+    """What is counted is what is there: quotas, capacity, ports."""
+    placed = [instance for instance in instances if instance["host"]]
+    broken = []
+    project = stack.get("/projects")[0]["id"]
+    quotas = stack.get(f"/projects/{project}/quotas")
+    used = {"instances": len(placed), **{what: sum(i[what] for i in placed) for what in ("vcpus", "memory_mb")}}
+    for what, expected in used.items():
+        if (quotas[what]["used"], quotas[what]["reserved"]) != (expected, 0):
+            broken.append(f"quota of {what}: {quotas[what]}, and {expected} are in use")
+    for host in stack.list("/hosts"):
+        here = [instance for instance in placed if instance["host"] == host["name"]]
+        size = {what: sum(i[what] for i in here) for what in ("vcpus", "memory_mb")}
+        held = [(port["protocol"], port["host_port"]) for instance in here for port in instance["ports"]]
+        if host["allocated"] != size:
+            broken.append(f"host {host['name']} says {host['allocated']} is allocated, and it is {size}")
+        if host["ports_held"] != len(held):
+            broken.append(f"host {host['name']} holds {host['ports_held']} ports, and its instances have {held}")
+        broken += _duplicates(f"host {host['name']}: port", held)
+    return broken
+
+
+def _duplicates(what: str, values: list[Any]) -> list[str]:
+    return [f"{what} {value} is given {count} times" for value, count in Counter(values).items() if count > 1]
