@@ -1,0 +1,174 @@
+"""Record the histories of this folder: ``python tests/histories/record.py VERSION``.
+
+Runs every plan to each of its ends, on a real server with stand-ins for the activities, and writes what
+the server recorded to ``VERSION/<kind>-<outcome>.json``. A file that exists is never written again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from temporalio.client import WorkflowHandle
+
+from activities.runs import CONTROL, RunEnded
+from model.base import new_id
+from model.errors import EngineRefused, EngineUnavailable, InstanceExited, NotReady, PortTaken
+from model.instances import OwnedMachine
+from tests.services import eventually
+from tests.workflows.stage import HOST, Gate, Stage, Theatre, fails, server, theatre
+
+FOLDER = Path(__file__).parent
+#: The step in the middle of each plan, where it fails, is retried, or is cancelled.
+MIDDLE = {
+    "ProvisionInstance": "instance.start",
+    "StartInstance": "instance.start",
+    "StopInstance": "instance.stop",
+    "DeprovisionInstance": "instance.delete",
+}
+Prepare = Callable[[Stage], object]
+Case = tuple[str, str, Prepare, dict[str, Any]]
+
+
+def cases() -> list[Case]:
+    """(kind, outcome, what the activities do, what the order says)."""
+    found: list[Case] = []
+    for kind, step in MIDDLE.items():
+        first = "instance.place" if kind == "ProvisionInstance" else "instance.claim"
+
+        def failed(stage: Stage, step: str = step) -> None:
+            stage.script[step].append(fails(EngineRefused("no")))
+
+        def retried(stage: Stage, step: str = step, first: str = first) -> None:
+            stage.script[first].append(fails(ConnectionError("database away")))
+            stage.script[step] += [fails(EngineUnavailable("away")), fails(EngineUnavailable("away"))]
+            stage.script["instance.settle"].append(fails(ConnectionError("database away")))
+
+        def late(stage: Stage, step: str = step) -> None:
+            stage.always[step] = fails(EngineUnavailable("away"))
+
+        def ended(stage: Stage, first: str = first) -> None:
+            stage.always[first] = fails(RunEnded("it ended"))
+
+        def cancelled(stage: Stage, step: str = step) -> None:
+            stage.script[step].append(Gate(swallow=stage.swallow))
+
+        found += [
+            (kind, "completed", lambda stage: None, {}),
+            (kind, "failed", failed, {}),
+            (kind, "retried", retried, {}),
+            (kind, "deadline", late, {"deadline_seconds": 0.5}),
+            (kind, "ended-elsewhere", ended, {}),
+            (kind, "cancelled", cancelled, {}),
+            (kind, "cancel-swallowed", cancelled, {}),
+        ]
+
+    def replaced(stage: Stage) -> None:
+        stage.script["instance.start"] += [fails(PortTaken("taken", port=port)) for port in (20000, 20001)]
+
+    def replaced_in_vain(stage: Stage) -> None:
+        stage.script["instance.start"] += [fails(PortTaken("taken", port=20000)), fails(InstanceExited("gone"))]
+
+    def undo_failed(stage: Stage) -> None:
+        stage.script["instance.start"].append(fails(InstanceExited("gone")))
+        stage.always["undo instance.delete"] = fails(EngineRefused("no"))
+
+    def waited(stage: Stage) -> None:
+        stage.script["instance.claim"] += [fails(NotReady("another works on it"))] * 3
+
+    def refused(stage: Stage) -> None:
+        stage.always["instance.delete"] = fails(EngineRefused("no"))
+
+    def nowhere(stage: Stage) -> None:
+        stage.placed = False
+
+    found += [
+        ("ProvisionInstance", "port-replaced", replaced, {}),
+        ("ProvisionInstance", "port-replaced-failed", replaced_in_vain, {}),
+        ("ProvisionInstance", "fixed-port-taken", replaced, {"fixed_ports": [20000]}),
+        ("ProvisionInstance", "undo-failed", undo_failed, {}),
+        ("DeprovisionInstance", "waited", waited, {}),
+        ("DeprovisionInstance", "forced", refused, {"force": True}),
+        ("DeprovisionInstance", "nowhere", nowhere, {}),
+    ]
+    return found
+
+
+async def record(play: Theatre, kind: str, outcome: str, prepare: Prepare, values: dict[str, Any]) -> str:
+    play.stage.swallow = outcome == "cancel-swallowed"
+    prepare(play.stage)
+    handle = await play.start(kind, **values)
+    if outcome.startswith("cancel"):
+        gate = play.stage.script[MIDDLE[kind]][0]
+        assert isinstance(gate, Gate)
+        await gate.reached.wait()
+        await handle.cancel()
+        if kind == "DeprovisionInstance":  # which is not cancelled by it
+            await asyncio.sleep(0.5)
+            gate.opened.set()
+    await asyncio.wait([asyncio.ensure_future(handle.result())], timeout=30)
+    return await written(handle)
+
+
+async def record_system(play: Theatre, name: str, prepare: Prepare, *args: Any) -> str:
+    prepare(play.stage)
+    handle = await play.client.start_workflow(name, args=list(args), id=str(new_id()), task_queue=CONTROL)
+    await handle.result()
+    return await written(handle)
+
+
+async def written(handle: WorkflowHandle[Any, Any]) -> str:
+    async def closed() -> bool:
+        return (await handle.describe()).close_time is not None
+
+    assert await eventually(closed)
+    return json.dumps(without_traces((await handle.fetch_history()).to_json_dict()), indent=1)
+
+
+def without_traces(part: Any) -> Any:
+    """Failures say where in the source they came from, which is of no use to a replay."""
+    if isinstance(part, dict):
+        return {name: without_traces(value) for name, value in part.items() if name != "stackTrace"}
+    return [without_traces(value) for value in part] if isinstance(part, list) else part
+
+
+def leftovers(stage: Stage) -> None:
+    stage.leftovers = [[OwnedMachine(engine_id="e", id=new_id(), generation=1, running=False)]]
+
+
+def passing(stage: Stage) -> None:
+    for name in ("host.inventory", "tick.sweep"):
+        stage.script[name].append(fails(EngineUnavailable("away")))
+
+
+async def main(version: str) -> None:
+    folder = FOLDER / version
+    folder.mkdir(exist_ok=True)
+    recorders: dict[str, Callable[[Theatre], Awaitable[str]]] = {
+        f"{kind}-{outcome}": lambda play, case=(kind, outcome, prepare, values): record(play, *case)
+        for kind, outcome, prepare, values in cases()
+    } | {
+        "Tick-completed": lambda play: record_system(play, "Tick", lambda _: None),
+        "Tick-retried": lambda play: record_system(play, "Tick", passing),
+        "ReconcileHost-completed": lambda play: record_system(play, "ReconcileHost", lambda _: None, HOST),
+        "ReconcileHost-retried": lambda play: record_system(play, "ReconcileHost", passing, HOST),
+        "ReconcileHost-leftovers": lambda play: record_system(play, "ReconcileHost", leftovers, HOST),
+    }
+    async with server() as environment:
+        for name, recorder in recorders.items():
+            path = folder / f"{name}.json"
+            if path.exists():
+                continue
+            async with theatre(environment.client) as play:
+                path.write_text(await recorder(play) + "\n")
+                print(path.relative_to(FOLDER), "; ".join(play.stage.calls))
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))

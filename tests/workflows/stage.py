@@ -1,0 +1,255 @@
+"""Plans on a real Temporal server, with the real sandbox, and stand-ins for all activities.
+
+A ``Stage`` writes down what is called, in order, and does in each activity what a test put into
+``script``: raise an error, wait at a gate, or something of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from datetime import timedelta
+from typing import Any
+
+from temporalio import activity
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.testing import WorkflowEnvironment
+from temporalio.worker import Worker
+
+import activities.interceptor
+from activities.hosts import Inventory
+from activities.instances import Placement, PlaceRequest, Settlement, StopRequest
+from activities.registry import methods
+from activities.runs import CONTROL, host_queue, start
+from activities.sweeper import Swept
+from model.base import new_id
+from model.instances import MachineSpec, MachineState, OwnedMachine, Port
+from model.workflows import Failure, Order
+from worker.temporal import DYNAMIC_CONFIG, SEARCH_ATTRIBUTES, find_binary
+from workflows import instances, system
+
+HOST = "one"
+Act = Callable[[], Awaitable[Any]]
+
+
+class Gate:
+    """Where an activity waits, and a test knows that it does."""
+
+    def __init__(self, *, swallow: bool = False) -> None:
+        self.reached = asyncio.Event()
+        self.opened = asyncio.Event()
+        self._swallow = swallow
+
+    async def __call__(self) -> None:
+        self.reached.set()
+        try:
+            await self.opened.wait()
+        except asyncio.CancelledError:
+            if not self._swallow:
+                raise
+
+
+def fails(error: Exception) -> Act:
+    async def act() -> None:
+        raise error
+
+    return act
+
+
+class Stage:
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.settled: list[Settlement] = []
+        #: activity → what its next attempts do; without an entry they succeed.
+        self.script: dict[str, list[Act]] = defaultdict(list)
+        self.always: dict[str, Act] = {}
+        self.ports: Iterator[int] = iter(range(20000, 30000))
+        self.specs: list[MachineSpec] = []
+        self.placed = True
+        self.leftovers: list[list[OwnedMachine]] = []
+        #: Whether a cancelled activity ends as if nothing had happened.
+        self.swallow = False
+
+    async def play(self, note: str = "") -> None:
+        name = activity.info().activity_type
+        undo = "undo " if activity.info().activity_id.startswith("undo") else ""
+        self.calls.append(f"{undo}{name}{note}")
+        script = self.script[name]
+        if script and not undo:
+            await script.pop(0)()
+        elif ((act := self.always.get(name)) and not undo) or (undo and (act := self.always.get(f"undo {name}"))):
+            await act()
+
+    def spec(self, order: Order, generation: int, port: int | None = None) -> MachineSpec:
+        ports = [Port(host_port=port, container_port=80)] if port else []
+        size: dict[str, Any] = {"vcpus": 1, "memory_mb": 512}
+        return MachineSpec(
+            id=order.resource_id,
+            project_id=order.project_id,
+            generation=generation,
+            name=order.name,
+            image="cairn/base",
+            ports=ports,
+            **size,
+        )
+
+
+class Control:
+    """Stands in for the activities of the control queue."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+
+    @activity.defn(name="instance.place")
+    async def place(self, request: PlaceRequest) -> Placement:
+        avoided = f" avoiding {len(request.avoid_ports)}" if request.avoid_ports else ""
+        await self._stage.play(avoided)
+        port = request.order.fixed_ports[0] if request.order.fixed_ports else next(self._stage.ports)
+        spec = self._stage.spec(request.order, len(request.avoid_ports) + 1, port)
+        self._stage.specs.append(spec)
+        return Placement(host=HOST, spec=spec)
+
+    @activity.defn(name="instance.claim")
+    async def claim(self, order: Order) -> Placement:
+        await self._stage.play()
+        return Placement(host=HOST if self._stage.placed else None, spec=self._stage.spec(order, 1))
+
+    @activity.defn(name="instance.settle")
+    async def settle(self, settlement: Settlement) -> None:
+        await self._stage.play(f" {settlement.outcome}")
+        self._stage.settled.append(settlement)
+
+    @activity.defn(name="host.reconcile")
+    async def reconcile(self, inventory: Inventory) -> list[OwnedMachine]:
+        await self._stage.play(f" {len(inventory.machines)}")
+        return self._stage.leftovers.pop(0) if self._stage.leftovers else []
+
+    @activity.defn(name="tick.sweep")
+    async def sweep(self) -> Swept:
+        await self._stage.play()
+        return Swept()
+
+
+class Engine:
+    """Stands in for the activities of a host's queue."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+
+    @activity.defn(name="image.ensure")
+    async def ensure(self, spec: MachineSpec) -> None:
+        await self._stage.play()
+
+    @activity.defn(name="instance.create")
+    async def create(self, spec: MachineSpec) -> str:
+        await self._stage.play()
+        return "e-1"
+
+    @activity.defn(name="instance.start")
+    async def start(self, spec: MachineSpec) -> MachineState:
+        await self._stage.play()
+        return MachineState(engine_id="e-1", private_ip="10.0.0.9")
+
+    @activity.defn(name="instance.stop")
+    async def stop(self, request: StopRequest) -> None:
+        await self._stage.play()
+
+    @activity.defn(name="instance.delete")
+    async def delete(self, spec: MachineSpec) -> None:
+        await self._stage.play(f" generation {spec.generation}")
+
+    @activity.defn(name="host.inventory")
+    async def inventory(self, leftovers: list[OwnedMachine]) -> Inventory:
+        await self._stage.play(f" removing {len(leftovers)}")
+        return Inventory(host=HOST, machines=[])
+
+
+def order(kind: str, **more: Any) -> Order:
+    values: dict[str, Any] = {
+        "workflow_id": new_id(),
+        "project_id": new_id(),
+        "kind": kind,
+        "resource_type": "instance",
+        "resource_id": new_id(),
+        "name": "web",
+        "request_id": "test",
+        "deadline_seconds": 60,
+    }
+    return Order(**(values | more))
+
+
+class Theatre:
+    """The stage, its workers, and a client."""
+
+    def __init__(self, client: Client, stage: Stage) -> None:
+        self.client = client
+        self.stage = stage
+
+    async def start(self, kind: str, **more: Any) -> WorkflowHandle[Any, Any]:
+        return await start(self.client, order(kind, **more))
+
+    async def run(self, kind: str, **more: Any) -> Failure | None:
+        """Run to the end; the failure it was settled with."""
+        return await self.end(await self.start(kind, **more))
+
+    async def end(self, handle: WorkflowHandle[Any, Any]) -> Failure | None:
+        try:
+            async with asyncio.timeout(30):
+                await handle.result()
+        except WorkflowFailureError:
+            assert self.stage.settled, "a failed run was settled"
+        return self.stage.settled[-1].failure if self.stage.settled else None
+
+
+@asynccontextmanager
+async def server() -> AsyncIterator[WorkflowEnvironment]:
+    attributes = [part for name, kind in SEARCH_ATTRIBUTES.items() for part in ("--search-attribute", f"{name}={kind}")]
+    tuned = [part for key, value in DYNAMIC_CONFIG.items() for part in ("--dynamic-config-value", f"{key}={value}")]
+    async with await WorkflowEnvironment.start_local(
+        dev_server_existing_path=str(find_binary()),
+        dev_server_extra_args=[*attributes, *tuned],
+        data_converter=pydantic_data_converter,
+        identity="tests",
+    ) as environment:
+        yield environment
+
+
+@contextmanager
+def quick_heartbeats() -> Iterator[None]:
+    """A cancel reaches an activity with its next heartbeat."""
+    usual = activities.interceptor.HEARTBEAT_SECONDS
+    activities.interceptor.HEARTBEAT_SECONDS = 0.1
+    try:
+        yield
+    finally:
+        activities.interceptor.HEARTBEAT_SECONDS = usual
+
+
+@asynccontextmanager
+async def theatre(client: Client, *, cached: int = 100, agent: bool = True) -> AsyncIterator[Theatre]:
+    """Workers as control worker and agent have them, on stand-ins; ``agent`` False: nobody serves the host."""
+    stage = Stage()
+    common: dict[str, Any] = {
+        "interceptors": [activities.interceptor.ActivityInterceptor()],
+        "max_heartbeat_throttle_interval": timedelta(milliseconds=100),
+        "identity": "tests",
+    }
+    control = Worker(
+        client,
+        task_queue=CONTROL,
+        workflows=[*instances.PLANS, *system.PLANS],
+        activities=methods(Control(stage)),  # type: ignore[arg-type]
+        max_cached_workflows=cached,
+        **common,
+    )
+    with quick_heartbeats():
+        async with AsyncExitStack() as workers:
+            await workers.enter_async_context(control)
+            if agent:
+                served = methods(Engine(stage))
+                host = Worker(client, task_queue=host_queue(HOST), activities=served, **common)  # type: ignore[arg-type]
+                await workers.enter_async_context(host)
+            yield Theatre(client, stage)
