@@ -1,0 +1,86 @@
+"""The cells of the kill matrix: what is done to the platform, and at which point of which plan.
+
+They are made from the registry of activities, so that one that no scenario reaches is noticed.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import NamedTuple
+
+from activities.registry import fault_points
+
+#: The activities that each scenario passes, in order. ``undo`` is a launch that is cancelled before its start.
+PLANS = {
+    "launch": ("instance.place", "image.ensure", "instance.create", "instance.start", "instance.settle"),
+    "start": ("instance.claim", "instance.start", "instance.settle"),
+    "stop": ("instance.claim", "instance.stop", "instance.settle"),
+    "delete": ("instance.claim", "instance.delete", "instance.settle"),
+    "undo": ("instance.delete", "instance.settle"),
+    "reconcile": ("host.inventory", "host.reconcile"),
+    "tick": ("tick.sweep",),
+}
+#: Scenarios that a user asks for, and may call off.
+ASKED = ("launch", "start", "stop", "delete")
+PROCESSES = ("api", "temporal", "postgres")
+#: What a fault does by itself. An answer can be lost only where there is one.
+FAULTS = {"kill": None, "error": None, "lose_answer": ("after_effect", "after_commit")}
+
+
+class Cell(NamedTuple):
+    """``what`` happens while ``plan`` is at ``point``."""
+
+    what: str
+    plan: str
+    point: str
+    backend: str
+
+    @property
+    def activity(self) -> str:
+        return self.point.rpartition(".")[0]
+
+
+def points_of(activity: str) -> list[str]:
+    """The registered fault points of an activity."""
+    return [point["point"] for point in fault_points() if point["activity"] == activity]
+
+
+def unreached() -> set[str]:
+    """Registered activities that no scenario reaches."""
+    return {point["activity"] for point in fault_points()} - {name for plan in PLANS.values() for name in plan}
+
+
+def every() -> list[Cell]:
+    """The whole matrix."""
+    cells = []
+    for plan, activities in PLANS.items():
+        # System work serves all hosts alike; the scenarios plant their leftovers on the simulated engine.
+        backends = ("simulated",) if plan in ("reconcile", "tick") else ("simulated", "docker")
+        for activity in activities:
+            for point in points_of(activity):
+                whats = [what for what, at in FAULTS.items() if at is None or point.endswith(at)]
+                cells += [Cell(what, plan, point, backend) for what in whats for backend in backends]
+                if plan in ASKED:
+                    cells += [Cell("cancel", plan, point, backend) for backend in backends]
+                    cells += [Cell(process, plan, point, "simulated") for process in PROCESSES]
+                if plan in ("launch", "start", "stop"):
+                    cells.append(Cell("delete", plan, point, "simulated"))
+    return cells
+
+
+def sample(fraction: float, seed: int) -> list[Cell]:
+    """A part of it: of every kind of event its share, and of every activity at least one kill."""
+    cells = every()
+    chance = random.Random(seed)  # noqa: S311 - a test's choice, to be repeated
+    if fraction < 1:
+        chosen = []
+        for activity in sorted({cell.activity for cell in cells}):
+            chosen.append(chance.choice([c for c in cells if c.activity == activity and c.what == "kill"]))
+        for what in sorted({cell.what for cell in cells}):
+            kind = [cell for cell in cells if cell.what == what and cell not in chosen]
+            wanted = round(fraction * sum(cell.what == what for cell in cells))
+            wanted -= sum(cell.what == what for cell in chosen)
+            chosen += chance.sample(kind, max(1, min(wanted, len(kind))))
+        cells = chosen
+    chance.shuffle(cells)
+    return cells

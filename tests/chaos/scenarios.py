@@ -1,0 +1,161 @@
+"""What is done in one cell of the matrix, and what must be so afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from typing import Any
+
+import httpx
+
+from tests import invariants
+from tests.chaos.cells import PROCESSES, Cell
+from tests.stack import Json, Stack, wait_for
+
+#: A cancel acts within this, whatever the step does meanwhile.
+CANCEL_SECONDS = 10
+#: Where each verb leads, and where it started from.
+DONE = {"launch": "running", "start": "running", "stop": "stopped", "delete": "deleted", "undo": "error"}
+BEFORE = {"launch": "error", "start": "stopped", "stop": "running"}
+
+
+def run(stack: Stack, cell: Cell) -> None:
+    """One cell, on a stack at rest, which it leaves at rest. Fails where a promise is broken."""
+    try:
+        if cell.plan in ("reconcile", "tick"):
+            _system_work(stack, cell)
+        elif cell.what == "cancel":
+            _cancel(stack, cell)
+        elif cell.what == "delete":
+            _delete_meanwhile(stack, cell)
+        elif cell.what in PROCESSES:
+            _kill_process(stack, cell)
+        else:
+            _fault(stack, cell)
+        invariants.settle(stack)
+    finally:
+        stack.plant()
+        stack.wait_for_api()
+    stack.delete_all()
+    invariants.settle(stack)
+
+
+def begin(stack: Stack, cell: Cell, *faults: Json) -> Json:
+    """Bring an instance to where the plan starts, plant the faults, and ask for the plan."""
+    if cell.plan in ("launch", "undo"):
+        stack.plant(*faults)
+        return stack.launch(backend=cell.backend)
+    instance = stack.running(backend=cell.backend)
+    if cell.plan == "start":
+        stack.completed(stack.act("stop", instance))
+    stack.plant(*faults)
+    return stack.act(cell.plan, instance)
+
+
+def hold(stack: Stack, cell: Cell) -> Json:
+    """The same, held at the cell's point."""
+    before = len(stack.hits(cell.point))
+    accepted = begin(stack, cell, _at(cell.point, "pause"))
+    stack.wait_for_hit(cell.point, before)
+    return accepted
+
+
+def _at(point: str, action: str, **more: Any) -> Json:
+    return {"point": point, "action": action, "times": 1, "seconds": 0} | more
+
+
+def _fault(stack: Stack, cell: Cell) -> None:
+    """A kill, an error or a lost answer changes nothing about how it ends."""
+    before = len(stack.hits(cell.point))
+    faults = [_at(cell.point, cell.what)]
+    if cell.plan == "undo":
+        paused = "instance.start.before"
+        held = len(stack.hits(paused))
+        accepted = begin(stack, cell, _at(paused, "pause"), *faults)
+        stack.wait_for_hit(paused, held)
+        assert stack.cancel(accepted).status_code == httpx.codes.ACCEPTED
+    else:
+        accepted = begin(stack, cell, *faults)
+    stack.wait_for_hit(cell.point, before)
+    row = stack.ended(accepted)
+    assert row["state"] == ("cancelled" if cell.plan == "undo" else "completed"), row
+    _expect(stack, accepted, DONE[cell.plan])
+
+
+def _kill_process(stack: Stack, cell: Cell) -> None:
+    """A server dies while the step is held; everything is back by itself, and the plan completes."""
+    accepted = hold(stack, cell)
+    stack.kill(cell.what)
+    stack.plant()
+    row = stack.ended(accepted)
+    assert row["state"] == "completed", row
+    _expect(stack, accepted, DONE[cell.plan])
+
+
+def _cancel(stack: Stack, cell: Cell) -> None:
+    """A cancel frees a held step by itself; what must be seen to its end (a delete, a settlement) is."""
+    accepted = hold(stack, cell)
+    answer = stack.cancel(accepted)
+    if cell.point == "instance.settle.after_commit":
+        assert answer.json()["error"]["code"] == "invalid_state", answer.text
+    else:
+        assert answer.status_code == httpx.codes.ACCEPTED, answer.text
+    to_the_end = cell.plan == "delete" or cell.activity == "instance.settle"
+    if to_the_end:
+        stack.plant()
+    row = stack.ended(accepted, CANCEL_SECONDS)
+    if row["state"] == "cancelled":
+        assert not to_the_end
+        assert not any(step["undo"] and step["state"] != "completed" for step in row["steps"]), row["steps"]
+        _expect(stack, accepted, BEFORE[cell.plan])
+    else:
+        assert row["state"] == "completed", row
+        assert to_the_end or cell.point.endswith("after_commit"), "the plan ran on after the cancel"
+        _expect(stack, accepted, DONE[cell.plan])
+
+
+def _delete_meanwhile(stack: Stack, cell: Cell) -> None:
+    """A delete takes the instance over, wherever the run in the way is."""
+    accepted = hold(stack, cell)
+    deleting = stack.act("delete", accepted)
+    if cell.activity == "instance.settle":
+        stack.plant()
+    stack.completed(deleting)
+    assert stack.ended(accepted)["state"] in ("cancelled", "completed")
+    _expect(stack, deleting, "deleted")
+
+
+def _system_work(stack: Stack, cell: Cell) -> None:
+    """What nobody asked for is interrupted, and done by a later pass; what users asked for goes on."""
+    instance = stack.running()
+    leftover = _plant_leftover(stack, instance) if cell.plan == "reconcile" else None
+    before = len(stack.hits(cell.point))
+    stack.fault(cell.point, cell.what)
+    accepted = stack.launch()
+    stack.wait_for_hit(cell.point, before)
+    stack.completed(accepted)
+    wait_for("the leftover is removed", lambda: leftover not in invariants.machines(stack), 30)
+
+
+def _plant_leftover(stack: Stack, instance: Json) -> str:
+    """A machine with our labels whose row is unknown: a create that ended after everybody had forgotten it."""
+    (machine,) = (m for m in stack.simulated_machines() if m["id"] == instance["container_id"])
+    id = str(uuid.uuid4())
+    copy = {"image": machine["image"], "ports": [], "labels": machine["labels"] | {"io.cairn.id": id}}
+    httpx.post(f"{stack.simulator_url}/hosts/{instance['host']}/machines/cairn-instance-{id}", json=copy)
+    return id
+
+
+def _expect(stack: Stack, accepted: Json, status: str) -> None:
+    instance = stack.instance(accepted)
+    assert instance["status"] == status, instance
+
+
+def recover(stack: Stack) -> bool:
+    """Whether a stack that failed a cell can be used for another."""
+    with contextlib.suppress(AssertionError, httpx.HTTPError):
+        stack.plant()
+        stack.delete_all()
+        invariants.settle(stack)
+        return True
+    return False
