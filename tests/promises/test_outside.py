@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -192,9 +193,9 @@ def engine_that_can_go_away(folder: Path) -> Iterator[tuple[str, threading.Event
         server.close()
 
 
-def test_engine_away_is_retried_visibly_and_ends_with_a_clear_error_at_the_deadline(tmp_path: Path) -> None:
-    folder = Path(f"/tmp/e{os.getpid()}")
-    folder.mkdir()
+def test_engine_away_is_retried_visibly_and_ends_with_a_clear_error_at_the_deadline() -> None:
+    folder = Path(tempfile.mkdtemp(prefix="e", dir="/tmp"))
+
     with engine_that_can_go_away(folder) as (url, away):
         cairn = Installation(CAIRN_DOCKER_HOST=url, CAIRN_DEADLINE_LAUNCH="12")
         try:
