@@ -18,6 +18,7 @@ _IMAGE = re.compile(
     r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*"
     r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[a-f0-9]{64})?"
 )
+LONGEST_TO_SPLIT = 32768
 _PORT = re.compile(r"(?:([0-9]{1,5}):)?([0-9]{1,5})(?:/(tcp|udp))?")
 
 
@@ -27,6 +28,13 @@ def _text(value: str) -> str:
         raise ValueError("must not contain NUL")
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise ValueError("must not contain half of a surrogate pair")
+    return value
+
+
+def _short(value: str) -> str:
+    """Taking a string apart costs time that all requests wait for."""
+    if len(value) > LONGEST_TO_SPLIT:
+        raise ValueError(f"longer than {LONGEST_TO_SPLIT} characters: send a list")
     return value
 
 
@@ -53,7 +61,7 @@ def _env(value: Any) -> Any:
 
 def _cmd(value: Any) -> Any:
     """A list, or one string that is split as a shell splits words (no shell is run)."""
-    return shlex.split(value) if isinstance(value, str) else value
+    return shlex.split(_short(value)) if isinstance(value, str) else value
 
 
 def _ports(value: Any) -> Any:
@@ -61,7 +69,7 @@ def _ports(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     ports = []
-    for entry in value.split(","):
+    for entry in _short(value).split(","):
         found = _PORT.fullmatch(entry.strip())
         if not found:
             raise ValueError(f"{entry.strip()[:40]!r} is not HOST:CONTAINER, CONTAINER, with an optional /tcp or /udp")

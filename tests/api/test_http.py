@@ -7,6 +7,7 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+import pytest_asyncio
 
 from tests.api.conftest import BODY, Api
 from tests.services import Database
@@ -24,6 +25,12 @@ def check_error(answer: httpx.Response, status: int, code: str | None = None) ->
         assert body["error"]["code"] == code
     error: dict[str, object] = body["error"]
     return error
+
+
+@pytest_asyncio.fixture
+async def api(shared_api: Api) -> Api:
+    shared_api.db.rows("UPDATE instances SET status = 'deleted', deleted_at = now() WHERE status <> 'deleted'")
+    return shared_api
 
 
 STRANGE = [
@@ -56,7 +63,8 @@ async def test_stranger_gets_401_whatever_he_asks(api: Api, headers: dict[str, s
             check_error(answer, 401, "unauthenticated")
 
 
-async def test_revoked_key_is_no_key(api: Api) -> None:
+async def test_revoked_key_is_no_key(api: Api, request: pytest.FixtureRequest) -> None:
+    request.addfinalizer(lambda: api.db.rows("UPDATE api_keys SET revoked_at = NULL"))
     assert (await api.http.get("/v1/instances")).status_code == 200
     api.db.rows("UPDATE api_keys SET revoked_at = now()")
     check_error(await api.http.get("/v1/instances"), 401, "unauthenticated")
