@@ -27,6 +27,7 @@ OWN = (
     "logs",
     "postgres",
     "postgres.new",
+    "pycache",
     "run",
     "simulator",
     "temporal.sqlite",

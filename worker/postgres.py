@@ -98,15 +98,17 @@ class Postgres:
         fresh.replace(self.data)
 
     def _clear_leftovers(self) -> None:
-        """Remove the lock file of a server that is gone.
+        """Remove the lock files of a server that is gone: one beside its data, one beside its socket.
 
-        The folder is ours alone, yet postgres refuses to start while the process id in that file exists:
+        The folders are ours alone, yet postgres refuses to start while the process id in those files exists:
         as a zombie that its parent has not fetched, or as another program that was given the number.
         First every process of the old server must be gone; they are those attached to its shared memory.
         """
         lock = self.data / "postmaster.pid"
         given_up = time.monotonic() + LEFTOVER_SECONDS
-        while lock.exists() and Path("/proc/sysvipc/shm").exists():
+        if not Path("/proc/sysvipc/shm").exists():
+            return
+        while lock.exists():
             lines = lock.read_text().splitlines()
             pid = int(lines[0]) if lines and lines[0].isdigit() else 0
             segment = lines[6].split()[-1] if len(lines) > 6 and lines[6].split() else ""  # noqa: PLR2004 - its line
@@ -116,6 +118,7 @@ class Postgres:
                 raise StackError(f"a PostgreSQL server (process {pid}) still uses {self.data}: stop it")
             else:
                 time.sleep(0.05)
+        (self.sockets / f".s.PGSQL.{PORT}.lock").unlink(missing_ok=True)
 
 
 def find(folder: Path) -> Postgres:
