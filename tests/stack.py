@@ -262,6 +262,15 @@ class Stack:
     def cancel(self, accepted: Json) -> httpx.Response:
         return self.request("POST", f"/workflows/{accepted['meta']['workflow_id']}/cancel")
 
+    def cancelled(self, accepted: Json, within: float) -> Json:
+        """Cancel, and the workflow, which ends so within these seconds."""
+        asked = time.monotonic()
+        answer = self.cancel(accepted)
+        assert answer.status_code == httpx.codes.ACCEPTED, answer.text
+        row = self.ended(accepted, within - (time.monotonic() - asked))
+        assert row["state"] == "cancelled", row
+        return row
+
     def instance(self, accepted: Json) -> Json:
         found: Json = self.get(f"/instances/{_id(accepted)}")
         return found

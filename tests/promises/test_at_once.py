@@ -1,82 +1,93 @@
-"""Promise 4, and many at once: one key, one instance; no port twice; one delete."""
+"""Many at once: one key, one instance; no port twice; one delete; what is under way is refused or called off."""
 
 from __future__ import annotations
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 
-from tests.installation import Installation, until
+from tests.stack import IMAGE, Stack, wait_for
 
 
-def test_one_key_a_hundred_times_at_once_is_one_instance(cairn: Installation) -> None:
+def test_one_key_a_hundred_times_at_once_is_one_instance(stack: Stack) -> None:
+    body = {"name": "same", "image": IMAGE, "backend": "docker"}
+
+    def ask(_: int) -> httpx.Response:
+        return stack.request("POST", "/instances", json=body, headers={"Idempotency-Key": "the-same-key"})
+
     with ThreadPoolExecutor(100) as threads:
-        found = list(threads.map(lambda _: cairn.launch(name="same", key="the-same-key"), range(100)))
-    assert len({row["id"] for row in found}) == 1
-    assert len({row["workflow_id"] for row in found}) == 1
-    cairn.ended(found[0]["workflow_id"])
-    assert [row["name"] for row in cairn.all("/instances")] == ["same"]
+        answers = list(threads.map(ask, range(100)))
+    assert {answer.status_code for answer in answers} == {httpx.codes.ACCEPTED}
+    assert len({answer.json()["data"]["id"] for answer in answers}) == 1
+    assert len({answer.json()["meta"]["workflow_id"] for answer in answers}) == 1
+    stack.completed(answers[0].json())
+    assert [row["name"] for row in stack.list("/instances")] == ["same"]
+    assert len(stack.containers()) == 1
 
 
-def test_two_hundred_launches_at_once_share_no_port(cairn: Installation) -> None:
+def test_two_hundred_launches_at_once_share_no_port(stack: Stack) -> None:
     with ThreadPoolExecutor(50) as threads:
-        launched = list(threads.map(lambda n: cairn.launch(name=f"many-{n}"), range(200)))
-    for instance in launched:
-        assert cairn.ended(instance["workflow_id"], 120)["state"] == "completed"
-    ports = Counter(port["host_port"] for row in cairn.all("/instances") for port in row["ports"])
-    assert len(ports) == 200
+        launched = list(threads.map(lambda n: stack.launch(f"many-{n}"), range(200)))
+    for one in launched:
+        stack.completed(one, 120)
+    rows = stack.list("/instances")
+    ports = Counter((row["host"], port["host_port"]) for row in rows for port in row["ports"])
+    assert len(rows) == len(ports) == 200
     assert set(ports.values()) == {1}
     with ThreadPoolExecutor(20) as threads:
-        list(threads.map(lambda row: cairn.act(row, "delete"), launched))
-    cairn.converged(120)
+        list(threads.map(lambda row: stack.act("delete", row), rows))
+    wait_for("all are gone", lambda: not stack.list("/instances"), 120)
 
 
-def test_ten_deletes_at_once_are_one_workflow(cairn: Installation) -> None:
-    instance = cairn.running("docker")
+def test_ten_deletes_at_once_are_one_workflow(stack: Stack) -> None:
+    instance = stack.running(backend="docker")
+    path = f"/instances/{instance['id']}"
     with ThreadPoolExecutor(10) as threads:
-        answers = list(threads.map(lambda _: cairn.call("DELETE", f"/instances/{instance['id']}"), range(10)))
-    workflows = {answer.json()["meta"].get("workflow_id") for answer in answers} - {None}
+        answers = list(threads.map(lambda _: stack.request("DELETE", path), range(10)))
     assert {answer.status_code for answer in answers} <= {200, 202}
-    assert len(workflows) == 1
-    cairn.ended(workflows.pop())
-    assert cairn.call("DELETE", f"/instances/{instance['id']}").status_code == 200
-    assert cairn.containers() == []
+    accepted = [answer.json() for answer in answers if answer.json()["meta"].get("workflow_id")]
+    assert len({envelope["meta"]["workflow_id"] for envelope in accepted}) == 1
+    stack.completed(accepted[0])
+    assert stack.request("DELETE", path).status_code == httpx.codes.OK
+    assert stack.containers() == []
 
 
 @pytest.mark.parametrize("step", ["instance.place", "image.ensure", "instance.create", "instance.start"])
 @pytest.mark.parametrize("point", ["before", "after_effect"])
-def test_delete_during_a_launch(cairn: Installation, step: str, point: str) -> None:
-    before = cairn.hits(f"{step}.{point}")
-    cairn.fault(f"{step}.{point}", "pause")
-    instance = cairn.launch("docker")
-    cairn.held(f"{step}.{point}", beyond=before)
-    deleting = cairn.act(instance, "delete")
-    assert deleting["status"] == "deleting"
-    assert cairn.ended(deleting["workflow_id"])["state"] == "completed"
-    assert cairn.ended(instance["workflow_id"])["state"] == "cancelled"
-    assert cairn.instance(instance)["status"] == "deleted"
-    cairn.converged()
+def test_delete_during_a_launch(stack: Stack, step: str, point: str) -> None:
+    at = f"{step}.{point}"
+    before = len(stack.hits(at))
+    stack.fault(at, "pause")
+    launched = stack.launch(backend="docker")
+    stack.wait_for_hit(at, before)
+    deleting = stack.act("delete", launched)
+    assert deleting["data"]["status"] == "deleting"
+    stack.completed(deleting)
+    assert stack.ended(launched)["state"] == "cancelled"
+    assert stack.instance(launched)["status"] == "deleted"
+    assert stack.containers() == []
 
 
-def test_stop_during_a_start_is_refused_and_names_the_workflow(cairn: Installation) -> None:
-    instance = cairn.running("docker")
-    cairn.ended(cairn.act(instance, "stop")["workflow_id"])
-    before = cairn.hits("instance.start.before")
-    cairn.fault("instance.start.before", "pause")
-    starting = cairn.act(instance, "start")
-    cairn.held("instance.start.before", beyond=before)
-    answer = cairn.call("POST", f"/instances/{instance['id']}/stop")
-    assert answer.status_code == 409
-    assert answer.json()["error"]["code"] == "invalid_state"
-    assert answer.json()["error"]["details"] == {"state": "starting", "workflow_id": starting["workflow_id"]}
-    cairn.clear()
-    assert cairn.ended(starting["workflow_id"])["state"] == "completed"
+def test_stop_during_a_start_is_refused_and_names_the_workflow(stack: Stack) -> None:
+    instance = stack.running(backend="docker")
+    stack.completed(stack.act("stop", instance))
+    before = len(stack.hits("instance.start.before"))
+    stack.fault("instance.start.before", "pause")
+    starting = stack.act("start", instance)
+    stack.wait_for_hit("instance.start.before", before)
+    refused = stack.request("POST", f"/instances/{instance['id']}/stop")
+    assert refused.status_code == httpx.codes.CONFLICT
+    assert refused.json()["error"]["code"] == "invalid_state"
+    assert refused.json()["error"]["details"] == {"state": "starting", "workflow_id": starting["meta"]["workflow_id"]}
+    stack.plant()
+    stack.completed(starting)
 
 
-def test_a_name_is_free_as_soon_as_it_is_deleted(cairn: Installation) -> None:
-    first = cairn.running(name="again")
-    cairn.ended(cairn.act(first, "delete")["workflow_id"])
-    second = cairn.running(name="again", key="another")
+def test_name_is_free_as_soon_as_it_is_deleted(stack: Stack) -> None:
+    first = stack.running(name="again")
+    stack.completed(stack.act("delete", first))
+    second = stack.running(name="again")
     assert second["id"] != first["id"]
-    until(lambda: cairn.instance(first)["status"] == "deleted", 5)
+    assert stack.instance(first)["status"] == "deleted"

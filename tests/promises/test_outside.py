@@ -4,150 +4,148 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
-import signal
 import socket
+import statistics
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import docker
 import httpx
 import pytest
+from docker.models.containers import Container
 from temporalio.client import Client
 
-from tests.installation import Installation, until
+from tests import invariants
+from tests.stack import IMAGE, Json, Stack, wait_for
+from worker import engine
 
-DOCKER = "/var/run/docker.sock"
+#: A step whose process was killed goes on within this, once the process is back or another has taken it.
+TAKEN_UP_SECONDS = 15
 
 
-def test_temporal_away_requests_are_accepted_as_fast_and_run_when_it_is_back(cairn: Installation) -> None:
-    pid = cairn.endpoint["pids"]["temporal"]
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        times = []
-        launched = []
+@pytest.fixture
+def docker_engine() -> Iterator[docker.DockerClient]:
+    client = docker.DockerClient(base_url=engine.SOCKET)
+    yield client
+    client.close()
+
+
+def held(stack: Stack, point: str, *, action: str = "pause", seconds: float = 0) -> Json:
+    """A launch on the Docker engine that is held at ``point``."""
+    before = len(stack.hits(point))
+    stack.fault(point, action, seconds=seconds)
+    launched = stack.launch(backend="docker")
+    stack.wait_for_hit(point, before)
+    return launched
+
+
+def test_temporal_away_requests_are_accepted_as_fast_and_run_when_it_is_back(stack: Stack) -> None:
+    launched, took = [], []
+    with stack.frozen("temporal"):
         for _ in range(20):
             began = time.monotonic()
-            launched.append(cairn.launch())
-            times.append(time.monotonic() - began)
-        assert sorted(times)[10] < 0.1, times
-    finally:
-        os.kill(pid, signal.SIGCONT)
-    for instance in launched:
-        assert cairn.ended(instance["workflow_id"], 60)["state"] == "completed"
-    cairn.converged()
+            launched.append(stack.launch())
+            took.append(time.monotonic() - began)
+    assert statistics.median(took) < 0.1, took
+    for one in launched:
+        stack.completed(one)
 
 
-def test_api_killed_right_after_an_answer_loses_nothing(cairn: Installation) -> None:
+def test_api_killed_right_after_an_answer_loses_nothing(stack: Stack) -> None:
     launched = []
     for _ in range(5):
-        launched.append(cairn.launch())
-        os.kill(cairn.endpoint["pids"]["api"], signal.SIGKILL)
-    for instance in launched:
-        assert cairn.ended(instance["workflow_id"], 60)["state"] == "completed"
-    cairn.converged()
+        launched.append(stack.launch())
+        stack.kill("api")
+    for one in launched:
+        stack.completed(one)
 
 
-def test_database_away_is_503_with_retry_after_and_the_api_recovers_by_itself(cairn: Installation) -> None:
-    pid = cairn.endpoint["pids"]["api"]
+def test_database_away_is_503_with_retry_after_and_the_api_recovers_by_itself(stack: Stack) -> None:
+    api = stack.pids()["api"]
     seen = set()
-    os.kill(cairn.endpoint["pids"]["postgres"], signal.SIGKILL)
+    stack.kill("postgres", wait=False)
     end = time.monotonic() + 20
-    while time.monotonic() < end:
-        answer = cairn.http.get("/instances")
-        seen.add(answer.status_code)
-        if answer.status_code == 503:
+    while time.monotonic() < end and seen != {200, 503}:
+        answer = stack.request("GET", "/instances")
+        if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:
             assert answer.headers["retry-after"] == "1"
             assert answer.json()["error"]["code"] == "unavailable"
-        elif 503 in seen:
-            break
-        time.sleep(0.05)
+            seen.add(503)
+        elif seen:
+            seen.add(answer.status_code)
+        time.sleep(0.02)
     assert seen == {200, 503}
-    assert cairn.endpoint["pids"]["api"] == pid
-    cairn.running()
+    assert stack.pids()["api"] == api
+    stack.running()
 
 
-def test_control_worker_killed_in_a_step_another_goes_on_within_fifteen_seconds(cairn: Installation) -> None:
-    killed_in_a_step(cairn, "instance.place.after_effect", "control_worker")
+@pytest.mark.parametrize(
+    ("point", "process"),
+    [("instance.place.after_effect", "control_worker"), ("instance.create.after_effect", "host_agent")],
+)
+def test_step_of_a_killed_process_is_taken_up(stack: Stack, point: str, process: str) -> None:
+    launched = held(stack, point)
+    stack.kill(process)
+    stack.plant()
+    stack.completed(launched, TAKEN_UP_SECONDS)
+    assert len(stack.containers()) == 1
 
 
-def test_host_agent_killed_in_a_step_it_goes_on_within_fifteen_seconds(cairn: Installation) -> None:
-    killed_in_a_step(cairn, "instance.create.after_effect", "host_agent")
-
-
-def killed_in_a_step(cairn: Installation, point: str, process: str) -> None:
-    before = cairn.hits(point)
-    cairn.fault(point, "pause")
-    instance = cairn.launch("docker")
-    cairn.held(point, beyond=before)
-    cairn.kill(process)
-    cairn.clear()
-    back = time.monotonic()
-    assert cairn.ended(instance["workflow_id"], 30)["state"] == "completed"
-    assert time.monotonic() - back < 15
-    assert len(cairn.containers()) == 1
-
-
-def test_create_that_lands_after_its_launch_was_given_up_does_not_stay(cairn: Installation) -> None:
+def test_create_that_lands_after_its_launch_was_given_up_does_not_stay(
+    stack: Stack, docker_engine: docker.DockerClient
+) -> None:
     """The engine finished, the caller died, and nobody tried again."""
-    instance = cairn.running("docker")
-    container = cairn.containers()[0]
-    labels = dict(container.labels)
-    cairn.ended(cairn.act(instance, "delete")["workflow_id"])
-    cairn.engine.containers.create("cairn/base:latest", name=f"cairn-instance-{instance['id']}", labels=labels)
-    until(lambda: not cairn.containers(), 15, "the leftover is gone")
+    instance = stack.running(backend="docker")
+    labels = stack.containers()[0].labels
+    stack.completed(stack.act("delete", instance))
+    docker_engine.containers.create(IMAGE, name=f"cairn-instance-{instance['id']}", labels=labels)
+    wait_for("the leftover is gone", lambda: not stack.containers(), 15)
 
 
-def test_foreign_container_under_our_name_survives_and_the_launch_fails_clearly(cairn: Installation) -> None:
-    before = cairn.hits("instance.create.before")
-    cairn.fault("instance.create.before", "pause")
-    instance = cairn.launch("docker")
-    cairn.held("instance.create.before", beyond=before)
-    foreign = cairn.engine.containers.create("cairn/base:latest", name=f"cairn-instance-{instance['id']}")
+def test_foreign_container_under_our_name_survives_and_the_launch_fails_clearly(
+    stack: Stack, docker_engine: docker.DockerClient
+) -> None:
+    launched = held(stack, "instance.create.before")
+    foreign: Container = docker_engine.containers.create(IMAGE, name=f"cairn-instance-{launched['data']['id']}")
     try:
-        cairn.clear()
-        row = cairn.ended(instance["workflow_id"])
-        assert row["state"] == "failed"
-        assert row["error"]["code"] == "foreign_object"
-        assert cairn.instance(instance)["error"]["step"] == "instance.create"
-        cairn.ended(cairn.act(instance, "delete")["workflow_id"])
+        stack.plant()
+        row = stack.ended(launched)
+        assert (row["state"], row["error"]["code"]) == ("failed", "foreign_object")
+        assert stack.instance(launched)["error"]["step"] == "instance.create"
+        stack.completed(stack.act("delete", launched))
         foreign.reload()
         assert foreign.status == "created"
     finally:
         foreign.remove(force=True)
 
 
-def test_automatic_port_that_is_taken_is_replaced_and_a_fixed_one_is_an_error(cairn: Installation) -> None:
-    taken = cairn.running("docker")["ports"][0]["host_port"] + 1
+def test_automatic_port_that_is_taken_is_replaced_and_a_fixed_one_is_an_error(stack: Stack) -> None:
+    taken = stack.running(backend="docker")["ports"][0]["host_port"] + 1
     with socket.create_server(("127.0.0.1", taken)):
-        instance = cairn.running("docker")
+        instance = stack.running(backend="docker")
         assert instance["ports"][0]["host_port"] == taken + 1
         assert instance["generation"] == 2
-        fixed = cairn.launch("docker", ports=f"{taken}:80")
-        row = cairn.ended(fixed["workflow_id"])
+        row = stack.ended(stack.launch(backend="docker", ports=f"{taken}:80"))
         assert (row["state"], row["error"]["code"]) == ("failed", "port_taken")
-    assert len(cairn.containers()) == 2
+    assert len(stack.containers()) == 2
 
 
-def test_run_that_was_terminated_by_hand_is_settled_and_leaves_nothing(cairn: Installation) -> None:
-    before = cairn.hits("instance.start.after_effect")
-    cairn.fault("instance.start.after_effect", "pause")
-    instance = cairn.launch("docker")
-    cairn.held("instance.start.after_effect", beyond=before)
+def test_run_that_was_terminated_by_hand_is_settled_and_leaves_nothing(stack: Stack) -> None:
+    launched = held(stack, "instance.start.after_effect")
 
     async def terminate() -> None:
-        client = await Client.connect(cairn.endpoint["temporal_address"])
-        await client.get_workflow_handle(instance["workflow_id"]).terminate("by hand")
+        client = await Client.connect(stack.endpoint()["temporal_address"])
+        await client.get_workflow_handle(launched["meta"]["workflow_id"]).terminate("by hand")
 
     asyncio.run(terminate())
-    row = cairn.ended(instance["workflow_id"], 40)
+    row = stack.ended(launched)
     assert (row["state"], row["error"]["code"]) == ("failed", "run_terminated")
-    cairn.clear()
-    until(lambda: not cairn.containers(), 20, "nothing is left")
-    cairn.converged()
+    stack.plant()
+    wait_for("nothing is left", lambda: not stack.containers(), 20)
 
 
 @contextlib.contextmanager
@@ -178,9 +176,9 @@ def engine_that_can_go_away(folder: Path) -> Iterator[tuple[str, threading.Event
             if away.is_set():
                 client.close()
                 continue
-            engine = socket.socket(socket.AF_UNIX)
-            engine.connect(DOCKER)
-            for pair in ((client, engine), (engine, client)):
+            target = socket.socket(socket.AF_UNIX)
+            target.connect(engine.SOCKET.removeprefix("unix://"))
+            for pair in ((client, target), (target, client)):
                 threading.Thread(target=pump, args=pair, daemon=True).start()
 
     thread = threading.Thread(target=serve, daemon=True)
@@ -194,99 +192,86 @@ def engine_that_can_go_away(folder: Path) -> Iterator[tuple[str, threading.Event
 
 
 def test_engine_away_is_retried_visibly_and_ends_with_a_clear_error_at_the_deadline() -> None:
-    folder = Path(tempfile.mkdtemp(prefix="e", dir="/tmp"))
-
+    folder = Path(tempfile.mkdtemp(prefix="ce-"))
     with engine_that_can_go_away(folder) as (url, away):
-        cairn = Installation(CAIRN_DOCKER_HOST=url, CAIRN_DEADLINE_LAUNCH="12")
+        stack = Stack(CAIRN_DOCKER_HOST=url, CAIRN_DEADLINE_LAUNCH="12")
         try:
-            cairn.start()
-            cairn.running("docker")
+            stack.start().ready()
+            stack.running(backend="docker")
             away.set()
-            instance = cairn.launch("docker")
-            until(lambda: _retried(cairn, instance["workflow_id"]), 10, "retries are visible")
-            row = cairn.ended(instance["workflow_id"], 60)
+            launched = stack.launch(backend="docker")
+            wait_for("retries are visible", lambda: _is_retried(stack, launched), 10)
+            row = stack.ended(launched, 60)
             assert (row["state"], row["error"]["code"]) == ("failed", "engine_unavailable")
             assert "deadline" in row["error"]["message"]
-            assert cairn.instance(instance)["status"] == "error"
+            assert stack.instance(launched)["status"] == "error"
             away.clear()
-            again = cairn.launch("docker")
-            assert cairn.ended(again["workflow_id"])["state"] == "completed"
-            cairn.converged()
+            stack.running(backend="docker")
+            invariants.settle(stack)
         finally:
-            cairn.end()
+            stack.remove()
     shutil.rmtree(folder)
 
 
-def _retried(cairn: Installation, workflow: str) -> bool:
-    steps = cairn.workflow(workflow, steps=True)["steps"] or []
+def _is_retried(stack: Stack, launched: Json) -> bool:
+    steps = stack.workflow(launched, steps=True)["steps"] or []
     return any(step["attempts"] > 1 and step["error"] for step in steps)
 
 
-def test_two_installations_on_one_engine_are_strangers(cairn: Installation) -> None:
-    mine = cairn.running("docker")
-    other = Installation()
+def test_two_installations_on_one_engine_are_strangers(stack: Stack) -> None:
+    mine = stack.running(backend="docker")
+    other = Stack(simulated_hosts=0)
     try:
-        other.start()
-        theirs = other.running("docker")
-        time.sleep(8)  # two inventories of each
-        assert [c.labels["io.cairn.id"] for c in cairn.containers()] == [mine["id"]]
-        assert [c.labels["io.cairn.id"] for c in other.containers()] == [theirs["id"]]
-        assert other.call("GET", f"/instances/{mine['id']}").status_code == 404
+        theirs = other.start().ready().running(backend="docker")
+        time.sleep(9)  # two inventories of each
+        assert [container.labels["io.cairn.id"] for container in stack.containers()] == [mine["id"]]
+        assert [container.labels["io.cairn.id"] for container in other.containers()] == [theirs["id"]]
+        assert other.request("GET", f"/instances/{mine['id']}").status_code == httpx.codes.NOT_FOUND
     finally:
-        other.end()
-    assert [c.labels["io.cairn.id"] for c in cairn.containers()] == [mine["id"]]
+        other.remove()
+    assert [container.labels["io.cairn.id"] for container in stack.containers()] == [mine["id"]]
 
 
 def test_starting_again_resumes_what_was_in_flight_and_lost_runs_start_anew() -> None:
-    cairn = Installation()
+    stack = Stack(simulated_hosts=0)
     try:
-        cairn.start()
-        cairn.fault("instance.create.after_effect", "pause")
-        instance = cairn.launch("docker")
-        cairn.held("instance.create.after_effect")
-        cairn.stop()
-        assert len(cairn.containers()) == 1
-        cairn.clear()
-        cairn.start()
-        assert cairn.ended(instance["workflow_id"])["state"] == "completed"
+        stack.start().ready()
+        launched = held(stack, "instance.create.after_effect")
+        stack.stop()
+        assert len(stack.containers()) == 1
+        stack.plant()
+        stack.start().ready()
+        stack.completed(launched)
 
-        cairn.fault("instance.start.before", "pause")
-        second = cairn.launch("docker")
-        cairn.held("instance.start.before")
-        cairn.stop()
-        for file in cairn.data.glob("temporal.sqlite*"):
+        second = held(stack, "instance.start.before")
+        stack.stop()
+        for file in stack.data.glob("temporal.sqlite*"):
             file.unlink()
-        cairn.clear()
-        cairn.start()
-        assert cairn.ended(second["workflow_id"], 60)["state"] == "completed"
-        cairn.converged()
+        stack.plant()
+        stack.start().ready()
+        stack.completed(second, 60)
+        invariants.settle(stack)
     finally:
-        cairn.end()
+        stack.remove()
 
 
-def test_events_of_a_launch_arrive_in_order_and_resume(cairn: Installation) -> None:
-    instance = cairn.running()
+def test_events_of_a_launch_arrive_in_order_and_end(stack: Stack) -> None:
+    launched = stack.launch()
+    stack.completed(launched)
+    known = stack.endpoint()
     with httpx.stream(
         "GET",
-        f"{cairn.endpoint['api_url']}/workflows/{instance['workflow_id']}/events",
-        headers={"X-API-Key": cairn.endpoint["api_key"]},
+        f"{known['api_url']}/workflows/{launched['meta']['workflow_id']}/events",
+        headers={"X-API-Key": known["api_key"]},
         timeout=10,
     ) as stream:
         types = [line.removeprefix("event: ") for line in stream.iter_lines() if line.startswith("event: ")]
     assert types == ["instance.pending", "instance.provisioning", "instance.running", "workflow.completed", "end"]
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGSTOP])
-def test_agent_that_stalls_while_its_step_is_tried_again_makes_one_container(
-    cairn: Installation, signal_number: signal.Signals
-) -> None:
-    before = cairn.hits("instance.create.before")
-    cairn.fault("instance.create.before", "delay", seconds=2)
-    instance = cairn.launch("docker")
-    cairn.held("instance.create.before", beyond=before)
-    pid = cairn.endpoint["pids"]["host_agent"]
-    os.kill(pid, signal_number)
-    time.sleep(8)
-    os.kill(pid, signal.SIGCONT)
-    assert cairn.ended(instance["workflow_id"])["state"] == "completed"
-    assert len(cairn.containers()) == 1
+def test_agent_that_stalls_while_its_step_is_tried_again_makes_one_container(stack: Stack) -> None:
+    launched = held(stack, "instance.create.before", action="delay", seconds=2)
+    with stack.frozen("host_agent"):
+        time.sleep(8)
+    stack.completed(launched)
+    assert len(stack.containers()) == 1
