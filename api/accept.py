@@ -17,7 +17,7 @@ from uuid import UUID
 import orjson
 import structlog
 from fastapi import Request, Response
-from sqlalchemy import bindparam, func, insert, select, text
+from sqlalchemy import Row, bindparam, func, insert, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 
@@ -68,6 +68,7 @@ class Acceptance:
         self._created = created
         self.workflow_id = new_id()
         self._cancels: list[UUID] = []
+        self._ended: list[UUID] = []
         self._order: Order | None = None
 
     async def answered_before(self, resource_id: UUID, body: Any) -> Answered | None:
@@ -108,7 +109,7 @@ class Acceptance:
         self._cancels.append(workflow_id)
 
     async def write(self, order: Order, event: str, data: dict[str, Any], prior_status: str | None = None) -> None:
-        """Write the workflow's row and the event."""
+        """Write the workflow's row and its event."""
         self._order = order
         await self._caller.execute(
             _INSERT_WORKFLOW,
@@ -123,14 +124,27 @@ class Acceptance:
                 "prior_status": prior_status,
             },
         )
+        await self._record(event, order.resource_type, order.resource_id, order.workflow_id, data)
+
+    async def ended(self, workflow: Row[Any]) -> None:
+        """Write the event of another workflow that this transaction ended before it had started."""
+        data = {"kind": workflow.kind, "error": workflow.error}
+        await self._record(
+            f"workflow.{workflow.state}", workflow.resource_type, workflow.resource_id, workflow.id, data
+        )
+        self._ended.append(workflow.id)
+
+    async def _record(
+        self, event: str, resource_type: str, resource_id: UUID, workflow_id: UUID, data: dict[str, Any]
+    ) -> None:
         await self._caller.execute(
             _INSERT_EVENT,
             {
-                "project_id": order.project_id,
+                "project_id": self._caller.project_id,
                 "type": event,
-                "resource_type": order.resource_type,
-                "resource_id": order.resource_id,
-                "workflow_id": order.workflow_id,
+                "resource_type": resource_type,
+                "resource_id": resource_id,
+                "workflow_id": workflow_id,
                 "data": data,
             },
         )
@@ -158,7 +172,8 @@ class Acceptance:
         for workflow_id in self._cancels:
             dispatcher.cancel(workflow_id)
         bells: Bells = state.bells
-        bells.ring(str(answered.workflow_id))
+        for workflow_id in (answered.workflow_id, *self._ended):
+            bells.ring(str(workflow_id))
         status = 202
         seconds = wait_seconds(self._request)
         if seconds:

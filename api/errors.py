@@ -38,6 +38,7 @@ class MethodNotAllowed(CairnError):
     code, status = "method_not_allowed", 405
 
 
+_LOCK_NOT_AVAILABLE = "55P03"
 _BY_STATUS: dict[int, type[CairnError]] = {
     400: Malformed,
     403: Forbidden,
@@ -109,6 +110,8 @@ async def _http(request: Request, error: HTTPException) -> Response:
 
 
 async def _database(request: Request, error: Exception) -> Response:
+    if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
+        return render(request, Unavailable("a step holds the resource for unusually long; nothing was accepted"))
     if isinstance(error, DBAPIError) and not _away(error):
         return await _bug(request, error)
     log.warning("database.away", error=str(error).partition("\n")[0])

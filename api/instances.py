@@ -16,7 +16,6 @@ from api.caller import Authenticated, Caller
 from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES
 from api.instance_schemas import InstanceCreate, InstanceView
-from api.locks import LONG, SHORT, lock
 from api.paging import Paging, page_of
 from model.base import new_id
 from model.errors import (
@@ -26,14 +25,13 @@ from model.errors import (
     NotFound,
     PortTaken,
     QuotaExceeded,
-    Unavailable,
     ValidationFailed,
 )
 from model.hosts import Host
 from model.instances import STABLE, VERBS, Instance, Status
 from model.projects import QUOTAS, ProjectQuota
 from model.settings import Settings
-from model.workflows import TERMINAL, Failure, Order, State, Workflow
+from model.workflows import Failure, Order, State, Workflow
 
 router = APIRouter(prefix="/v1/instances", tags=["instances"], responses=RESPONSES)
 
@@ -178,7 +176,7 @@ async def delete(request: Request, instance_id: UUID, caller: Authenticated, for
 async def _change(request: Request, caller: Caller, instance_id: UUID, kind: str, *, force: bool = False) -> Response:
     """Accept a workflow on an existing instance."""
     acceptance = Acceptance(request, caller)
-    instance = await _lock(request, caller, instance_id, kind)
+    instance = await _lock(caller, instance_id)
     if request.method == "POST" and (answered := await acceptance.answered_before(instance_id, None)):
         return await acceptance.answer(_show, answered)
     verb = VERBS[kind]
@@ -219,26 +217,9 @@ async def _unforced(caller: Caller, workflow_id: UUID) -> bool:
     return not Order.model_validate((await caller.execute(order)).scalar_one()).force
 
 
-async def _lock(request: Request, caller: Caller, instance_id: UUID, kind: str) -> Row[Any]:
-    mine = {"project_id": caller.project_id, "instance_id": instance_id}
-    found = await lock(caller, SHORT, (_LOCK, mine))
-    if found is None and kind == "DeprovisionInstance" and "if-match" not in request.headers:
-        # A step is stuck in its transaction. A delete calls its run off anyway: here, so that it lets go.
-        stuck = await caller.execute(
-            select(Workflow.id).where(
-                Workflow.project_id == caller.project_id,
-                Workflow.resource_id == instance_id,
-                Workflow.state.not_in(TERMINAL),
-                Workflow.kind != kind,
-            )
-        )
-        for (workflow_id,) in stuck:
-            request.app.state.dispatcher.cancel(workflow_id)
-    if found is None:
-        found = await lock(caller, LONG, (_LOCK, mine))
-    if found is None:
-        raise Unavailable(f"a step of instance {instance_id} holds it for unusually long; nothing was accepted")
-    row = found[0].one_or_none()
+async def _lock(caller: Caller, instance_id: UUID) -> Row[Any]:
+    found = await caller.execute(_LOCK, {"project_id": caller.project_id, "instance_id": instance_id})
+    row = found.one_or_none()
     if row is None:
         raise NotFound(f"there is no instance {instance_id}")
     return row
@@ -248,11 +229,14 @@ async def _cancel_others(caller: Caller, acceptance: Acceptance, instance_id: UU
     """Ask every unfinished workflow of the instance to end. One that has not started ends here."""
     accepted = Workflow.state == State.ACCEPTED
     mine = (Workflow.project_id == caller.project_id) & (Workflow.resource_id == instance_id)
-    await caller.execute(
+    ended = await caller.execute(
         update(Workflow)
         .where(mine, accepted)
         .values(state=State.CANCELLED, finished_at=func.now(), cancel_requested_at=func.now(), error=_CANCELLED)
+        .returning(Workflow.__table__)
     )
+    for row in ended.all():
+        await acceptance.ended(row)
     running = await caller.execute(
         update(Workflow)
         .where(mine, Workflow.state == State.RUNNING)

@@ -20,9 +20,8 @@ from api.caller import Authenticated, Caller
 from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES
 from api.instance_schemas import ErrorView
-from api.locks import SHORT, lock
 from api.paging import Paging, page_of
-from model.errors import InvalidState, NotFound, Unavailable
+from model.errors import InvalidState, NotFound
 from model.instances import STABLE, Instance
 from model.settings import Settings
 from model.workflows import TERMINAL, Failure, Order, State, Step, Workflow
@@ -32,8 +31,6 @@ log = structlog.get_logger()
 _query = select(Workflow.__table__)
 #: How long Temporal may take to say how far the steps are; they are left out then.
 STEPS_SECONDS = 3
-#: How long it may take to hear that a run is to be cancelled, where the database cannot be told.
-CANCEL_SECONDS = 5
 
 
 class WorkflowView(BaseModel):
@@ -101,21 +98,9 @@ async def cancel(request: Request, workflow_id: UUID, caller: Authenticated, bod
     A delete that has begun runs to its end: what is half removed has no way back.
     """
     row = await _find(caller, workflow_id)
-    headers = {"Location": f"/v1/workflows/{workflow_id}"}
-    settings: Settings = request.app.state.settings
     # The resource before its workflow: the order in which everybody locks.
-    locked = await lock(
-        caller,
-        SHORT,
-        (select(Instance.id).where(Instance.id == row.resource_id).with_for_update(), None),
-        (_query.where(Workflow.id == workflow_id).with_for_update(), None),
-    )
-    if locked is None:
-        # A step is stuck in its transaction: the row cannot take the wish, so Temporal must, which keeps it as well.
-        await caller.commit()
-        await _cancel_run(request, workflow_id)
-        return answer(request, view(row, settings), 202, headers=headers, workflow_id=str(workflow_id))
-    row = locked[1].one()
+    await caller.execute(select(Instance.id).where(Instance.id == row.resource_id).with_for_update())
+    row = (await caller.execute(_query.where(Workflow.id == workflow_id).with_for_update())).one()
     if row.state in TERMINAL:
         raise InvalidState(f"workflow {workflow_id} has ended: {row.state}", state=row.state)
     # A delete may have called off another run, which then has to be seen to its end.
@@ -134,15 +119,9 @@ async def cancel(request: Request, workflow_id: UUID, caller: Authenticated, bod
     if not at_once:
         request.app.state.dispatcher.cancel(workflow_id)
     request.app.state.bells.ring(str(workflow_id))
+    headers = {"Location": f"/v1/workflows/{workflow_id}"}
+    settings: Settings = request.app.state.settings
     return answer(request, view(row, settings), 202, headers=headers, workflow_id=str(workflow_id))
-
-
-async def _cancel_run(request: Request, workflow_id: UUID) -> None:
-    handle = request.app.state.temporal.get_workflow_handle(str(workflow_id))
-    try:
-        await asyncio.wait_for(handle.cancel(), CANCEL_SECONDS)
-    except (RPCError, RuntimeError, TimeoutError) as error:
-        raise Unavailable(f"workflow {workflow_id} is held by a stuck step, and Temporal is away; try again") from error
 
 
 def _settle(session: Session, order: Order, failure: Failure) -> None:

@@ -20,6 +20,11 @@ from model.hosts import SEEDED_TYPES, Backend, Host, InstanceType
 from model.projects import ApiKey, Installation, Project, ProjectQuota
 from model.settings import Settings
 
+#: A step's transaction takes milliseconds. One whose process stands still is ended by the server after this,
+#: so that it cannot keep what others need; the step is tried again.
+STUCK_SECONDS = 3
+#: How long a request waits for what a step holds: longer than any step can.
+LOCK_SECONDS = 8
 ROLES = ("cairn_owner", "cairn_api", "cairn_worker")
 
 
@@ -40,18 +45,24 @@ def driver_url(url: str) -> str:
 
 def connect(url: str, threads: int) -> Engine:
     """For activities: one connection per thread. One that was lost costs its step an attempt, no more."""
-    return create_engine(driver_url(url), pool_size=threads, max_overflow=0, json_serializer=_dumps)
+    return create_engine(
+        driver_url(url),
+        pool_size=threads,
+        max_overflow=0,
+        json_serializer=_dumps,
+        connect_args={"options": f"-c idle_in_transaction_session_timeout={STUCK_SECONDS}s"},
+    )
 
 
 def connect_async(url: str, connections: int) -> AsyncEngine:
-    """For the API: waits up to 10 s for a connection, then the request is answered 503."""
+    """For the API: waits up to 10 s for a connection, or 8 s for a row, then the request is answered 503."""
     return create_async_engine(
         driver_url(url),
         pool_size=connections,
         max_overflow=0,
         pool_timeout=10,
         json_serializer=_dumps,
-        connect_args={"connect_timeout": 5},
+        connect_args={"connect_timeout": 5, "options": f"-c lock_timeout={LOCK_SECONDS}s"},
     )
 
 

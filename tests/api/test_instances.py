@@ -206,6 +206,9 @@ async def test_delete_cancels_what_is_in_the_way(api: Api) -> None:
     assert rows[first["workflow_id"]]["error"]["code"] == "cancelled"
     assert rows[second["workflow_id"]]["state"] == "running"
     assert rows[second["workflow_id"]]["cancel_requested_at"] is not None
+    told = api.db.rows("SELECT * FROM events WHERE type = 'workflow.cancelled'")
+    assert [str(event["workflow_id"]) for event in told] == [first["workflow_id"]]
+    assert told[0]["data"]["kind"] == "ProvisionInstance"
 
 
 async def test_name_taken_among_the_living(api: Api) -> None:

@@ -100,9 +100,9 @@ def _cancel(stack: Stack, cell: Cell) -> None:
         assert answer.json()["error"]["code"] == "invalid_state", answer.text
     else:
         assert answer.status_code == httpx.codes.ACCEPTED, answer.text
-    # A delete that nobody has begun is still only a row, and can be called off.
-    begun = cell.point != "instance.claim.before"
-    to_the_end = (cell.plan == "delete" and begun) or cell.activity == "instance.settle"
+    # A delete whose claim is not committed is still only a row, and can be called off.
+    claimed = cell.point not in ("instance.claim.before", "instance.claim.after_effect")
+    to_the_end = (cell.plan == "delete" and claimed) or cell.activity == "instance.settle"
     if to_the_end:
         stack.plant()
     row = stack.ended(accepted, CANCEL_SECONDS)
