@@ -154,7 +154,8 @@ class Stack:
     def kill(self, name: str, *, wait: bool = True) -> int:
         """kill -9 of a child; with ``wait``, until another has taken its place."""
         pid = self.pids()[name]
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it had ended by itself, and another is coming
+            os.kill(pid, signal.SIGKILL)
         if wait:
             self.wait_for_restart(name, pid)
         return pid
