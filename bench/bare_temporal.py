@@ -10,11 +10,13 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
-import docker
 import uvloop
 from temporalio import activity, workflow
 from temporalio.client import Client
 from temporalio.worker import Worker
+
+with workflow.unsafe.imports_passed_through():
+    import docker
 
 ACTIVITIES = 5
 IMAGE = "cairn/base:latest"

@@ -19,6 +19,7 @@ DYNAMIC_CONFIG = {
     "history.timerProcessorMaxTimeShift": '"1ms"',
     "matching.numTaskqueueReadPartitions": "1",
     "matching.numTaskqueueWritePartitions": "1",
+    "system.enableActivityEagerExecution": "true",
 }
 PRAGMAS = {"journal_mode": "WAL", "synchronous": "normal"}
 
