@@ -91,8 +91,9 @@ class DockerMachines:
             faults.reached("after_effect")
 
     def create(self, spec: MachineSpec) -> str:
+        until = time.monotonic() + CALL_SECONDS
         with _calling(), CHANGES:
-            for _ in range(3):
+            while time.monotonic() < until:
                 try:
                     made = self._create(spec)
                     faults.reached("after_effect")
@@ -105,7 +106,8 @@ class DockerMachines:
                         raise
                 found = self._find(spec.id)
                 if found is None:
-                    continue  # it went meanwhile
+                    time.sleep(POLL_SECONDS)  # it went meanwhile, or another create has the name and is not done
+                    continue
                 if self._owner.check_adoptable(spec, found["Config"]["Labels"] or {}):
                     return str(found["Id"])
                 self._remove(found["Id"])

@@ -1,0 +1,126 @@
+"""What every driver of the machine port promises, whatever its engine."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
+
+import pytest
+
+from model.errors import ForeignObject, ImageNotFound, NotFound, PortTaken, Superseded
+from model.instances import Port
+from tests.drivers.conftest import Site, free_port, never, spec
+
+
+def test_life_of_a_machine_and_each_call_twice(site: Site) -> None:
+    machines, wanted = site.machines(), spec()
+    machines.ensure_image(wanted.image, never)
+    made = machines.create(wanted)
+    assert machines.create(wanted) == made
+    started = machines.start(wanted.id, never)
+    assert started.engine_id == made
+    assert started.private_ip
+    assert machines.start(wanted.id, never) == started
+    assert [(m.id, m.generation, m.running) for m in machines.inventory()] == [(wanted.id, 1, True)]
+    for _ in range(2):
+        machines.stop(wanted.id, 0, never)
+        assert [m.running for m in machines.inventory()] == [False]
+    assert machines.start(wanted.id, never).engine_id == made
+    for _ in range(2):
+        machines.delete(wanted.id)
+        assert machines.inventory() == []
+
+
+def test_another_process_adopts_what_an_earlier_one_made(site: Site) -> None:
+    wanted = spec()
+    made = site.machines().create(wanted)
+    assert site.machines().create(wanted) == made
+    assert site.machines().start(wanted.id, never).engine_id == made
+
+
+def test_two_creates_at_once_make_one_machine(site: Site) -> None:
+    wanted = spec()
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(lambda _: site.machines().create(wanted), range(8)))
+    assert len(set(made)) == 1
+    assert len(site.machines().inventory()) == 1
+
+
+def test_older_generation_is_replaced_and_a_newer_one_wins(site: Site) -> None:
+    machines, old = site.machines(), spec()
+    new = old.model_copy(update={"generation": 2})
+    first = machines.create(old)
+    machines.start(old.id, never)
+    second = machines.create(new)
+    assert second != first
+    assert [(m.engine_id, m.generation) for m in machines.inventory()] == [(second, 2)]
+    with pytest.raises(Superseded):
+        machines.create(old)
+    machines.delete(old.id, 1)
+    assert [m.generation for m in machines.inventory()] == [2], "an undo of the old one leaves the new one"
+    machines.delete(new.id, 2)
+    assert machines.inventory() == []
+
+
+def test_what_another_owner_made_is_foreign(site: Site) -> None:
+    wanted, theirs = spec(), site.machines(installation=uuid4())
+    theirs.create(wanted)
+    mine = site.machines()
+    try:
+        with pytest.raises(ForeignObject) as refused:
+            mine.create(wanted)
+        assert str(wanted.id) in refused.value.message
+        with pytest.raises(NotFound):
+            mine.start(wanted.id, never)
+        mine.stop(wanted.id, 0, never)
+        mine.delete(wanted.id)
+        assert mine.inventory() == []
+        assert [m.id for m in theirs.inventory()] == [wanted.id]
+    finally:
+        theirs.delete(wanted.id)
+
+
+def test_another_host_of_the_same_engine_is_a_stranger(site: Site) -> None:
+    wanted = spec()
+    site.machines().create(wanted)
+    other = site.machines(host_id=uuid4())
+    assert other.inventory() == []
+    other.delete(wanted.id)
+    assert len(site.machines().inventory()) == 1
+    with pytest.raises(ForeignObject):
+        other.create(wanted)
+
+
+def test_absent_machine(site: Site) -> None:
+    machines, nobody = site.machines(), uuid4()
+    machines.delete(nobody)
+    machines.stop(nobody, 0, never)
+    with pytest.raises(NotFound):
+        machines.start(nobody, never)
+
+
+def test_image_that_cannot_be_had(site: Site) -> None:
+    with pytest.raises(ImageNotFound) as refused:
+        site.machines().ensure_image("127.0.0.1:1/missing:latest", never)
+    assert "127.0.0.1:1/missing:latest" in refused.value.message
+
+
+def test_port_that_another_machine_has(site: Site) -> None:
+    port = Port(host_port=free_port(), container_port=80)
+    first, second = spec(ports=[port]), spec(ports=[port])
+    machines = site.machines()
+    for wanted in (first, second):
+        machines.create(wanted)
+    machines.start(first.id, never)
+    with pytest.raises(PortTaken) as refused:
+        machines.start(second.id, never)
+    assert refused.value.details["port"] == port.host_port
+    machines.delete(first.id)
+    machines.start(second.id, never)
+
+
+def test_users_labels_cannot_pass_for_ours(site: Site) -> None:
+    wanted = spec(labels={"io.cairn.installation": "another", "team": "a"})
+    machines = site.machines()
+    machines.create(wanted)
+    assert [m.id for m in machines.inventory()] == [wanted.id]
