@@ -76,7 +76,7 @@ def test_nothing_outlives_a_killed_supervisor_and_the_next_start_has_the_data(su
 def test_supervisor_and_servers_killed_at_once_start_again(supervised: Supervised) -> None:
     for _ in range(3):
         pids = supervised.up()
-        for name in ("supervisor", "postgres", "temporal"):
+        for name in ("postgres", "temporal", "supervisor"):  # the last one takes the others with it
             os.kill(pids[name], signal.SIGKILL)
         assert supervised.process
         supervised.process.communicate()
