@@ -177,7 +177,7 @@ async def test_waiting_holds_no_connection(api: Api) -> None:
     assert await eventually(lambda: api.db.counts()["instances"] == 60)
     began = time.monotonic()
     assert (await api.http.get("/v1/instances?limit=1")).status_code == 200
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 2.5
     assert {answer.status_code for answer in await asyncio.gather(*waiting)} == {202}
 
 
@@ -185,14 +185,14 @@ async def test_without_temporal_launches_are_accepted_as_ever_and_can_be_called_
     async with served(database, await no_temporal()) as api:
         began = time.monotonic()
         first, second = (await api.launch("first")), (await api.launch("second"))
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 3
         assert database.rows("SELECT state FROM workflows") == [{"state": "accepted"}] * 2
         # Its steps are unknown to nobody: there are none.
         shown = await api.http.get(f"/v1/workflows/{first['meta']['workflow_id']}", params={"steps": "true"})
         assert shown.json()["data"]["steps"] == []
         began = time.monotonic()
         cancelled = await api.http.post(f"/v1/workflows/{first['meta']['workflow_id']}/cancel")
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 3
         assert (cancelled.status_code, cancelled.json()["data"]["state"]) == (202, "cancelled")
         instance = (await api.http.get(f"/v1/instances/{first['data']['id']}")).json()["data"]
         assert (instance["status"], instance["error"]["code"]) == ("error", "cancelled")

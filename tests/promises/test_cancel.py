@@ -35,7 +35,7 @@ def test_row_that_temporal_never_saw_is_cancelled_without_it(stack: Stack) -> No
     with stack.frozen("temporal"):
         began = time.monotonic()
         launched = stack.launch(backend="docker")
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 2
         answer = stack.cancel(launched)
         assert answer.status_code == httpx.codes.ACCEPTED
         assert answer.json()["data"]["state"] == "cancelled"
