@@ -98,6 +98,7 @@ def application(engine: Engine) -> Starlette:
 
     async def machine(request: Request) -> Response:
         host, name = request.path_params["host"], request.path_params["name"]
+        wanted = orjson.loads(await request.body() or b"{}")  # before the look: nothing comes between it and the change
         found = engine.find(host, name)
         if request.method == "GET":
             return answer(found) if found else missing()
@@ -110,7 +111,7 @@ def application(engine: Engine) -> Starlette:
         number = len(engine.machines) + 1
         address = f"10.{number // 65536 % 256}.{number // 256 % 256}.{number % 256}"
         made = {"id": uuid.uuid4().hex, "host": host, "name": name, "state": "created", "ip": address}
-        return answer(engine.save(made | orjson.loads(await request.body())), 201)
+        return answer(engine.save(made | wanted), 201)
 
     async def act(request: Request) -> Response:
         found = engine.find(request.path_params["host"], request.path_params["name"])
