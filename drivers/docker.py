@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any
 from uuid import UUID
 
@@ -47,7 +46,7 @@ NOT_FOUND, CONFLICT, SERVER_ERROR = 404, 409, 500
 # Why a start failed is in the engine's text alone: it answers 500 for a port that is taken as for any
 # failure of its network. Both texts come from libnetwork and name the port.
 _PORT_TAKEN = re.compile(r"(?:port is already allocated|address already in use)")
-_PORT = re.compile(r":(\d{1,5})(?:/\w+)?(?:\s|:| failed|$)")
+_PORT = re.compile(r"(?:Bind for \S*)?:(\d{1,5})(?:/\w+)?(?:\s|:| failed|$)")
 
 
 class DockerMachines:
@@ -59,14 +58,18 @@ class DockerMachines:
         self._base_url = base_url
         self._owner = Owner(installation=installation, host_id=host_id)
         self._publish_address = publish_address
+        self._connected: APIClient | None = None
         # Containers that this process made or adopted: an engine's id is never given twice, so their
         # start needs no second proof of ownership. Small, and lost with the process, as it may be.
         self._proven: dict[UUID, str] = {}
 
-    @cached_property
+    @property
     def _client(self) -> APIClient:
         """Connected at its first use, so that an agent starts before its engine; asks the version once."""
-        return APIClient(self._base_url, timeout=CALL_SECONDS, max_pool_size=64)
+        # Not a cached_property: in Python 3.11 its lock makes callers of a silent engine time out one after another.
+        if self._connected is None:
+            self._connected = APIClient(self._base_url, timeout=CALL_SECONDS, max_pool_size=64)
+        return self._connected
 
     def ensure_image(self, image: str, cancelled: Check) -> None:
         with _calling():
@@ -164,7 +167,10 @@ class DockerMachines:
 
     def _ready(self, engine_id: str, cancelled: Check) -> MachineState:
         while True:
-            found = self._client.inspect_container(engine_id)
+            try:
+                found = self._client.inspect_container(engine_id)
+            except docker.errors.NotFound as error:
+                raise NotFound(f"container {engine_id[:12]} went before it was ready") from error
             state = found["State"]
             health = (state.get("Health") or {}).get("Status", "none")
             if not state["Running"]:
@@ -204,18 +210,24 @@ class DockerMachines:
             self._signal(found["Id"], found["Config"].get("StopSignal") or "SIGTERM")
             until = time.monotonic() + grace_seconds
             killed = False
-            while self._client.inspect_container(found["Id"])["State"]["Running"]:
+            while self._is_running(found["Id"]):
                 if not killed and time.monotonic() >= until:
                     self._signal(found["Id"], "SIGKILL")
                     killed = True
                 _pause(cancelled)
             faults.reached("after_effect")
 
+    def _is_running(self, engine_id: str) -> bool:
+        try:
+            return bool(self._client.inspect_container(engine_id)["State"]["Running"])
+        except docker.errors.NotFound:  # a delete beside the stop
+            return False
+
     def _signal(self, engine_id: str, signal: str) -> None:
         try:
             self._client.kill(engine_id, signal)
         except docker.errors.APIError as error:
-            if error.status_code != CONFLICT:  # it is not running any more
+            if error.status_code not in (NOT_FOUND, CONFLICT):  # it is not running any more
                 raise
 
     def delete(self, machine: UUID, generation: int | None = None) -> None:

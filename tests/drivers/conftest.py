@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,14 +78,19 @@ def never() -> bool:
     return False
 
 
-@pytest.fixture(scope="session")
-def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a simulated engine."""
-    folder = tmp_path_factory.mktemp("simulator")
+def simulator_process(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """A simulated engine that keeps its state in ``folder``, and its URL."""
     url = f"http://127.0.0.1:{free_port()}"
     environ = [f"CAIRN_SIMULATOR_URL={url}", f"CAIRN_SIMULATOR_DATA={folder}"]
     process = child(["env", *environ, str(Path(sys.executable).with_name("cairn-simulator"))], folder / "log")
     assert until(lambda: _answers(url)), (folder / "log").read_text()
+    return process, url
+
+
+@pytest.fixture(scope="session")
+def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a simulated engine."""
+    process, url = simulator_process(tmp_path_factory.mktemp("simulator"))
     yield url
     process.terminate()
     process.wait(10)

@@ -2,49 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
+import signal
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import docker
 import httpx
 import pytest
 
-from drivers.docker import CALL_SECONDS, DockerMachines
-from drivers.machines import Cancelled
+from drivers.docker import DockerMachines
+from drivers.machines import Cancelled, Check
 from drivers.ownership import machine_name
-from model.errors import EngineUnavailable, ForeignObject, InstanceExited, PortTaken
+from model.errors import EngineRefused, ForeignObject, InstanceExited, NotFound, PortTaken
 from model.instances import MachineSpec, Port
 from tests.drivers.conftest import free_port, never, spec
+from tests.engines.conftest import driver, remove_all
 from tests.services import until
 from worker import engine
 
 pytestmark = pytest.mark.engine
-
-
-@pytest.fixture
-def sdk() -> Iterator[docker.APIClient]:
-    client = docker.APIClient(engine.SOCKET, timeout=30)
-    yield client
-    client.close()
-
-
-def driver(url: str = engine.SOCKET, owner: tuple[UUID, UUID] | None = None) -> DockerMachines:
-    installation, host_id = owner or (uuid4(), uuid4())
-    return DockerMachines(url, installation=installation, host_id=host_id, publish_address="127.0.0.1")
-
-
-@pytest.fixture
-def machines() -> Iterator[DockerMachines]:
-    made = driver()
-    yield made
-    for machine in made.inventory():
-        made.delete(machine.id)
 
 
 def inspect(sdk: docker.APIClient, wanted: MachineSpec) -> dict[str, Any]:
@@ -99,20 +79,35 @@ def test_limits_hold_in_the_kernel(machines: DockerMachines, sdk: docker.APIClie
     assert limits == [str(48 << 20), "50000", "100000", "77"]
 
 
-def test_published_port_answers(machines: DockerMachines) -> None:
-    port = free_port()
-    wanted = spec(ports=[Port(host_port=port, container_port=80)])
-    machines.create(wanted)
-    state = machines.start(wanted.id, never)
-    assert until(lambda: _status(f"http://127.0.0.1:{port}/")) is not None
-    assert _status(f"http://{state.private_ip}/") is not None
-
-
-def _status(url: str) -> int | None:
+def page(url: str) -> str | None:
+    """What answers there."""
     try:
-        return httpx.get(url, trust_env=False, timeout=2).status_code
+        return httpx.get(url, trust_env=False, timeout=2).raise_for_status().text
     except httpx.TransportError:
         return None
+
+
+def test_published_ports_lead_to_the_container(machines: DockerMachines) -> None:
+    first, second = ports = [
+        Port(host_port=free_port(), container_port=80),
+        Port(host_port=free_port(), container_port=8080),
+    ]
+    serve = "echo low > /tmp/index.html; httpd -p 80 -h /tmp; exec httpd -f -p 8080 -h /www"
+    wanted = spec(ports=ports, cmd=["/bin/sh", "-c", serve])
+    machines.create(wanted)
+    state = machines.start(wanted.id, never)
+    assert until(lambda: page(f"http://127.0.0.1:{first.host_port}/")) == "low\n"
+    assert "launched by Cairn" in until(lambda: page(f"http://127.0.0.1:{second.host_port}/"))
+    assert page(f"http://{state.private_ip}/") == "low\n"
+
+
+def test_published_udp_port(machines: DockerMachines, sdk: docker.APIClient) -> None:
+    port = free_port()
+    wanted = spec(ports=[Port(host_port=port, container_port=53, protocol="udp")])
+    machines.create(wanted)
+    machines.start(wanted.id, never)
+    published = inspect(sdk, wanted)["NetworkSettings"]["Ports"]["53/udp"]
+    assert published == [{"HostIp": "127.0.0.1", "HostPort": str(port)}]
 
 
 def test_port_that_a_stranger_listens_on(machines: DockerMachines) -> None:
@@ -123,6 +118,38 @@ def test_port_that_a_stranger_listens_on(machines: DockerMachines) -> None:
         with pytest.raises(PortTaken) as refused:
             machines.start(wanted.id, never)
         assert refused.value.details["port"] == port
+    assert machines.start(wanted.id, never).private_ip, "once it is free, the same start succeeds"
+
+
+def test_port_that_a_strangers_container_has(machines: DockerMachines, sdk: docker.APIClient) -> None:
+    port = free_port()
+    config = sdk.create_host_config(port_bindings={80: ("127.0.0.1", port)})
+    foreign = sdk.create_container(engine.IMAGE, ports=[80], host_config=config)
+    wanted = spec(ports=[Port(host_port=port, container_port=80)])
+    try:
+        sdk.start(foreign["Id"])
+        machines.create(wanted)
+        with pytest.raises(PortTaken) as refused:
+            machines.start(wanted.id, never)
+        assert refused.value.details["port"] == port
+        assert sdk.inspect_container(foreign["Id"])["State"]["Running"]
+    finally:
+        sdk.remove_container(foreign["Id"], force=True)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "::1", "::"])  # noqa: S104 - on purpose
+def test_taken_port_is_named_whatever_the_address(machines: DockerMachines, address: str) -> None:
+    if ":" in address and not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 here")
+    port = Port(host_port=free_port(), container_port=80)
+    first, second = spec(ports=[port]), spec(ports=[port])
+    published = driver(owner=machines._owner, publish_address=address)
+    for wanted in (first, second):
+        published.create(wanted)
+    published.start(first.id, never)
+    with pytest.raises(PortTaken) as refused:
+        published.start(second.id, never)
+    assert refused.value.details["port"] == port.host_port
 
 
 def test_program_that_ends_at_once_tells_its_last_words(machines: DockerMachines) -> None:
@@ -144,53 +171,104 @@ def test_program_that_is_not_there_is_a_final_error(machines: DockerMachines) ->
     assert not refused.value.retryable
 
 
-def test_start_waits_for_the_health_check(machines: DockerMachines, sdk: docker.APIClient) -> None:
-    checked = f"cairn/checked:{uuid4().hex[:12]}"
+@pytest.fixture
+def checked(machines: DockerMachines, sdk: docker.APIClient) -> Iterator[str]:
+    """An image whose container is well as soon as /ready is in it."""
+    name = f"cairn/checked:{uuid4().hex[:12]}"
     base = sdk.create_container(engine.IMAGE)
     try:
         health = 'HEALTHCHECK --interval=1s --retries=3 CMD ["/bin/busybox", "test", "-e", "/ready"]'
-        repository, tag = checked.split(":")
+        repository, tag = name.split(":")
         sdk.commit(base["Id"], repository=repository, tag=tag, changes=[health])
-        well = spec(image=checked, cmd=["/bin/sh", "-c", "sleep 1; touch /ready; exec sleep 100"])
-        ill = spec(image=checked, cmd=["/bin/sleep", "100"])
-        machines.create(well)
-        machines.start(well.id, never)
-        assert inspect(sdk, well)["State"]["Health"]["Status"] == "healthy"
-        machines.create(ill)
-        with pytest.raises(InstanceExited, match="health check failed"):
-            machines.start(ill.id, never)
-        machines.delete(ill.id)
-        machines.create(ill)
-        with pytest.raises(Cancelled):
-            machines.start(ill.id, lambda: True)
+        yield name
     finally:
-        for machine in machines.inventory():
-            machines.delete(machine.id)
+        remove_all(machines)  # an image in use stays
         sdk.remove_container(base["Id"], force=True)
-        sdk.remove_image(checked, force=True)
+        sdk.remove_image(name, force=True)
+
+
+def test_start_waits_for_the_health_check(machines: DockerMachines, sdk: docker.APIClient, checked: str) -> None:
+    wanted = spec(image=checked, cmd=["/bin/sh", "-c", "sleep 1; touch /ready; exec sleep 100"])
+    machines.create(wanted)
+    machines.start(wanted.id, never)
+    assert inspect(sdk, wanted)["State"]["Health"]["Status"] == "healthy"
+
+
+def test_failed_health_check_is_a_final_error(machines: DockerMachines, checked: str) -> None:
+    wanted = spec(image=checked, cmd=["/bin/sh", "-c", "echo still migrating; exec sleep 100"])
+    machines.create(wanted)
+    with pytest.raises(InstanceExited, match=r"health check failed.*still migrating") as refused:
+        machines.start(wanted.id, never)
+    assert not refused.value.retryable
+
+
+def test_wait_for_health_ends_with_a_cancel_or_a_delete(machines: DockerMachines, checked: str) -> None:
+    wanted = spec(image=checked, cmd=["/bin/sleep", "100"])
+    machines.create(wanted)
+    with pytest.raises(Cancelled):
+        machines.start(wanted.id, lambda: True)
+    with pytest.raises(NotFound):
+        machines.start(wanted.id, deleting(machines, wanted))
+
+
+def deleting(machines: DockerMachines, wanted: MachineSpec) -> Check:
+    """A check that nobody cancels, and that somebody deletes the machine meanwhile."""
+
+    def check() -> bool:
+        machines.delete(wanted.id)
+        return False
+
+    return check
+
+
+def ignoring_term(machines: DockerMachines, sdk: docker.APIClient) -> MachineSpec:
+    wanted = spec(cmd=["/bin/sh", "-c", "trap '' TERM; echo deaf; while :; do sleep 0.1; done"])
+    made = machines.create(wanted)
+    machines.start(wanted.id, never)
+    assert until(lambda: sdk.logs(made)) == b"deaf\n"
+    return wanted
 
 
 def test_stop_gives_the_grace_and_then_kills(machines: DockerMachines, sdk: docker.APIClient) -> None:
-    deaf = spec(cmd=["/bin/sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"])
-    machines.create(deaf)
-    machines.start(deaf.id, never)
-    time.sleep(0.5)  # its trap is set
+    wanted = ignoring_term(machines, sdk)
     began = time.monotonic()
-    machines.stop(deaf.id, 1, never)
-    assert 1 <= time.monotonic() - began < 4
-    assert inspect(sdk, deaf)["State"]["ExitCode"] == 137
+    machines.stop(wanted.id, 1, never)
+    assert 1 <= time.monotonic() - began < 6
+    assert inspect(sdk, wanted)["State"]["ExitCode"] == 128 + signal.SIGKILL
+
+
+def test_stop_ends_before_the_grace_where_the_program_obeys(machines: DockerMachines, sdk: docker.APIClient) -> None:
+    wanted = spec(cmd=["/bin/sh", "-c", "trap 'exit 5' TERM; echo ready; while :; do sleep 0.1; done"])
+    made = machines.create(wanted)
+    machines.start(wanted.id, never)
+    assert until(lambda: sdk.logs(made))
+    began = time.monotonic()
+    machines.stop(wanted.id, 60, never)
+    assert time.monotonic() - began < 20
+    assert inspect(sdk, wanted)["State"]["ExitCode"] == 5
 
 
 def test_cancel_of_a_stop_leaves_the_grace_at_once(machines: DockerMachines, sdk: docker.APIClient) -> None:
-    deaf = spec(cmd=["/bin/sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"])
-    machines.create(deaf)
-    machines.start(deaf.id, never)
-    time.sleep(0.5)
-    began = time.monotonic()
+    wanted = ignoring_term(machines, sdk)
     with pytest.raises(Cancelled):
-        machines.stop(deaf.id, 60, lambda: time.monotonic() - began > 0.5)
-    assert time.monotonic() - began < 3
-    assert inspect(sdk, deaf)["State"]["Running"]
+        machines.stop(wanted.id, 60, lambda: True)
+    assert inspect(sdk, wanted)["State"]["Running"]
+
+
+def test_delete_beside_a_stop_ends_it_well(machines: DockerMachines, sdk: docker.APIClient) -> None:
+    wanted = ignoring_term(machines, sdk)
+    machines.stop(wanted.id, 60, deleting(machines, wanted))
+    assert machines.inventory() == []
+
+
+def test_stop_of_what_ended_by_itself_changes_nothing(machines: DockerMachines, sdk: docker.APIClient) -> None:
+    wanted = spec(cmd=["/bin/sh", "-c", "exit 7"])
+    sdk.start(machines.create(wanted))
+    assert until(lambda: inspect(sdk, wanted)["State"]["Status"] == "exited")
+    before = inspect(sdk, wanted)["State"]
+    machines.stop(wanted.id, 60, never)
+    assert inspect(sdk, wanted)["State"] == before
+    assert before["ExitCode"] == 7
 
 
 def test_stop_of_a_paused_container(machines: DockerMachines, sdk: docker.APIClient) -> None:
@@ -202,95 +280,37 @@ def test_stop_of_a_paused_container(machines: DockerMachines, sdk: docker.APICli
     assert not inspect(sdk, wanted)["State"]["Running"]
 
 
-def test_strangers_container_under_our_name_survives(machines: DockerMachines, sdk: docker.APIClient) -> None:
+@pytest.mark.parametrize("labels", [{}, {"io.cairn.kind": "instance", "io.cairn.generation": "1"}])
+def test_strangers_container_under_our_name_survives(
+    machines: DockerMachines, sdk: docker.APIClient, labels: dict[str, str]
+) -> None:
     wanted = spec()
-    foreign = sdk.create_container(engine.IMAGE, name=machine_name(wanted.id))
+    foreign = sdk.create_container(engine.IMAGE, name=machine_name(wanted.id), labels=labels)
     try:
-        with pytest.raises(ForeignObject):
+        sdk.start(foreign["Id"])
+        with pytest.raises(ForeignObject) as refused:
             machines.create(wanted)
+        assert refused.value.details["name"] == machine_name(wanted.id)
+        with pytest.raises(NotFound):
+            machines.start(wanted.id, never)
         machines.stop(wanted.id, 0, never)
         machines.delete(wanted.id)
-        assert inspect(sdk, wanted)["Id"] == foreign["Id"]
         assert machines.inventory() == []
+        found = inspect(sdk, wanted)
+        assert (found["Id"], found["State"]["Running"]) == (foreign["Id"], True)
     finally:
         sdk.remove_container(foreign["Id"], force=True)
 
 
-class Proxy:
-    """A socket before the engine's own, that can swallow answers or cut connections."""
-
-    def __init__(self, path: Path) -> None:
-        self.url = f"unix://{path}"
-        self.silent = threading.Event()
-        self._server = socket.socket(socket.AF_UNIX)
-        self._server.bind(str(path))
-        self._server.listen(64)
-        self._open: list[socket.socket] = []
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._server.accept()
-                target = socket.socket(socket.AF_UNIX)
-                target.connect(engine.SOCKET.removeprefix("unix://"))
-                self._open += [client, target]
-                for source, sink, answers in ((client, target, False), (target, client, True)):
-                    threading.Thread(target=self._pump, args=(source, sink, answers), daemon=True).start()
-
-    def _pump(self, source: socket.socket, sink: socket.socket, answers: bool) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                if not (answers and self.silent.is_set()):
-                    sink.sendall(data)
-
-    def cut(self) -> None:
-        """Every connection breaks; new ones work."""
-        for one in self._open:
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self._server.close()
-        self.cut()
+def test_delete_of_a_running_container_beside_another_delete(machines: DockerMachines, sdk: docker.APIClient) -> None:
+    wanted = ignoring_term(machines, sdk)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: machines.delete(wanted.id), range(4)))
+    assert machines.inventory() == []
 
 
-@pytest.fixture
-def proxy(tmp_path: Path) -> Iterator[Proxy]:
-    one = Proxy(tmp_path / "e.sock")
-    yield one
-    one.close()
-
-
-def test_engine_that_falls_silent_is_given_up_within_the_time_of_a_call_and_adopted_later(
-    machines: DockerMachines, proxy: Proxy
-) -> None:
-    owner = (machines._owner.installation, machines._owner.host_id)
-    slow, wanted = driver(proxy.url, owner), spec()
-    slow.ensure_image(wanted.image, never)
-    proxy.silent.set()
-    began = time.monotonic()
-    with pytest.raises(EngineUnavailable):
-        slow.create(wanted)
-    assert time.monotonic() - began < CALL_SECONDS + 2
-    proxy.silent.clear()
-    proxy.cut()
-    (made,) = machines.inventory()
-    assert slow.create(wanted) == made.engine_id, "the engine had done it, though nobody heard"
-
-
-def test_connections_that_broke_meanwhile_are_replaced(machines: DockerMachines, proxy: Proxy) -> None:
-    owner = (machines._owner.installation, machines._owner.host_id)
-    cut, wanted = driver(proxy.url, owner), spec()
-    cut.ensure_image(wanted.image, never)
-    proxy.cut()
-    with contextlib.suppress(EngineUnavailable):
-        cut.create(wanted)
-    cut.create(wanted)
-    cut.start(wanted.id, never)
-    assert [m.running for m in machines.inventory()] == [True]
-
-
-def test_engine_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(EngineUnavailable):
-        driver(f"unix://{tmp_path}/none.sock").inventory()
+def test_engines_refusal_is_final(machines: DockerMachines) -> None:
+    with pytest.raises(EngineRefused, match=r"[Mm]emory") as refused:
+        machines.create(spec(memory_mb=1))
+    assert not refused.value.retryable
+    assert machines.inventory() == []

@@ -1,0 +1,80 @@
+"""Which labels prove that an engine's object is ours, and which do not."""
+
+from __future__ import annotations
+
+from uuid import UUID, uuid4
+
+import pytest
+
+from drivers.ownership import Owner, machine_name
+from model.errors import ForeignObject, Superseded
+from tests.drivers.conftest import spec
+
+OWNER = Owner(installation=uuid4(), host_id=uuid4())
+SPEC = spec(generation=3)
+LABELS = OWNER.labels(SPEC)
+
+
+def test_name_is_made_of_the_id_alone() -> None:
+    assert machine_name(UUID(int=1)) == "cairn-instance-00000000-0000-0000-0000-000000000001"
+
+
+def test_labels_say_whose_it_is() -> None:
+    assert {
+        "io.cairn.installation": str(OWNER.installation),
+        "io.cairn.host": str(OWNER.host_id),
+        "io.cairn.kind": "instance",
+        "io.cairn.project": str(SPEC.project_id),
+        "io.cairn.id": str(SPEC.id),
+        "io.cairn.generation": "3",
+    } == LABELS
+    assert OWNER.owned(LABELS) == (SPEC.id, 3)
+    assert {f"{name}={LABELS[name]}" for name in LABELS} >= set(OWNER.filters())
+
+
+def test_users_labels_are_kept_apart() -> None:
+    labels = OWNER.labels(spec(labels={"io.cairn.host": "mine", "installation": "mine", "team": "a"}))
+    assert labels["io.cairn.host"] == str(OWNER.host_id)
+    assert labels["io.cairn.user.io.cairn.host"] == "mine"
+    assert labels["io.cairn.user.team"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("installation", str(uuid4())),
+        ("installation", ""),
+        ("host", str(uuid4())),
+        ("kind", "volume"),
+        ("id", "web"),
+        ("generation", "new"),
+    ],
+)
+def test_one_wrong_label_is_enough_to_be_a_stranger(name: str, value: str) -> None:
+    wrong = LABELS | {f"io.cairn.{name}": value}
+    assert OWNER.owned(wrong) is None
+    with pytest.raises(ForeignObject):
+        OWNER.check_adoptable(SPEC, wrong)
+
+
+@pytest.mark.parametrize("name", ["installation", "host", "kind", "id", "generation"])
+def test_one_absent_label_is_enough_too(name: str) -> None:
+    assert OWNER.owned({key: value for key, value in LABELS.items() if key != f"io.cairn.{name}"}) is None
+
+
+def test_an_object_with_the_name_of_one_and_the_id_of_another_is_foreign() -> None:
+    other = spec(generation=3)
+    with pytest.raises(ForeignObject) as refused:
+        OWNER.check_adoptable(other, LABELS)
+    assert refused.value.details["name"] == machine_name(other.id)
+
+
+@pytest.mark.parametrize(("generation", "adopted"), [(3, True), (4, False)])
+def test_generation_decides_between_adopting_and_replacing(generation: int, adopted: bool) -> None:
+    assert OWNER.check_adoptable(SPEC.model_copy(update={"generation": generation}), LABELS) is adopted
+
+
+def test_newer_generation_is_not_touched() -> None:
+    with pytest.raises(Superseded) as refused:
+        OWNER.check_adoptable(SPEC.model_copy(update={"generation": 2}), LABELS)
+    assert not refused.value.retryable
