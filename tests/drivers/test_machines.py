@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
-from model.errors import ForeignObject, ImageNotFound, NotFound, PortTaken, Superseded
+from drivers import faults
+from model.errors import FaultInjected, ForeignObject, ImageNotFound, NotFound, PortTaken, Superseded
 from model.instances import Port
 from tests.drivers.conftest import Site, free_port, never, spec
 
@@ -89,6 +92,25 @@ def test_another_host_of_the_same_engine_is_a_stranger(site: Site) -> None:
     assert len(site.machines().inventory()) == 1
     with pytest.raises(ForeignObject):
         other.create(wanted)
+
+
+def test_answer_lost_after_the_effect_of_each_call(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machines, wanted, file = site.machines(), spec(), tmp_path / "faults.json"
+    monkeypatch.setenv("CAIRN_FAULTS_FILE", str(file))
+    faults.enter(faults.Passage("instance.call", never))
+    calls: list[tuple[Callable[[], object], list[bool]]] = [
+        (lambda: machines.create(wanted), [False]),
+        (lambda: machines.start(wanted.id, never), [True]),
+        (lambda: machines.stop(wanted.id, 5, never), [False]),
+        (lambda: machines.delete(wanted.id), []),
+    ]
+    for call, running in calls:
+        file.write_text('[{"point": "instance.call.after_effect", "action": "lose_answer"}]')
+        with pytest.raises(FaultInjected):
+            call()
+        assert [m.running for m in machines.inventory()] == running
+        call()
+        assert [m.running for m in machines.inventory()] == running
 
 
 def test_absent_machine(site: Site) -> None:

@@ -79,6 +79,20 @@ def test_limits_hold_in_the_kernel(machines: DockerMachines, sdk: docker.APIClie
     assert limits == [str(48 << 20), "50000", "100000", "77"]
 
 
+def test_program_that_wants_more_memory_is_killed(machines: DockerMachines, sdk: docker.APIClient) -> None:
+    wanted = spec(memory_mb=16, cmd=["/bin/sh", "-c", "sleep 1; tail /dev/zero"])  # tail keeps its last line: all
+    made = machines.create(wanted)
+    machines.start(wanted.id, never)
+    assert sdk.wait(made, timeout=30)["StatusCode"] == 128 + signal.SIGKILL
+
+
+def test_program_that_wants_more_processes_gets_none(machines: DockerMachines, sdk: docker.APIClient) -> None:
+    wanted = spec(pids=8, cmd=["/bin/sh", "-c", "for n in 1 2 3 4 5 6 7 8 9; do sleep 100 & done; wait"])
+    made = machines.create(wanted)
+    sdk.start(made)
+    assert b"can't fork" in until(lambda: sdk.logs(made))
+
+
 def page(url: str) -> str | None:
     """What answers there."""
     try:
