@@ -59,7 +59,7 @@ class DockerMachines:
         self._owner = Owner(installation=installation, host_id=host_id)
         self._publish_address = publish_address
         self._connected: APIClient | None = None
-        # Containers that this process made or adopted: an engine's id is never given twice, so their
+        # Containers that this process made: an engine's id is never given twice, so their
         # start needs no second proof of ownership. Small, and lost with the process, as it may be.
         self._proven: dict[UUID, str] = {}
 
@@ -153,6 +153,8 @@ class DockerMachines:
                 if found is None:
                     raise NotFound(f"{machine_name(machine)} is not on the engine")
                 engine_id = str(found["Id"])
+                if found["State"]["Paused"]:
+                    self._client.unpause(engine_id)
                 if found["State"]["Running"]:
                     return self._ready(engine_id, cancelled)
             with CHANGES:

@@ -285,6 +285,15 @@ def test_stop_of_what_ended_by_itself_changes_nothing(machines: DockerMachines, 
     assert before["ExitCode"] == 7
 
 
+def test_start_of_a_paused_container(machines: DockerMachines, sdk: docker.APIClient) -> None:
+    wanted = spec()
+    machines.create(wanted)
+    machines.start(wanted.id, never)
+    sdk.pause(machine_name(wanted.id))
+    machines.start(wanted.id, never)
+    assert not inspect(sdk, wanted)["State"]["Paused"]
+
+
 def test_stop_of_a_paused_container(machines: DockerMachines, sdk: docker.APIClient) -> None:
     wanted = spec()
     machines.create(wanted)
