@@ -11,6 +11,7 @@ from temporalio import activity
 from activities.database import transaction
 from drivers.machines import Machines
 from model.base import Frozen
+from model.errors import CairnError
 from model.hosts import Host
 from model.instances import Instance, OwnedMachine
 
@@ -34,9 +35,9 @@ class HostRecords:
     def reconcile(self, inventory: Inventory) -> list[OwnedMachine]:
         """Note that the host was seen; answer which of its machines are leftovers.
 
-        A leftover has a row that names another host or an older generation than its own, or none: a
-        placement never comes back to a generation, so the answer cannot become wrong. A machine with
-        no row at all is proven less (an older database may have been restored): more than
+        A leftover has a row that names another host or a newer generation than its own: a placement never
+        comes back to a generation, so the answer cannot become wrong. A machine with no row, or with one
+        of an older generation, is proven less (an older database may have been restored): more than
         max(5, 10 %) of those in one pass are left alone and reported.
         """
         with transaction(self._engine) as session:
@@ -50,12 +51,9 @@ class HostRecords:
                     select(Instance.id, Instance.host_id, Instance.generation).where(Instance.id.in_(found))
                 )
             }
-        unknown = [machine for machine in inventory.machines if machine.id not in rows]
-        leftovers = [
-            machine
-            for machine in inventory.machines
-            if machine.id in rows and rows[machine.id] != (host, machine.generation)
-        ]
+        nowhere = (None, -1)
+        unknown = [m for m in inventory.machines if rows.get(m.id, nowhere)[1] < m.generation]
+        leftovers = [m for m in inventory.machines if m not in unknown and rows[m.id] != (host, m.generation)]
         if len(unknown) > max(5, len(inventory.machines) // 10):
             log.error(
                 "host.unknown_machines_kept",
@@ -79,7 +77,14 @@ class HostEngine:
     @activity.defn(name="host.inventory", no_thread_cancel_exception=True)
     def inventory(self, leftovers: list[OwnedMachine]) -> Inventory:
         """Remove ``leftovers``, then say what is there."""
+        failed: CairnError | None = None
         for machine in leftovers:
-            log.warning("host.leftover_removed", host=self._host, instance=str(machine.id), engine_id=machine.engine_id)
-            self._machines.delete(machine.id, machine.generation)
+            try:
+                self._machines.delete(machine.id, machine.generation)
+            except CairnError as error:  # the others go all the same
+                failed = failed or error
+            else:
+                log.warning("host.leftover_removed", host=self._host, instance=str(machine.id))
+        if failed is not None:
+            raise failed
         return Inventory(host=self._host, machines=self._machines.inventory())

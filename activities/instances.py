@@ -41,6 +41,7 @@ class Settlement(Frozen):
     outcome: Outcome
     failure: Failure | None = None
     facts: MachineState | None = None
+    undone: bool = True
 
 
 class StopRequest(Frozen):
@@ -103,7 +104,9 @@ class InstanceRecords:
             attempts = [step.attempts for step in steps if step.name == failure.step and not step.undo]
             failure = failure.model_copy(update={"attempt": attempts[-1] if attempts else None})
         with transaction(self._engine, order.project_id) as session:
-            settle_instance(session, order, settlement.outcome, failure, steps, settlement.facts)
+            settle_instance(
+                session, order, settlement.outcome, failure, steps, settlement.facts, undone=settlement.undone
+            )
 
 
 class InstanceEngine:
@@ -140,8 +143,13 @@ def settle_instance(
     failure: Failure | None,
     steps: list[Step] | None,
     facts: MachineState | None = None,
+    *,
+    undone: bool = True,
 ) -> None:
-    """End a run, with its instance's state, quota, placement and events. Once: a row that ended is left alone."""
+    """End a run, with its instance's state, quota, placement and events. Once: a row that ended is left alone.
+
+    ``undone`` False: a change was given up and could not be taken back, so that the state before is not the state.
+    """
     instance = _lock(session, order)
     row = end(session, order, outcome, failure, steps)
     if row is None:
@@ -150,7 +158,7 @@ def settle_instance(
     launch, removal = order.kind == "ProvisionInstance", verb.done is Status.DELETED
     if outcome == "completed":
         status = verb.done
-    elif launch or (removal and row.prior_status not in STABLE) or (removal and outcome == "failed"):
+    elif launch or not undone or (removal and (outcome == "failed" or row.prior_status not in STABLE)):
         status = Status.ERROR
     else:
         status = Status(row.prior_status or Status.ERROR)

@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 from pydantic import BaseModel
+from sqlalchemy.exc import SQLAlchemyError
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import (
@@ -67,9 +68,14 @@ class _Inbound(ActivityInboundInterceptor):
             ) from error
         except (asyncio.CancelledError, ApplicationError):
             raise
-        except Exception as error:  # logged and raised again: whatever it is, the retry policy decides
-            log.warning("activity.failed", code=type(error).__name__, error=str(error), retryable=True)
-            raise
+        except SQLAlchemyError as error:
+            # One line, and no row: what the database says may hold what users wrote.
+            said = str(getattr(error, "orig", None) or type(error).__name__).partition("\n")[0]
+            log.warning("activity.failed", code="unavailable", error=said, retryable=True)
+            raise ApplicationError("the database is away, or refused a statement", type="unavailable") from None
+        except Exception as error:
+            log.exception("activity.failed", code="internal", retryable=True)
+            raise ApplicationError(f"an error of ours: {type(error).__name__}", type="internal") from error
         finally:
             beating.cancel()
 

@@ -19,7 +19,7 @@ import structlog
 from fastapi import Request, Response
 from sqlalchemy import Row, bindparam, func, insert, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from api.bells import Bells, wait_for
 from api.caller import Caller
@@ -29,7 +29,7 @@ from model.base import new_id
 from model.errors import IdempotencyMismatch, PreconditionFailed, Unavailable, ValidationFailed, WorkflowFailed
 from model.workflows import TERMINAL, Event, IdempotencyKey, Order, State, Workflow
 
-_PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})\"?(?:$|[,;\s])", re.IGNORECASE)
+_PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d+)\"?(?:$|[,;\s])", re.IGNORECASE)
 MAX_WAIT = 60
 KEY_LIFE = text("interval '24 hours'")
 log = structlog.get_logger()
@@ -178,7 +178,7 @@ class Acceptance:
         seconds = wait_seconds(self._request)
         if seconds:
             try:
-                row = await wait_for_end(self._caller, bells, answered.workflow_id, seconds)
+                row = await wait_for_end(self._request, self._caller, answered.workflow_id, seconds)
                 if row is not None and row.state in TERMINAL:
                     view = await self._show_again(show, answered.resource_id)
                     if row.state != State.COMPLETED:
@@ -190,7 +190,7 @@ class Acceptance:
                             resource=view,
                         )
                     status = 201 if self._created else 200
-            except (DBAPIError, OSError, TimeoutError):
+            except (SQLAlchemyError, OSError, TimeoutError):
                 log.info("accept.wait_lost", workflow_id=str(answered.workflow_id))
         headers = {"Location": f"/v1/workflows/{answered.workflow_id}", "ETag": etag(view["version"])}
         if seconds:
@@ -216,13 +216,15 @@ class Acceptance:
                 async with self._caller.again() as connection:
                     found = await connection.execute(select(Workflow.id).where(Workflow.id == workflow_id))
                     return found.one_or_none() is not None
-            except (DBAPIError, OSError, TimeoutError):
+            except (SQLAlchemyError, OSError, TimeoutError):
                 await asyncio.sleep(0.5)
         raise Unavailable("the database went away during the commit; repeat the request with an Idempotency-Key")
 
 
-async def wait_for_end(caller: Caller, bells: Bells, workflow_id: UUID, seconds: float) -> Any:
-    """The workflow's row, as soon as it is terminal, or as it is after ``seconds``."""
+async def wait_for_end(request: Request, caller: Caller, workflow_id: UUID, seconds: float) -> Any:
+    """The workflow's row, as soon as it is terminal, or as it is after ``seconds``, or when the API stops."""
+    bells: Bells = request.app.state.bells
+    stopping: asyncio.Event = request.app.state.stopping
     until = asyncio.get_running_loop().time() + seconds
     with bells.listening(str(workflow_id)) as bell:
         while True:
@@ -230,15 +232,15 @@ async def wait_for_end(caller: Caller, bells: Bells, workflow_id: UUID, seconds:
                 found = await connection.execute(select(Workflow.__table__).where(Workflow.id == workflow_id))
                 row = found.one_or_none()
             left = until - asyncio.get_running_loop().time()
-            if row is None or row.state in TERMINAL or left <= 0:
+            if row is None or row.state in TERMINAL or left <= 0 or stopping.is_set():
                 return row
             await wait_for(bell, min(1.0, left))
 
 
 def wait_seconds(request: Request) -> int:
     """``Prefer: wait=N`` (RFC 7240), at most 60; 0 where it is not asked for."""
-    found = _PREFER_WAIT.search(request.headers.get("prefer", ""))
-    return min(int(found[1]), MAX_WAIT) if found else 0
+    found = _PREFER_WAIT.search(", ".join(request.headers.getlist("prefer")))
+    return min(int(found[1][:9]), MAX_WAIT) if found else 0
 
 
 def etag(version: int) -> str:
@@ -247,8 +249,8 @@ def etag(version: int) -> str:
 
 def check_if_match(request: Request, version: int) -> None:
     """Raises PreconditionFailed where ``If-Match`` names other versions than the current one."""
-    asked = request.headers.get("if-match")
-    if asked is None or asked.strip() == "*":
+    asked = ", ".join(request.headers.getlist("if-match"))
+    if not asked or asked.strip() == "*":
         return
     if etag(version) not in [tag.strip() for tag in asked.split(",")]:
         raise PreconditionFailed(f"the resource is at version {etag(version)} now", version=version)

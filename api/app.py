@@ -55,5 +55,5 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client) -> Fas
     errors.install(app)
     for module in (instances, workflows, events, hosts, projects, health):
         app.include_router(module.router)
-    app.add_middleware(Http)
+    app.add_middleware(Http, bug=errors.bug)
     return app

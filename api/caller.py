@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,18 +17,21 @@ from sqlalchemy.engine import CursorResult
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from model.errors import NotFound, Unauthenticated, UnsupportedMediaType, ValidationFailed
+from api.http import MAX_BODY
+from model.errors import BodyTooLarge, NotFound, Unauthenticated, UnsupportedMediaType, ValidationFailed
 
 # One statement: who is it, which project, and from here on row-level security shows that project only.
 _AUTHENTICATE = text(
     """
     SELECT k.id, k.name, p.id AS project_id, set_config('cairn.project', p.id::text, true)
-    FROM api_keys k LEFT JOIN projects p ON p.id = coalesce(:project, k.project_id)
+    FROM api_keys k LEFT JOIN projects p ON p.id = k.project_id AND p.id = coalesce(:project, k.project_id)
     WHERE k.digest = :digest AND k.revoked_at IS NULL
     """
 )
 _ENTER = text("SELECT set_config('cairn.project', :project, true)")
 
+#: A database that is silent for so long counts as away.
+DATABASE_SECONDS = 5
 _documented = (
     APIKeyHeader(name="X-API-Key", auto_error=False, scheme_name="ApiKey"),
     HTTPBearer(auto_error=False, scheme_name="Bearer"),
@@ -80,14 +84,15 @@ async def authenticate(request: Request) -> Caller:
     for last_try in (False, True):
         connection = engine.connect()
         try:
-            await connection.start()
-            row = (await connection.execute(_AUTHENTICATE, parameters)).one_or_none()
+            async with asyncio.timeout(DATABASE_SECONDS):
+                await connection.start()
+                row = (await connection.execute(_AUTHENTICATE, parameters)).one_or_none()
             break
-        except DBAPIError as error:
+        except (DBAPIError, TimeoutError) as error:
             if connection.sync_connection is not None:  # None: it could not be opened at all
                 await connection.close()
             # A connection that died while it lay in the pool: nothing was done on it, a fresh one will do.
-            if last_try or not error.connection_invalidated:
+            if last_try or not getattr(error, "connection_invalidated", False):
                 raise
     if row is None or row.project_id is None or malformed is not None:
         await connection.close()
@@ -106,7 +111,7 @@ async def _caller(
 ) -> AsyncIterator[Caller]:
     caller = await authenticate(request)
     try:
-        _check_content_type(request)
+        await _check_body(request)
         yield caller
         if not caller.connection.closed:
             await caller.commit()
@@ -140,9 +145,10 @@ def _project(request: Request) -> UUID | None:
         ) from None
 
 
-def _check_content_type(request: Request) -> None:
-    has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
-    if not has_body or request.method not in ("POST", "PUT", "PATCH"):
+async def _check_body(request: Request) -> None:
+    if int(request.headers.get("content-length", 0)) > MAX_BODY:
+        raise BodyTooLarge(f"the body has more than {MAX_BODY} bytes")
+    if request.method not in ("POST", "PUT", "PATCH") or not await request.body():
         return
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":

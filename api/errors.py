@@ -55,7 +55,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)  # type: ignore[arg-type]
     for away in (DBAPIError, PoolTimeout, ConnectionError, asyncio.TimeoutError):
         app.add_exception_handler(away, _database)
-    app.add_exception_handler(Exception, _bug)
 
 
 def render(request: Request, error: CairnError, headers: Mapping[str, str] | None = None) -> Response:
@@ -113,7 +112,7 @@ async def _database(request: Request, error: Exception) -> Response:
     if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
         return render(request, Unavailable("a step holds the resource for unusually long; nothing was accepted"))
     if isinstance(error, DBAPIError) and not _away(error):
-        return await _bug(request, error)
+        return await bug(request, error)
     log.warning("database.away", error=str(error).partition("\n")[0])
     return render(request, Unavailable("the database is away; nothing was accepted, try again"))
 
@@ -124,8 +123,13 @@ def _away(error: DBAPIError) -> bool:
     return error.connection_invalidated or state is None or state[:2] in ("08", "57", "53")
 
 
-async def _bug(request: Request, error: Exception) -> Response:
-    log.error("http.bug", exc_info=error)
+async def bug(request: Request, error: Exception) -> Response:
+    if isinstance(error, DBAPIError):
+        # Its first line says what; the others repeat the row, with all that is secret in it.
+        said = str(error.orig).partition("\n")[0]
+        log.error("http.bug", error=said, sqlstate=getattr(error.orig, "sqlstate", None), statement=error.statement)
+    else:
+        log.error("http.bug", exc_info=error)
     return answer(
         request,
         None,

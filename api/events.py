@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 from sqlalchemy import ColumnElement, Integer, Row, func, literal_column, select, text, tuple_
 from sqlalchemy.engine import CursorResult
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
 from api.bells import Bells, wait_for
 from api.caller import Authenticated, Caller
@@ -41,9 +41,9 @@ _settled = (Event.xid < literal_column("pg_snapshot_xmin(pg_current_snapshot()):
 @router.get("/v1/events", response_class=StreamingResponse)
 async def stream(request: Request, caller: Authenticated) -> StreamingResponse:
     """The project's events, from now on, or from after `Last-Event-ID`."""
-    position = _last_event_id(request)
-    if position is None:
-        position = await _end(caller)
+    end = await _end(caller)
+    # One beyond the end is of a database that is no more: the stream goes on from here, and not never.
+    position = min(_last_event_id(request) or end, end)
     await caller.commit()
     return _respond(_events(request, caller, Event.project_id == caller.project_id, position))
 
@@ -77,13 +77,16 @@ async def _events(
             try:
                 async with caller.again() as connection:
                     if until is not None:
-                        # Read before the events: an end that is seen here has its event below.
                         state = select(Workflow.state).where(Workflow.id == until)
                         ended = (await connection.execute(state)).scalar_one() in TERMINAL
                     rows = (await connection.execute(query.where(_order > position))).all()
-            except (DBAPIError, OSError, TimeoutError) as error:
+                    if ended and not rows:
+                        # Its last event may be there and not settled yet, behind an older transaction.
+                        unsettled = select(Event.id).where(which, _order > position).limit(1)
+                        ended = (await connection.execute(unsettled)).one_or_none() is None
+            except (SQLAlchemyError, OSError, TimeoutError) as error:
                 log.info("events.database_away", error=str(error).partition("\n")[0])
-                rows = []
+                rows, ended = [], False
             for row in rows:
                 position = (row.epoch, row.xid, row.id)
                 yield _frame(row)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 
+import structlog
 from fastapi import APIRouter, Request, Response
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from temporalio.service import RPCError
 
 from api.envelope import answer
+from api.errors import render
+from model.errors import Unavailable
 
 router = APIRouter(prefix="/health", tags=["health"])
 PATIENCE = 2
+log = structlog.get_logger()
 
 
 @router.get("/live")
@@ -36,11 +40,19 @@ async def ready(request: Request) -> Response:
     checks = {}
     for name, check in (("database", database), ("temporal", temporal)):
         try:
-            await asyncio.wait_for(check(), PATIENCE)
+            # Not wait_for: it would also wait until a silent connection is cleaned up.
+            task = asyncio.create_task(check())
+            done, _ = await asyncio.wait({task}, timeout=PATIENCE)
+            task.cancel()
+            if not done:
+                raise TimeoutError
+            task.result()
             checks[name] = "ok"
         except (SQLAlchemyError, RPCError, RuntimeError, OSError, TimeoutError) as error:
-            checks[name] = f"away: {str(error).partition(chr(10))[0] or type(error).__name__}"
+            log.warning("health.away", dependency=name, error=str(error).partition("\n")[0] or type(error).__name__)
+            checks[name] = "away"
     usable = checks["database"] == "ok"
     status = "ok" if all(value == "ok" for value in checks.values()) else "degraded" if usable else "unavailable"
-    headers = {} if usable else {"Retry-After": "1"}
-    return answer(request, {"status": status, "checks": checks}, 200 if usable else 503, headers=headers)
+    if usable:
+        return answer(request, {"status": status, "checks": checks})
+    return render(request, Unavailable("the database is away", status=status, checks=checks))

@@ -13,10 +13,9 @@ from sqlalchemy import Row, func, select
 from api.caller import Authenticated
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
-from api.instances import UNSEEN
 from api.paging import Paging, page_of
 from model.errors import NotFound
-from model.hosts import Host, HostPort, InstanceType
+from model.hosts import Host, HostPort, InstanceType, is_reachable
 
 router = APIRouter(prefix="/v1", responses=RESPONSES)
 
@@ -77,7 +76,7 @@ def _view(row: Row[Any]) -> dict[str, Any]:
         "name": row.name,
         "backend": row.backend,
         "state": row.state,
-        "reachable": row.last_seen_at is not None and dt.datetime.now(dt.UTC) - row.last_seen_at < UNSEEN,
+        "reachable": is_reachable(row.last_seen_at),
         "capacity": {"vcpus": row.cpus, "memory_mb": row.memory_mb},
         "allocated": {"vcpus": row.allocated_vcpus, "memory_mb": row.allocated_memory_mb},
         "ports_held": row.ports_held,

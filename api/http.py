@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Awaitable, Callable
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model.base import new_id
@@ -20,8 +23,9 @@ log = structlog.get_logger()
 class Http:
     """Plain ASGI middleware: the request path is too hot for more."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, bug: Callable[[Request, Exception], Awaitable[Response]]) -> None:
         self._app = app
+        self._bug = bug
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -54,6 +58,10 @@ class Http:
 
         try:
             await self._app(scope, limit, count)
+        except Exception as error:  # an error of ours: answered, and logged whole
+            if status:
+                raise
+            await (await self._bug(Request(scope), error))(scope, receive, count)
         finally:
             log.info(
                 "http.request",

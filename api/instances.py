@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -27,11 +26,11 @@ from model.errors import (
     QuotaExceeded,
     ValidationFailed,
 )
-from model.hosts import Host
+from model.hosts import Host, is_reachable
 from model.instances import STABLE, VERBS, Instance, Status
 from model.projects import QUOTAS, ProjectQuota
 from model.settings import Settings
-from model.workflows import Failure, Order, State, Workflow
+from model.workflows import NEVER_STARTED, Order, State, Workflow
 
 router = APIRouter(prefix="/v1/instances", tags=["instances"], responses=RESPONSES)
 
@@ -41,7 +40,6 @@ _DEADLINES = {
     "StopInstance": "deadline_stop",
     "DeprovisionInstance": "deadline_delete",
 }
-_CANCELLED = Failure(code="cancelled", message="cancelled before it had started").model_dump()
 _columns = [*Instance.__table__.columns, Host.name.label("host"), Host.last_seen_at]
 _query = select(*_columns).select_from(Instance).outerjoin(Host, Host.id == Instance.host_id)
 
@@ -229,10 +227,11 @@ async def _cancel_others(caller: Caller, acceptance: Acceptance, instance_id: UU
     """Ask every unfinished workflow of the instance to end. One that has not started ends here."""
     accepted = Workflow.state == State.ACCEPTED
     mine = (Workflow.project_id == caller.project_id) & (Workflow.resource_id == instance_id)
+    called_off = {"state": State.CANCELLED, "error": NEVER_STARTED.model_dump()}
     ended = await caller.execute(
         update(Workflow)
         .where(mine, accepted)
-        .values(state=State.CANCELLED, finished_at=func.now(), cancel_requested_at=func.now(), error=_CANCELLED)
+        .values(**called_off, finished_at=func.now(), cancel_requested_at=func.now())
         .returning(Workflow.__table__)
     )
     for row in ended.all():
@@ -301,10 +300,6 @@ async def _show(caller: Caller, instance_id: UUID) -> dict[str, Any]:
     return view(row)
 
 
-#: A host that was not seen for so long counts as unreachable: three inventories.
-UNSEEN = dt.timedelta(seconds=90)
-
-
 def view(row: Row[Any]) -> dict[str, Any]:
     """The JSON of an instance, from a row of ``_query``."""
     return {
@@ -323,7 +318,7 @@ def view(row: Row[Any]) -> dict[str, Any]:
         "metadata": row.metadata,
         "backend": row.backend,
         "host": row.host,
-        "reachable": None if row.last_seen_at is None else dt.datetime.now(dt.UTC) - row.last_seen_at < UNSEEN,
+        "reachable": None if row.host is None else is_reachable(row.last_seen_at),
         "container_id": row.container_id,
         "private_ip": row.private_ip,
         "generation": row.generation,

@@ -24,7 +24,7 @@ from api.paging import Paging, page_of
 from model.errors import InvalidState, NotFound
 from model.instances import STABLE, Instance
 from model.settings import Settings
-from model.workflows import TERMINAL, Failure, Order, State, Step, Workflow
+from model.workflows import NEVER_STARTED, TERMINAL, Failure, Order, State, Step, Workflow
 
 router = APIRouter(prefix="/v1/workflows", tags=["workflows"], responses=RESPONSES)
 log = structlog.get_logger()
@@ -87,7 +87,7 @@ async def wait(
     """Answer when the workflow has ended, or as it is after `timeout` seconds."""
     await _find(caller, workflow_id)
     await caller.commit()
-    row = await wait_for_end(caller, request.app.state.bells, workflow_id, timeout)
+    row = await wait_for_end(request, caller, workflow_id, timeout)
     return answer(request, await _view(request, caller, row, steps=steps))
 
 
@@ -101,27 +101,35 @@ async def cancel(request: Request, workflow_id: UUID, caller: Authenticated, bod
     # The resource before its workflow: the order in which everybody locks.
     await caller.execute(select(Instance.id).where(Instance.id == row.resource_id).with_for_update())
     row = (await caller.execute(_query.where(Workflow.id == workflow_id).with_for_update())).one()
-    if row.state in TERMINAL:
+    if row.state in TERMINAL and row.cancel_requested_at is None:
         raise InvalidState(f"workflow {workflow_id} has ended: {row.state}", state=row.state)
-    # A delete may have called off another run, which then has to be seen to its end.
-    at_once = row.state == State.ACCEPTED and not (row.kind == "DeprovisionInstance" and row.prior_status not in STABLE)
-    if at_once:
-        order = Order.model_validate(row.order)
-        failure = Failure(code="cancelled", message="cancelled before it had started")
-        await caller.connection.run_sync(lambda connection: _settle(Session(bind=connection), order, failure))
-    await caller.execute(
-        update(Workflow)
-        .where(Workflow.id == workflow_id)
-        .values(cancel_requested_at=func.coalesce(Workflow.cancel_requested_at, func.now()))
-    )
-    row = await _find(caller, workflow_id)
-    await caller.commit()
-    if not at_once:
-        request.app.state.dispatcher.cancel(workflow_id)
-    request.app.state.bells.ring(str(workflow_id))
+    if row.state not in TERMINAL:  # else: this cancel again, whose answer was lost
+        row = await _ask_to_end(request, caller, row)
     headers = {"Location": f"/v1/workflows/{workflow_id}"}
     settings: Settings = request.app.state.settings
     return answer(request, view(row, settings), 202, headers=headers, workflow_id=str(workflow_id))
+
+
+async def _ask_to_end(request: Request, caller: Caller, row: Row[Any]) -> Row[Any]:
+    """Write the wish down, and hand it over. What nobody ever ran is settled here."""
+    # A delete may have called off another run, which then has to be seen to its end. And a row that waits
+    # again, because Temporal lost its run, may have left something that has to be undone.
+    calls_off = row.kind == "DeprovisionInstance" and row.prior_status not in STABLE
+    at_once = row.state == State.ACCEPTED and row.started_at is None and not calls_off
+    if at_once:
+        order = Order.model_validate(row.order)
+        await caller.connection.run_sync(lambda connection: _settle(Session(bind=connection), order, NEVER_STARTED))
+    await caller.execute(
+        update(Workflow)
+        .where(Workflow.id == row.id)
+        .values(cancel_requested_at=func.coalesce(Workflow.cancel_requested_at, func.now()))
+    )
+    row = await _find(caller, row.id)
+    await caller.commit()
+    if not at_once:
+        request.app.state.dispatcher.cancel(row.id)
+    request.app.state.bells.ring(str(row.id))
+    return row
 
 
 def _settle(session: Session, order: Order, failure: Failure) -> None:

@@ -67,7 +67,7 @@ class Client:
         self.endpoint = endpoint or find_endpoint()
         self.http = httpx.Client(
             base_url=self.endpoint.api_url,
-            headers={"X-API-Key": self.endpoint.api_key} if self.endpoint.api_key else {},
+            headers={b"X-API-Key": self.endpoint.api_key.encode()} if self.endpoint.api_key else {},
             timeout=httpx.Timeout(30, connect=5),
             transport=transport,
             # A proxy of the environment is for the world outside, not for this machine.
@@ -100,6 +100,8 @@ class Client:
             except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
                 message = f"{self.endpoint.api_url} is not an address: {error}"
                 raise CommandFailed(message, "bad_endpoint", Exit.UNREACHABLE, START_HINT) from None
+            except (httpx.LocalProtocolError, UnicodeEncodeError):
+                raise usage("the API key and the idempotency key are visible ASCII characters") from None
             except httpx.TransportError as error:
                 if self.endpoint.stopped or time.monotonic() + pause > given_up:
                     raise self.unreachable(error) from None

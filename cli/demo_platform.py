@@ -195,7 +195,7 @@ class DemoPlatform:
         from worker import engine
 
         left = engine.owned_containers(self.docker_host, installation)
-        engine.remove_containers(self.docker_host, installation)
+        engine.remove_containers(self.docker_host, left)
         return len(left)
 
     def forget(self) -> None:

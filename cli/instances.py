@@ -64,7 +64,7 @@ def launch(
         "labels": _pairs("--label", label) or None,
         "backend": backend,
         "host": host,
-        "cmd": command or (shlex.split(cmd) if cmd else None),
+        "cmd": command or (_words(cmd) if cmd else None),
     }
     body = {field: value for field, value in wanted.items() if value is not None}
     with Client() as client:
@@ -165,6 +165,13 @@ def _each(names: list[str], verb: str, send: Callable[[Client, str], dict[str, A
         _finish(client, accepted, verb, ending, failures)
 
 
+def _words(cmd: str) -> list[str]:
+    try:
+        return shlex.split(cmd)
+    except ValueError as error:
+        raise usage(f"--cmd: {error}") from None
+
+
 def _finish(
     client: Client,
     accepted: list[dict[str, Any]],
@@ -179,9 +186,9 @@ def _finish(
         instance, workflow_id = envelope["data"], workflow_of(envelope)
         if workflow_id and ending.wait:
             render.say(f"{verb} {instance['name']}: workflow {workflow_id}")
-            ended = watch(client, workflow_id, ending.timeout)
-            instance = client.get(f"/instances/{instance['id']}")
             try:
+                ended = watch(client, workflow_id, ending.timeout)
+                instance = client.get(f"/instances/{instance['id']}")
                 require_completed(ended)
             except CommandFailed as failure:
                 failures.append(failure)

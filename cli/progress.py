@@ -103,7 +103,7 @@ def follow(client: Client, workflow_id: str, timeout: float, timeline: Timeline)
                 "GET", f"/workflows/{workflow_id}", params={"steps": "true"}, patience=min(left, 2)
             )
         except CommandFailed as failure:
-            if failure.code not in ("unreachable", "unavailable"):
+            if client.endpoint.stopped or failure.code not in ("unreachable", "unavailable"):
                 raise
             if not away:
                 timeline.note("the API is away; the workflow does not need it, waiting for both")

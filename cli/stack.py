@@ -22,8 +22,6 @@ from model.settings import Settings
 from worker import data_folder
 from worker.data_folder import Endpoint, StackError
 
-__all__ = ["down", "read_settings", "reset", "up"]
-
 START_SECONDS = 120.0
 STOP_SECONDS = 120.0
 TAIL_LINES = 25
@@ -53,6 +51,7 @@ def up(detach: Detach = False, docker: Docker = True) -> None:
         docker_host = engine.ensure(settings, _say) if docker else None
         if docker_host:
             engine.ensure_base_image(docker_host, _say)
+        os.umask(0o077)  # what this and its children write is for this user alone
         if detach:
             _show(_start_detached(data_folder.make(folder), docker), "cairn down")
             return
@@ -69,7 +68,7 @@ def _start_detached(folder: Path, docker: bool) -> Endpoint:
     """A supervisor of its own session; its endpoint, once everything is ready."""
     log = folder / "logs" / "supervisor.log"
     command = [str(Path(sys.executable).with_name("cairn")), "up", "--docker" if docker else "--no-docker"]
-    with log.open("wb") as output:
+    with log.open("ab") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
@@ -124,13 +123,15 @@ def reset(yes: Yes = False) -> None:
     """Delete the data folder and this installation's containers, after showing what goes."""
     settings = read_settings()
     folder = settings.data_dir.absolute()
-    if not any((folder / name).exists() for name in data_folder.OWN):
+    if data_folder.read_installation(folder) is None:
+        # Without the file that only we write, nothing proves that the folder is ours.
         _say(f"Nothing to delete: no stack ever ran on {folder}.")
         return
     try:
         held = data_folder.lock(folder)
-    except StackError as error:
-        raise CommandFailed(str(error), "running", Exit.REFUSED) from None
+    except StackError:
+        message = f"a stack runs on {folder} (process {data_folder.owner(folder) or 'unknown'}); nothing was deleted"
+        raise CommandFailed(message, "running", Exit.REFUSED, "stop it first: cairn down (make down)") from None
     try:
         _reset(settings, folder, yes)
     finally:
@@ -147,7 +148,9 @@ def _reset(settings: Settings, folder: Path, yes: bool) -> None:
     if identity and docker_host and engine.problem(docker_host) is None:
         containers = engine.owned_containers(docker_host, str(identity.installation))
     elif identity and docker_host:
-        _say(f"The Docker engine at {docker_host} does not answer: containers of this installation would stay there.")
+        # The id of the installation is what proves that containers are ours: it stays while they may.
+        message = f"the Docker engine at {docker_host} does not answer: containers of this installation may be there"
+        raise CommandFailed(message, "engine_unavailable", Exit.REFUSED, "start it, then repeat; see cairn doctor")
     _say("This will be deleted:")
     _say(f"  folder     {folder} (database, Temporal's state, API key, logs)")
     for name in containers:
@@ -155,6 +158,6 @@ def _reset(settings: Settings, folder: Path, yes: bool) -> None:
     if not yes and not (sys.stdin.isatty() and typer.confirm("Delete all of it?")):
         raise CommandFailed("nothing was deleted", "not_confirmed", Exit.REFUSED, "confirm with --yes (make: YES=1)")
     if identity and docker_host and containers:
-        engine.remove_containers(docker_host, str(identity.installation))
+        engine.remove_containers(docker_host, containers)
     data_folder.delete(folder)
     _say("Deleted.")

@@ -37,6 +37,7 @@ CALL_SECONDS = 9
 PULL_SECONDS = 60
 #: Changing calls at once: more only wait inside the engine, past their time-out.
 CHANGES = threading.BoundedSemaphore(8)
+ROOM_SECONDS = 30
 CPU_PERIOD = 100_000
 POLL_SECONDS = 0.05
 PROVEN = 256
@@ -78,24 +79,22 @@ class DockerMachines:
                 return
             except docker.errors.ImageNotFound:
                 pass
-            # A client of its own: closing it is what ends a pull that is called off.
-            puller = APIClient(self._base_url, version=self._client.api_version, timeout=PULL_SECONDS)
-            repository, tag = parse_repository_tag(image)
-            try:
-                for line in puller.pull(repository, tag=tag or "latest", stream=True, decode=True):
-                    if cancelled():
-                        raise Cancelled(f"pull of {image}")
-                    if "error" in line:
-                        raise ImageNotFound(_not_pulled(image, line["error"]), image=image)
-            except (docker.errors.APIError, requests.exceptions.ReadTimeout) as error:
-                raise ImageNotFound(_not_pulled(image, _said(error)), image=image) from error
-            finally:
-                puller.close()
+            # In a thread of its own: a registry that is silent would be deaf to a cancel.
+            pull = _Pull(APIClient(self._base_url, version=self._client.api_version, timeout=PULL_SECONDS), image)
+            pull.start()
+            while not pull.ended.wait(POLL_SECONDS):
+                if cancelled():
+                    pull.called_off.set()
+                    raise Cancelled(f"pull of {image}")
+            if pull.failure is not None:
+                raise ImageNotFound(
+                    f"image {image} is not on the engine, and could not be pulled: {pull.failure}", image=image
+                )
             faults.reached("after_effect")
 
     def create(self, spec: MachineSpec) -> str:
-        until = time.monotonic() + CALL_SECONDS
-        with _calling(), CHANGES:
+        with _calling(), _changing():
+            until = time.monotonic() + CALL_SECONDS
             while time.monotonic() < until:
                 try:
                     made = self._create(spec)
@@ -157,7 +156,7 @@ class DockerMachines:
                     self._client.unpause(engine_id)
                 if found["State"]["Running"]:
                     return self._ready(engine_id, cancelled)
-            with CHANGES:
+            with _changing(cancelled):
                 try:
                     self._client.start(engine_id)
                 except docker.errors.NotFound as error:
@@ -235,12 +234,12 @@ class DockerMachines:
     def delete(self, machine: UUID, generation: int | None = None) -> None:
         with _calling():
             found = self._find(machine)
-            ours = self._owner.owned(found["Config"]["Labels"] or {}) if found else None
-            if found is None or ours is None or ours[0] != machine:
+            ours = self._owner.owned(machine_name(machine), found["Config"]["Labels"] or {}) if found else None
+            if found is None or ours is None:
                 return
             if generation is not None and ours[1] > generation:
                 return
-            with CHANGES:
+            with _changing():
                 self._remove(found["Id"])
                 faults.reached("after_effect")
 
@@ -264,7 +263,7 @@ class DockerMachines:
         with _calling():
             machines = []
             for found in self._client.containers(all=True, filters={"label": self._owner.filters()}):
-                ours = self._owner.owned(found["Labels"] or {})
+                ours = self._owner.owned(found["Names"][0].removeprefix("/"), found["Labels"] or {})
                 if ours is not None:
                     machines.append(
                         OwnedMachine(
@@ -284,8 +283,8 @@ class DockerMachines:
     def _own(self, machine: UUID) -> dict[str, Any] | None:
         """What has the machine's name and our labels."""
         found = self._find(machine)
-        ours = self._owner.owned(found["Config"]["Labels"] or {}) if found else None
-        return found if ours is not None and ours[0] == machine else None
+        ours = self._owner.owned(machine_name(machine), found["Config"]["Labels"] or {}) if found else None
+        return found if ours is not None else None
 
 
 def _pause(cancelled: Check) -> None:
@@ -310,8 +309,44 @@ def _said(error: Exception) -> str:
     return str(getattr(error, "explanation", None) or error)[:1000]
 
 
-def _not_pulled(image: str, cause: str) -> str:
-    return f"image {image} is not on the engine, and could not be pulled: {cause}"
+class _Pull(threading.Thread):
+    """One pull. One that is called off ends with the engine's next word, or with its silence."""
+
+    def __init__(self, client: APIClient, image: str) -> None:
+        super().__init__(name=f"pull-{image}", daemon=True)
+        self._client = client
+        self._image = image
+        self.ended, self.called_off = threading.Event(), threading.Event()
+        self.failure: str | None = None
+
+    def run(self) -> None:
+        repository, tag = parse_repository_tag(self._image)
+        try:
+            for line in self._client.pull(repository, tag=tag or "latest", stream=True, decode=True):
+                if self.called_off.is_set():
+                    return
+                if "error" in line:
+                    self.failure = str(line["error"])[:1000]
+        except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as error:
+            self.failure = _said(error)
+        finally:
+            self._client.close()
+            self.ended.set()
+
+
+@contextmanager
+def _changing(cancelled: Check = lambda: False) -> Iterator[None]:
+    """Take part in the changing calls; gives up where others, of an engine that hangs, make no room."""
+    until = time.monotonic() + ROOM_SECONDS
+    while not CHANGES.acquire(timeout=POLL_SECONDS):
+        if cancelled():
+            raise Cancelled
+        if time.monotonic() > until:
+            raise EngineUnavailable("the engine is busy with earlier calls")
+    try:
+        yield
+    finally:
+        CHANGES.release()
 
 
 @contextmanager

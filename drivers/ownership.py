@@ -44,22 +44,27 @@ class Owner(Frozen):
             f"{PREFIX}.kind={KIND}",
         ]
 
-    def owned(self, labels: Mapping[str, str]) -> tuple[UUID, int] | None:
-        """The id and generation of a machine with these labels, where they prove that it is ours."""
+    def owned(self, name: str, labels: Mapping[str, str]) -> tuple[UUID, int] | None:
+        """The id and generation of a machine of this name with these labels, where they prove that it is ours.
+
+        The name is part of the proof: an image that somebody made of a machine of ours has its labels, and so
+        has whatever is started from it.
+        """
         if not all(labels.get(name) == value for name, _, value in (f.partition("=") for f in self.filters())):
             return None
         try:
-            return UUID(labels.get(f"{PREFIX}.id", "")), int(labels.get(f"{PREFIX}.generation", ""))
+            machine, generation = UUID(labels.get(f"{PREFIX}.id", "")), int(labels.get(f"{PREFIX}.generation", ""))
         except ValueError:
             return None
+        return (machine, generation) if name == machine_name(machine) else None
 
     def check_adoptable(self, spec: MachineSpec, labels: Mapping[str, str]) -> bool:
         """True: the found object is ``spec``'s own; False: an older one of ours, to be replaced.
 
         Raises ForeignObject where it is not ours, Superseded where it is newer than the caller.
         """
-        found = self.owned(labels)
-        if found is None or found[0] != spec.id:
+        found = self.owned(machine_name(spec.id), labels)
+        if found is None:
             raise ForeignObject(
                 f"the engine has an object named {machine_name(spec.id)} that this installation did not make; "
                 "it was left as it is: remove or rename it, and launch again",

@@ -104,7 +104,7 @@ class SimulatedMachines:
     def inventory(self) -> list[OwnedMachine]:
         machines = []
         for found in self._call("GET", "machines") or []:
-            ours = self._owner.owned(found["labels"])
+            ours = self._owner.owned(found["name"], found["labels"])
             if ours is not None:
                 machines.append(
                     OwnedMachine(
@@ -116,8 +116,8 @@ class SimulatedMachines:
     def _own(self, machine: UUID) -> dict[str, Any] | None:
         """What has the machine's name and our labels."""
         found = self._call("GET", f"machines/{machine_name(machine)}")
-        ours = self._owner.owned(found["labels"]) if found else None
-        return found if ours is not None and ours[0] == machine else None
+        ours = self._owner.owned(machine_name(machine), found["labels"]) if found else None
+        return found if ours is not None else None
 
     def _call(self, method: str, path: str) -> Any:
         """The answer; None where it is not there."""

@@ -20,6 +20,14 @@ class HostState(StrEnum):
     CORDONED = "cordoned"
 
 
+#: A host that was not seen for so long counts as unreachable: three inventories.
+UNSEEN = dt.timedelta(seconds=90)
+
+
+def is_reachable(last_seen_at: dt.datetime | None) -> bool:
+    return last_seen_at is not None and dt.datetime.now(dt.UTC) - last_seen_at < UNSEEN
+
+
 class AgentHost(Frozen):
     """A host as its agent knows it; one agent process may serve several."""
 
@@ -48,7 +56,6 @@ class Host(Base):
     __table_args__ = (
         CheckConstraint("state IN ({})".format(", ".join(f"'{s}'" for s in HostState)), name="state"),
         CheckConstraint("allocated_vcpus >= 0 AND allocated_memory_mb >= 0", name="never_negative"),
-        Index("ix_hosts_list", "id"),
     )
 
 

@@ -20,7 +20,9 @@ def _parse_port_range(value: object) -> object:
         low, dash, high = value.partition("-")
         if not dash:
             raise ValueError("expected LOW-HIGH, for example 20000-29999")
-        return (int(low), int(high))
+        value = (int(low), int(high))
+        if not 1 <= value[0] <= value[1]:
+            raise ValueError("LOW-HIGH: LOW is at least 1, and HIGH at least LOW")
     return value
 
 

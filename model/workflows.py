@@ -54,6 +54,10 @@ class Failure(Frozen):
     attempt: int | None = None
 
 
+#: Of a run that was called off while it was only a row.
+NEVER_STARTED = Failure(code="cancelled", message="cancelled before it had started")
+
+
 class Step(Frozen):
     """One line of a run's summary."""
 
@@ -98,7 +102,6 @@ class Workflow(Base):
         UniqueConstraint("project_id", "id"),
         CheckConstraint("state IN ({})".format(", ".join(f"'{s}'" for s in State)), name="state"),
         CheckConstraint("(state IN ('completed', 'failed', 'cancelled')) = (finished_at IS NOT NULL)", name="finished"),
-        Index("ix_workflows_list", "project_id", "id"),
         Index("ix_workflows_state", "project_id", "state", "id"),
         Index("ix_workflows_resource", "project_id", "resource_id", "id"),
         Index("ix_workflows_open", "checked_at", postgresql_where=text("state IN ('accepted', 'running')")),

@@ -22,7 +22,6 @@ DYING_SECONDS = 10.0
 #: Everything a stack makes in its folder; the folder may hold more, which is not ours to delete.
 OWN = (
     "endpoint.json",
-    "installation.json",
     "api-key",
     "logs",
     "postgres",
@@ -33,6 +32,8 @@ OWN = (
     "temporal.sqlite",
     "temporal.sqlite-shm",
     "temporal.sqlite-wal",
+    # Last: it is what proves that the folder is ours.
+    "installation.json",
     "lock",
 )
 
@@ -67,10 +68,11 @@ class Endpoint(BaseModel):
 
 
 def make(folder: Path) -> Path:
-    """The folder, made if absent, closed to other users, as an absolute path."""
+    """The folder, made if absent, closed to other users unless it has been something else before: absolute."""
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
+    if read_installation(folder) is not None or not any(folder.iterdir()):
+        folder.chmod(0o700)
     (folder / "logs").mkdir(exist_ok=True)
     return folder
 

@@ -23,6 +23,8 @@ from model.settings import Settings
 #: A step's transaction takes milliseconds. One whose process stands still is ended by the server after this,
 #: so that it cannot keep what others need; the step is tried again.
 STUCK_SECONDS = 3
+#: The same for requests, whose process also waits for many others.
+IDLE_SECONDS = 5
 #: How long a request waits for what a step holds: longer than any step can.
 LOCK_SECONDS = 8
 ROLES = ("cairn_owner", "cairn_api", "cairn_worker")
@@ -50,6 +52,7 @@ def connect(url: str, threads: int) -> Engine:
         pool_size=threads,
         max_overflow=0,
         json_serializer=_dumps,
+        hide_parameters=True,  # they are what users wrote, secrets included: not for logs
         connect_args={"options": f"-c idle_in_transaction_session_timeout={STUCK_SECONDS}s"},
     )
 
@@ -62,7 +65,11 @@ def connect_async(url: str, connections: int) -> AsyncEngine:
         max_overflow=0,
         pool_timeout=10,
         json_serializer=_dumps,
-        connect_args={"connect_timeout": 5, "options": f"-c lock_timeout={LOCK_SECONDS}s"},
+        hide_parameters=True,
+        connect_args={
+            "connect_timeout": 5,
+            "options": f"-c lock_timeout={LOCK_SECONDS}s -c idle_in_transaction_session_timeout={IDLE_SECONDS}s",
+        },
     )
 
 

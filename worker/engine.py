@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import docker
 import docker.errors
 
+from drivers.ownership import KIND, PREFIX
 from model.settings import Settings
 from worker import busybox
 from worker.data_folder import StackError, is_alive
@@ -199,25 +201,29 @@ def ensure_base_image(url: str, report: Report) -> None:
 
 
 def owned_containers(url: str, installation: str) -> list[str]:
-    """Names of the containers, running or not, that carry the installation's label."""
+    """Names of the containers, running or not, of this installation.
+
+    Label and name together prove it: what was started from an image of one of them has its labels as well.
+    """
     client = docker.DockerClient(base_url=url, timeout=60)
     try:
-        found = client.api.containers(all=True, filters={"label": f"io.cairn.installation={installation}"})
+        found = client.api.containers(all=True, filters={"label": f"{PREFIX}.installation={installation}"})
     finally:
         client.close()
-    return sorted(container["Names"][0].lstrip("/") for container in found if container["Names"])
+    names = {
+        container["Names"][0].lstrip("/"): container["Labels"].get(f"{PREFIX}.id")
+        for container in found
+        if container["Names"]
+    }
+    return sorted(name for name, machine in names.items() if name == f"cairn-{KIND}-{machine}")
 
 
-def remove_containers(url: str, installation: str) -> None:
-    """Remove every container that carries the installation's label, and no other."""
+def remove_containers(url: str, names: list[str]) -> None:
+    """Remove these containers; one that is gone is no error."""
     client = docker.DockerClient(base_url=url, timeout=60)
     try:
-        for container in client.containers.list(
-            all=True, filters={"label": f"io.cairn.installation={installation}"}, ignore_removed=True
-        ):
-            try:
-                container.remove(force=True, v=True)
-            except docker.errors.NotFound:
-                continue
+        for name in names:
+            with contextlib.suppress(docker.errors.NotFound):
+                client.api.remove_container(name, force=True, v=True)
     finally:
         client.close()

@@ -32,8 +32,8 @@ FORCE = timedelta(seconds=10)
 def settling(order: Order) -> Settle:
     """How runs on an instance end."""
 
-    async def settle(outcome: Outcome, failure: Failure | None, facts: MachineState | None) -> None:
-        settlement = Settlement(order=order, outcome=outcome, failure=failure, facts=facts)
+    async def settle(outcome: Outcome, failure: Failure | None, facts: MachineState | None, undone: bool) -> None:
+        settlement = Settlement(order=order, outcome=outcome, failure=failure, facts=facts, undone=undone)
         await call(InstanceRecords.settle, settlement, "settle", on_control())
 
     return settle
@@ -67,7 +67,7 @@ class ProvisionInstance:
     async def _launch(self, saga: Saga, order: Order, placement: Placement) -> MachineState:
         spec, host = placement.spec, _host(placement)
         await saga.step(InstanceEngine.ensure_image, spec, on_host(host, remaining(order)))
-        await saga.step(InstanceEngine.create, spec, on_host(host, remaining(order)), undo=removal(placement))
+        await saga.step(InstanceEngine.create, spec, on_host(host, remaining(order)), undo=[removal(placement)])
         return await saga.step(InstanceEngine.start, spec, on_host(host, remaining(order)))
 
 
@@ -78,12 +78,10 @@ class StartInstance:
         async def plan(saga: Saga) -> MachineState:
             placement = await saga.step(InstanceRecords.claim, order, on_control(remaining(order), poll=True))
             spec, host = placement.spec, _host(placement)
-            undo = (
-                InstanceEngine.stop,
-                StopRequest(spec=spec, grace_seconds=order.grace_seconds),
-                on_host(host, RESTORE),
-            )
-            return await saga.step(InstanceEngine.start, spec, on_host(host, remaining(order)), undo=undo)
+            grace = timedelta(seconds=order.grace_seconds)
+            request = StopRequest(spec=spec, grace_seconds=order.grace_seconds)
+            undo = (InstanceEngine.stop, request, on_host(host, RESTORE + grace))
+            return await saga.step(InstanceEngine.start, spec, on_host(host, remaining(order)), undo=[undo])
 
         await carry_out(order, plan, settling(order))
 
@@ -96,7 +94,11 @@ class StopInstance:
             placement = await saga.step(InstanceRecords.claim, order, on_control(remaining(order), poll=True))
             spec, host = placement.spec, _host(placement)
             request = StopRequest(spec=spec, grace_seconds=order.grace_seconds)
-            undo = (InstanceEngine.start, spec, on_host(host, RESTORE))
+            # It may have been asked to end already, and be about to: that is seen through before it is started.
+            undo: list[Undo] = [
+                (InstanceEngine.stop, StopRequest(spec=spec, grace_seconds=0), on_host(host, RESTORE)),
+                (InstanceEngine.start, spec, on_host(host, RESTORE)),
+            ]
             await saga.step(InstanceEngine.stop, request, on_host(host, remaining(order)), undo=undo)
 
         await carry_out(order, plan, settling(order))

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from temporalio import workflow
@@ -24,7 +24,9 @@ with workflow.unsafe.imports_passed_through():
 
 R = TypeVar("R")
 Undo = tuple[Callable[..., Any], Any, ActivityConfig]
-Settle = Callable[[Outcome, Failure | None, Any], Awaitable[None]]
+#: ``settle(outcome, failure, facts, undone)``: ``facts`` is what the plan answered; ``undone``: nothing is left of it.
+Settle = Callable[[Outcome, Failure | None, Any, bool], Awaitable[None]]
+CANCELLED = Failure(code="cancelled", message="the workflow was cancelled")
 
 
 class Saga:
@@ -36,28 +38,31 @@ class Saga:
         self._count = 0
 
     async def step(
-        self, method: Callable[[Any, Any], R], arg: Any, config: ActivityConfig, *, undo: Undo | None = None
+        self, method: Callable[[Any, Any], R], arg: Any, config: ActivityConfig, *, undo: Sequence[Undo] = ()
     ) -> R:
-        """Run one step. Its undo is registered before it: a step that failed may have done something.
+        """Run one step. Its undo (in the order it runs) is registered before it: a step that failed may have
+        done something.
 
         An activity that ends normally swallows a cancel that came meanwhile; it is raised here.
         """
-        if undo is not None:
-            self._undos.append(undo)
+        self._undos.extend(reversed(undo))
         self._count += 1
         result = await call(method, arg, f"step-{self._count}", config)
         if self._cancellable and workflow.cancellation_reason() is not None:
             raise asyncio.CancelledError
         return result
 
-    async def unwind(self) -> None:
-        """Undo what was done, newest first. One that fails does not stop the others."""
+    async def unwind(self) -> str | None:
+        """Undo what was done, newest first. One that fails does not stop the others: why it did is answered."""
+        failed = None
         for number, (method, arg, config) in enumerate(reversed(self._undos), 1):
             try:
                 await call(method, arg, f"undo-{number}", config)
             except ActivityError as error:
                 workflow.logger.error("undo failed: %s", error.cause)
+                failed = failed or failure_of(error).message
         self._undos.clear()
+        return failed
 
 
 async def call(method: Callable[[Any, Any], R], arg: Any, id: str, config: ActivityConfig) -> R:
@@ -71,8 +76,8 @@ async def carry_out(
 ) -> None:
     """Run the plan, then settle it as completed; on failure or cancel undo it, settle that, and raise.
 
-    ``settle(outcome, failure, facts)`` gets what the plan answered. The end is shielded from cancels;
-    so is the plan where it is not ``cancellable``.
+    The end is shielded from cancels; so is the plan where it is not ``cancellable``. Once a cancel is asked
+    for, nothing is tried again, so whatever ends the plan then (a lost answer, a worker's death) is that cancel.
     """
     saga = Saga(cancellable=cancellable)
     try:
@@ -81,17 +86,21 @@ async def carry_out(
         failure = failure_of(error)
         if failure.code == "run_ended":
             raise
-        cancelled = is_cancelled_exception(error)
+        cancelled = is_cancelled_exception(error) or (cancellable and workflow.cancellation_reason() is not None)
+        if cancelled:
+            failure = CANCELLED
 
         async def give_up() -> None:
-            await saga.unwind()
-            await settle("cancelled" if cancelled else "failed", failure, None)
+            left = await saga.unwind()
+            said = f"{failure.message}; it could not be undone: {left}" if left else failure.message
+            outcome: Outcome = "cancelled" if cancelled else "failed"
+            await settle(outcome, failure.model_copy(update={"message": said}), None, left is None)
 
         await shielded(give_up())
         if cancelled:
-            raise
+            raise asyncio.CancelledError from error
         raise ApplicationError(failure.message, type=failure.code, non_retryable=True) from error
-    await shielded(settle("completed", None, facts))
+    await shielded(settle("completed", None, facts, True))
 
 
 async def shielded(work: Awaitable[R]) -> R:
@@ -108,7 +117,7 @@ async def shielded(work: Awaitable[R]) -> R:
 def failure_of(error: BaseException) -> Failure:
     """What a user is told: the root cause, and the step that it stopped."""
     if is_cancelled_exception(error):
-        return Failure(code="cancelled", message="the workflow was cancelled")
+        return CANCELLED
     step = error.activity_type if isinstance(error, ActivityError) else None
     cause: BaseException | None = error.cause if isinstance(error, ActivityError) else error
     late = False

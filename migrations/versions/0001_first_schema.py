@@ -31,7 +31,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_hosts")),
         sa.UniqueConstraint("name", name=op.f("uq_hosts_name")),
     )
-    op.create_index("ix_hosts_list", "hosts", ["id"], unique=False)
     op.create_table(
         "installation",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -39,6 +38,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_installation")),
     )
+    op.create_index("uq_installation_one", "installation", [sa.text("(true)")], unique=True)
     op.create_table(
         "instance_types",
         sa.Column("name", sa.String(), nullable=False),
@@ -155,7 +155,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_workflows")),
         sa.UniqueConstraint("project_id", "id", name=op.f("uq_workflows_project_id_id")),
     )
-    op.create_index("ix_workflows_list", "workflows", ["project_id", "id"], unique=False)
     op.create_index(
         "ix_workflows_open",
         "workflows",

@@ -120,10 +120,11 @@ class Platform:
         placement: Placement = self.run(self.records.claim, order, run_id)
         return placement
 
-    def settle(self, order: Order, outcome: Outcome, code: str | None = None) -> None:
+    def settle(self, order: Order, outcome: Outcome, code: str | None = None, *, undone: bool = True) -> None:
         failure = Failure(code=code, message=code, step="instance.start") if code else None
         facts = MachineState(engine_id="e-1", private_ip="10.0.0.9") if outcome == "completed" else None
-        self.run(self.records.settle, Settlement(order=order, outcome=outcome, failure=failure, facts=facts))
+        settlement = Settlement(order=order, outcome=outcome, failure=failure, facts=facts, undone=undone)
+        self.run(self.records.settle, settlement)
 
     def running(self, name: str = "web", **more: Any) -> Order:
         order = self.launch(name, **more)

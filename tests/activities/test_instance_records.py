@@ -237,6 +237,15 @@ def test_where_each_verb_leads(platform: Platform, kind: str, outcome: Any, stat
     assert platform.events(order) == [f"instance.{status}", f"workflow.{outcome}"]
 
 
+@pytest.mark.parametrize("outcome", ["failed", "cancelled"])
+def test_change_that_could_not_be_taken_back_leads_to_error(platform: Platform, outcome: Any) -> None:
+    order = platform.change(platform.running(ports=[AUTO]), "StopInstance")
+    platform.claim(order)
+    platform.settle(order, outcome, "cancelled", undone=False)
+    assert platform.instance(order)["status"] == "error"
+    assert platform.held() == {"vcpus": 1, "memory_mb": 512, "ports": 1}
+
+
 def test_failed_delete_can_be_repeated(platform: Platform) -> None:
     launch = platform.running(ports=[AUTO])
     first = platform.change(launch, "DeprovisionInstance")

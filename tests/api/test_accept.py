@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -203,7 +203,7 @@ async def test_without_temporal_launches_are_accepted_as_ever_and_can_be_called_
             "workflow.cancelled",
         }
         again = await api.http.post(f"/v1/workflows/{first['meta']['workflow_id']}/cancel")
-        assert (again.status_code, again.json()["error"]["code"]) == (409, "invalid_state")
+        assert (again.status_code, again.json()["data"]["state"]) == (202, "cancelled"), "its answer may have been lost"
         ready = await api.http.get("/health/ready")
         assert ready.status_code == 200
         assert ready.json()["data"]["status"] == "degraded"
@@ -286,3 +286,49 @@ async def test_row_level_security_shows_the_chosen_project_only(api: Api) -> Non
                 "INSERT INTO events (project_id, type, resource_type, resource_id) VALUES (%s, 'x', 'x', %s)",
                 (projects["default"], projects["default"]),
             )
+
+
+async def test_key_opens_its_own_project_only(api: Api) -> None:
+    mine = (await api.launch())["data"]
+    async with api.as_(api.db.project("other")) as stranger:
+        for project in ({}, {"X-Project-ID": mine["project_id"]}):
+            for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/stop")):
+                answer = await stranger.request(method, f"/v1/instances/{mine['id']}{path}", headers=project)
+                assert answer.status_code == 404, (method, path, project)
+        listed = await stranger.get("/v1/instances", headers={"X-Project-ID": mine["project_id"]})
+        assert (listed.status_code, listed.json()["error"]["code"]) == (404, "not_found")
+        absent = await stranger.get("/v1/instances", headers={"X-Project-ID": str(uuid4())})
+        assert absent.json()["error"]["message"] == listed.json()["error"]["message"]
+    assert (await api.http.get("/v1/instances", headers={"X-Project-ID": mine["project_id"]})).status_code == 200
+
+
+async def test_run_that_temporal_lost_is_not_called_off_as_if_it_had_never_begun(api: Api) -> None:
+    launched = await api.launch()
+    workflow_id = launched["meta"]["workflow_id"]
+    api.db.rows("UPDATE workflows SET started_at = now() WHERE id = %s", UUID(workflow_id))
+    answer = await api.http.post(f"/v1/workflows/{workflow_id}/cancel")
+    assert (answer.status_code, answer.json()["data"]["state"]) == (202, "accepted")
+    assert answer.json()["data"]["cancel_requested_at"] is not None
+
+
+async def test_stop_of_the_api_answers_those_who_wait(database: Database, temporal_server: TemporalServer) -> None:
+    async with served(database, await temporal_server.client()) as api:
+        waiting = asyncio.create_task(
+            api.http.post("/v1/instances", json=BODY, headers={"Prefer": "wait=30"}),
+        )
+        assert await eventually(lambda: api.db.counts()["instances"] == 1)
+        began = time.monotonic()
+        api.app.state.stopping.set()
+        answer = await waiting
+        assert (answer.status_code, answer.json()["data"]["status"]) == (202, "pending")
+        assert time.monotonic() - began < 5
+
+
+async def test_errors_of_ours_keep_the_envelope_and_no_secrets(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    api.db.rows("ALTER TABLE instances ADD CONSTRAINT no_web CHECK (name <> 'broken')")
+    answer = await api.http.post("/v1/instances", json=BODY | {"name": "broken", "env": {"PASSWORD": "hunter2"}})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal")
+    assert answer.headers["x-request-id"] == answer.json()["meta"]["request_id"]
+    logged = capsys.readouterr()
+    assert "no_web" in logged.out + logged.err
+    assert "hunter2" not in logged.out + logged.err

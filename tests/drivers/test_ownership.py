@@ -13,6 +13,7 @@ from tests.drivers.conftest import spec
 OWNER = Owner(installation=uuid4(), host_id=uuid4())
 SPEC = spec(generation=3)
 LABELS = OWNER.labels(SPEC)
+NAME = machine_name(SPEC.id)
 
 
 def test_name_is_made_of_the_id_alone() -> None:
@@ -28,7 +29,7 @@ def test_labels_say_whose_it_is() -> None:
         "io.cairn.id": str(SPEC.id),
         "io.cairn.generation": "3",
     } == LABELS
-    assert OWNER.owned(LABELS) == (SPEC.id, 3)
+    assert OWNER.owned(NAME, LABELS) == (SPEC.id, 3)
     assert {f"{name}={LABELS[name]}" for name in LABELS} >= set(OWNER.filters())
 
 
@@ -52,14 +53,19 @@ def test_users_labels_are_kept_apart() -> None:
 )
 def test_one_wrong_label_is_enough_to_be_a_stranger(name: str, value: str) -> None:
     wrong = LABELS | {f"io.cairn.{name}": value}
-    assert OWNER.owned(wrong) is None
+    assert OWNER.owned(NAME, wrong) is None
     with pytest.raises(ForeignObject):
         OWNER.check_adoptable(SPEC, wrong)
 
 
 @pytest.mark.parametrize("name", ["installation", "host", "kind", "id", "generation"])
 def test_one_absent_label_is_enough_too(name: str) -> None:
-    assert OWNER.owned({key: value for key, value in LABELS.items() if key != f"io.cairn.{name}"}) is None
+    assert OWNER.owned(NAME, {key: value for key, value in LABELS.items() if key != f"io.cairn.{name}"}) is None
+
+
+@pytest.mark.parametrize("name", ["web", "", f"cairn-instance-{uuid4()}"])
+def test_labels_under_another_name_are_a_copys(name: str) -> None:
+    assert OWNER.owned(name, LABELS) is None
 
 
 def test_an_object_with_the_name_of_one_and_the_id_of_another_is_foreign() -> None:

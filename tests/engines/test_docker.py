@@ -337,3 +337,29 @@ def test_engines_refusal_is_final(machines: DockerMachines) -> None:
         machines.create(spec(memory_mb=1))
     assert not refused.value.retryable
     assert machines.inventory() == []
+
+
+def test_cancel_of_a_pull_from_a_silent_registry_acts_at_once(machines: DockerMachines) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as registry:
+        image = f"127.0.0.1:{registry.getsockname()[1]}/web:latest"
+        began = time.monotonic()
+        with pytest.raises(Cancelled):
+            machines.ensure_image(image, lambda: time.monotonic() - began > 1)
+        assert time.monotonic() - began < 5
+
+
+def test_copy_of_a_machine_of_ours_is_not_ours(machines: DockerMachines, sdk: docker.APIClient) -> None:
+    wanted = spec()
+    machines.create(wanted)
+    repository = f"cairn-copy-{uuid4().hex[:8]}"
+    sdk.commit(machine_name(wanted.id), repository=repository, tag="latest")
+    copy = sdk.create_container(f"{repository}:latest")
+    try:
+        assert sdk.inspect_container(copy["Id"])["Config"]["Labels"]["io.cairn.id"] == str(wanted.id)
+        assert [machine.id for machine in machines.inventory()] == [wanted.id]
+        machines.delete(wanted.id)
+        assert machines.inventory() == []
+        assert sdk.inspect_container(copy["Id"])["Id"] == copy["Id"]
+    finally:
+        sdk.remove_container(copy["Id"], force=True)
+        sdk.remove_image(f"{repository}:latest", force=True)

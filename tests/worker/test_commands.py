@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from tests.worker.conftest import FREE_PORTS, until
+from worker import data_folder
 from worker.data_folder import is_alive
 
 CAIRN = str(Path(sys.executable).with_name("cairn"))
@@ -91,6 +92,35 @@ def test_from_up_to_reset(commands: Commands) -> None:
     finally:
         stranger.remove(force=True)
         engine.close()
+
+
+def test_reset_deletes_no_folder_that_was_never_a_platforms(commands: Commands) -> None:
+    (commands.folder / "logs").mkdir(parents=True)
+    (commands.folder / "logs" / "app.log").write_text("somebody's")
+    commands.folder.chmod(0o755)
+    assert "Nothing to delete" in commands.run("reset", "--yes").stdout
+    assert (commands.folder / "logs" / "app.log").read_text() == "somebody's"
+
+
+def test_reset_keeps_what_proves_the_containers_while_the_engine_is_away(commands: Commands, tmp_path: Path) -> None:
+    commands.folder.mkdir()
+    identity = data_folder.installation(commands.folder, None, 0)
+    known = {
+        "api_url": "http://127.0.0.1:1/v1",
+        "api_key": "cairn_x",
+        "temporal_address": "127.0.0.1:1",
+        "temporal_ui_url": "http://127.0.0.1:1",
+        "image": "cairn/base:latest",
+        "installation": identity.installation,
+        "docker_host": f"unix://{tmp_path}/none.sock",
+        "data_dir": str(commands.folder),
+        "pids": {},
+    }
+    data_folder.write_endpoint(commands.folder, data_folder.Endpoint.model_validate(known))
+    refused = commands.run("reset", "--yes")
+    assert refused.returncode == 4
+    assert "does not answer" in refused.stderr
+    assert data_folder.read_installation(commands.folder) is not None
 
 
 def test_detached_start_that_fails_says_why_and_leaves_nothing(commands: Commands) -> None:

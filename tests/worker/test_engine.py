@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import tarfile
 from pathlib import Path
 from uuid import uuid4
 
 import docker
+import docker.errors
 import pytest
 
 from model.settings import Settings
@@ -75,16 +77,30 @@ class TestOnAnEngine:
         engine.ensure_base_image(url, print)
         client = docker.DockerClient(base_url=url)
         ours, theirs = str(uuid4()), str(uuid4())
-        made = {
-            whose: client.containers.run(
-                engine.IMAGE, detach=True, labels={"io.cairn.installation": whose}, network_mode="none"
+        made = []
+
+        def run(whose: str, name: str | None = None) -> str:
+            machine = str(uuid4())
+            container = client.containers.run(
+                engine.IMAGE,
+                detach=True,
+                name=name or f"cairn-instance-{machine}",
+                labels={"io.cairn.installation": whose, "io.cairn.id": machine},
+                network_mode="none",
             )
-            for whose in (ours, theirs)
-        }
+            made.append(container)
+            return str(container.name)
+
         try:
-            engine.remove_containers(url, ours)
+            mine, stranger = run(ours), run(theirs)
+            copy = run(ours, f"copy-{uuid4()}")  # of an image that somebody made of one of ours
+            assert engine.owned_containers(url, ours) == [mine]
+            engine.remove_containers(url, engine.owned_containers(url, ours))
             assert engine.owned_containers(url, ours) == []
-            assert engine.owned_containers(url, theirs) == [made[theirs].name]
+            assert engine.owned_containers(url, theirs) == [stranger]
+            assert client.containers.get(copy).name == copy
         finally:
-            engine.remove_containers(url, theirs)
+            for container in made:
+                with contextlib.suppress(docker.errors.NotFound):
+                    container.remove(force=True)
             client.close()

@@ -38,16 +38,19 @@ Act = Callable[[], Awaitable[Any]]
 class Gate:
     """Where an activity waits, and a test knows that it does."""
 
-    def __init__(self, *, swallow: bool = False) -> None:
+    def __init__(self, *, swallow: bool = False, error: Exception | None = None) -> None:
         self.reached = asyncio.Event()
         self.opened = asyncio.Event()
         self._swallow = swallow
+        self._error = error
 
     async def __call__(self) -> None:
         self.reached.set()
         try:
             await self.opened.wait()
         except asyncio.CancelledError:
+            if self._error is not None:
+                raise self._error from None
             if not self._swallow:
                 raise
 

@@ -78,7 +78,7 @@ async def test_what_is_nowhere_cannot_be_started_or_stopped(play: Theatre, kind:
             "StopInstance",
             "instance.stop",
             EngineRefused("no"),
-            ["instance.claim", "instance.stop", "undo instance.start"],
+            ["instance.claim", "instance.stop", "undo instance.stop", "undo instance.start"],
         ),
         (
             "DeprovisionInstance",
@@ -170,17 +170,20 @@ CANCELS = [
     ("StartInstance", "instance.claim", []),
     ("StartInstance", "instance.start", ["undo instance.stop"]),
     ("StopInstance", "instance.claim", []),
-    ("StopInstance", "instance.stop", ["undo instance.start"]),
+    ("StopInstance", "instance.stop", ["undo instance.stop", "undo instance.start"]),
 ]
 
 
-@pytest.mark.parametrize("swallow", [False, True], ids=["heard", "swallowed"])
+@pytest.mark.parametrize("answer", ["heard", "swallowed", "lost"])
 @pytest.mark.parametrize(("kind", "step", "undos"), CANCELS)
 async def test_cancel_in_any_step_undoes_and_goes_no_further(
-    play: Theatre, kind: str, step: str, undos: list[str], swallow: bool
+    play: Theatre, kind: str, step: str, undos: list[str], answer: str
 ) -> None:
-    """Swallowed: the step ends normally though it was cancelled, and the plan must not go on all the same."""
-    gate = Gate(swallow=swallow)
+    """Swallowed: the step ends normally though it was cancelled, and the plan must not go on all the same.
+
+    Lost: it fails instead, and is not tried again; that is a cancel, and no failure of the user's.
+    """
+    gate = Gate(swallow=answer == "swallowed", error=EngineUnavailable("away") if answer == "lost" else None)
     play.stage.script[step].append(gate)
     handle = await play.start(kind)
     await gate.reached.wait()
@@ -315,3 +318,19 @@ async def test_deadline_cuts_a_step_that_hangs(play: Theatre) -> None:
     assert failure is not None
     assert (failure.code, failure.step) == ("deadline_exceeded", "instance.start")
     assert play.stage.calls[-2:] == ["undo instance.stop", "instance.settle failed"]
+
+
+async def test_change_that_cannot_be_taken_back_says_so(play: Theatre) -> None:
+    gate = Gate()
+    play.stage.script["instance.stop"].append(gate)
+    handle = await play.start("StopInstance")
+    await gate.reached.wait()
+    play.stage.always["undo instance.start"] = fails(EngineRefused("no such container"))
+    await handle.cancel()
+    failure = await play.end(handle)
+    assert failure is not None
+    assert failure.code == "cancelled"
+    (settled,) = play.stage.settled
+    assert not settled.undone
+    assert settled.failure is not None
+    assert "could not be undone: no such container" in settled.failure.message
