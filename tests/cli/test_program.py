@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib import import_module
 
 import pytest
@@ -147,7 +148,13 @@ def test_steps_are_redrawn_in_place_on_a_terminal(api: FakeApi) -> None:
 
 def test_interrupting_a_wait_says_that_the_work_goes_on(api: FakeApi) -> None:
     api.on(f"GET /workflows/{WORKFLOW}", Answer(200, workflow("running")))
-    process = subprocess.Popen([*PROGRAM, "workflow", "wait", WORKFLOW], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*PROGRAM, "workflow", "wait", WORKFLOW],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what runs in its background with SIGINT ignored, and children inherit that.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - one system call
+    )
     until = time.monotonic() + 15
     while not api.requests and time.monotonic() < until:
         time.sleep(0.05)
