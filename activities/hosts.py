@@ -1,19 +1,25 @@
-"""The steps of hosts: what is really there, and what of it is a leftover."""
+"""The steps of hosts: what is really there, what of it is a leftover, and what has drifted."""
 
 from __future__ import annotations
 
+import datetime as dt
 from uuid import UUID
 
 import structlog
 from sqlalchemy import Engine, func, select, update
+from sqlalchemy.orm import Session
 from temporalio import activity
 
-from activities.database import transaction
+from activities import orders
+from activities.database import transaction, use_project
 from drivers.machines import Machines
 from model.base import Frozen
+from model.drift import Drift, compare
 from model.errors import CairnError
 from model.hosts import Host
-from model.instances import Instance, OwnedMachine
+from model.instances import Instance, OwnedMachine, Port, Status, digest_of
+from model.projects import Project
+from model.workflows import Event
 
 log = structlog.get_logger()
 
@@ -28,43 +34,150 @@ class Inventory(Frozen):
 class HostRecords:
     """Hosts in the database. Runs on the control queue."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, heal_seconds: float = 300) -> None:
         self._engine = engine
+        self._heal_seconds = heal_seconds
 
     @activity.defn(name="host.reconcile")
     def reconcile(self, inventory: Inventory) -> list[OwnedMachine]:
-        """Note that the host was seen; answer which of its machines are leftovers.
+        """Note how instances differ from what they should be; answer which machines are leftovers.
 
         A leftover has a row that names another host or a newer generation than its own: a placement never
-        comes back to a generation, so the answer cannot become wrong. A machine with no row, or with one
-        of an older generation, is proven less (an older database may have been restored): more than
+        comes back to a generation, so the answer cannot become wrong. A machine with no row, or one newer than
+        its row has ever been, is proven less (an older database may have been restored): more than
         max(5, 10 %) of those in one pass are left alone and reported.
         """
         with transaction(self._engine) as session:
-            host = session.execute(
-                update(Host).where(Host.name == inventory.host).values(last_seen_at=func.now()).returning(Host.id)
-            ).scalar_one()
-            found = [machine.id for machine in inventory.machines]
-            rows: dict[UUID, tuple[UUID | None, int]] = {
-                row.id: (row.host_id, row.generation)
+            host = session.execute(select(Host).where(Host.name == inventory.host)).scalar_one_or_none()
+            if host is None:  # removed meanwhile
+                return []
+            found = {machine.id: machine for machine in inventory.machines}
+            rows = {
+                row.id: row
                 for row in session.execute(
-                    select(Instance.id, Instance.host_id, Instance.generation).where(Instance.id.in_(found))
+                    select(
+                        Instance.id,
+                        Instance.host_id,
+                        Instance.generation,
+                        Instance.next_host_id,
+                        Instance.next_generation,
+                        Instance.last_generation,
+                    ).where(Instance.id.in_(found))
                 )
             }
-        nowhere = (None, -1)
-        unknown = [m for m in inventory.machines if rows.get(m.id, nowhere)[1] < m.generation]
-        leftovers = [m for m in inventory.machines if m not in unknown and rows[m.id] != (host, m.generation)]
-        if len(unknown) > max(5, len(inventory.machines) // 10):
-            log.error(
-                "host.unknown_machines_kept",
-                host=inventory.host,
-                unknown=len(unknown),
-                machines=len(inventory.machines),
-                advice="the database knows none of them: was an older backup restored?",
+            unknown = [m for m in inventory.machines if m.id not in rows or rows[m.id].last_generation < m.generation]
+            leftovers = [
+                m
+                for m in inventory.machines
+                if m not in unknown
+                and (host.id, m.generation)
+                not in (
+                    (rows[m.id].host_id, rows[m.id].generation),
+                    (rows[m.id].next_host_id, rows[m.id].next_generation),
+                )
+            ]
+            kept = len(unknown) > max(5, len(inventory.machines) // 10)
+            if kept:
+                self._tell_unknown(session, host, unknown, inventory)
+            else:
+                leftovers += unknown
+            settled = self._find_drift(session, host, found)
+            done = settled and not leftovers
+            session.execute(
+                update(Host)
+                .where(Host.id == host.id)
+                .values(reconciled=digest_of(inventory.machines) if done else None)
             )
-        else:
-            leftovers += unknown
         return leftovers
+
+    def _find_drift(self, session: Session, host: Host, found: dict[UUID, OwnedMachine]) -> bool:
+        """Record and, where the project asks for it, mend; whether nothing is left to be looked at again."""
+        settled = True
+        now = dt.datetime.now(dt.UTC)
+        # What changed after the look began is left to the next one.
+        older = Instance.updated_at < (host.reconciled_at or func.now())
+        at_rest = Instance.status.in_((Status.RUNNING, Status.STOPPED))
+        here = select(Instance).where(Instance.host_id == host.id)
+        for instance in session.scalars(here.where(at_rest, older)).all():
+            machine = found.get(instance.id)
+            drift = compare(
+                machine if machine is not None and machine.generation == instance.generation else None,
+                running=instance.status == Status.RUNNING,
+                image=instance.image,
+                vcpus=instance.vcpus,
+                memory_mb=instance.memory_mb,
+                ports=[Port.model_validate(port) for port in instance.ports],
+                now=now,
+            )
+            if drift is None and instance.drift is None:
+                continue
+            settled &= self._note(session, instance.id, drift, now)
+        unsettled = here.where(~(at_rest & older), Instance.status != Status.ERROR).limit(1)
+        return settled and session.execute(unsettled).first() is None
+
+    def _note(self, session: Session, instance_id: UUID, drift: Drift | None, now: dt.datetime) -> bool:
+        """Write down what was found of one instance; whether it needs no further look."""
+        instance = session.scalars(
+            select(Instance)
+            .where(Instance.id == instance_id, Instance.status.in_((Status.RUNNING, Status.STOPPED)))
+            .with_for_update()
+            .execution_options(populate_existing=True)
+        ).one_or_none()
+        if instance is None:
+            return False
+        before = Drift.model_validate(instance.drift) if instance.drift else None
+        if drift is not None and before is not None:
+            if drift.same_as(before):
+                drift = before
+            else:
+                drift = drift.model_copy(update={"heals": before.heals, "heal_after": before.heal_after})
+        if drift != before:
+            instance.drift = drift.model_dump(mode="json") if drift else None
+            instance.version += 1
+            name = "instance.drifted" if drift else "instance.drift_gone"
+            self._tell(session, instance, name, drift)
+            log.warning(name, instance=str(instance.id), kind=drift.kind if drift else None)
+        if drift is None:
+            return True
+        policy = session.scalar(select(Project.drift_policy).where(Project.id == instance.project_id))
+        if policy != "heal":
+            return True
+        if drift.heal_after is None or drift.heal_after <= now:
+            instance.drift = drift.tried(now).model_dump(mode="json")
+            orders.change(
+                session,
+                instance,
+                "StopInstance" if drift.kind == "running" else "HealInstance",
+                because=f"drift:{drift.kind}",
+                deadline_seconds=self._heal_seconds,
+                recreate=bool({"image", "ports"} & set(drift.changes)),
+            )
+        return False
+
+    @staticmethod
+    def _tell(session: Session, instance: Instance, name: str, drift: Drift | None) -> None:
+        use_project(session, instance.project_id)
+        session.add(
+            Event(
+                project_id=instance.project_id,
+                type=name,
+                resource_type="instance",
+                resource_id=instance.id,
+                workflow_id=None,
+                data={"name": instance.name, "drift": drift.model_dump(mode="json") if drift else None},
+            )
+        )
+        session.flush()
+
+    def _tell_unknown(self, session: Session, host: Host, unknown: list[OwnedMachine], inventory: Inventory) -> None:
+        """Nothing is deleted; the operator is told, in the log and in the host's state."""
+        log.error(
+            "host.unknown_machines_kept",
+            host=host.name,
+            unknown=len(unknown),
+            machines=len(inventory.machines),
+            advice="the database knows none of them: was an older backup restored?",
+        )
 
 
 class HostEngine:

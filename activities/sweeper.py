@@ -11,12 +11,14 @@ from sqlalchemy import ColumnElement, Engine, func, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.database import transaction
-from activities.instances import settle_instance
-from activities.runs import start, summarise
+from activities.fleet import BEAT, TICK, Limits, beat, replace_lost, to_reconcile
+from activities.runs import CONTROL, start, summarise
+from activities.settling import settle
 from model.base import Frozen
 from model.workflows import Failure, Order, Outcome, State, Step, Workflow
 
@@ -45,9 +47,10 @@ class Swept(Frozen):
 class Sweeper:
     """Runs on the control queue, with every tick, and whenever the API says that it needs it."""
 
-    def __init__(self, engine: Engine, client: Client) -> None:
+    def __init__(self, engine: Engine, client: Client, limits: Limits) -> None:
         self._engine = engine
         self._client = client
+        self._limits = limits
 
     @activity.defn(name="tick.sweep")
     async def sweep(self) -> Swept:
@@ -71,6 +74,7 @@ class Sweeper:
 
             return sum(await asyncio.gather(*(one(order) for order in orders)))
 
+        hosts = await asyncio.to_thread(self._look_at_hosts)
         lost, asked, unchecked = await asyncio.to_thread(self._find)
         swept = Swept(
             started=await each(lost, self._start),
@@ -78,9 +82,32 @@ class Sweeper:
             checked=await each(unchecked, self._check),
             failed=len(failures),
         )
+        for host in hosts:
+            try:
+                await asyncio.wait_for(self._reconcile(host), PATIENCE.total_seconds())
+            except (RPCError, TimeoutError) as error:
+                failures.append(error)
         if failures:
             log.warning("sweep.failed", count=len(failures), error=str(failures[0]) or type(failures[0]).__name__)
         return swept
+
+    def _look_at_hosts(self) -> list[str]:
+        with transaction(self._engine) as session:
+            session.execute(BEAT, beat(TICK))
+            hosts = to_reconcile(session, self._limits)
+        with transaction(self._engine) as session:
+            replace_lost(session, self._limits)
+        return hosts
+
+    async def _reconcile(self, host: str) -> None:
+        await self._client.start_workflow(
+            "ReconcileHost",
+            host,
+            id=f"reconcile-{host}",
+            task_queue=CONTROL,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            static_summary=f"Compare host {host} with what it should hold",
+        )
 
     def _find(self) -> tuple[list[Order], list[Order], list[Order]]:
         old = func.now() - LOST_AFTER
@@ -148,4 +175,4 @@ class Sweeper:
 
     def _settle(self, order: Order, outcome: Outcome, failure: Failure, steps: list[Step]) -> None:
         with transaction(self._engine, order.project_id) as session:
-            settle_instance(session, order, outcome, failure, steps)
+            settle(session, order, outcome, failure, steps)

@@ -12,10 +12,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from temporalio.client import Client
 
 from activities.placement import Capacity
-from api import errors, events, health, hosts, instances, projects, workflows
+from api import agents, errors, events, health, hosts, instances, projects, workflows
 from api.bells import Bells
 from api.dispatcher import Dispatcher
 from api.http import Http
+from api.pulse import beat
 from model.settings import Settings
 
 DRAIN_SECONDS = 5
@@ -26,7 +27,9 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client) -> Fas
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        beside = [asyncio.create_task(app.state.dispatcher.run()), asyncio.create_task(app.state.bells.run())]
+        beside = [
+            asyncio.create_task(work) for work in (app.state.dispatcher.run(), app.state.bells.run(), beat(engine))
+        ]
         yield
         app.state.stopping.set()
         await app.state.dispatcher.drain(DRAIN_SECONDS)
@@ -53,7 +56,8 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client) -> Fas
         overcommit_memory=settings.overcommit_memory,
     )
     errors.install(app)
-    for module in (instances, workflows, events, hosts, projects, health):
+    # Agents before hosts: their paths are not ids.
+    for module in (instances, workflows, events, agents, hosts, projects, health):
         app.include_router(module.router)
     app.add_middleware(Http, bug=errors.bug)
     return app

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -19,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from api.http import MAX_BODY
 from model.errors import BodyTooLarge, NotFound, Unauthenticated, UnsupportedMediaType, ValidationFailed
+from model.secrets import digest
 
 # One statement: who is it, which project, and from here on row-level security shows that project only.
 _AUTHENTICATE = text(
@@ -73,14 +73,14 @@ class Caller:
 
 async def authenticate(request: Request) -> Caller:
     """Check the key; open the request's transaction in its project. Raises Unauthenticated, NotFound."""
-    key = _key(request)
+    key = key_of(request)
     engine: AsyncEngine = request.app.state.engine
     malformed: ValidationFailed | None = None
     try:
         project = _project(request)
     except ValidationFailed as error:
         project, malformed = None, error  # to be told to those only whose key is valid
-    parameters = {"digest": hashlib.sha256(key.encode()).digest(), "project": project}
+    parameters = {"digest": digest(key), "project": project}
     for last_try in (False, True):
         connection = engine.connect()
         try:
@@ -111,7 +111,7 @@ async def _caller(
 ) -> AsyncIterator[Caller]:
     caller = await authenticate(request)
     try:
-        await _check_body(request)
+        await check_body(request)
         yield caller
         if not caller.connection.closed:
             await caller.commit()
@@ -124,7 +124,8 @@ async def _caller(
 Authenticated = Annotated[Caller, Depends(_caller, scope="function")]
 
 
-def _key(request: Request) -> str:
+def key_of(request: Request) -> str:
+    """What the caller shows of itself: an API key, or a host's credential. Raises Unauthenticated."""
     if key := request.headers.get("x-api-key"):
         return key
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
@@ -145,7 +146,8 @@ def _project(request: Request) -> UUID | None:
         ) from None
 
 
-async def _check_body(request: Request) -> None:
+async def check_body(request: Request) -> None:
+    """Raises BodyTooLarge, UnsupportedMediaType."""
     if int(request.headers.get("content-length", 0)) > MAX_BODY:
         raise BodyTooLarge(f"the body has more than {MAX_BODY} bytes")
     if request.method not in ("POST", "PUT", "PATCH") or not await request.body():

@@ -1,21 +1,25 @@
-"""``/v1/hosts`` and ``/v1/instance-types``: where instances run, and how large they are. Read only."""
+"""``/v1/hosts`` and ``/v1/instance-types``: where instances run, and how large they are."""
 
 from __future__ import annotations
 
 import datetime as dt
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel
-from sqlalchemy import Row, func, select
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Row, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
-from api.caller import Authenticated
-from api.envelope import Envelope, answer
+from api.caller import Authenticated, Caller
+from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES
+from api.instance_schemas import LabelName, LabelValue, Name
 from api.paging import Paging, page_of
-from model.errors import NotFound
-from model.hosts import Host, HostPort, InstanceType, is_reachable
+from model.base import new_id
+from model.errors import InUse, InvalidState, NotFound
+from model.hosts import Host, HostPort, HostState, HostToken, InstanceType, is_reachable
+from model.secrets import digest, new_join_token
 
 router = APIRouter(prefix="/v1", responses=RESPONSES)
 
@@ -37,8 +41,28 @@ class HostView(BaseModel):
     capacity: Size
     allocated: Size
     ports_held: int
+    labels: dict[str, str]
+    versions: dict[str, str]
+    agent_url: str | None
     last_seen_at: dt.datetime | None
     created_at: dt.datetime
+
+
+class TokenCreate(BaseModel):
+    """``POST /v1/hosts/tokens``. With a ``name``, only that host can join, also in the place of one that has it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Name | None = None
+    labels: dict[LabelName, LabelValue] = Field(default={}, max_length=64)
+    expires_in_seconds: Annotated[int, Field(strict=True, ge=1, le=7 * 24 * 3600)] = 3600
+
+
+class TokenView(BaseModel):
+    token: str
+    name: str | None
+    labels: dict[str, str]
+    expires_at: dt.datetime
 
 
 class InstanceTypeView(BaseModel):
@@ -56,10 +80,72 @@ async def index(request: Request, caller: Authenticated, page: Paging) -> Respon
 
 @router.get("/hosts/{host_id}", tags=["hosts"], response_model=Envelope[HostView])
 async def show(request: Request, host_id: UUID, caller: Authenticated) -> Response:
+    return answer(request, _view(await _find(caller, host_id)))
+
+
+@router.post("/hosts/tokens", tags=["hosts"], status_code=201, response_model=Envelope[TokenView])
+async def token(request: Request, caller: Authenticated, body: TokenCreate | None = None) -> Response:
+    """A token with which one host can join, once. It is shown here, and never again."""
+    body = body or TokenCreate()
+    secret = new_join_token()
+    row = (
+        await caller.execute(
+            insert(HostToken)
+            .values(
+                id=new_id(),
+                digest=digest(secret),
+                name=body.name,
+                labels=body.labels,
+                actor=caller.actor,
+                expires_at=func.now() + dt.timedelta(seconds=body.expires_in_seconds),
+            )
+            .returning(HostToken.expires_at)
+        )
+    ).one()
+    data = {"token": secret, "name": body.name, "labels": body.labels, "expires_at": row.expires_at}
+    return answer(request, data, 201)
+
+
+@router.post("/hosts/{host_id}/cordon", tags=["hosts"], response_model=Envelope[HostView])
+async def cordon(request: Request, host_id: UUID, caller: Authenticated, body: Nothing | None = None) -> Response:
+    """Place nothing more on the host; what is there stays."""
+    return await _set_state(request, caller, host_id, HostState.CORDONED)
+
+
+@router.post("/hosts/{host_id}/uncordon", tags=["hosts"], response_model=Envelope[HostView])
+async def uncordon(request: Request, host_id: UUID, caller: Authenticated, body: Nothing | None = None) -> Response:
+    """Place instances on the host again."""
+    return await _set_state(request, caller, host_id, HostState.READY)
+
+
+@router.delete("/hosts/{host_id}", tags=["hosts"], status_code=204)
+async def remove(host_id: UUID, caller: Authenticated) -> Response:
+    """Forget a host on which nothing is placed. Its agent's credential is void from then on."""
+    host = await _find(caller, host_id)
+    try:
+        await caller.execute(delete(Host).where(Host.id == host_id))
+    except IntegrityError as error:
+        raise InUse(
+            f"instances are placed on host {host.name}: drain it first (POST /v1/hosts/{host_id}/drain)", host=host.name
+        ) from error
+    return Response(status_code=204)
+
+
+async def _set_state(request: Request, caller: Caller, host_id: UUID, state: HostState) -> Response:
+    moved = await caller.execute(
+        update(Host).where(Host.id == host_id, Host.state != HostState.DRAINING).values(state=state)
+    )
+    row = await _find(caller, host_id)
+    if moved.rowcount == 0:
+        raise InvalidState(f"host {row.name} is being drained: cancel that workflow first", state=row.state)
+    return answer(request, _view(row))
+
+
+async def _find(caller: Caller, host_id: UUID) -> Row[Any]:
     row = (await caller.execute(_query.where(Host.id == host_id))).one_or_none()
     if row is None:
         raise NotFound(f"there is no host {host_id}")
-    return answer(request, _view(row))
+    return row
 
 
 @router.get("/instance-types", tags=["instances"], response_model=Envelope[list[InstanceTypeView]])
@@ -80,6 +166,9 @@ def _view(row: Row[Any]) -> dict[str, Any]:
         "capacity": {"vcpus": row.cpus, "memory_mb": row.memory_mb},
         "allocated": {"vcpus": row.allocated_vcpus, "memory_mb": row.allocated_memory_mb},
         "ports_held": row.ports_held,
+        "labels": row.labels,
+        "versions": row.versions,
+        "agent_url": row.agent_url,
         "last_seen_at": row.last_seen_at,
         "created_at": row.created_at,
     }

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
+from model.drift import Drift
 from model.hosts import Backend
-from model.instances import Port
+from model.instances import OnHostLost, Port
 
 #: The reference grammar of the OCI distribution specification: [domain/]path[:tag][@digest].
 _IMAGE = re.compile(
@@ -131,6 +132,9 @@ class InstanceCreate(BaseModel):
     metadata: dict[LabelName, Annotated[Text, Field(max_length=4096)]] = Field(default={}, max_length=64)
     backend: Backend = "docker"
     host: Annotated[Text, Field(min_length=1, max_length=63)] | None = None
+    #: Labels that its host must have.
+    host_labels: dict[LabelName, LabelValue] = Field(default={}, max_length=64)
+    on_host_lost: OnHostLost = "keep"
 
     def wanted_ports(self) -> list[Port]:
         return [
@@ -168,7 +172,9 @@ class InstanceView(BaseModel):
     generation: int
     version: int
     error: ErrorView | None
-    drift: dict[str, Any] | None
+    on_host_lost: str
+    host_labels: dict[str, str]
+    drift: Drift | None
     workflow_id: str
     created_at: dt.datetime
     updated_at: dt.datetime

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 from uuid import UUID
 
+import orjson
 from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy import Row, bindparam, func, insert, null, select, text, update
 from sqlalchemy.exc import IntegrityError
@@ -61,6 +62,7 @@ _POSSIBLE = text(
         ) AS clash
         FROM hosts h
         WHERE h.backend = :backend AND h.state = 'ready' AND (cast(:host AS text) IS NULL OR h.name = :host)
+          AND h.labels @> cast(:labels AS jsonb)
           AND h.allocated_vcpus + t.vcpus <= h.cpus * :cpu
           AND h.allocated_memory_mb + t.memory_mb <= h.memory_mb * :memory
     ) AS fitting ON true
@@ -105,6 +107,8 @@ async def launch(request: Request, body: InstanceCreate, caller: Authenticated) 
         "metadata": body.metadata,
         "backend": body.backend,
         "wanted_host": body.host,
+        "wanted_labels": body.host_labels,
+        "on_host_lost": body.on_host_lost,
         "workflow_id": order.workflow_id,
     }
     try:
@@ -254,6 +258,7 @@ async def _check_possible(request: Request, caller: Caller, body: InstanceCreate
         "type": body.instance_type,
         "backend": body.backend,
         "host": body.host,
+        "labels": orjson.dumps(body.host_labels).decode(),
         "cpu": capacity.overcommit_cpu,
         "memory": capacity.overcommit_memory,
         "ports": [port for port, _ in fixed],
@@ -324,7 +329,9 @@ def view(row: Row[Any]) -> dict[str, Any]:
         "generation": row.generation,
         "version": row.version,
         "error": row.error,
-        "drift": None,
+        "on_host_lost": row.on_host_lost,
+        "host_labels": row.wanted_labels,
+        "drift": row.drift,
         "workflow_id": row.workflow_id,
         "created_at": row.created_at,
         "updated_at": row.updated_at,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import threading
 import time
@@ -29,7 +30,7 @@ from model.errors import (
     NotFound,
     PortTaken,
 )
-from model.instances import MachineSpec, MachineState, OwnedMachine
+from model.instances import MachineSpec, MachineState, OwnedMachine, Port
 
 #: Below the ten seconds within which a cancel acts. A call that takes longer is ambiguous, and repeated.
 CALL_SECONDS = 9
@@ -41,6 +42,8 @@ ROOM_SECONDS = 30
 CPU_PERIOD = 100_000
 POLL_SECONDS = 0.05
 PROVEN = 256
+#: Details of a container are looked at again after this at the latest.
+DETAILS_SECONDS = 60
 LOG_LINES = 10
 NOT_FOUND, CONFLICT, SERVER_ERROR = 404, 409, 500
 
@@ -63,6 +66,9 @@ class DockerMachines:
         # Containers that this process made: an engine's id is never given twice, so their
         # start needs no second proof of ownership. Small, and lost with the process, as it may be.
         self._proven: dict[UUID, str] = {}
+        #: What was seen of containers, by their ids, and until when it is believed.
+        self._details: dict[str, tuple[float, dict[str, Any]]] = {}
+        self._asked_at = int(time.time())
 
     @property
     def _client(self) -> APIClient:
@@ -200,6 +206,24 @@ class DockerMachines:
             return ""
         return f"; its last words: {log[-1000:]}" if log else ""
 
+    def adjust(self, spec: MachineSpec) -> None:
+        with _calling(), _changing():
+            found = self._own(spec.id)
+            if found is None:
+                raise NotFound(f"{machine_name(spec.id)} is not on the engine")
+            if _limits(found) == (spec.vcpus, spec.memory_mb):
+                return
+            memory = f"{spec.memory_mb}m"
+            self._client.update_container(
+                found["Id"],
+                cpu_period=CPU_PERIOD,
+                cpu_quota=int(spec.vcpus * CPU_PERIOD),
+                mem_limit=memory,
+                memswap_limit=memory,
+            )
+            self._details.pop(found["Id"], None)
+            faults.reached("after_effect")
+
     def stop(self, machine: UUID, grace_seconds: float, cancelled: Check) -> None:
         with _calling():
             found = self._own(machine)
@@ -261,16 +285,43 @@ class DockerMachines:
 
     def inventory(self) -> list[OwnedMachine]:
         with _calling():
+            self._forget_updated()
+            known: dict[str, tuple[float, dict[str, Any]]] = {}
             machines = []
             for found in self._client.containers(all=True, filters={"label": self._owner.filters()}):
                 ours = self._owner.owned(found["Names"][0].removeprefix("/"), found["Labels"] or {})
-                if ours is not None:
-                    machines.append(
-                        OwnedMachine(
-                            engine_id=found["Id"], id=ours[0], generation=ours[1], running=found["State"] == "running"
-                        )
+                if ours is None:
+                    continue
+                details = self._details.get(found["Id"])
+                if details is None or details[0] < time.monotonic():
+                    try:
+                        inspected = self._client.inspect_container(found["Id"])
+                    except docker.errors.NotFound:
+                        continue
+                    # Not all at the same time again.
+                    until = time.monotonic() + DETAILS_SECONDS * random.uniform(0.7, 1)  # noqa: S311
+                    details = (until, _observed(inspected))
+                known[found["Id"]] = details
+                machines.append(
+                    OwnedMachine(
+                        engine_id=found["Id"],
+                        id=ours[0],
+                        generation=ours[1],
+                        running=found["State"] == "running",
+                        **details[1],
                     )
+                )
+            self._details = known
             return machines
+
+    def _forget_updated(self) -> None:
+        """Look anew at what the engine says was updated: a list of containers does not show their limits."""
+        now = int(time.time())
+        since, self._asked_at = self._asked_at, now
+        filters: dict[str, Any] = {"type": "container", "event": "update", "label": self._owner.filters()}
+        events = self._client.events(since=since - 1, until=now, filters=filters, decode=True)
+        for event in events:
+            self._details.pop(event["id"], None)
 
     def _find(self, machine: UUID) -> dict[str, Any] | None:
         """Whatever has the machine's name."""
@@ -285,6 +336,26 @@ class DockerMachines:
         found = self._find(machine)
         ours = self._owner.owned(machine_name(machine), found["Config"]["Labels"] or {}) if found else None
         return found if ours is not None else None
+
+
+def _limits(inspected: dict[str, Any]) -> tuple[float, int]:
+    """vCPUs and MiB; 0: no limit."""
+    config = inspected["HostConfig"]
+    quota, period = config.get("CpuQuota") or 0, config.get("CpuPeriod") or CPU_PERIOD
+    vcpus = quota / period if quota > 0 else (config.get("NanoCpus") or 0) / 1e9
+    return round(vcpus, 3), (config.get("Memory") or 0) >> 20
+
+
+def _observed(inspected: dict[str, Any]) -> dict[str, Any]:
+    """What an inventory says of a container beyond that it is there."""
+    vcpus, memory_mb = _limits(inspected)
+    ports = [
+        Port(host_port=int(binding["HostPort"] or 0), container_port=int(inside), protocol=protocol)
+        for name, bindings in (inspected["HostConfig"].get("PortBindings") or {}).items()
+        for inside, _, protocol in [name.partition("/")]
+        for binding in bindings or []
+    ]
+    return {"image": inspected["Config"]["Image"], "vcpus": vcpus, "memory_mb": memory_mb, "ports": ports}
 
 
 def _pause(cancelled: Check) -> None:

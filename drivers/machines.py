@@ -48,6 +48,9 @@ class Machines(Protocol):
         Success when it runs already. Raises PortTaken (with the port), InstanceExited, NotFound.
         """
 
+    def adjust(self, spec: MachineSpec) -> None:
+        """Give it the CPU and memory limits of ``spec``, running or not. Raises NotFound, EngineRefused."""
+
     def stop(self, machine: UUID, grace_seconds: float, cancelled: Check) -> None:
         """Ask it to end, and end it after ``grace_seconds``. Success when it is stopped or absent."""
 
@@ -59,4 +62,7 @@ class Machines(Protocol):
         """
 
     def inventory(self) -> list[OwnedMachine]:
-        """All machines that carry this installation's and this host's labels."""
+        """All machines that carry this installation's and this host's labels, with what the engine tells of them.
+
+        A change that somebody made behind our back shows within a minute, at most.
+        """

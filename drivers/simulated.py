@@ -88,6 +88,18 @@ class SimulatedMachines:
             raise InstanceExited(f"the machine is {found['state']}, before it was ready")
         return MachineState(engine_id=found["id"], private_ip=found["ip"])
 
+    def adjust(self, spec: MachineSpec) -> None:
+        found = self._own(spec.id)
+        if found is None:
+            raise NotFound(f"{machine_name(spec.id)} is not on the engine")
+        if (found["vcpus"], found["memory_mb"]) != (spec.vcpus, spec.memory_mb):
+            status, answer = self._request(
+                "PUT", f"machines/{found['id']}", {"vcpus": spec.vcpus, "memory_mb": spec.memory_mb}
+            )
+            if status >= LEAST_ERROR:
+                raise _error(status, answer)
+            faults.reached("after_effect")
+
     def stop(self, machine: UUID, grace_seconds: float, cancelled: Check) -> None:
         found = self._own(machine)
         if found is not None and found["state"] != "stopped":
@@ -108,7 +120,13 @@ class SimulatedMachines:
             if ours is not None:
                 machines.append(
                     OwnedMachine(
-                        engine_id=found["id"], id=ours[0], generation=ours[1], running=found["state"] == "running"
+                        engine_id=found["id"],
+                        id=ours[0],
+                        generation=ours[1],
+                        running=found["state"] == "running",
+                        image=found["image"],
+                        vcpus=found["vcpus"],
+                        memory_mb=found["memory_mb"],
                     )
                 )
         return machines

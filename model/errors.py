@@ -50,6 +50,12 @@ class NameTaken(CairnError):
     code, status = "name_taken", 409
 
 
+class InUse(CairnError):
+    """Something else needs what was to be deleted."""
+
+    code, status = "in_use", 409
+
+
 class IdempotencyMismatch(CairnError):
     code, status = "idempotency_mismatch", 409
 

@@ -31,6 +31,7 @@ from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 
 from model.base import new_id
+from model.secrets import digest
 from model.settings import Settings
 from worker import database as schema
 from worker import ports, temporal
@@ -162,7 +163,7 @@ class Database:
             self.rows(f"UPDATE quotas SET {what}_limit = %s WHERE project_id = %s", limit, project)
         self.rows(
             "INSERT INTO api_keys (id, project_id, name, digest) VALUES (%s, %s, %s, %s)",
-            *(new_id(), project, name, schema.digest(key)),
+            *(new_id(), project, name, digest(key)),
         )
         return key
 

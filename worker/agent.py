@@ -1,20 +1,23 @@
 """The host agent: the steps on this machine's engines. Program ``cairn-agent``.
 
-It holds no database credentials. One process may serve several hosts (the simulated ones).
+It holds no database credentials: what it may do, it may with its own credential. One process may serve several
+hosts (the simulated ones).
 """
 
 from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from importlib.metadata import version
+from uuid import UUID
 
 import structlog
 import uvloop
 from temporalio.client import Client
-from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from activities.hosts import HostEngine
@@ -26,6 +29,9 @@ from drivers.machines import Machines
 from model import logs
 from model.hosts import AgentHost
 from model.settings import Settings
+from worker import identity
+from worker.identity import Membership
+from worker.leases import Leases
 from worker.temporal_client import connect
 
 #: Steps of one host at once. Most wait for the engine, or for an instance to become ready.
@@ -39,37 +45,80 @@ def main() -> None:
     uvloop.run(run(settings))
 
 
-def driver(host: AgentHost, settings: Settings) -> Machines:
+def read_membership(settings: Settings) -> Membership:
+    if settings.agent_identity is None:
+        raise SystemExit("CAIRN_AGENT_IDENTITY is not set: an agent is started with 'cairn host join'")
+    known = identity.read(settings.agent_identity)
+    if known is None or known.membership is None:
+        raise SystemExit(f"{settings.agent_identity}: this host has not joined a platform: run 'cairn host join'")
+    return known.membership
+
+
+def driver(host: AgentHost, installation: UUID, settings: Settings) -> Machines:
     """The driver of a host's backend; only what is used is imported."""
-    if settings.installation is None:
-        raise SystemExit("CAIRN_INSTALLATION is not set: the agent must know whose objects it may touch")
     if host.backend == "simulated":
         from drivers.simulated import SimulatedMachines
 
         return SimulatedMachines(
-            settings.simulator_url, installation=settings.installation, host_id=host.id, host_name=host.name
+            settings.simulator_url, installation=installation, host_id=host.id, host_name=host.name
         )
     from drivers.docker import DockerMachines
 
     return DockerMachines(
         settings.docker_host,
-        installation=settings.installation,
+        installation=installation,
         host_id=host.id,
         publish_address=settings.publish_address,
     )
 
 
 async def run(settings: Settings) -> None:
-    client = await connect(settings)
-    threads = ThreadPoolExecutor(max(STEPS, 4 * len(settings.agent_hosts)), thread_name_prefix="step")
+    membership = read_membership(settings)
+    if "temporal_address" not in settings.model_fields_set:
+        settings = settings.model_copy(
+            update={
+                "temporal_address": membership.temporal_address,
+                "temporal_namespace": membership.temporal_namespace,
+            }
+        )
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    connecting = asyncio.ensure_future(connect(settings))
+    await asyncio.wait({connecting, asyncio.ensure_future(stopping.wait())}, return_when=asyncio.FIRST_COMPLETED)
+    if not connecting.done():
+        connecting.cancel()
+        return
+    client = connecting.result()
+    machines = {host.id: driver(host, membership.installation, settings) for host in membership.hosts}
+    leases = Leases(
+        membership,
+        machines,
+        client,
+        agent_url=None,
+        versions={"agent": version("cairn-platform")},
+        look_seconds=settings.reconcile_interval,
+        on_ticket_keys=lambda keys: None,
+    )
     async with AsyncExitStack() as workers:
-        for host in settings.agent_hosts:
-            machines = driver(host, settings)
-            engines = [InstanceEngine(machines), HostEngine(host.name, machines)]
-            worker = Worker(
+        for worker in step_workers(client, membership.hosts, machines):
+            await workers.enter_async_context(worker)
+        log.info("agent.ready", hosts=[host.name for host in membership.hosts])
+        renewing = asyncio.create_task(leases.run())
+        await asyncio.wait({renewing, asyncio.ensure_future(stopping.wait())}, return_when=asyncio.FIRST_COMPLETED)
+        if renewing.done():
+            renewing.result()
+        renewing.cancel()
+
+
+def step_workers(client: Client, hosts: list[AgentHost], machines: Mapping[UUID, Machines]) -> list[Worker]:
+    """A Temporal worker for each host's queue."""
+    threads = ThreadPoolExecutor(max(STEPS, 4 * len(hosts)), thread_name_prefix="step")
+    workers = []
+    for host in hosts:
+        engines = [InstanceEngine(machines[host.id]), HostEngine(host.name, machines[host.id])]
+        workers.append(
+            Worker(
                 client,
                 task_queue=host_queue(host.name),
                 activities=[method for engine in engines for method in methods(engine)],  # type: ignore[misc]
@@ -79,23 +128,8 @@ async def run(settings: Settings) -> None:
                 max_heartbeat_throttle_interval=timedelta(seconds=1),
                 graceful_shutdown_timeout=timedelta(seconds=5),
             )
-            await workers.enter_async_context(worker)
-        log.info("agent.ready", hosts=[host.name for host in settings.agent_hosts])
-        reconciling = asyncio.create_task(reconcile_now(client, settings.agent_hosts))
-        await stopping.wait()
-        reconciling.cancel()
-
-
-async def reconcile_now(client: Client, hosts: list[AgentHost]) -> None:
-    """Ask for an inventory of what was left while this agent was away."""
-    for host in hosts:
-        for _ in range(30):
-            try:
-                await client.get_schedule_handle(f"reconcile-{host.name}").trigger()
-                break
-            except RPCError:
-                # At the very first start, the control worker has not declared it yet.
-                await asyncio.sleep(1)
+        )
+    return workers
 
 
 if __name__ == "__main__":

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from uuid import UUID
 
 import orjson
 import psycopg
 from psycopg import sql
-from sqlalchemy import Engine, create_engine, func, make_url
+from sqlalchemy import Engine, create_engine, make_url
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.orm import Session
@@ -18,6 +17,7 @@ import migrations
 from model.base import Frozen, new_id
 from model.hosts import SEEDED_TYPES, Backend, Host, InstanceType
 from model.projects import ApiKey, Installation, Project, ProjectQuota
+from model.secrets import digest
 from model.settings import Settings
 
 #: A step's transaction takes milliseconds. One whose process stands still is ended by the server after this,
@@ -38,6 +38,9 @@ class HostSeed(Frozen):
     backend: Backend
     cpus: float
     memory_mb: int
+    credential: bytes
+    public_key: bytes
+    fingerprint: bytes
 
 
 def driver_url(url: str) -> str:
@@ -100,11 +103,6 @@ def migrate(owner_url: str) -> None:
     alembic.command.upgrade(config, "head")
 
 
-def digest(api_key: str) -> bytes:
-    """What is stored of an API key."""
-    return hashlib.sha256(api_key.encode()).digest()
-
-
 def seed(owner_url: str, *, installation: UUID, api_key: str, hosts: list[HostSeed], settings: Settings) -> None:
     """Write the first rows, or bring them up to date with the settings. Safe to repeat."""
     engine = create_engine(driver_url(owner_url))
@@ -135,16 +133,6 @@ def seed(owner_url: str, *, installation: UUID, api_key: str, hosts: list[HostSe
             )
         for host in hosts:
             row = host.model_dump()
-            session.execute(
-                insert(Host)
-                .values(**row, last_seen_at=func.now())
-                .on_conflict_do_update(
-                    index_elements=["id"], set_={"cpus": host.cpus, "memory_mb": host.memory_mb, "name": host.name}
-                )
-            )
-        # A simulated host that the settings no longer ask for takes no more placements.
-        session.query(Host).filter(Host.backend == "simulated").update({"state": "cordoned"})
-        session.query(Host).filter(Host.backend == "simulated", Host.id.in_([h.id for h in hosts])).update(
-            {"state": "ready"}
-        )
+            session.execute(insert(Host).values(**row).on_conflict_do_update(index_elements=["id"], set_=row))
+        # A simulated host that the settings no longer ask for has no agent: its lease lapses.
     engine.dispose()

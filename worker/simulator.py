@@ -9,6 +9,7 @@ where no engine runs. It knows nothing of Cairn: names, labels and states, like 
     GET    /hosts/{host}/machines/{id or name}
     POST   /hosts/{host}/machines/{id}/start     409 {port} where another running machine has the port
     POST   /hosts/{host}/machines/{id}/stop
+    PUT    /hosts/{host}/machines/{id}           change any of its fields
     DELETE /hosts/{host}/machines/{id}           success where it is gone already
     PUT    /settings                             {latency_ms, refuse, lose_answers}
 """
@@ -102,6 +103,8 @@ def application(engine: Engine) -> Starlette:
         found = engine.find(host, name)
         if request.method == "GET":
             return answer(found) if found else missing()
+        if request.method == "PUT":
+            return answer(engine.save(found | wanted)) if found else missing()
         if request.method == "DELETE":
             if found:
                 engine.remove(found)
@@ -149,7 +152,7 @@ def application(engine: Engine) -> Starlette:
             Route("/settings", settings, methods=["PUT"]),
             Route("/hosts/{host}/images/{image:path}", simulated(image)),
             Route("/hosts/{host}/machines", simulated(machines)),
-            Route("/hosts/{host}/machines/{name}", simulated(machine), methods=["GET", "POST", "DELETE"]),
+            Route("/hosts/{host}/machines/{name}", simulated(machine), methods=["GET", "POST", "PUT", "DELETE"]),
             Route("/hosts/{host}/machines/{name}/{verb}", simulated(act), methods=["POST"]),
         ]
     )

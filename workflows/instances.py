@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError, TimeoutType
+from temporalio.workflow import ActivityConfig
 
-from workflows.options import REMOVE, RESTORE, on_control, on_host, remaining
-from workflows.saga import Saga, Settle, Undo, call, carry_out
+from workflows.options import LEAST, REMOVE, RESTORE, SILENCE, on_control, on_host, remaining
+from workflows.saga import Saga, Settle, Undo, call, carry_out, shielded
 
 with workflow.unsafe.imports_passed_through():
     from activities.instances import (
@@ -51,24 +52,32 @@ class ProvisionInstance:
     async def run(self, order: Order) -> None:
         async def plan(saga: Saga) -> MachineState:
             avoid: list[int] = []
+            silent: str | None = None
             while True:
-                request = PlaceRequest(order=order, avoid_ports=avoid)
-                placement = await saga.step(InstanceRecords.place, request, on_control(remaining(order)))
+                request = PlaceRequest(order=order, avoid_ports=avoid, silent_host=silent)
+                placement = await saga.step(InstanceRecords.place, request, on_control(remaining(order), poll=True))
                 try:
                     return await self._launch(saga, order, placement)
                 except ActivityError as error:
                     port = taken_port(error)
-                    if port is None or len(avoid) >= PORT_TRIES or port in order.fixed_ports:
+                    if port is not None and len(avoid) < PORT_TRIES and port not in order.fixed_ports:
+                        avoid.append(port)
+                    elif was_silent(error) and remaining(order) > LEAST:
+                        silent = placement.host
+                    else:
                         raise
-                    avoid.append(port)
 
         await carry_out(order, plan, settling(order))
 
     async def _launch(self, saga: Saga, order: Order, placement: Placement) -> MachineState:
         spec, host = placement.spec, _host(placement)
-        await saga.step(InstanceEngine.ensure_image, spec, on_host(host, remaining(order)))
-        await saga.step(InstanceEngine.create, spec, on_host(host, remaining(order)), undo=[removal(placement)])
-        return await saga.step(InstanceEngine.start, spec, on_host(host, remaining(order)))
+
+        def there() -> ActivityConfig:
+            return on_host(host, remaining(order), taken_up_within=SILENCE)
+
+        await saga.step(InstanceEngine.ensure_image, spec, there())
+        await saga.step(InstanceEngine.create, spec, there(), undo=[removal(placement)])
+        return await saga.step(InstanceEngine.start, spec, there())
 
 
 @workflow.defn
@@ -126,6 +135,89 @@ class DeprovisionInstance:
         await carry_out(order, plan, settling(order), cancellable=False)
 
 
+@workflow.defn
+class HealInstance:
+    """Make an instance's machine what it should be. What it changes has no way back: it was wrong."""
+
+    @workflow.run
+    async def run(self, order: Order) -> None:
+        async def plan(saga: Saga) -> MachineState | None:
+            placement = await saga.step(InstanceRecords.claim, order, on_control(remaining(order), poll=True))
+            spec, host = placement.spec, _host(placement)
+
+            def there() -> ActivityConfig:
+                return on_host(host, remaining(order), taken_up_within=SILENCE)
+
+            if order.recreate:
+                await saga.step(InstanceEngine.delete, spec, there())
+            await saga.step(InstanceEngine.ensure_image, spec, there())
+            await saga.step(InstanceEngine.create, spec, there())
+            await saga.step(InstanceEngine.adjust, spec, there())
+            if not placement.was_running:
+                return None
+            return await saga.step(InstanceEngine.start, spec, there())
+
+        await carry_out(order, plan, settling(order))
+
+
+@workflow.defn
+class MoveInstance:
+    """Make an instance's machine anew on another host. It never runs on both: where the old host can be
+    reached, the old machine is stopped before the new one is started, and removed when that is ready."""
+
+    @workflow.run
+    async def run(self, order: Order) -> None:
+        async def plan(saga: Saga) -> MachineState | None:
+            placement = await saga.step(
+                InstanceRecords.place_beside,
+                order,
+                on_control(remaining(order), poll=True),
+                undo=[(InstanceRecords.stay, order, on_control())],
+            )
+            facts = await self._make(saga, order, placement)
+            await shielded(self._switch(saga, order, placement))
+            return facts
+
+        await carry_out(order, plan, settling(order))
+
+    async def _switch(self, saga: Saga, order: Order, placement: Placement) -> None:
+        await saga.commit(InstanceRecords.switch, order, on_control(remaining(order)))
+        if placement.leaves is None or placement.old_spec is None:
+            return
+        try:
+            await saga.step(InstanceEngine.delete, placement.old_spec, on_host(placement.leaves, REMOVE))
+        except ActivityError as error:
+            # A leftover from the switch on: the host's next inventory shows it.
+            workflow.logger.warning("left to the host's inventory: %s", error.cause)
+
+    async def _make(self, saga: Saga, order: Order, placement: Placement) -> MachineState | None:
+        spec, host = placement.spec, _host(placement)
+
+        def there() -> ActivityConfig:
+            return on_host(host, remaining(order), taken_up_within=SILENCE)
+
+        await saga.step(InstanceEngine.ensure_image, spec, there())
+        await saga.step(InstanceEngine.create, spec, there(), undo=[removal(placement)])
+        if not placement.was_running:
+            return None
+        if placement.leaves is not None and placement.old_spec is not None:
+            old = placement.old_spec
+            request = StopRequest(spec=old, grace_seconds=order.grace_seconds)
+            restart: list[Undo] = [
+                (InstanceEngine.stop, StopRequest(spec=old, grace_seconds=0), on_host(placement.leaves, RESTORE)),
+                (InstanceEngine.start, old, on_host(placement.leaves, RESTORE)),
+            ]
+            await saga.step(InstanceEngine.stop, request, on_host(placement.leaves, remaining(order)), undo=restart)
+        # Undone in reverse: the new one is removed before the old one is started again.
+        return await saga.step(InstanceEngine.start, spec, there(), undo=[removal(placement)])
+
+
+def was_silent(error: ActivityError) -> bool:
+    """Whether nobody took the step up."""
+    cause = error.cause
+    return isinstance(cause, TimeoutError) and cause.type is TimeoutType.SCHEDULE_TO_START
+
+
 def taken_port(error: ActivityError) -> int | None:
     """The host port that the engine found taken, where that is why a step failed."""
     cause = error.cause
@@ -141,4 +233,4 @@ def _host(placement: Placement) -> str:
     return placement.host
 
 
-PLANS = [ProvisionInstance, StartInstance, StopInstance, DeprovisionInstance]
+PLANS = [ProvisionInstance, StartInstance, StopInstance, DeprovisionInstance, HealInstance, MoveInstance]

@@ -33,7 +33,7 @@ class Saga:
     """The undos of one run, newest last."""
 
     def __init__(self, *, cancellable: bool = True) -> None:
-        self._cancellable = cancellable
+        self.cancellable = cancellable
         self._undos: list[Undo] = []
         self._count = 0
 
@@ -48,8 +48,18 @@ class Saga:
         self._undos.extend(reversed(undo))
         self._count += 1
         result = await call(method, arg, f"step-{self._count}", config)
-        if self._cancellable and workflow.cancellation_reason() is not None:
+        if self.cancellable and workflow.cancellation_reason() is not None:
             raise asyncio.CancelledError
+        return result
+
+    async def commit(self, method: Callable[[Any, Any], R], arg: Any, config: ActivityConfig) -> R:
+        """A step after which there is no way back: nothing before it is undone, and no cancel is heard any more.
+
+        The caller shields it, and what follows.
+        """
+        self.cancellable = False
+        result = await self.step(method, arg, config)
+        self._undos.clear()
         return result
 
     async def unwind(self) -> str | None:
@@ -86,7 +96,7 @@ async def carry_out(
         failure = failure_of(error)
         if failure.code == "run_ended":
             raise
-        cancelled = is_cancelled_exception(error) or (cancellable and workflow.cancellation_reason() is not None)
+        cancelled = is_cancelled_exception(error) or (saga.cancellable and workflow.cancellation_reason() is not None)
         if cancelled:
             failure = CANCELLED
 

@@ -1,0 +1,262 @@
+"""What host agents ask for: to join, and to renew the leases of their hosts.
+
+An agent has a credential of its own, which opens nothing else: it reads and writes its own hosts.
+"""
+
+from __future__ import annotations
+
+import binascii
+import datetime as dt
+from base64 import b64decode
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import orjson
+import structlog
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from sqlalchemy import select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from api.caller import check_body, key_of
+from api.envelope import Envelope, answer
+from api.errors import RESPONSES
+from api.instance_schemas import LabelName, LabelValue, Name, Text
+from model.base import new_id
+from model.errors import NameTaken, Unauthenticated
+from model.hosts import RENEW_SECONDS, Backend, Host, HostToken
+from model.projects import Installation
+from model.secrets import digest, new_credential
+from model.settings import Settings
+from model.tickets import verifying_key
+
+router = APIRouter(prefix="/v1/hosts", tags=["agents"], responses=RESPONSES)
+log = structlog.get_logger()
+MOST_HOSTS = 500
+X25519_BYTES = 32
+
+
+def _key(value: str) -> str:
+    try:
+        if len(b64decode(value, validate=True)) == X25519_BYTES:
+            return value
+    except (ValueError, binascii.Error):
+        pass
+    raise ValueError("expected 32 bytes in base64")
+
+
+def _url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme != "https" or not parts.hostname or parts.path not in ("", "/") or parts.query:
+        raise ValueError("expected https://address:port")
+    return value.rstrip("/")
+
+
+AgentUrl = Annotated[str, Field(max_length=255), AfterValidator(_url)]
+Version = Annotated[Text, Field(max_length=100)]
+
+
+class Capacity(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    cpus: Annotated[float, Field(gt=0, le=100_000)]
+    memory_mb: Annotated[int, Field(gt=0, le=2**31 - 1)]
+
+
+class Register(BaseModel):
+    """``POST /v1/hosts/register``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    token: Annotated[str, Field(max_length=200)]
+    name: Name
+    engines: Annotated[list[Backend], Field(min_length=1, max_length=1)]
+    capacity: Capacity
+    labels: dict[LabelName, LabelValue] = Field(default={}, max_length=64)
+    versions: dict[LabelName, Version] = Field(default={}, max_length=16)
+    #: X25519, base64: secrets reach the host sealed for it.
+    public_key: Annotated[str, AfterValidator(_key)]
+    #: SHA-256 of the certificate of its agent, in hexadecimal digits.
+    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    agent_url: AgentUrl | None = None
+
+
+class Registered(BaseModel):
+    id: str
+    name: str
+    credential: str
+    installation: str
+    temporal_address: str
+    temporal_namespace: str
+    ticket_keys: list[str]
+
+
+class HostLease(BaseModel):
+    """One host of the agent, and the digest of what its engine holds (null: the engine is away)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: UUID
+    inventory: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+
+class Renew(BaseModel):
+    """``POST /v1/hosts/lease``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    hosts: Annotated[list[HostLease], Field(min_length=1, max_length=MOST_HOSTS)]
+    agent_url: AgentUrl | None = None
+    versions: dict[LabelName, Version] | None = Field(default=None, max_length=16)
+
+
+class Renewed(BaseModel):
+    renew_seconds: float
+    fence_after_seconds: float
+    ticket_keys: list[str]
+    hosts: list[dict[str, str]]
+
+
+class Agent:
+    """An authenticated agent, and its open transaction."""
+
+    def __init__(self, connection: AsyncConnection, credential: bytes) -> None:
+        self.connection = connection
+        self.credential = credential
+
+
+async def _connected(request: Request) -> AsyncIterator[AsyncConnection]:
+    """A transaction that belongs to no project."""
+    engine: AsyncEngine = request.app.state.engine
+    request.state.authenticated = True  # there is no key to look at before the body
+    await check_body(request)
+    async with engine.begin() as connection:
+        yield connection
+
+
+async def _agent(
+    request: Request, connection: Annotated[AsyncConnection, Depends(_connected, scope="function")]
+) -> Agent:
+    credential = digest(key_of(request))
+    known = await connection.execute(select(Host.id).where(Host.credential == credential).limit(1))
+    if known.one_or_none() is None:
+        raise Unauthenticated("the host's credential is not valid: has the host been removed, or joined anew?")
+    return Agent(connection, credential)
+
+
+Connected = Annotated[AsyncConnection, Depends(_connected, scope="function")]
+Authenticated = Annotated[Agent, Depends(_agent, scope="function")]
+
+_RENEW = text(
+    """
+    UPDATE hosts h SET last_seen_at = now(), inventory = coalesce(w.inventory, h.inventory),
+        agent_url = coalesce(:agent_url, h.agent_url), versions = coalesce(cast(:versions AS jsonb), h.versions)
+    FROM (SELECT id, inventory FROM unnest(cast(:ids AS uuid[]), cast(:inventories AS text[])) AS u(id, inventory)) w
+    JOIN hosts before ON before.id = w.id
+    WHERE h.id = w.id AND h.credential = :credential
+    RETURNING h.id, h.name, h.state, w.inventory IS DISTINCT FROM before.inventory AND w.inventory IS NOT NULL AS news
+    """
+)
+_CALL_SWEEPER = text("SELECT pg_notify('cairn_sweep', '')")
+
+
+@router.post("/register", status_code=201, response_model=Envelope[Registered])
+async def register(request: Request, body: Register, connection: Connected) -> Response:
+    """Join with a one-time token: the host, and the credential that it renews its lease with.
+
+    The same token and the same key again, where the answer was lost: the same host, with a new credential.
+    """
+    row = (
+        await connection.execute(
+            select(HostToken.__table__).where(HostToken.digest == digest(body.token)).with_for_update()
+        )
+    ).one_or_none()
+    key = b64decode(body.public_key)
+    if row is None or row.expires_at < dt.datetime.now(dt.UTC) or row.used_by not in (None, key):
+        raise Unauthenticated("the token is not valid (any more): make another with 'cairn host token'")
+    if row.name is not None and row.name != body.name:
+        raise Unauthenticated(f"the token is for a host named '{row.name}'")
+    credential = new_credential()
+    values: dict[str, Any] = {
+        "backend": body.engines[0],
+        "cpus": body.capacity.cpus,
+        "memory_mb": body.capacity.memory_mb,
+        "labels": row.labels | body.labels,
+        "versions": body.versions,
+        "credential": digest(credential),
+        "public_key": key,
+        "fingerprint": bytes.fromhex(body.fingerprint),
+        "agent_url": body.agent_url,
+    }
+    host_id = await _join(connection, body.name, row.name is not None, values)
+    await connection.execute(update(HostToken).where(HostToken.id == row.id).values(used_by=key))
+    installation = (await connection.execute(select(Installation.id))).scalar_one()
+    settings: Settings = request.app.state.settings
+    log.info("host.joined", host=body.name, host_id=str(host_id))
+    data = {
+        "id": host_id,
+        "name": body.name,
+        "credential": credential,
+        "installation": installation,
+        "temporal_address": settings.temporal_address,
+        "temporal_namespace": settings.temporal_namespace,
+        "ticket_keys": ticket_keys(settings),
+    }
+    return answer(request, data, 201)
+
+
+async def _join(connection: AsyncConnection, name: str, named: bool, values: dict[str, Any]) -> UUID:
+    """The host's id. A name that is in use joins again with its own key, or with a token made for that name."""
+    host_id = new_id()
+    made = await connection.execute(
+        text(
+            "INSERT INTO hosts (id, name, backend, cpus, memory_mb) VALUES (:id, :name, :backend, 1, 1) "
+            "ON CONFLICT (name) DO NOTHING"
+        ),
+        {"id": host_id, "name": name, "backend": values["backend"]},
+    )
+    known = (await connection.execute(select(Host.__table__).where(Host.name == name).with_for_update())).one()
+    if made.rowcount == 0 and not named and known.public_key != values["public_key"]:
+        raise NameTaken(
+            f"there is a host named '{name}' already: join under another name (--name), or make a token "
+            f"for it: cairn host token --name {name}",
+            name=name,
+        )
+    if known.backend != values["backend"]:
+        raise NameTaken(f"host '{name}' has the engine {known.backend}: remove it first, or take another name")
+    await connection.execute(update(Host).where(Host.id == known.id).values(**values))
+    return UUID(str(known.id))
+
+
+@router.post("/lease", response_model=Envelope[Renewed])
+async def renew(request: Request, body: Renew, agent: Authenticated) -> Response:
+    """Renew the leases of the agent's hosts, and say what their engines hold."""
+    settings: Settings = request.app.state.settings
+    rows = (
+        await agent.connection.execute(
+            _RENEW,
+            {
+                "ids": [str(host.id) for host in body.hosts],
+                "inventories": [host.inventory for host in body.hosts],
+                "agent_url": body.agent_url,
+                "versions": None if body.versions is None else orjson.dumps(body.versions).decode(),
+                "credential": agent.credential,
+            },
+        )
+    ).all()
+    if any(row.news for row in rows):
+        await agent.connection.execute(_CALL_SWEEPER)
+    data = {
+        "renew_seconds": RENEW_SECONDS,
+        "fence_after_seconds": settings.fence_after,
+        "ticket_keys": ticket_keys(settings),
+        "hosts": [{"id": row.id, "name": row.name, "state": row.state} for row in rows],
+    }
+    return answer(request, data)
+
+
+def ticket_keys(settings: Settings) -> list[str]:
+    key = settings.ticket_key
+    return [verifying_key(key.get_secret_value())] if key else []
