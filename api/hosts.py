@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from api.accept import Acceptance, Answered
 from api.caller import Authenticated, Caller
 from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES
@@ -20,9 +21,12 @@ from model.base import new_id
 from model.errors import InUse, InvalidState, NotFound
 from model.hosts import Host, HostPort, HostState, HostToken, InstanceType, is_reachable
 from model.secrets import digest, new_join_token
+from model.workflows import TERMINAL, Order, Workflow
 
 router = APIRouter(prefix="/v1", responses=RESPONSES)
 
+#: A drain has as long as its moves take.
+DRAIN_SECONDS = 24 * 3600.0
 _held = select(func.count()).where(HostPort.host_id == Host.id).scalar_subquery().label("ports_held")
 _query = select(Host.__table__, _held)
 
@@ -118,6 +122,40 @@ async def uncordon(request: Request, host_id: UUID, caller: Authenticated, body:
     return await _set_state(request, caller, host_id, HostState.READY)
 
 
+@router.post("/hosts/{host_id}/drain", tags=["hosts"], status_code=202, response_model=Envelope[HostView])
+async def drain(request: Request, host_id: UUID, caller: Authenticated, body: Nothing | None = None) -> Response:
+    """Move everything on the host elsewhere, and place nothing more on it. A host that is drained already, or is
+    being drained, answers with that workflow."""
+    acceptance = Acceptance(request, caller)
+    host = (await caller.execute(select(Host.__table__).where(Host.id == host_id).with_for_update())).one_or_none()
+    if host is None:
+        raise NotFound(f"there is no host {host_id}")
+    if answered := await acceptance.answered_before(host_id, None):
+        return await acceptance.answer(_show, answered)
+    if host.state == HostState.DRAINING:
+        under_way = select(Workflow.id).where(
+            Workflow.project_id == caller.project_id, Workflow.resource_id == host_id, Workflow.state.not_in(TERMINAL)
+        )
+        workflow_id = (await caller.execute(under_way)).scalars().first()
+        if workflow_id is None:
+            raise InvalidState(f"host {host.name} is being drained already, from another project", state=host.state)
+        return await acceptance.answer(_show, Answered(host_id, workflow_id))
+    await caller.execute(update(Host).where(Host.id == host_id).values(state=HostState.DRAINING))
+    order = Order(
+        workflow_id=acceptance.workflow_id,
+        project_id=caller.project_id,
+        kind="DrainHost",
+        resource_type="host",
+        resource_id=host_id,
+        name=host.name,
+        request_id=request.state.request_id,
+        deadline_seconds=DRAIN_SECONDS,
+    )
+    data = {"name": host.name, "from": host.state, "to": HostState.DRAINING}
+    await acceptance.write(order, "host.draining", data, prior_status=host.state)
+    return await acceptance.answer(_show)
+
+
 @router.delete("/hosts/{host_id}", tags=["hosts"], status_code=204)
 async def remove(host_id: UUID, caller: Authenticated) -> Response:
     """Forget a host on which nothing is placed. Its agent's credential is void from then on."""
@@ -129,6 +167,10 @@ async def remove(host_id: UUID, caller: Authenticated) -> Response:
             f"instances are placed on host {host.name}: drain it first (POST /v1/hosts/{host_id}/drain)", host=host.name
         ) from error
     return Response(status_code=204)
+
+
+async def _show(caller: Caller, host_id: UUID) -> dict[str, Any]:
+    return _view(await _find(caller, host_id))
 
 
 async def _set_state(request: Request, caller: Caller, host_id: UUID, state: HostState) -> Response:

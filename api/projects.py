@@ -8,12 +8,13 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 
 from api.caller import Authenticated, Caller
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from model.errors import NotFound
+from model.instances import Instance
 from model.projects import QUOTAS, DriftPolicy, Project, ProjectQuota
 
 router = APIRouter(prefix="/v1/projects", tags=["projects"], responses=RESPONSES)
@@ -57,6 +58,9 @@ async def patch(request: Request, project_id: UUID, body: ProjectPatch, caller: 
     await _project(caller, project_id)
     if body.drift_policy is not None:
         await caller.execute(update(Project).where(Project.id == project_id).values(drift_policy=body.drift_policy))
+        # What has drifted already is looked at again, under the new policy.
+        drifted = (Instance.project_id == project_id) & Instance.drift.is_not(None)
+        await caller.execute(update(Instance).where(drifted).values(updated_at=func.now()))
     return answer(request, await _project(caller, project_id))
 
 

@@ -40,7 +40,7 @@ _blocks = itertools.count(random.randrange(BLOCKS))  # noqa: S311 - test runs be
 START_SECONDS, STOP_SECONDS = 90.0, 40.0
 TERMINAL = ("completed", "failed", "cancelled")
 #: Short, so that a test sees several of each.
-QUICK = {"CAIRN_RECONCILE_SECONDS": "4", "CAIRN_TICK_SECONDS": "2", "CAIRN_STOP_GRACE": "3"}
+QUICK = {"CAIRN_RECONCILE_INTERVAL": "2", "CAIRN_TICK_SECONDS": "2", "CAIRN_STOP_GRACE": "3"}
 
 
 def wait_for(what: str, check: Callable[[], T | None], seconds: float = 30) -> T:

@@ -37,7 +37,7 @@ from model import logs
 from model.settings import Settings
 from worker.database import connect as connect_database
 from worker.temporal_client import connect
-from workflows import hosts, instances, system
+from workflows.plans import PLANS
 
 THREADS = 16
 log = structlog.get_logger()
@@ -76,7 +76,7 @@ async def run(settings: Settings) -> None:
     worker = Worker(
         client,
         task_queue=CONTROL,
-        workflows=[*instances.PLANS, *hosts.PLANS, *system.PLANS],
+        workflows=PLANS,
         # The sandbox finds mistakes in plans: the tests and the replay of histories run in it. Here it would cost
         # more than a quarter of this process's CPU for each run.
         workflow_runner=UnsandboxedWorkflowRunner(),

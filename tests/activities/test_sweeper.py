@@ -12,11 +12,14 @@ from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError
 from temporalio.testing import ActivityEnvironment
 
+from activities.fleet import Limits
 from activities.runs import start
 from activities.sweeper import Sweeper, Swept
 from model.workflows import Order
 from tests.activities.conftest import Platform
 from tests.services import TemporalServer
+
+LIMITS = Limits(reconcile_interval=10, fence_after=30, deadline_launch=60)
 
 
 @pytest_asyncio.fixture
@@ -25,7 +28,7 @@ async def client(temporal_server: TemporalServer) -> Client:
 
 
 async def sweep(engine: Engine, client: Client) -> Swept:
-    swept: Swept = await ActivityEnvironment().run(Sweeper(engine, client).sweep)
+    swept: Swept = await ActivityEnvironment().run(Sweeper(engine, client, LIMITS).sweep)
     return swept
 
 
