@@ -76,17 +76,22 @@ class HostRecords:
                     (rows[m.id].next_host_id, rows[m.id].next_generation),
                 )
             ]
-            kept = len(unknown) > max(5, len(inventory.machines) // 10)
-            if kept:
-                self._tell_unknown(session, host, unknown, inventory)
+            warning = None
+            if len(unknown) > max(5, len(inventory.machines) // 10):
+                warning = (
+                    f"{len(unknown)} of {len(inventory.machines)} machines are unknown to the database, and were left "
+                    "as they are: was an older backup restored?"
+                )
             else:
                 leftovers += unknown
+            if (warning is None) != (host.warning is None):
+                self._tell_operator(session, host, warning)
             settled = self._find_drift(session, host, found)
             done = settled and not leftovers
             session.execute(
                 update(Host)
                 .where(Host.id == host.id)
-                .values(reconciled=digest_of(inventory.machines) if done else None)
+                .values(reconciled=digest_of(inventory.machines) if done else None, warning=warning)
             )
         return leftovers
 
@@ -140,7 +145,9 @@ class HostRecords:
         if drift is None:
             return True
         policy = session.scalar(select(Project.drift_policy).where(Project.id == instance.project_id))
-        if policy != "heal":
+        # What the fence stopped was stopped by us; its host is back, and it is still there.
+        ours = drift.kind == "stopped" and instance.on_host_lost == "fence"
+        if policy != "heal" and not ours:
             return True
         if drift.heal_after is None or drift.heal_after <= now:
             instance.drift = drift.tried(now).model_dump(mode="json")
@@ -169,15 +176,16 @@ class HostRecords:
         )
         session.flush()
 
-    def _tell_unknown(self, session: Session, host: Host, unknown: list[OwnedMachine], inventory: Inventory) -> None:
-        """Nothing is deleted; the operator is told, in the log and in the host's state."""
-        log.error(
-            "host.unknown_machines_kept",
-            host=host.name,
-            unknown=len(unknown),
-            machines=len(inventory.machines),
-            advice="the database knows none of them: was an older backup restored?",
-        )
+    @staticmethod
+    def _tell_operator(session: Session, host: Host, warning: str | None) -> None:
+        """Once, in the log and as an event of the oldest project, which is the operator's."""
+        name = "host.warning" if warning else "host.warning_gone"
+        log.error(name, host=host.name, warning=warning)
+        project = session.scalars(select(Project.id).order_by(Project.created_at).limit(1)).one()
+        use_project(session, project)
+        data = {"name": host.name, "warning": warning}
+        session.add(Event(project_id=project, type=name, resource_type="host", resource_id=host.id, data=data))
+        session.flush()
 
 
 class HostEngine:

@@ -161,8 +161,10 @@ class InstanceRecords:
 class InstanceEngine:
     """Machines of one host. Runs on that host's queue."""
 
-    def __init__(self, machines: Machines) -> None:
+    def __init__(self, machines: Machines, ensure_fence: Callable[[], None]) -> None:
+        """``ensure_fence``: returns when what is fenced on this host will be stopped, should its lease lapse."""
         self._machines = machines
+        self._ensure_fence = ensure_fence
 
     @activity.defn(name="image.ensure", no_thread_cancel_exception=True)
     def ensure_image(self, spec: MachineSpec) -> None:
@@ -170,10 +172,14 @@ class InstanceEngine:
 
     @activity.defn(name="instance.create", no_thread_cancel_exception=True)
     def create(self, spec: MachineSpec) -> str:
+        if spec.fenced:
+            self._ensure_fence()
         return self._machines.create(spec)
 
     @activity.defn(name="instance.start", no_thread_cancel_exception=True)
     def start(self, spec: MachineSpec) -> MachineState:
+        if spec.fenced:
+            self._ensure_fence()
         return self._machines.start(spec.id, activity.is_cancelled)
 
     @activity.defn(name="instance.adjust", no_thread_cancel_exception=True)
@@ -307,4 +313,5 @@ def _spec(instance: Instance) -> MachineSpec:
         cmd=instance.cmd,
         ports=[Port.model_validate(port) for port in instance.ports],
         labels=instance.labels,
+        fenced=instance.on_host_lost == "fence",
     )

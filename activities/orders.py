@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from activities.database import use_project
 from activities.runs import record
 from model.base import new_id
-from model.instances import VERBS, Instance, Status
+from model.instances import STABLE, VERBS, Instance, Status
 from model.workflows import Order, Workflow
 
 ACTOR = "system"
@@ -33,8 +33,8 @@ def change(
 ) -> Order:
     """Order a change of an instance that is at rest, whose row the caller has locked; leaves its project in use."""
     verb = VERBS[kind]
-    if instance.status not in verb.allowed:
-        raise RuntimeError(f"{kind} of an instance that is {instance.status}")
+    if instance.status not in STABLE:
+        raise RuntimeError(f"{kind} of an instance that is {instance.status}: somebody works on it")
     order = Order(
         workflow_id=new_id(),
         project_id=instance.project_id,

@@ -36,6 +36,7 @@ router = APIRouter(prefix="/v1/hosts", tags=["agents"], responses=RESPONSES)
 log = structlog.get_logger()
 MOST_HOSTS = 500
 X25519_BYTES = 32
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 
 
 def _key(value: str) -> str:
@@ -200,7 +201,7 @@ async def register(request: Request, body: Register, connection: Connected) -> R
         "name": body.name,
         "credential": credential,
         "installation": installation,
-        "temporal_address": settings.temporal_address,
+        "temporal_address": _as_seen_by(request, settings.temporal_address),
         "temporal_namespace": settings.temporal_namespace,
         "ticket_keys": ticket_keys(settings),
     }
@@ -228,6 +229,13 @@ async def _join(connection: AsyncConnection, name: str, named: bool, values: dic
         raise NameTaken(f"host '{name}' has the engine {known.backend}: remove it first, or take another name")
     await connection.execute(update(Host).where(Host.id == known.id).values(**values))
     return UUID(str(known.id))
+
+
+def _as_seen_by(request: Request, address: str) -> str:
+    """Where the agent finds what is on our loopback: at the address at which it found us."""
+    host, _, port = address.rpartition(":")
+    met = request.url.hostname or host
+    return f"{met}:{port}" if host in LOOPBACK and met not in LOOPBACK else address
 
 
 @router.post("/lease", response_model=Envelope[Renewed])

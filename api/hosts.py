@@ -48,6 +48,8 @@ class HostView(BaseModel):
     labels: dict[str, str]
     versions: dict[str, str]
     agent_url: str | None
+    #: What an operator should look at.
+    warning: str | None
     last_seen_at: dt.datetime | None
     created_at: dt.datetime
 
@@ -211,6 +213,7 @@ def _view(row: Row[Any]) -> dict[str, Any]:
         "labels": row.labels,
         "versions": row.versions,
         "agent_url": row.agent_url,
+        "warning": row.warning,
         "last_seen_at": row.last_seen_at,
         "created_at": row.created_at,
     }

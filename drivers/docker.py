@@ -21,7 +21,7 @@ from docker.utils import parse_repository_tag
 
 from drivers import faults
 from drivers.machines import Cancelled, Check
-from drivers.ownership import Owner, machine_name
+from drivers.ownership import FENCED, Owner, machine_name
 from model.errors import (
     EngineRefused,
     EngineUnavailable,
@@ -308,6 +308,7 @@ class DockerMachines:
                         id=ours[0],
                         generation=ours[1],
                         running=found["State"] == "running",
+                        fenced=FENCED in found["Labels"],
                         **details[1],
                     )
                 )

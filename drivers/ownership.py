@@ -12,6 +12,7 @@ from model.instances import MachineSpec
 PREFIX = "io.cairn"
 USER_PREFIX = f"{PREFIX}.user"
 KIND = "instance"
+FENCED = f"{PREFIX}.fenced"
 
 
 def machine_name(machine: UUID) -> str:
@@ -34,6 +35,7 @@ class Owner(Frozen):
             f"{PREFIX}.project": str(spec.project_id),
             f"{PREFIX}.id": str(spec.id),
             f"{PREFIX}.generation": str(spec.generation),
+            **({FENCED: "true"} if spec.fenced else {}),
         }
 
     def filters(self) -> list[str]:

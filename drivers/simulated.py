@@ -11,7 +11,7 @@ import urllib3
 
 from drivers import faults
 from drivers.machines import Cancelled, Check
-from drivers.ownership import PREFIX, Owner, machine_name
+from drivers.ownership import FENCED, PREFIX, Owner, machine_name
 from model.errors import (
     EngineRefused,
     EngineUnavailable,
@@ -127,6 +127,7 @@ class SimulatedMachines:
                         image=found["image"],
                         vcpus=found["vcpus"],
                         memory_mb=found["memory_mb"],
+                        fenced=FENCED in found["labels"],
                     )
                 )
         return machines

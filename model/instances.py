@@ -79,6 +79,8 @@ class MachineSpec(Frozen):
     cmd: list[str] | None = None
     ports: list[Port] = []
     labels: dict[str, str] = {}
+    #: It is stopped where its host may count as lost.
+    fenced: bool = False
 
 
 class MachineState(Frozen):
@@ -99,6 +101,7 @@ class OwnedMachine(Frozen):
     vcpus: float | None = None
     memory_mb: int | None = None
     ports: list[Port] | None = None
+    fenced: bool = False
 
 
 def digest_of(machines: list[OwnedMachine]) -> str:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from uuid import UUID
 
 import structlog
@@ -29,7 +31,7 @@ from drivers.machines import Machines
 from model import logs
 from model.hosts import AgentHost
 from model.settings import Settings
-from worker import identity
+from worker import fence, identity
 from worker.identity import Membership
 from worker.leases import Leases
 from worker.temporal_client import connect
@@ -45,10 +47,15 @@ def main() -> None:
     uvloop.run(run(settings))
 
 
-def read_membership(settings: Settings) -> Membership:
+def identity_file(settings: Settings) -> Path:
     if settings.agent_identity is None:
         raise SystemExit("CAIRN_AGENT_IDENTITY is not set: an agent is started with 'cairn host join'")
-    known = identity.read(settings.agent_identity)
+    return settings.agent_identity
+
+
+def read_membership(settings: Settings) -> Membership:
+    """What this agent was told when it joined; ends the process where it has not."""
+    known = identity.read(identity_file(settings))
     if known is None or known.membership is None:
         raise SystemExit(f"{settings.agent_identity}: this host has not joined a platform: run 'cairn host join'")
     return known.membership
@@ -98,10 +105,12 @@ async def run(settings: Settings) -> None:
         agent_url=None,
         versions={"agent": version("cairn-platform")},
         look_seconds=settings.reconcile_interval,
+        identity=identity_file(settings),
+        ensure_fence=partial(fence.ensure, settings),
         on_ticket_keys=lambda keys: None,
     )
     async with AsyncExitStack() as workers:
-        for worker in step_workers(client, membership.hosts, machines):
+        for worker in step_workers(client, membership.hosts, machines, partial(fence.ensure, settings)):
             await workers.enter_async_context(worker)
         log.info("agent.ready", hosts=[host.name for host in membership.hosts])
         renewing = asyncio.create_task(leases.run())
@@ -111,12 +120,14 @@ async def run(settings: Settings) -> None:
         renewing.cancel()
 
 
-def step_workers(client: Client, hosts: list[AgentHost], machines: Mapping[UUID, Machines]) -> list[Worker]:
+def step_workers(
+    client: Client, hosts: list[AgentHost], machines: Mapping[UUID, Machines], ensure_fence: Callable[[], None]
+) -> list[Worker]:
     """A Temporal worker for each host's queue."""
     threads = ThreadPoolExecutor(max(STEPS, 4 * len(hosts)), thread_name_prefix="step")
     workers = []
     for host in hosts:
-        engines = [InstanceEngine(machines[host.id]), HostEngine(host.name, machines[host.id])]
+        engines = [InstanceEngine(machines[host.id], ensure_fence), HostEngine(host.name, machines[host.id])]
         workers.append(
             Worker(
                 client,

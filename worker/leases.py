@@ -7,8 +7,8 @@ that is cut off from either looks lost, and what happens then is one thing.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from uuid import UUID
 
 import httpx
@@ -20,6 +20,7 @@ from drivers.machines import Machines
 from model.errors import CairnError
 from model.hosts import RENEW_SECONDS
 from model.instances import digest_of
+from worker import fence
 from worker.identity import Membership
 
 log = structlog.get_logger()
@@ -41,6 +42,8 @@ class Leases:
         agent_url: str | None,
         versions: dict[str, str],
         look_seconds: float,
+        identity: Path,
+        ensure_fence: Callable[[], None],
         on_ticket_keys: Callable[[list[str]], None],
     ) -> None:
         self._membership = membership
@@ -49,11 +52,11 @@ class Leases:
         self._agent_url = agent_url
         self._versions = versions
         self._look_seconds = look_seconds
+        self._identity = identity
+        self._ensure_fence = ensure_fence
         self._on_ticket_keys = on_ticket_keys
         self._inventories: dict[UUID, str | None] = dict.fromkeys(machines)
         self._news = asyncio.Event()
-        #: Monotonic time at which the last renewal that was granted had been asked for. None: none was yet.
-        self.renewed_at: float | None = None
 
     async def run(self) -> None:
         async with httpx.AsyncClient(
@@ -69,7 +72,10 @@ class Leases:
         while True:
             for host, machines in self._machines.items():
                 try:
-                    digest = digest_of(await asyncio.to_thread(machines.inventory))
+                    found = await asyncio.to_thread(machines.inventory)
+                    if any(machine.fenced for machine in found):
+                        await asyncio.to_thread(self._ensure_fence)
+                    digest: str | None = digest_of(found)
                 except CairnError as error:
                     log.warning("inventory.failed", host_id=str(host), error=error.message)
                     digest = None
@@ -106,7 +112,7 @@ class Leases:
             pass
 
     async def _renew_once(self, http: httpx.AsyncClient) -> None:
-        asked_at = time.monotonic()
+        asked_at = fence.clock()
         self._news.clear()
         hosts = [{"id": str(host), "inventory": digest} for host, digest in self._inventories.items()]
         body = {"hosts": hosts, "agent_url": self._agent_url, "versions": self._versions}
@@ -114,5 +120,6 @@ class Leases:
         if answer.status_code == httpx.codes.UNAUTHORIZED:
             log.error("lease.refused", advice="the host was removed, or joined anew: join again with a new token")
         answer.raise_for_status()
-        self.renewed_at = asked_at
-        self._on_ticket_keys(answer.json()["data"]["ticket_keys"])
+        granted = answer.json()["data"]
+        fence.write_lease(self._identity, asked_at, granted["fence_after_seconds"])
+        self._on_ticket_keys(granted["ticket_keys"])

@@ -137,6 +137,7 @@ def planned(settings: Settings, docker_host: str | None) -> Iterator[Plan]:
                 port=temporal_port,
                 ui_port=ui_port,
                 namespace=settings.temporal_namespace,
+                host=settings.temporal_host,
             ),
             postgres=postgres.find(folder),
             simulator_url=simulator_url,
@@ -150,7 +151,7 @@ def planned(settings: Settings, docker_host: str | None) -> Iterator[Plan]:
 def _ports(settings: Settings) -> tuple[int, int, int, str | None]:
     wanted = [
         (settings.api_host, settings.api_port, "CAIRN_API_PORT"),
-        (temporal.ADDRESS, settings.temporal_port, "CAIRN_TEMPORAL_PORT"),
+        (settings.temporal_host, settings.temporal_port, "CAIRN_TEMPORAL_PORT"),
         (temporal.ADDRESS, settings.temporal_ui_port, "CAIRN_TEMPORAL_UI_PORT"),
     ]
     simulator = urlsplit(settings.simulator_url)

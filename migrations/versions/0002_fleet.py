@@ -28,6 +28,7 @@ def upgrade() -> None:
     op.add_column("hosts", sa.Column("inventory", sa.String(), nullable=True))
     op.add_column("hosts", sa.Column("reconciled", sa.String(), nullable=True))
     op.add_column("hosts", sa.Column("reconciled_at", sa.DateTime(timezone=True), nullable=True))
+    op.add_column("hosts", sa.Column("warning", sa.String(), nullable=True))
     op.create_index("ix_hosts_credential", "hosts", ["credential"])
     op.drop_constraint(op.f("ck_hosts_state"), "hosts")
     op.create_check_constraint(op.f("ck_hosts_state"), "hosts", "state IN ('ready', 'cordoned', 'draining')")
