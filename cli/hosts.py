@@ -78,10 +78,9 @@ def token(
         render.print_json(made)
     else:
         typer.echo(made["token"])
-    here = " (an address of the API that the machine reaches)" if is_loopback(url) else ""
-    named = f" --name {name}" if name else ""
-    render.say(f"on the machine that joins, until {made['expires_at']}, with the token in CAIRN_JOIN_TOKEN:")
-    render.say(f"  cairn host join --url {url}{named}{here}")
+    seen = " (as it sees the API)" if is_loopback(url) else ""
+    render.say(f"on the machine that joins{seen}, until {made['expires_at']}, with the token in CAIRN_JOIN_TOKEN:")
+    render.say(f"  cairn host join --url {url}" + (f" --name {name}" if name else ""))
 
 
 @app.command(epilog="Example: cairn host cordon rack-1")

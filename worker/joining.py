@@ -62,8 +62,12 @@ def checked_name(name: str) -> str:
 
 def api_root(url: str) -> str:
     """An API's address, with or without /v1, as agents keep it. Raises JoinError."""
-    parts = urlsplit(url.strip())
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    try:
+        parts = urlsplit(url.strip())
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or parts.query or parts.fragment:
         raise JoinError(f"'{url}' is not an address of an API, such as https://cairn.example.org")
     root = url.strip().rstrip("/")
     return root if root.endswith("/v1") else f"{root}/v1"
