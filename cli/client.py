@@ -188,7 +188,11 @@ class Client:
         headers = {"X-API-Key": self.endpoint.api_key} if self.endpoint.api_key else {}
         try:
             made = connect(
-                str(url), additional_headers=headers, compression=None, proxy=None if is_loopback(root) else True
+                str(url),
+                additional_headers=headers,
+                compression=None,
+                close_timeout=2,
+                proxy=None if is_loopback(root) else True,
             )
         except InvalidStatus as refused:
             self.opened(refused.response.status_code, bytes(refused.response.body or b""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import json
 import shlex
 import sys
@@ -14,14 +15,15 @@ from rich.live import Live
 
 from cli import render
 from cli.client import Client
+from cli.options import seconds
 from cli.render import Format, Output
 
 Name = Annotated[str, typer.Argument(help="Name or id.", show_default=False)]
 Command = Annotated[list[str], typer.Argument(metavar="-- CMD...", help="What to run, after --.", show_default=False)]
 #: What the API takes for itself, beyond the time of a command.
 EXTRA_SECONDS = 15.0
-COLUMNS = ("AT", "CPU", "MEMORY", "PIDS", "RECEIVED", "SENT", "READ", "WRITTEN")
-WIDTH = 12
+COLUMNS = ("AT", "OVER", "CPU", "MEMORY", "PIDS", "RECEIVED", "SENT", "READ", "WRITTEN")
+WIDTH = 16
 
 
 def logs(
@@ -42,6 +44,10 @@ def logs(
 
 def stats(
     name: Name,
+    since: Annotated[
+        str | None,
+        typer.Option(help="Of so long: 10m, 24h, 30d (default: 1h); coarser the longer.", show_default=False),
+    ] = None,
     live: Annotated[bool, typer.Option("--live", help="As it is measured, until Ctrl-C.")] = False,
     output: Output = Format.TABLE,
 ) -> None:
@@ -51,7 +57,8 @@ def stats(
         if live:
             _watch(client, id, output)
             return
-        rows = client.get(f"/instances/{id}/stats")
+        then = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=seconds("--since", since)) if since else None
+        rows, _ = client.pages(f"/instances/{id}/stats", {"since": then and then.isoformat()}, None)
     if output is Format.JSON:
         render.print_json(rows)
     else:
@@ -134,7 +141,8 @@ def _line(cells: Sequence[str]) -> str:
 def _cells(sample: dict[str, Any]) -> list[str]:
     at = render.time_of(sample.get("at"))
     return [
-        f"{at.astimezone():%H:%M:%S}" if at else "",
+        f"{at.astimezone():%m-%d %H:%M:%S}" if at else "",
+        render.span(sample["seconds"]) if "seconds" in sample else "",
         f"{sample['cpu_percent']:.1f} %",
         render.size(sample["memory_bytes"]),
         str(sample["pids"]),

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import signal
 import sys
 import termios
@@ -15,12 +14,15 @@ import tty
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from cli import render
 from cli.errors import CommandFailed, Exit
 
 if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
 
 CHUNK = 16384
+#: The size of what is no terminal.
+NO_TERMINAL = (80, 24)
 END_OF_INPUT = b"\x04"
 _RESIZE, _END = b"r", b"e"
 
@@ -52,7 +54,10 @@ class Escapes:
 
 def size() -> tuple[int, int]:
     """Columns and lines of this terminal."""
-    found = shutil.get_terminal_size()
+    try:
+        found = os.get_terminal_size(sys.stdin.fileno())
+    except OSError:
+        return NO_TERMINAL
     return found.columns, found.lines
 
 
@@ -125,6 +130,7 @@ def _receive(connection: ClientConnection, left: threading.Event) -> int:
                 return int(told["exit_code"] or 0)
     except ConnectionClosed as closed:
         if left.is_set():
+            render.say("\r\nleft the terminal")
             return 0
         raise lost(closed) from None
 
