@@ -68,7 +68,7 @@ def stats(
 def exec_(
     name: Name,
     command: Command,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds that it may take.")] = 60.0,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that it may take, at most 600.")] = 30.0,
     output: Output = Format.TABLE,
 ) -> None:
     """Run a command in an instance; ends with the command's own exit code."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from cli import render
-from cli.errors import CommandFailed, Exit
+from cli.errors import CommandFailed, Exit, of_answer
 
 if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 CHUNK = 16384
 #: The size of what is no terminal.
 NO_TERMINAL = (80, 24)
+#: A close code from here on is this and the HTTP status of an error, whose code and message are the reason.
+ERRORS = 4000
 END_OF_INPUT = b"\x04"
 _RESIZE, _END = b"r", b"e"
 
@@ -137,7 +139,10 @@ def _receive(connection: ClientConnection, left: threading.Event) -> int:
 
 def lost(closed: Any) -> CommandFailed:
     """The failure that a WebSocket which the API closed too early means for a command."""
-    reason = closed.rcvd.reason if closed.rcvd else ""
+    code, reason = (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else (0, "")
+    if code >= ERRORS:
+        name, _, message = reason.partition(": ")
+        return of_answer(code - ERRORS, {"code": name, "message": message})
     message = f"the connection ended: {reason or 'the API, or the agent of the host, went away'}"
     return CommandFailed(message, "connection_lost", Exit.UNREACHABLE, "see how it is: cairn instance list")
 

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -192,8 +193,10 @@ def test_terminal_passes_keys_and_size_and_ends_as_the_command_did(
     made = streams(shell)
     one = terminal("--", "sh", "-c", "a b")
     one.until(b"ready>")
-    path = f"/v1/ws/terminal/{INSTANCE}?columns=100&rows=30&command="
-    assert made.opened[0][0].startswith(path)
+    url = urlsplit(made.opened[0][0])
+    assert url.path == f"/v1/ws/terminal/{INSTANCE}"
+    # One string, which the API splits into words as a shell does.
+    assert dict(parse_qsl(url.query)) == {"columns": "100", "rows": "30", "command": "sh -c 'a b'"}
     one.type(b"\x03")
     one.until(b"<\x03>")
     one.resize(120, 40)
@@ -232,6 +235,13 @@ def test_terminal_is_given_back_when_the_connection_is_lost(streams: Make, termi
     one.type(b"x")
     assert one.ended() == Exit.UNREACHABLE
     one.until(b"the agent went away")
+
+
+def test_an_error_in_a_close_code_is_that_error(streams: Make) -> None:
+    streams(lambda connection: connection.close(4409, "invalid_state: web is stopped"))
+    result = cairn("instance", "stats", "web", "--live")
+    assert result.exit_code == Exit.REFUSED
+    assert "error: web is stopped (invalid_state)" in result.stderr
 
 
 def test_terminal_that_is_refused_says_why(streams: Make, terminal: Callable[..., Terminal]) -> None:
