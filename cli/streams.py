@@ -120,12 +120,14 @@ def _watch(client: Client, id: str, output: Format) -> None:
 
     console = render.out()
     in_place = Live(console=console, auto_refresh=False) if output is Format.TABLE and console.is_terminal else None
-    if output is Format.TABLE and in_place is None:
-        typer.echo(_line(COLUMNS))
+    head = output is Format.TABLE and in_place is None
     with client.socket(f"/ws/stats/{id}", {}) as connection, in_place or contextlib.nullcontext():
         try:
             for frame in connection:
                 sample = json.loads(frame)
+                if head:
+                    typer.echo(_line(COLUMNS))
+                    head = False
                 if in_place:
                     in_place.update(render.grid([COLUMNS, _cells(sample)]), refresh=True)
                 else:
