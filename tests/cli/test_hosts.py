@@ -164,6 +164,13 @@ def test_join_gives_up_on_an_api_that_does_not_come(here: Path) -> None:
     assert "--url" in result.stderr
 
 
+def test_join_warns_where_the_way_is_not_encrypted(api: FakeApi, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    api.on("POST /hosts/register", Answer(201, REGISTERED))
+    assert "not encrypted" not in join("--url", api.url, "--token", "t", "--register-only").stderr
+    monkeypatch.setattr("cli.join.is_loopback", lambda _url: False)
+    assert "not encrypted" in join("--url", api.url, "--token", "t2", "--register-only").stderr
+
+
 @pytest.mark.parametrize(
     ("status", "code", "hint"),
     [(401, "unauthenticated", "cairn host token"), (409, "name_taken", "cairn host token --name rack-1")],

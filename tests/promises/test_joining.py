@@ -114,6 +114,17 @@ def test_joined_host_takes_launches_survives_kill_and_its_removal_voids_its_cred
     labelled = stack.running(backend="docker", host_labels={"rack": "2"})
     assert (named["host"], labelled["host"]) == ("joined-1", "joined-2")
 
+    twice = subprocess.run(
+        [CAIRN, "host", "join", "--name", "joined-2"],
+        env=machine.environ(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert twice.returncode == 4
+    assert "runs already" in twice.stderr
+
     machine.end("joined-1", signal.SIGKILL)
     launched = stack.launch(backend="docker", host="joined-1")
     machine.start("joined-1", first)
@@ -168,6 +179,28 @@ def test_rotation_changes_key_and_credential_of_the_same_host(stack: Stack, mach
     machine.start("joined-1", again)
     assert machine.host("joined-1")["id"] == host["id"]
     assert stack.running(backend="docker", host="joined-1")["host"] == "joined-1"
+
+
+def test_a_crash_before_the_answer_is_kept_is_made_good_by_the_same_command(stack: Stack, machine: Machine) -> None:
+    """The platform knows what the machine does not: as after a kill between the answer and its writing down."""
+    path = machine.folder / "agents" / "joined-1.json"
+    first = token(stack)
+    assert machine.register("joined-1", token=first).returncode == 0
+    joined = json.loads(path.read_bytes())
+    path.write_text(json.dumps({"keys": joined["keys"]}))
+    assert machine.register("joined-1", token=first).returncode == 0
+    again = json.loads(path.read_bytes())
+    assert again["keys"] == joined["keys"]
+    assert again["membership"]["hosts"] == joined["membership"]["hosts"]
+
+    second = token(stack, name="joined-1")
+    assert machine.register("joined-1", "--rotate", token=second).returncode == 0
+    rotated = json.loads(path.read_bytes())
+    path.write_text(json.dumps(again | {"next_keys": rotated["keys"]}))
+    assert machine.register("joined-1", token=second).returncode == 0
+    assert json.loads(path.read_bytes())["keys"] == rotated["keys"]
+    machine.start("joined-1", second)
+    assert machine.host("joined-1")["id"] == joined["membership"]["hosts"][0]["id"]
 
 
 def test_a_wrong_token_and_a_taken_name_say_what_to_do(stack: Stack, machine: Machine) -> None:
