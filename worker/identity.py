@@ -65,6 +65,12 @@ class Identity(Frozen):
 
     keys: Keys
     membership: Membership | None = None
+    #: What it is to join with next: they take the place of ``keys`` together with a new membership.
+    next_keys: Keys | None = None
+    #: SHA-256 of the tokens that it joined with, in hexadecimal digits: they need not be asked about again.
+    tokens: list[str] = []
+    #: Environment variables of its agent, as they were given when it joined or later.
+    options: dict[str, str] = {}
 
 
 def new_keys(name: str) -> Keys:
