@@ -153,7 +153,7 @@ Authenticated = Annotated[Agent, Depends(_agent, scope="function")]
 _RENEW = text(
     """
     UPDATE hosts h SET last_seen_at = now(), inventory = coalesce(w.inventory, h.inventory),
-        agent_url = coalesce(:agent_url, h.agent_url), versions = coalesce(cast(:versions AS jsonb), h.versions)
+        agent_url = coalesce(:agent_url, h.agent_url), versions = h.versions || coalesce(cast(:versions AS jsonb), '{}')
     FROM (SELECT id, inventory FROM unnest(cast(:ids AS uuid[]), cast(:inventories AS text[])) AS u(id, inventory)) w
     JOIN hosts before ON before.id = w.id
     WHERE h.id = w.id AND h.credential = :credential

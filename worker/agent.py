@@ -81,13 +81,9 @@ def driver(host: AgentHost, installation: UUID, settings: Settings) -> Machines:
 
 async def run(settings: Settings) -> None:
     membership = read_membership(settings)
-    if "temporal_address" not in settings.model_fields_set:
-        settings = settings.model_copy(
-            update={
-                "temporal_address": membership.temporal_address,
-                "temporal_namespace": membership.temporal_namespace,
-            }
-        )
+    told = {"temporal_address": membership.temporal_address, "temporal_namespace": membership.temporal_namespace}
+    unset = {name: value for name, value in told.items() if name not in settings.model_fields_set}
+    settings = settings.model_copy(update=unset)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)

@@ -26,8 +26,8 @@ from worker.identity import Membership
 log = structlog.get_logger()
 #: For one question to the API, or to Temporal.
 PATIENCE = 3.0
-#: After a failure: so that the first chance is taken.
-RETRY_SECONDS = 1.0
+#: After a failure: so that the first chance is taken. After a refusal: what a person does takes longer.
+RETRY_SECONDS, REFUSED_SECONDS = 1.0, 15.0
 
 
 class Leases:
@@ -95,7 +95,8 @@ class Leases:
                 if working:
                     log.warning("lease.not_renewed", error=str(error) or type(error).__name__)
                 working = False
-                await asyncio.sleep(RETRY_SECONDS)
+                refused = isinstance(error, httpx.HTTPStatusError) and error.response.is_client_error
+                await asyncio.sleep(REFUSED_SECONDS if refused else RETRY_SECONDS)
                 continue
             if not working:
                 log.info("lease.renewed_again")
