@@ -19,7 +19,7 @@ from docker import APIClient
 from docker.types import LogConfig
 from docker.utils import parse_repository_tag
 
-from drivers import faults
+from drivers import docker_usage, faults
 from drivers.machines import Cancelled, Check
 from drivers.ownership import Owner, machine_name
 from model.errors import (
@@ -31,6 +31,7 @@ from model.errors import (
     PortTaken,
 )
 from model.instances import MachineSpec, MachineState, OwnedMachine, Port
+from model.samples import Reading
 
 #: Below the ten seconds within which a cancel acts. A call that takes longer is ambiguous, and repeated.
 CALL_SECONDS = 9
@@ -322,6 +323,20 @@ class DockerMachines:
         events = self._client.events(since=since - 1, until=now, filters=filters, decode=True)
         for event in events:
             self._details.pop(event["id"], None)
+
+    def sample(self) -> list[Reading]:
+        with _calling():
+            filters = {"label": self._owner.filters(), "status": "running"}
+            ours = {}
+            for found in self._client.containers(filters=filters):
+                owned = self._owner.owned_of(found["Names"][0].removeprefix("/"), found["Labels"] or {})
+                if owned is not None:
+                    ours[str(found["Id"])] = owned
+            return [
+                Reading(engine_id=engine_id, id=id, generation=generation, project_id=project_id, **usage)
+                for engine_id, usage in docker_usage.read(self._client, list(ours))
+                for id, generation, project_id in [ours[engine_id]]
+            ]
 
     def _find(self, machine: UUID) -> dict[str, Any] | None:
         """Whatever has the machine's name."""

@@ -11,10 +11,10 @@ from temporalio.client import WorkflowHistory
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Replayer
 
-from workflows import instances, system
+from workflows import hosts, instances, system
 
 FILES = sorted(Path(__file__).parent.glob("*/*.json"))
-PLANS = [*instances.PLANS, *system.PLANS]
+PLANS = [*instances.PLANS, *hosts.PLANS, *system.PLANS]
 
 
 @workflow.defn(name="StopInstance", sandboxed=False)
