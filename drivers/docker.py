@@ -64,6 +64,7 @@ class DockerMachines:
         self._owner = Owner(installation=installation, host_id=host_id)
         self._publish_address = publish_address
         self._connected: APIClient | None = None
+        self._listening: APIClient | None = None
         # Containers that this process made: an engine's id is never given twice, so their
         # start needs no second proof of ownership. Small, and lost with the process, as it may be.
         self._proven: dict[UUID, str] = {}
@@ -332,9 +333,14 @@ class DockerMachines:
                 owned = self._owner.owned_of(found["Names"][0].removeprefix("/"), found["Labels"] or {})
                 if owned is not None:
                     ours[str(found["Id"])] = owned
+            if self._listening is None:
+                # Of its own: many streams at once would put the connections of steps out of their pool.
+                self._listening = APIClient(
+                    self._base_url, version=self._client.api_version, max_pool_size=docker_usage.AT_ONCE
+                )
             return [
                 Reading(engine_id=engine_id, id=id, generation=generation, project_id=project_id, **usage)
-                for engine_id, usage in docker_usage.read(self._client, list(ours))
+                for engine_id, usage in docker_usage.read(self._listening, list(ours))
                 for id, generation, project_id in [ours[engine_id]]
             ]
 

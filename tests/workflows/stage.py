@@ -24,12 +24,13 @@ from activities.hosts import Inventory
 from activities.instances import Placement, PlaceRequest, Settlement, StopRequest
 from activities.registry import methods
 from activities.runs import CONTROL, host_queue, start
+from activities.samples import Coarsened
 from activities.sweeper import Swept
 from model.base import new_id
 from model.instances import MachineSpec, MachineState, OwnedMachine, Port
 from model.workflows import Failure, Order
 from worker.temporal import DYNAMIC_CONFIG, SEARCH_ATTRIBUTES, find_binary
-from workflows import instances, system
+from workflows import hosts, instances, system
 
 HOST = "one"
 Act = Callable[[], Awaitable[Any]]
@@ -134,6 +135,11 @@ class Control:
     async def sweep(self) -> Swept:
         await self._stage.play()
         return Swept()
+
+    @activity.defn(name="samples.coarsen")
+    async def coarsen(self) -> Coarsened:
+        await self._stage.play()
+        return Coarsened()
 
 
 class Engine:
@@ -243,7 +249,7 @@ async def theatre(client: Client, *, cached: int = 100, agent: bool = True) -> A
     control = Worker(
         client,
         task_queue=CONTROL,
-        workflows=[*instances.PLANS, *system.PLANS],
+        workflows=[*instances.PLANS, *hosts.PLANS, *system.PLANS],
         activities=methods(Control(stage)),  # type: ignore[arg-type]
         max_cached_workflows=cached,
         **common,
