@@ -49,7 +49,7 @@ _DELETE = text(
     """
     DELETE FROM samples WHERE (instance_id, seconds, at) IN (
         SELECT instance_id, seconds, at FROM samples WHERE seconds = :seconds AND at < :before
-        ORDER BY at LIMIT :most FOR UPDATE SKIP LOCKED
+        ORDER BY at LIMIT :most
     )
     """
 )

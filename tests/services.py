@@ -110,7 +110,16 @@ class PostgresServer:
         owner = self.postgres.url("cairn_owner", name)
         schema.migrate(owner)
         hosts = [
-            schema.HostSeed(id=new_id(), name=host, backend="docker", cpus=64, memory_mb=65536)
+            schema.HostSeed(
+                id=new_id(),
+                name=host,
+                backend="docker",
+                cpus=64,
+                memory_mb=65536,
+                credential=digest(f"agent-{host}"),
+                public_key=bytes(32),
+                fingerprint=bytes(32),
+            )
             for host in ("one", "two")
         ]
         schema.seed(owner, installation=new_id(), api_key="cairn_test", hosts=hosts, settings=Settings())

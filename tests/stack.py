@@ -90,12 +90,15 @@ class Stack:
 
     # Life
 
-    def start(self) -> Stack:
-        """Start the supervisor; from the main thread, as the kernel ties it to the thread that starts it."""
+    def start(self, **environ: str) -> Stack:
+        """Start the supervisor, this time with more in its environment.
+
+        From the main thread, as the kernel ties it to the thread that starts it.
+        """
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 self._command,
-                env=self._environ,
+                env=self._environ | environ,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -67,7 +67,7 @@ def test_minute_is_the_mean_of_its_samples(platform: Platform, worker_engine: En
 
 
 def test_minute_waits_for_its_last_samples(platform: Platform, worker_engine: Engine) -> None:
-    insert(platform, minute(dt.timedelta(seconds=200)))
+    insert(platform, minute(dt.timedelta(seconds=180)))
     assert not due(worker_engine)
     assert coarsen(worker_engine) == Coarsened()
 

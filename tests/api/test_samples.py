@@ -10,7 +10,6 @@ import httpx
 import pytest
 
 from model.base import new_id
-from model.secrets import digest
 from tests.api.conftest import Api
 
 UTC = dt.UTC
@@ -27,7 +26,6 @@ FIGURES = {
 
 def agent(api: Api, host: str = "one") -> httpx.AsyncClient:
     """The agent of a host."""
-    api.db.rows("UPDATE hosts SET credential = %s WHERE name = %s", digest(f"agent-{host}"), host)
     return httpx.AsyncClient(base_url=api.url, headers={"Authorization": f"Bearer agent-{host}"}, timeout=30)
 
 
