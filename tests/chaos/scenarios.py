@@ -156,7 +156,8 @@ def _plant_leftover(stack: Stack, instance: Json) -> str:
 
 
 def _plant_old_samples(stack: Stack, instance: Json) -> None:
-    """A minute that is to be made coarser, half an hour ago."""
+    """A minute that is to be made coarser, half an hour ago; nothing later has been yet."""
+    stack.sql("DELETE FROM samples")
     stack.sql(
         "INSERT INTO samples SELECT project_id, id, 10, date_bin('60 s', now(), 'epoch') - interval '30 min' + n * "
         "interval '10 s', 10 * n, 1000, 2, n, n, n, n FROM instances, generate_series(0, 5) AS n WHERE id = %s",
