@@ -39,7 +39,10 @@ def read(client: APIClient, engine_ids: list[str]) -> Iterator[tuple[str, dict[s
             for engine_id, stream in streams:
                 if time.monotonic() > until:
                     return
-                line = next(stream.iter_lines(chunk_size=None), None)
+                try:
+                    line = next(stream.iter_lines(chunk_size=None), None)
+                except requests.RequestException:
+                    continue  # one that is silent, or went, keeps nothing from the others
                 usage = _usage(orjson.loads(line)) if line else None
                 if usage is not None:
                     yield engine_id, usage

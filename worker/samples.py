@@ -80,6 +80,10 @@ class Samples:
                     log.warning("samples.failed", host_id=str(host), error=error.message)
                 working = False
                 continue
+            except Exception:
+                # An engine that says what was never seen: whatever is wrong with measuring, the steps go on.
+                log.exception("samples.failed", host_id=str(host))
+                continue
             working = True
             self._keep(dt.datetime.fromtimestamp(end - FINEST, dt.UTC), measured(before, readings))
             before = {reading.engine_id: reading for reading in readings}
