@@ -13,11 +13,12 @@ from uuid import UUID
 
 import docker
 import docker.errors
+import orjson
 import requests
 import urllib3.exceptions
 from docker import APIClient
 from docker.types import LogConfig
-from docker.utils import parse_repository_tag
+from docker.utils import convert_filters, parse_repository_tag
 
 from drivers import docker_usage, faults
 from drivers.machines import Cancelled, Check
@@ -321,9 +322,13 @@ class DockerMachines:
         now = int(time.time())
         since, self._asked_at = self._asked_at, now
         filters: dict[str, Any] = {"type": "container", "event": "update", "label": self._owner.filters()}
-        events = self._client.events(since=since - 1, until=now, filters=filters, decode=True)
-        for event in events:
-            self._details.pop(event["id"], None)
+        asked: dict[str, Any] = {"since": since - 1, "until": now, "filters": convert_filters(filters)}
+        # Not the SDK's own call: it would wait for a silent engine for ever.
+        url = f"{self._client.base_url}/v{self._client.api_version}/events"
+        answer = self._client.get(url, params=asked, timeout=CALL_SECONDS)
+        answer.raise_for_status()
+        for line in answer.content.splitlines():
+            self._details.pop(orjson.loads(line)["id"], None)
 
     def sample(self) -> list[Reading]:
         with _calling():
