@@ -18,6 +18,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.database import transaction
 from activities.fleet import BEAT, TICK, Limits, beat, replace_lost, to_reconcile
 from activities.runs import CONTROL, start, summarise
+from activities.samples import is_due
 from activities.settling import settle
 from model.base import Frozen
 from model.workflows import Failure, Order, Outcome, State, Step, Workflow
@@ -87,6 +88,11 @@ class Sweeper:
                 await asyncio.wait_for(self._reconcile(host), PATIENCE.total_seconds())
             except (RPCError, TimeoutError) as error:
                 failures.append(error)
+        try:
+            if await asyncio.to_thread(self._samples_are_due):
+                await asyncio.wait_for(self._coarsen_samples(), PATIENCE.total_seconds())
+        except (RPCError, TimeoutError) as error:
+            failures.append(error)
         if failures:
             log.warning("sweep.failed", count=len(failures), error=str(failures[0]) or type(failures[0]).__name__)
         return swept
@@ -107,6 +113,19 @@ class Sweeper:
             task_queue=CONTROL,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
             static_summary=f"Compare host {host} with what it should hold",
+        )
+
+    def _samples_are_due(self) -> bool:
+        with transaction(self._engine) as session:
+            return is_due(session)
+
+    async def _coarsen_samples(self) -> None:
+        await self._client.start_workflow(
+            "CoarsenSamples",
+            id="samples",
+            task_queue=CONTROL,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            static_summary="Make old samples coarser, and remove those that are too old",
         )
 
     def _find(self) -> tuple[list[Order], list[Order], list[Order]]:

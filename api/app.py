@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from temporalio.client import Client
 
 from activities.placement import Capacity
-from api import agents, errors, events, health, hosts, instances, projects, workflows
+from api import agents, errors, events, health, hosts, instances, projects, samples, workflows
 from api.bells import Bells
 from api.dispatcher import Dispatcher
 from api.http import Http
@@ -57,7 +57,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client) -> Fas
     )
     errors.install(app)
     # Agents before hosts: their paths are not ids.
-    for module in (instances, workflows, events, agents, hosts, projects, health):
+    for module in (instances, workflows, events, agents, samples, hosts, projects, health):
         app.include_router(module.router)
     app.add_middleware(Http, bug=errors.bug)
     return app

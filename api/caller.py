@@ -28,7 +28,7 @@ _AUTHENTICATE = text(
     WHERE k.digest = :digest AND k.revoked_at IS NULL
     """
 )
-_ENTER = text("SELECT set_config('cairn.project', :project, true)")
+ENTER = text("SELECT set_config('cairn.project', :project, true)")
 
 #: A database that is silent for so long counts as away.
 DATABASE_SECONDS = 5
@@ -67,7 +67,7 @@ class Caller:
     async def again(self) -> AsyncIterator[AsyncConnection]:
         """A later, short transaction of the same caller, after ``commit``."""
         async with self._engine.begin() as connection:
-            await connection.execute(_ENTER, {"project": str(self.project_id)})
+            await connection.execute(ENTER, {"project": str(self.project_id)})
             yield connection
 
 

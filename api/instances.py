@@ -45,8 +45,8 @@ _columns = [*Instance.__table__.columns, Host.name.label("host"), Host.last_seen
 _query = select(*_columns).select_from(Instance).outerjoin(Host, Host.id == Instance.host_id)
 
 # Built once: on the paths that every client waits for, building a statement costs more than running it.
-_readable = (Instance.status != Status.DELETED) | (Instance.deleted_at > func.now() - text("interval '24 hours'"))
-_mine = (Instance.project_id == bindparam("project_id")) & (Instance.id == bindparam("instance_id")) & _readable
+readable = (Instance.status != Status.DELETED) | (Instance.deleted_at > func.now() - text("interval '24 hours'"))
+_mine = (Instance.project_id == bindparam("project_id")) & (Instance.id == bindparam("instance_id")) & readable
 _BY_ID = _query.where(_mine)
 _LOCK = select(Instance.__table__).where(_mine).with_for_update()
 _INSERT = insert(Instance.__table__).returning(  # type: ignore[arg-type]  # a Table, typed as FromClause
@@ -138,7 +138,7 @@ async def index(
     query = _query.where(Instance.project_id == caller.project_id)
     query = query.where(Instance.status == status) if status else query.where(Instance.status != Status.DELETED)
     if status == Status.DELETED:
-        query = query.where(_readable)
+        query = query.where(readable)
     if name is not None:
         query = query.where(Instance.name == name)
     if label is not None:

@@ -13,13 +13,14 @@ from uuid import UUID
 
 import docker
 import docker.errors
+import orjson
 import requests
 import urllib3.exceptions
 from docker import APIClient
 from docker.types import LogConfig
-from docker.utils import parse_repository_tag
+from docker.utils import convert_filters, parse_repository_tag
 
-from drivers import faults
+from drivers import docker_usage, faults
 from drivers.machines import Cancelled, Check
 from drivers.ownership import FENCED, Owner, machine_name
 from model.errors import (
@@ -31,6 +32,7 @@ from model.errors import (
     PortTaken,
 )
 from model.instances import MachineSpec, MachineState, OwnedMachine, Port
+from model.samples import Reading
 
 #: Below the ten seconds within which a cancel acts. A call that takes longer is ambiguous, and repeated.
 CALL_SECONDS = 9
@@ -63,6 +65,7 @@ class DockerMachines:
         self._owner = Owner(installation=installation, host_id=host_id)
         self._publish_address = publish_address
         self._connected: APIClient | None = None
+        self._listening: APIClient | None = None
         # Containers that this process made: an engine's id is never given twice, so their
         # start needs no second proof of ownership. Small, and lost with the process, as it may be.
         self._proven: dict[UUID, str] = {}
@@ -320,9 +323,32 @@ class DockerMachines:
         now = int(time.time())
         since, self._asked_at = self._asked_at, now
         filters: dict[str, Any] = {"type": "container", "event": "update", "label": self._owner.filters()}
-        events = self._client.events(since=since - 1, until=now, filters=filters, decode=True)
-        for event in events:
-            self._details.pop(event["id"], None)
+        asked: dict[str, Any] = {"since": since - 1, "until": now, "filters": convert_filters(filters)}
+        # Not the SDK's own call: it would wait for a silent engine for ever.
+        url = f"{self._client.base_url}/v{self._client.api_version}/events"
+        answer = self._client.get(url, params=asked, timeout=CALL_SECONDS)
+        answer.raise_for_status()
+        for line in answer.content.splitlines():
+            self._details.pop(orjson.loads(line)["id"], None)
+
+    def sample(self) -> list[Reading]:
+        with _calling():
+            filters = {"label": self._owner.filters(), "status": "running"}
+            ours = {}
+            for found in self._client.containers(filters=filters):
+                owned = self._owner.owned_of(found["Names"][0].removeprefix("/"), found["Labels"] or {})
+                if owned is not None:
+                    ours[str(found["Id"])] = owned
+            if self._listening is None:
+                # Of its own: many streams at once would put the connections of steps out of their pool.
+                self._listening = APIClient(
+                    self._base_url, version=self._client.api_version, max_pool_size=docker_usage.AT_ONCE
+                )
+            return [
+                Reading(engine_id=engine_id, id=id, generation=generation, project_id=project_id, **usage)
+                for engine_id, usage in docker_usage.read(self._listening, list(ours))
+                for id, generation, project_id in [ours[engine_id]]
+            ]
 
     def _find(self, machine: UUID) -> dict[str, Any] | None:
         """Whatever has the machine's name."""

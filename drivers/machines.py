@@ -18,6 +18,7 @@ from typing import Protocol
 from uuid import UUID
 
 from model.instances import MachineSpec, MachineState, OwnedMachine
+from model.samples import Reading
 
 
 class Cancelled(Exception):
@@ -65,4 +66,10 @@ class Machines(Protocol):
         """All machines that carry this installation's and this host's labels, with what the engine tells of them.
 
         A change that somebody made behind our back shows within a minute, at most.
+        """
+
+    def sample(self) -> list[Reading]:
+        """What all running machines with this installation's and this host's labels have used, in one call.
+
+        Takes a second or two, however many there are. One that cannot be read (it ends meanwhile) is left out.
         """

@@ -60,6 +60,14 @@ class Owner(Frozen):
             return None
         return (machine, generation) if name == machine_name(machine) else None
 
+    def owned_of(self, name: str, labels: Mapping[str, str]) -> tuple[UUID, int, UUID] | None:
+        """The same, and the project that it was made for."""
+        ours = self.owned(name, labels)
+        try:
+            return (*ours, UUID(labels.get(f"{PREFIX}.project", ""))) if ours else None
+        except ValueError:
+            return None
+
     def check_adoptable(self, spec: MachineSpec, labels: Mapping[str, str]) -> bool:
         """True: the found object is ``spec``'s own; False: an older one of ours, to be replaced.
 

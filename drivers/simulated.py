@@ -21,6 +21,7 @@ from model.errors import (
     PortTaken,
 )
 from model.instances import MachineSpec, MachineState, OwnedMachine
+from model.samples import Reading
 
 CALL_SECONDS = 9
 POLL_SECONDS = 0.05
@@ -131,6 +132,16 @@ class SimulatedMachines:
                     )
                 )
         return machines
+
+    def sample(self) -> list[Reading]:
+        readings = []
+        for found in self._call("GET", "usage") or []:
+            ours = self._owner.owned_of(found["name"], found["labels"])
+            if ours is not None:
+                id, generation, project_id = ours
+                usage = {name: value for name, value in found.items() if name not in ("name", "labels")}
+                readings.append(Reading(id=id, generation=generation, project_id=project_id, **usage))
+        return readings
 
     def _own(self, machine: UUID) -> dict[str, Any] | None:
         """What has the machine's name and our labels."""

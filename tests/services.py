@@ -109,9 +109,19 @@ class PostgresServer:
         schema.bootstrap(self.postgres.url(SUPERUSER, "postgres"))
         owner = self.postgres.url("cairn_owner", name)
         schema.migrate(owner)
-        size: dict[str, Any] = {"cpus": 64, "memory_mb": 65536}
-        joined = {"credential": digest("cairn_host_test"), "public_key": bytes(32), "fingerprint": bytes(32)}
-        hosts = [schema.HostSeed(id=new_id(), name=host, backend="docker", **size, **joined) for host in ("one", "two")]
+        hosts = [
+            schema.HostSeed(
+                id=new_id(),
+                name=host,
+                backend="docker",
+                cpus=64,
+                memory_mb=65536,
+                credential=digest(f"agent-{host}"),
+                public_key=bytes(32),
+                fingerprint=bytes(32),
+            )
+            for host in ("one", "two")
+        ]
         schema.seed(owner, installation=new_id(), api_key="cairn_test", hosts=hosts, settings=Settings())
         with psycopg.connect(self.postgres.url(SUPERUSER, name), autocommit=True) as connection:
             # Nobody renews their leases: these last as long as any test.

@@ -34,6 +34,7 @@ from model.settings import Settings
 from worker import fence, identity
 from worker.identity import Membership
 from worker.leases import Leases
+from worker.samples import Samples
 from worker.temporal_client import connect
 
 #: Steps of one host at once. Most wait for the engine, or for an instance to become ready.
@@ -109,11 +110,12 @@ async def run(settings: Settings) -> None:
         for worker in step_workers(client, membership.hosts, machines, partial(fence.ensure, settings)):
             await workers.enter_async_context(worker)
         log.info("agent.ready", hosts=[host.name for host in membership.hosts])
-        renewing = asyncio.create_task(leases.run())
-        await asyncio.wait({renewing, asyncio.ensure_future(stopping.wait())}, return_when=asyncio.FIRST_COMPLETED)
-        if renewing.done():
-            renewing.result()
-        renewing.cancel()
+        beside = {asyncio.create_task(leases.run()), asyncio.create_task(Samples(membership, machines).run())}
+        await asyncio.wait({*beside, asyncio.ensure_future(stopping.wait())}, return_when=asyncio.FIRST_COMPLETED)
+        for task in beside:
+            if task.done():
+                task.result()
+            task.cancel()
 
 
 def step_workers(

@@ -32,6 +32,7 @@ from activities.interceptor import ActivityInterceptor
 from activities.placement import Capacity
 from activities.registry import methods
 from activities.runs import CONTROL, Histories
+from activities.samples import SampleRecords
 from activities.sweeper import LOST_AFTER, Sweeper
 from model import logs
 from model.settings import Settings
@@ -68,6 +69,7 @@ async def run(settings: Settings) -> None:
         InstanceRecords(engine, capacity, histories),
         HostRecords(engine, heal_seconds=settings.deadline_launch),
         HostDrains(engine, histories, move_seconds=settings.deadline_launch),
+        SampleRecords(engine),
         sweeper,
     ]
     stopping = asyncio.Event()

@@ -9,6 +9,7 @@ from temporalio import workflow
 from workflows.options import on_control
 
 with workflow.unsafe.imports_passed_through():
+    from activities.samples import SampleRecords
     from activities.sweeper import Sweeper
 
 #: A pass that takes longer has been overtaken by the next.
@@ -24,4 +25,13 @@ class Tick:
         await workflow.execute_activity_method(Sweeper.sweep, **on_control(PASS))
 
 
-PLANS = [Tick]
+@workflow.defn
+class CoarsenSamples:
+    """Started by the tick where it is due."""
+
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.execute_activity_method(SampleRecords.coarsen, **on_control(PASS))
+
+
+PLANS = [Tick, CoarsenSamples]

@@ -87,12 +87,6 @@ def upgrade() -> None:
         sa.Column("tx_bytes", sa.BigInteger(), nullable=False),
         sa.Column("read_bytes", sa.BigInteger(), nullable=False),
         sa.Column("written_bytes", sa.BigInteger(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["project_id", "instance_id"],
-            ["instances.project_id", "instances.id"],
-            name=op.f("fk_samples_project_id_instance_id_instances"),
-            ondelete="CASCADE",
-        ),
         sa.PrimaryKeyConstraint("instance_id", "seconds", "at", name=op.f("pk_samples")),
     )
     op.create_index("ix_samples_age", "samples", ["seconds", "at"])

@@ -19,9 +19,12 @@ PLANS = {
     "undo": ("instance.delete", "instance.settle"),
     "reconcile": ("host.inventory", "host.reconcile"),
     "tick": ("tick.sweep",),
+    "samples": ("samples.coarsen",),
 }
 #: Scenarios that a user asks for, and may call off.
 ASKED = ("launch", "start", "stop", "delete")
+#: What nobody asks for.
+SYSTEM = ("reconcile", "tick", "samples")
 PROCESSES = ("api", "temporal", "postgres")
 #: What a fault does by itself. An answer can be lost only where there is one.
 FAULTS = {"kill": None, "error": None, "lose_answer": ("after_effect", "after_commit")}
@@ -55,7 +58,7 @@ def every() -> list[Cell]:
     cells = []
     for plan, activities in PLANS.items():
         # System work serves all hosts alike; the scenarios plant their leftovers on the simulated engine.
-        backends = ("simulated",) if plan in ("reconcile", "tick") else ("simulated", "docker")
+        backends = ("simulated",) if plan in SYSTEM else ("simulated", "docker")
         for activity in activities:
             for point in points_of(activity):
                 whats = [what for what, at in FAULTS.items() if at is None or point.endswith(at)]

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from tests import invariants
-from tests.chaos.cells import PROCESSES, Cell
+from tests.chaos.cells import PROCESSES, SYSTEM, Cell
 from tests.stack import Json, Stack, wait_for
 
 #: A cancel acts within this, whatever the step does meanwhile.
@@ -22,7 +22,7 @@ BEFORE = {"launch": "error", "start": "stopped", "stop": "running", "delete": "r
 def run(stack: Stack, cell: Cell) -> None:
     """One cell, on a stack at rest, which it leaves at rest. Fails where a promise is broken."""
     try:
-        if cell.plan in ("reconcile", "tick"):
+        if cell.plan in SYSTEM:
             _system_work(stack, cell)
         elif cell.what == "cancel":
             _cancel(stack, cell)
@@ -136,9 +136,13 @@ def _system_work(stack: Stack, cell: Cell) -> None:
     leftover = _plant_leftover(stack, instance) if cell.plan == "reconcile" else None
     before = len(stack.hits(cell.point))
     stack.fault(cell.point, cell.what)
+    if cell.plan == "samples":
+        _plant_old_samples(stack, instance)
     accepted = stack.launch()
     stack.wait_for_hit(cell.point, before)
     stack.completed(accepted)
+    if cell.plan == "samples":
+        _expect_coarser(stack, instance)
     wait_for("the leftover is removed", lambda: leftover not in invariants.machines(stack), 30)
 
 
@@ -149,6 +153,24 @@ def _plant_leftover(stack: Stack, instance: Json) -> str:
     copy = {"image": machine["image"], "ports": [], "labels": machine["labels"] | {"io.cairn.id": id}}
     httpx.post(f"{stack.simulator_url}/hosts/{instance['host']}/machines/cairn-instance-{id}", json=copy)
     return id
+
+
+def _plant_old_samples(stack: Stack, instance: Json) -> None:
+    """A minute that is to be made coarser, half an hour ago; nothing later has been yet."""
+    stack.sql("DELETE FROM samples")
+    stack.sql(
+        "INSERT INTO samples SELECT project_id, id, 10, date_bin('60 s', now(), 'epoch') - interval '30 min' + n * "
+        "interval '10 s', 10 * n, 1000, 2, n, n, n, n FROM instances, generate_series(0, 5) AS n WHERE id = %s",
+        instance["id"],
+    )
+
+
+def _expect_coarser(stack: Stack, instance: Json) -> None:
+    def rows() -> list[tuple[Any, ...]]:
+        asked = "SELECT cpu_percent, memory_bytes, rx_bytes FROM samples WHERE instance_id = %s AND seconds = 60"
+        return stack.sql(f"{asked} ORDER BY at LIMIT 1", instance["id"])
+
+    assert wait_for("a minute's samples are one", rows, 30) == [(25, 1000, 5)]
 
 
 def _expect(stack: Stack, accepted: Json, status: str) -> None:

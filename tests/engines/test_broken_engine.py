@@ -116,6 +116,7 @@ def test_every_call_gives_a_silent_engine_up_in_time(
         lambda: behind.stop(running.id, 0, never),
         lambda: behind.delete(running.id),
         behind.inventory,
+        behind.sample,
         *[unconnected.inventory] * 3,
     ]
     proxy.silent.set()

@@ -143,7 +143,7 @@ def leftovers(stage: Stage) -> None:
 
 
 def passing(stage: Stage) -> None:
-    for name in ("host.inventory", "tick.sweep"):
+    for name in ("host.inventory", "samples.coarsen", "tick.sweep"):
         stage.script[name].append(fails(EngineUnavailable("away")))
 
 
@@ -156,6 +156,8 @@ async def main(version: str) -> None:
     } | {
         "Tick-completed": lambda play: record_system(play, "Tick", lambda _: None),
         "Tick-retried": lambda play: record_system(play, "Tick", passing),
+        "CoarsenSamples-completed": lambda play: record_system(play, "CoarsenSamples", lambda _: None),
+        "CoarsenSamples-retried": lambda play: record_system(play, "CoarsenSamples", passing),
         "ReconcileHost-completed": lambda play: record_system(play, "ReconcileHost", lambda _: None, HOST),
         "ReconcileHost-retried": lambda play: record_system(play, "ReconcileHost", passing, HOST),
         "ReconcileHost-leftovers": lambda play: record_system(play, "ReconcileHost", leftovers, HOST),

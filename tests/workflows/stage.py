@@ -25,6 +25,7 @@ from activities.hosts import Inventory
 from activities.instances import Placement, PlaceRequest, Settlement, StopRequest
 from activities.registry import methods
 from activities.runs import CONTROL, host_queue, start
+from activities.samples import Coarsened
 from activities.sweeper import Swept
 from model.base import new_id
 from model.instances import MachineSpec, MachineState, OwnedMachine, Port
@@ -170,6 +171,11 @@ class Control:
     async def sweep(self) -> Swept:
         await self._stage.play()
         return Swept()
+
+    @activity.defn(name="samples.coarsen")
+    async def coarsen(self) -> Coarsened:
+        await self._stage.play()
+        return Coarsened()
 
 
 class Engine:
