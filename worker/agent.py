@@ -26,11 +26,14 @@ from activities.interceptor import ActivityInterceptor
 from activities.registry import methods
 from activities.runs import host_queue
 from drivers.machines import Machines
+from drivers.streams import Streams
 from model import logs
 from model.hosts import AgentHost
 from model.settings import Settings
-from worker import identity
-from worker.identity import Membership
+from model.tickets import Gate
+from worker import agent_server, identity
+from worker.agent_server import AgentServer
+from worker.identity import Keys, Membership
 from worker.leases import Leases
 from worker.temporal_client import connect
 
@@ -45,13 +48,22 @@ def main() -> None:
     uvloop.run(run(settings))
 
 
-def read_membership(settings: Settings) -> Membership:
+def read_identity(settings: Settings) -> tuple[Keys, Membership]:
     if settings.agent_identity is None:
         raise SystemExit("CAIRN_AGENT_IDENTITY is not set: an agent is started with 'cairn host join'")
     known = identity.read(settings.agent_identity)
     if known is None or known.membership is None:
         raise SystemExit(f"{settings.agent_identity}: this host has not joined a platform: run 'cairn host join'")
-    return known.membership
+    return known.keys, known.membership
+
+
+def streams(host: AgentHost, installation: UUID, settings: Settings) -> Streams | None:
+    """What it can do beside steps; None: nothing."""
+    if host.backend != "docker":
+        return None
+    from drivers.docker_streams import DockerStreams
+
+    return DockerStreams(settings.docker_host, installation=installation, host_id=host.id)
 
 
 def driver(host: AgentHost, installation: UUID, settings: Settings) -> Machines:
@@ -73,7 +85,7 @@ def driver(host: AgentHost, installation: UUID, settings: Settings) -> Machines:
 
 
 async def run(settings: Settings) -> None:
-    membership = read_membership(settings)
+    keys, membership = read_identity(settings)
     if "temporal_address" not in settings.model_fields_set:
         settings = settings.model_copy(
             update={
@@ -91,24 +103,30 @@ async def run(settings: Settings) -> None:
         return
     client = connecting.result()
     machines = {host.id: driver(host, membership.installation, settings) for host in membership.hosts}
+    gate = Gate(membership.ticket_keys)
+    listener = agent_server.listen(settings, membership.api_url)
+    serves = AgentServer({host.id: streams(host, membership.installation, settings) for host in membership.hosts}, gate)
     leases = Leases(
         membership,
         machines,
         client,
-        agent_url=None,
+        agent_url=agent_server.url_of(listener),
         versions={"agent": version("cairn-platform")},
         look_seconds=settings.reconcile_interval,
-        on_ticket_keys=lambda keys: None,
+        on_ticket_keys=gate.learn,
     )
     async with AsyncExitStack() as workers:
         for worker in step_workers(client, membership.hosts, machines):
             await workers.enter_async_context(worker)
         log.info("agent.ready", hosts=[host.name for host in membership.hosts])
+        serving = asyncio.create_task(agent_server.Server(serves.app, keys, listener).run_until(stopping))
         renewing = asyncio.create_task(leases.run())
-        await asyncio.wait({renewing, asyncio.ensure_future(stopping.wait())}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({renewing, serving}, return_when=asyncio.FIRST_COMPLETED)
         if renewing.done():
             renewing.result()
         renewing.cancel()
+        await serving
+        serves.close()
 
 
 def step_workers(client: Client, hosts: list[AgentHost], machines: Mapping[UUID, Machines]) -> list[Worker]:
