@@ -204,13 +204,7 @@ class DockerCommand:
                 found = next(self._frames)
             except TimeoutError:
                 self.close()
-                raise CommandTimeout(
-                    f"the command did not end within {self._timeout_seconds:g} s, and was ended",
-                    timeout=self._timeout_seconds,
-                ) from None
-            except StopIteration:
-                self._ended = True
-                raise
+                raise self._timed_out() from None
             self._read = [Output(_CHANNELS.get(number, "stdout"), data) for number, data in reversed(found)]
         return self._read.pop()
 
@@ -219,15 +213,18 @@ class DockerCommand:
         while (code := self._processes.exit_code()) is None:
             if time.monotonic() > self._until:
                 self.close()
-                raise CommandTimeout(
-                    f"the command closed its output, did not end within {self._timeout_seconds:g} s, and was ended",
-                    timeout=self._timeout_seconds,
-                )
+                raise self._timed_out()
             time.sleep(POLL_SECONDS)
+        self._ended = True
         return code
+
+    def _timed_out(self) -> CommandTimeout:
+        seconds = self._timeout_seconds
+        return CommandTimeout(f"the command did not end within {seconds:g} s, and was ended", timeout=seconds)
 
     def close(self) -> None:
         self._channel.close()
+        # Also where its output has ended: it may have closed that, or be who a closed channel woke.
         if not self._ended:
             self._ended = True
             self._processes.end()

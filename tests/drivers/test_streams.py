@@ -129,7 +129,12 @@ def test_command_that_takes_too_long_is_ended_with_all_it_started(
 def test_command_that_is_closed_is_ended(streams: DockerStreams, machine: UUID) -> None:
     command = streams.run(machine, ["sh", "-c", "echo here; sleep 7652"], timeout_seconds=30)
     assert next(command).data == b"here\n"
+    reader = threading.Thread(target=lambda: list(command))
+    reader.start()
+    time.sleep(0.2)
     command.close()
+    reader.join(2)
+    assert not reader.is_alive()
     assert until(lambda: not left(streams, machine, "sleep 7652"), 5)
 
 
