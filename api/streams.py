@@ -12,6 +12,7 @@ from uuid import UUID
 import aiohttp
 import orjson
 from fastapi import APIRouter, Query, Request, Response, WebSocket
+from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from sqlalchemy import select
 from starlette.websockets import WebSocketDisconnect, WebSocketState
@@ -74,7 +75,7 @@ class ExecResult(BaseModel):
     truncated: bool
 
 
-@router.get("/v1/instances/{instance_id}/logs", response_class=Streamed)
+@router.get("/v1/instances/{instance_id}/logs", response_class=PlainTextResponse)
 async def logs(
     request: Request, instance_id: UUID, caller: Authenticated, tail: TailQuery = None, follow: bool = False
 ) -> Response:

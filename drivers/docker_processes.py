@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import docker.errors
 
@@ -27,14 +28,44 @@ MARK = "CAIRN_STREAM"
 START_SECONDS = 2.0
 POLL_SECONDS = 0.02
 #: In a line of /proc/<pid>/stat, after the program's name in parentheses.
-_SESSION = 3
+_PARENT, _SESSION, _TERMINAL = 1, 3, 4
+_ID = re.compile(r"[0-9a-f]{64}")
 _INSIDE = (
     'for d in /proc/[0-9]*; do if grep -q "$1" "$d/environ" 2>/dev/null; then kill -s "$2" "${d#/proc/}"; fi; done'
 )
 
 
-def new_mark() -> str:
-    return uuid4().hex
+def new_mark(host: UUID) -> str:
+    """A mark of the agent of ``host``."""
+    return f"{host}/{uuid4().hex}"
+
+
+def end_forgotten(engine: DockerEngine) -> None:
+    """End what an agent of this host, that was killed, had been running for somebody.
+
+    That is what the engine itself started, with its session where it has no terminal (a terminal's kernel tells
+    the others); what has left that for the background was to go on.
+    """
+    with calling():
+        filters = {"label": engine.owner.filters(), "status": "running"}
+        ours = {str(found["Id"]) for found in engine.client.containers(filters=filters)}
+    mark = f"{MARK}={engine.owner.host_id}/".encode()
+    leaders = set()
+    for pid in _pids():
+        with contextlib.suppress(OSError):
+            stat, inside = _stat(pid), _container(pid)
+            started = inside in ours and int(stat[_SESSION]) == pid and _container(int(stat[_PARENT])) != inside
+            if started and mark in Path(f"/proc/{pid}/environ").read_bytes():
+                leaders.add(pid)
+    for pid in _pids() if leaders else ():
+        with contextlib.suppress(OSError), _held(pid) as held:
+            stat = _stat(pid)
+            if (
+                _container(pid) in ours
+                and int(stat[_SESSION]) in leaders
+                and (pid in leaders or stat[_TERMINAL] == "0")
+            ):
+                signal.pidfd_send_signal(held, signal.SIGKILL)
 
 
 class Processes:
@@ -103,10 +134,7 @@ class Processes:
                     signal.pidfd_send_signal(held, number)
 
     def _is_inside(self, pid: int) -> bool:
-        try:
-            return self._engine_id in Path(f"/proc/{pid}/cgroup").read_text()
-        except OSError:
-            return False
+        return _container(pid) == self._engine_id
 
     def _is_marked(self, pid: int) -> bool:
         return self._mark.encode() in Path(f"/proc/{pid}/environ").read_bytes()
@@ -135,5 +163,19 @@ def _held(pid: int) -> Iterator[int]:
         os.close(held)
 
 
+def _container(pid: int) -> str | None:
+    """The id of the container that it is in."""
+    try:
+        found = _ID.findall(Path(f"/proc/{pid}/cgroup").read_text())
+    except OSError:
+        return None
+    return found[-1] if found else None  # the last: an engine may itself run in a container
+
+
 def _session(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[_SESSION])
+    return int(_stat(pid)[_SESSION])
+
+
+def _stat(pid: int) -> list[str]:
+    """What is behind the program's name, which may hold anything."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

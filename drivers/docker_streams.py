@@ -14,7 +14,7 @@ import orjson
 
 from drivers.docker_channel import Channel, frames
 from drivers.docker_engine import NOT_FOUND, DockerEngine, calling
-from drivers.docker_processes import MARK, Processes, new_mark
+from drivers.docker_processes import MARK, Processes, end_forgotten, new_mark
 from drivers.ownership import Owner, machine_name
 from drivers.streams import Output, Usage, check_path
 from model.errors import CommandTimeout, InvalidState, NotFound
@@ -69,6 +69,9 @@ class DockerStreams:
             except docker.errors.NotFound:
                 raise NotFound(f"{machine_name(machine)} has no folder {path}") from None
 
+    def end_forgotten(self) -> None:
+        end_forgotten(self._engine)
+
     def _find(self, machine: UUID, *, running: bool = False) -> str:
         """The engine's id of a machine of ours."""
         with calling():
@@ -80,7 +83,7 @@ class DockerStreams:
         return str(found["Id"])
 
     def _exec(self, machine: UUID, argv: list[str], *, terminal: bool) -> tuple[Processes, Channel]:
-        engine_id, mark = self._find(machine, running=True), new_mark()
+        engine_id, mark = self._find(machine, running=True), new_mark(self._engine.owner.host_id)
         environment = {MARK: mark} | ({"TERM": "xterm-256color"} if terminal else {})
         with calling():
             try:

@@ -113,6 +113,12 @@ class Streams(Protocol):
         Files of the same name are replaced; an archive that ends too early may have been unpacked in part.
         """
 
+    def end_forgotten(self) -> None:
+        """End the commands and terminals that an agent of this host left when it was killed.
+
+        To be called before the first of its own. What it cannot see it leaves.
+        """
+
 
 def check_path(path: str) -> str:
     """``path``, where it is absolute and plain. Raises ValidationFailed."""

@@ -119,14 +119,13 @@ async def run(settings: Settings) -> None:
         for worker in step_workers(client, membership.hosts, machines):
             await workers.enter_async_context(worker)
         log.info("agent.ready", hosts=[host.name for host in membership.hosts])
-        serving = asyncio.create_task(agent_server.Server(serves.app, keys, listener).run_until(stopping))
+        serving = asyncio.create_task(serves.run(keys, listener, stopping))
         renewing = asyncio.create_task(leases.run())
         await asyncio.wait({renewing, serving}, return_when=asyncio.FIRST_COMPLETED)
         if renewing.done():
             renewing.result()
         renewing.cancel()
         await serving
-        serves.close()
 
 
 def step_workers(client: Client, hosts: list[AgentHost], machines: Mapping[UUID, Machines]) -> list[Worker]:

@@ -77,7 +77,15 @@ class AgentServer:
             exception_handlers={CairnError: _refuse},  # type: ignore[dict-item]  # it gets just these
         )
 
-    def close(self) -> None:
+    async def run(self, keys: Keys, listener: socket.socket, stopping: asyncio.Event) -> None:
+        """Serve until ``stopping``. First, what an earlier life of the agent left running is ended."""
+        for streams in self._hosts.values():
+            if streams is not None:
+                try:
+                    await self._blocking(streams.end_forgotten)
+                except CairnError as error:  # an engine that does not answer may keep it
+                    log.warning("streams.not_tidied", error=error.message)
+        await Server(self.app, keys, listener).run_until(stopping)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _logs(self, request: Request) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import tarfile
 import threading
 import time
@@ -136,6 +137,26 @@ def test_command_that_is_closed_is_ended(streams: DockerStreams, machine: UUID) 
     reader.join(2)
     assert not reader.is_alive()
     assert until(lambda: not left(streams, machine, "sleep 7652"), 5)
+
+
+def test_what_a_killed_agent_had_running_is_ended_by_the_next_and_no_other(
+    streams: DockerStreams, machine: UUID
+) -> None:
+    command = streams.run(machine, ["sh", "-c", "setsid sleep 7649 & sleep 7648; echo"], timeout_seconds=60)
+    terminal = streams.terminal(machine, ["sleep", "7647"], columns=80, rows=24)
+
+    def running() -> list[bytes]:
+        lines = left(streams, machine, "sleep 764").splitlines()
+        return sorted(line.split()[-1] for line in lines if b"setsid" not in line)
+
+    assert until(lambda: running() == [b"7647", b"7648", b"7649"])
+    DockerStreams(engine.SOCKET, installation=INSTALLATION, host_id=uuid4()).end_forgotten()
+    assert len(running()) == 3, "another agent's"
+    DockerStreams(engine.SOCKET, installation=INSTALLATION, host_id=HOST).end_forgotten()
+    assert until(lambda: running() == [b"7649"], 5), "what was to go on goes on"
+    assert command.exit_code() == 128 + signal.SIGKILL
+    command.close()
+    terminal.close()
 
 
 def test_terminal_echoes_is_resized_and_says_how_it_ended(streams: DockerStreams, machine: UUID) -> None:

@@ -26,7 +26,7 @@ from model.streams import Run
 from model.tickets import Gate, Ticket, Verb, new_signing_key, sign, verifying_key
 from tests.services import eventually
 from worker import agent_server
-from worker.agent_server import OF_ONE, AgentServer, Server, url_of, way_to
+from worker.agent_server import OF_ONE, AgentServer, url_of, way_to
 from worker.identity import Keys, new_keys
 
 HOST, INSTANCE, KEY = uuid4(), uuid4(), new_signing_key()
@@ -95,6 +95,7 @@ class FakeStreams:
         self.opened: list[Any] = []
         self.items: Iterable[Any] = [b"one\n", b"two\n"]
         self.archive = b""
+        self.tidied = False
 
     def _open(self, made: Any) -> Any:
         self.opened.append(made)
@@ -119,6 +120,9 @@ class FakeStreams:
 
     def get(self, machine: UUID, path: str) -> Items:
         return self._open(Items([b"tar of ", path.encode()]))
+
+    def end_forgotten(self) -> None:
+        self.tidied = True
 
     def put(self, machine: UUID, path: str, archive: Iterable[bytes]) -> None:
         self.archive = b"".join(archive)
@@ -152,16 +156,15 @@ async def serving(keys: Keys = KEYS) -> AsyncIterator[Site]:
     served = AgentServer({HOST: streams, UUID(int=1): None}, gate)
     listener = agent_server.listen(Settings(), "http://127.0.0.1:1")
     url = url_of(listener)
-    server, stopping = Server(served.app, keys, listener), asyncio.Event()
-    running = asyncio.create_task(server.run_until(stopping))
-    assert await eventually(lambda: server.started)
+    stopping = asyncio.Event()
+    running = asyncio.create_task(served.run(keys, listener, stopping))
+    assert await eventually(lambda: streams.tidied)
     agents = Agents(SecretStr(KEY))
     async with aiohttp.ClientSession() as http:
         yield Site(url, streams, gate, agents, http)
     await agents.close()
     stopping.set()
     await running
-    served.close()
 
 
 @pytest_asyncio.fixture
