@@ -13,7 +13,7 @@ import aiohttp
 import orjson
 from fastapi import APIRouter, Query, Request, Response, WebSocket
 from fastapi.responses import PlainTextResponse
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from sqlalchemy import select
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
@@ -28,7 +28,7 @@ from api.streamed import Streamed, first_of
 from model.errors import CairnError, HostUnreachable, InvalidState, NotFound, ValidationFailed
 from model.hosts import Host, is_reachable
 from model.instances import Instance, Status
-from model.streams import Run, Size, Tail
+from model.streams import Resize, Run, Size, Tail
 
 router = APIRouter(tags=["streams"], responses=RESPONSES)
 
@@ -180,7 +180,15 @@ async def _typed(agent: Socket, socket: WebSocket) -> None:
             if message.get("bytes"):
                 await agent.send_bytes(message["bytes"])
             elif message.get("text"):
-                await agent.send_str(message["text"])
+                await agent.send_str(_resize(message["text"]).model_dump_json())
+
+
+def _resize(text: str) -> Resize:
+    try:
+        return Resize.model_validate_json(text)
+    except ValidationError:
+        problem = 'expected {"resize": {"columns": …, "rows": …}} in a text message, and what is typed in binary ones'
+        raise ValidationFailed(problem, fields=[{"field": "resize", "message": problem}]) from None
 
 
 async def _target(caller: Caller, instance_id: UUID, *, running: bool = False) -> Target:

@@ -24,7 +24,7 @@ from drivers.docker_engine import DockerEngine, calling
 from model.errors import CairnError, NotFound
 
 MARK = "CAIRN_STREAM"
-#: How long an exec may take to have a terminal.
+#: How long an exec may take to start.
 START_SECONDS = 2.0
 POLL_SECONDS = 0.02
 #: In a line of /proc/<pid>/stat, after the program's name in parentheses.
@@ -110,8 +110,15 @@ class Processes:
 
     def _leader(self) -> int | None:
         """The engine's pid of its first process; None where that has ended."""
-        found = self._inspect()
-        return int(found["Pid"]) if found and found["Running"] and found["Pid"] else None
+        until = time.monotonic() + START_SECONDS
+        while (found := self._inspect()) is not None:
+            if found["Running"] and found["Pid"]:
+                return int(found["Pid"])
+            # Neither running nor ended: it is just being started.
+            if found["ExitCode"] is not None or time.monotonic() > until:
+                return None
+            time.sleep(POLL_SECONDS)
+        return None
 
     def _inspect(self) -> dict[str, Any] | None:
         with calling():

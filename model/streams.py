@@ -29,6 +29,19 @@ Size = Annotated[int, Field(ge=1, le=10_000)]
 Tail = Annotated[int, Field(ge=0, le=10_000_000)]
 
 
+class Extent(Frozen):
+    """Of a terminal, in characters."""
+
+    columns: Size
+    rows: Size
+
+
+class Resize(Frozen):
+    """What a client of a terminal says in a text message."""
+
+    resize: Extent
+
+
 class Run(Frozen):
     """A command to run. Output beyond ``limit`` bytes of a channel is read and thrown away."""
 

@@ -40,7 +40,7 @@ from model.errors import (
     ValidationFailed,
 )
 from model.settings import Settings
-from model.streams import END, MOST_BYTES, STDERR, STDOUT, End, Failure, Run, Size, Tail, frame
+from model.streams import END, MOST_BYTES, STDERR, STDOUT, End, Failure, Resize, Run, Size, Tail, frame
 from model.tickets import Gate, Ticket, Verb
 from worker.identity import Keys
 
@@ -49,6 +49,8 @@ STREAMS, OF_ONE = 128, 16
 #: One reads, one writes, one closes.
 THREADS = 3 * STREAMS
 STOP_SECONDS = 2
+#: A program's terminal ends a little before the program does.
+EXIT_LOOKS, EXIT_LOOK_SECONDS = 50, 0.05
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -169,10 +171,7 @@ class AgentServer:
         async def show() -> None:
             while data := await self._blocking(terminal.read):
                 await socket.send_bytes(data)
-            code = None
-            while code is None:
-                code = await self._blocking(terminal.exit_code)
-            await socket.send_json({"exit_code": code})
+            await socket.send_json({"exit_code": await self._exit_code(terminal)})
             await socket.close()
 
         async def type_in() -> None:
@@ -183,10 +182,21 @@ class AgentServer:
                 if message.get("bytes"):
                     await self._blocking(terminal.write, message["bytes"])
                 elif message.get("text"):
-                    size = _resize(message["text"])
-                    await self._blocking(terminal.resize, *size)
+                    with contextlib.suppress(ValidationError):  # the API lets no such pass
+                        size = Resize.model_validate_json(message["text"]).resize
+                        await self._blocking(terminal.resize, size.columns, size.rows)
 
         await first_of(show(), type_in())
+
+    async def _exit_code(self, terminal: Terminal) -> int | None:
+        """None: it is not known, for the machine went, or because the program goes on without its terminal."""
+        with contextlib.suppress(NotFound):
+            for _ in range(EXIT_LOOKS):
+                code: int | None = await self._blocking(terminal.exit_code)
+                if code is not None:
+                    return code
+                await asyncio.sleep(EXIT_LOOK_SECONDS)
+        return None
 
     def _let_in(self, connection: HTTPConnection, verb: Verb) -> tuple[Streams, UUID]:
         """Raises Unauthenticated, NotFound, Unsupported."""
@@ -250,15 +260,6 @@ class AgentServer:
 
 def _kept(output: Output, room: int) -> bytes:
     return output.data[: max(room, 0)]
-
-
-def _resize(text: str) -> tuple[int, int]:
-    try:
-        asked = orjson.loads(text)["resize"]
-        return _SIZE.validate_python(asked["columns"]), _SIZE.validate_python(asked["rows"])
-    except (ValueError, KeyError, TypeError):
-        problem = 'expected {"resize": {"columns": …, "rows": …}}'
-        raise ValidationFailed(problem, fields=[{"field": "resize", "message": problem}]) from None
 
 
 def _checked(kind: TypeAdapter[T], name: str, value: Any) -> T:
@@ -330,10 +331,15 @@ def tls(keys: Keys) -> ssl.SSLContext:
 
 def listen(settings: Settings, api_url: str) -> socket.socket:
     """Where an agent serves streams: the address that its platform sees, unless the settings say another."""
-    address = settings.agent_address or way_to(api_url)
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    listener = socket.create_server((address, settings.agent_port), family=family, backlog=256)
-    return keep_alive(listener)
+    try:
+        address = settings.agent_address or way_to(api_url)
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        return keep_alive(socket.create_server((address, settings.agent_port), family=family, backlog=256))
+    except OSError as error:
+        raise SystemExit(
+            f"the agent cannot serve streams: {error}; CAIRN_AGENT_ADDRESS must be an address of this machine "
+            "(unset: that of its way to the API), and CAIRN_AGENT_PORT free there (0: any)"
+        ) from error
 
 
 def way_to(api_url: str) -> str:

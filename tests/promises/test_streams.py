@@ -165,6 +165,13 @@ def test_terminals(stack: Stack, quiet: Json) -> None:
             terminal.recv(5)
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1000
+    with ws(stack, path) as terminal:
+        terminal.send("no JSON")
+        with pytest.raises(ConnectionClosed) as closed:
+            while True:
+                terminal.recv(5)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 4422
     with ws(stack, f"/ws/terminal/{quiet['id']}?command=sleep%208640"):
         wait_for("it runs", lambda: "8640" in shell(stack, quiet, "ps"), 5)
     wait_for("its user has gone, and so does it", lambda: "8640" not in shell(stack, quiet, "ps | grep -v ps"), 5)
@@ -193,6 +200,11 @@ def test_who_may_not_is_told_before_the_websocket_opens(stack: Stack, quiet: Jso
         with pytest.raises(InvalidStatus) as refused:
             ws(stack, wrong, key="wrong")
         assert refused.value.response.status_code == 401
+
+
+def test_engine_without_streams_is_said(stack: Stack) -> None:
+    answer = stack.request("GET", f"/instances/{stack.running()['id']}/logs")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "unsupported")
 
 
 def test_browser_shows_its_key_as_a_subprotocol_and_reads_errors_as_close_codes(stack: Stack, quiet: Json) -> None:
@@ -230,7 +242,7 @@ def other_project(stack: Stack) -> str:
 
 def test_hundred_megabytes_leave_the_api_as_small_as_it_was(stack: Stack, quiet: Json) -> None:
     loud = stack.running(backend="docker", cmd=LOUD)
-    known, api = stack.endpoint(), stack.pids()["api"]
+    known, pids = stack.endpoint(), stack.pids()
     with contextlib.ExitStack() as together:
         slow = together.enter_context(socket.create_connection(("127.0.0.1", urlsplit(known["api_url"]).port or 0)))
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -239,11 +251,12 @@ def test_hundred_megabytes_leave_the_api_as_small_as_it_was(stack: Stack, quiet:
         fast, second = (together.enter_context(following(stack, loud, tail=0)) for _ in range(2))
         threads = together.enter_context(ThreadPoolExecutor(1))
         beside = threads.submit(read, second, HUNDRED // 4)
-        before = most = memory(api)
+        before = {name: memory(pids[name]) for name in ("api", "host_agent")}
+        grew = dict.fromkeys(before, 0)
         began, total = time.monotonic(), 0
         for part in fast.iter_raw():
             total += len(part)
-            most = max(most, memory(api))
+            grew = {name: max(grew[name], memory(pids[name]) - before[name]) for name in before}
             if total > HUNDRED:
                 break
         took = time.monotonic() - began
@@ -251,9 +264,12 @@ def test_hundred_megabytes_leave_the_api_as_small_as_it_was(stack: Stack, quiet:
         began = time.monotonic()
         shell(stack, quiet, "true")
         assert time.monotonic() - began < 2
-    print(f"{total / 1e6:.0f} MB in {took:.1f} s; the API grew by {(most - before) / MIB:.1f} MiB")
+    print(
+        f"{total / 1e6:.0f} MB in {took:.1f} s; grew by",
+        {name: f"{grown / MIB:.1f} MiB" for name, grown in grew.items()},
+    )
     stack.completed(stack.act("delete", loud))
-    assert most - before < 30 * MIB
+    assert max(grew.values()) < 30 * MIB
 
 
 def read(answer: httpx.Response, wanted: int) -> int:
