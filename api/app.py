@@ -12,7 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from temporalio.client import Client
 
 from activities.placement import Capacity
-from api import agents, errors, events, health, hosts, instances, projects, samples, workflows
+from api import agents, errors, events, health, hosts, instances, projects, samples, streams, workflows
+from api.agent_client import Agents
 from api.bells import Bells
 from api.dispatcher import Dispatcher
 from api.http import Http
@@ -35,6 +36,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client) -> Fas
         await app.state.dispatcher.drain(DRAIN_SECONDS)
         for task in beside:
             task.cancel()
+        await app.state.agents.close()
 
     app = FastAPI(
         title="Cairn",
@@ -49,6 +51,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client) -> Fas
     app.state.temporal = temporal
     app.state.dispatcher = Dispatcher(temporal, engine)
     app.state.bells = Bells(settings.database_url.get_secret_value())
+    app.state.agents = Agents(settings.ticket_key)
     app.state.stopping = asyncio.Event()
     app.state.capacity = Capacity(
         port_range=settings.port_range,
@@ -57,7 +60,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client) -> Fas
     )
     errors.install(app)
     # Agents before hosts: their paths are not ids.
-    for module in (instances, workflows, events, agents, samples, hosts, projects, health):
+    for module in (instances, streams, workflows, events, agents, samples, hosts, projects, health):
         app.include_router(module.router)
     app.add_middleware(Http, bug=errors.bug)
     return app

@@ -15,6 +15,7 @@ from sqlalchemy import Executable, text
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from starlette.requests import HTTPConnection
 
 from api.http import MAX_BODY
 from model.errors import BodyTooLarge, NotFound, Unauthenticated, UnsupportedMediaType, ValidationFailed
@@ -32,6 +33,8 @@ ENTER = text("SELECT set_config('cairn.project', :project, true)")
 
 #: A database that is silent for so long counts as away.
 DATABASE_SECONDS = 5
+#: A browser asks for the WebSocket subprotocols ``cairn`` and this with its key behind it.
+SUBPROTOCOL, KEY_SUBPROTOCOL = "cairn", "key."
 _documented = (
     APIKeyHeader(name="X-API-Key", auto_error=False, scheme_name="ApiKey"),
     HTTPBearer(auto_error=False, scheme_name="Bearer"),
@@ -71,7 +74,7 @@ class Caller:
             yield connection
 
 
-async def authenticate(request: Request) -> Caller:
+async def authenticate(request: HTTPConnection) -> Caller:
     """Check the key; open the request's transaction in its project. Raises Unauthenticated, NotFound."""
     key = key_of(request)
     engine: AsyncEngine = request.app.state.engine
@@ -124,17 +127,20 @@ async def _caller(
 Authenticated = Annotated[Caller, Depends(_caller, scope="function")]
 
 
-def key_of(request: Request) -> str:
+def key_of(request: HTTPConnection) -> str:
     """What the caller shows of itself: an API key, or a host's credential. Raises Unauthenticated."""
     if key := request.headers.get("x-api-key"):
         return key
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token:
         return token.strip()
+    for word in request.scope.get("subprotocols", ()):  # a WebSocket of a browser, which sends no headers of ours
+        if word.startswith(KEY_SUBPROTOCOL):
+            return str(word.removeprefix(KEY_SUBPROTOCOL))
     raise Unauthenticated("send an API key in the X-API-Key header")
 
 
-def _project(request: Request) -> UUID | None:
+def _project(request: HTTPConnection) -> UUID | None:
     asked = request.headers.get("x-project-id")
     if asked is None:
         return None

@@ -60,7 +60,7 @@ def _env(value: Any) -> Any:
     return pairs
 
 
-def _cmd(value: Any) -> Any:
+def split_words(value: Any) -> Any:
     """A list, or one string that is split as a shell splits words (no shell is run)."""
     return shlex.split(_short(value)) if isinstance(value, str) else value
 
@@ -125,7 +125,7 @@ class InstanceCreate(BaseModel):
     env: Annotated[dict[EnvName, Text], BeforeValidator(_env, json_schema_input_type=list[str] | dict[str, str])] = (
         Field(default={}, max_length=256)
     )
-    cmd: Annotated[list[Text], BeforeValidator(_cmd, json_schema_input_type=str | list[str])] | None = Field(
+    cmd: Annotated[list[Text], BeforeValidator(split_words, json_schema_input_type=str | list[str])] | None = Field(
         default=None, max_length=256
     )
     labels: dict[LabelName, LabelValue] = Field(default={}, max_length=64)

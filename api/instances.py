@@ -46,9 +46,9 @@ _query = select(*_columns).select_from(Instance).outerjoin(Host, Host.id == Inst
 
 # Built once: on the paths that every client waits for, building a statement costs more than running it.
 readable = (Instance.status != Status.DELETED) | (Instance.deleted_at > func.now() - text("interval '24 hours'"))
-_mine = (Instance.project_id == bindparam("project_id")) & (Instance.id == bindparam("instance_id")) & readable
-_BY_ID = _query.where(_mine)
-_LOCK = select(Instance.__table__).where(_mine).with_for_update()
+MINE = (Instance.project_id == bindparam("project_id")) & (Instance.id == bindparam("instance_id")) & readable
+_BY_ID = _query.where(MINE)
+_LOCK = select(Instance.__table__).where(MINE).with_for_update()
 _INSERT = insert(Instance.__table__).returning(  # type: ignore[arg-type]  # a Table, typed as FromClause
     *Instance.__table__.columns, null().label("host"), null().label("last_seen_at")
 )

@@ -14,13 +14,13 @@ from uuid import UUID
 import docker
 import docker.errors
 import orjson
-import requests
-import urllib3.exceptions
 from docker import APIClient
 from docker.types import LogConfig
-from docker.utils import convert_filters, parse_repository_tag
+from docker.utils import convert_filters
 
 from drivers import docker_usage, faults
+from drivers.docker_engine import CALL_SECONDS, CONFLICT, NOT_FOUND, SERVER_ERROR, DockerEngine, calling, said
+from drivers.docker_pull import Pull
 from drivers.machines import Cancelled, Check
 from drivers.ownership import FENCED, Owner, machine_name
 from model.errors import (
@@ -34,8 +34,6 @@ from model.errors import (
 from model.instances import MachineSpec, MachineState, OwnedMachine, Port
 from model.samples import Reading
 
-#: Below the ten seconds within which a cancel acts. A call that takes longer is ambiguous, and repeated.
-CALL_SECONDS = 9
 #: A pull may be silent for so long between two lines of progress.
 PULL_SECONDS = 60
 #: Changing calls at once: more only wait inside the engine, past their time-out.
@@ -47,7 +45,6 @@ PROVEN = 256
 #: Details of a container are looked at again after this at the latest.
 DETAILS_SECONDS = 60
 LOG_LINES = 10
-NOT_FOUND, CONFLICT, SERVER_ERROR = 404, 409, 500
 
 # Why a start failed is in the engine's text alone: it answers 500 for a port that is taken as for any
 # failure of its network. Both texts come from libnetwork and name the port.
@@ -61,10 +58,9 @@ class DockerMachines:
     name = "docker"
 
     def __init__(self, base_url: str, *, installation: UUID, host_id: UUID, publish_address: str) -> None:
-        self._base_url = base_url
         self._owner = Owner(installation=installation, host_id=host_id)
+        self._engine = DockerEngine(base_url, self._owner)
         self._publish_address = publish_address
-        self._connected: APIClient | None = None
         self._listening: APIClient | None = None
         # Containers that this process made: an engine's id is never given twice, so their
         # start needs no second proof of ownership. Small, and lost with the process, as it may be.
@@ -75,21 +71,17 @@ class DockerMachines:
 
     @property
     def _client(self) -> APIClient:
-        """Connected at its first use, so that an agent starts before its engine; asks the version once."""
-        # Not a cached_property: in Python 3.11 its lock makes callers of a silent engine time out one after another.
-        if self._connected is None:
-            self._connected = APIClient(self._base_url, timeout=CALL_SECONDS, max_pool_size=64)
-        return self._connected
+        return self._engine.client
 
     def ensure_image(self, image: str, cancelled: Check) -> None:
-        with _calling():
+        with calling():
             try:
                 self._client.inspect_image(image)  # type: ignore[no-untyped-call]
                 return
             except docker.errors.ImageNotFound:
                 pass
             # In a thread of its own: a registry that is silent would be deaf to a cancel.
-            pull = _Pull(APIClient(self._base_url, version=self._client.api_version, timeout=PULL_SECONDS), image)
+            pull = Pull(APIClient(self._engine.base_url, version=self._client.api_version, timeout=PULL_SECONDS), image)
             pull.start()
             while not pull.ended.wait(POLL_SECONDS):
                 if cancelled():
@@ -102,7 +94,7 @@ class DockerMachines:
             faults.reached("after_effect")
 
     def create(self, spec: MachineSpec) -> str:
-        with _calling(), _changing():
+        with calling(), _changing():
             until = time.monotonic() + CALL_SECONDS
             while time.monotonic() < until:
                 try:
@@ -115,7 +107,7 @@ class DockerMachines:
                 except docker.errors.APIError as error:
                     if error.status_code != CONFLICT:
                         raise
-                found = self._find(spec.id)
+                found = self._engine.find(spec.id)
                 if found is None:
                     time.sleep(POLL_SECONDS)  # it went meanwhile, or another create has the name and is not done
                     continue
@@ -154,10 +146,10 @@ class DockerMachines:
         return str(made["Id"])
 
     def start(self, machine: UUID, cancelled: Check) -> MachineState:
-        with _calling():
+        with calling():
             engine_id = self._proven.pop(machine, None)
             if engine_id is None:
-                found = self._own(machine)
+                found = self._engine.own(machine)
                 if found is None:
                     raise NotFound(f"{machine_name(machine)} is not on the engine")
                 engine_id = str(found["Id"])
@@ -210,8 +202,8 @@ class DockerMachines:
         return f"; its last words: {log[-1000:]}" if log else ""
 
     def adjust(self, spec: MachineSpec) -> None:
-        with _calling(), _changing():
-            found = self._own(spec.id)
+        with calling(), _changing():
+            found = self._engine.own(spec.id)
             if found is None:
                 raise NotFound(f"{machine_name(spec.id)} is not on the engine")
             if _limits(found) == (spec.vcpus, spec.memory_mb):
@@ -228,8 +220,8 @@ class DockerMachines:
             faults.reached("after_effect")
 
     def stop(self, machine: UUID, grace_seconds: float, cancelled: Check) -> None:
-        with _calling():
-            found = self._own(machine)
+        with calling():
+            found = self._engine.own(machine)
             if found is None or not found["State"]["Running"]:
                 return
             if found["State"]["Paused"]:
@@ -259,8 +251,8 @@ class DockerMachines:
                 raise
 
     def delete(self, machine: UUID, generation: int | None = None) -> None:
-        with _calling():
-            found = self._find(machine)
+        with calling():
+            found = self._engine.find(machine)
             ours = self._owner.owned(machine_name(machine), found["Config"]["Labels"] or {}) if found else None
             if found is None or ours is None:
                 return
@@ -287,7 +279,7 @@ class DockerMachines:
         raise EngineUnavailable(f"container {engine_id[:12]} is still there after its removal")
 
     def inventory(self) -> list[OwnedMachine]:
-        with _calling():
+        with calling():
             self._forget_updated()
             known: dict[str, tuple[float, dict[str, Any]]] = {}
             machines = []
@@ -332,7 +324,7 @@ class DockerMachines:
             self._details.pop(orjson.loads(line)["id"], None)
 
     def sample(self) -> list[Reading]:
-        with _calling():
+        with calling():
             filters = {"label": self._owner.filters(), "status": "running"}
             ours = {}
             for found in self._client.containers(filters=filters):
@@ -342,27 +334,13 @@ class DockerMachines:
             if self._listening is None:
                 # Of its own: many streams at once would put the connections of steps out of their pool.
                 self._listening = APIClient(
-                    self._base_url, version=self._client.api_version, max_pool_size=docker_usage.AT_ONCE
+                    self._engine.base_url, version=self._client.api_version, max_pool_size=docker_usage.AT_ONCE
                 )
             return [
                 Reading(engine_id=engine_id, id=id, generation=generation, project_id=project_id, **usage)
                 for engine_id, usage in docker_usage.read(self._listening, list(ours))
                 for id, generation, project_id in [ours[engine_id]]
             ]
-
-    def _find(self, machine: UUID) -> dict[str, Any] | None:
-        """Whatever has the machine's name."""
-        try:
-            found: dict[str, Any] = self._client.inspect_container(machine_name(machine))
-        except docker.errors.NotFound:
-            return None
-        return found
-
-    def _own(self, machine: UUID) -> dict[str, Any] | None:
-        """What has the machine's name and our labels."""
-        found = self._find(machine)
-        ours = self._owner.owned(machine_name(machine), found["Config"]["Labels"] or {}) if found else None
-        return found if ours is not None else None
 
 
 def _limits(inspected: dict[str, Any]) -> tuple[float, int]:
@@ -392,44 +370,15 @@ def _pause(cancelled: Check) -> None:
 
 
 def _start_error(error: docker.errors.APIError) -> Exception:
-    said = _said(error)
-    if _PORT_TAKEN.search(said):
-        ports = [int(port) for port in _PORT.findall(said) if int(port)]
+    text = said(error)
+    if _PORT_TAKEN.search(text):
+        ports = [int(port) for port in _PORT.findall(text) if int(port)]
         port = ports[0] if ports else None
         return PortTaken(f"host port {port} is taken by something else on the host", port=port)
     if error.status_code is not None and error.status_code < SERVER_ERROR and error.status_code != CONFLICT:
         # 400: the program of the image cannot be run at all.
-        return EngineRefused(f"the engine cannot start the instance: {said}")
+        return EngineRefused(f"the engine cannot start the instance: {text}")
     return error
-
-
-def _said(error: Exception) -> str:
-    return str(getattr(error, "explanation", None) or error)[:1000]
-
-
-class _Pull(threading.Thread):
-    """One pull. One that is called off ends with the engine's next word, or with its silence."""
-
-    def __init__(self, client: APIClient, image: str) -> None:
-        super().__init__(name=f"pull-{image}", daemon=True)
-        self._client = client
-        self._image = image
-        self.ended, self.called_off = threading.Event(), threading.Event()
-        self.failure: str | None = None
-
-    def run(self) -> None:
-        repository, tag = parse_repository_tag(self._image)
-        try:
-            for line in self._client.pull(repository, tag=tag or "latest", stream=True, decode=True):
-                if self.called_off.is_set():
-                    return
-                if "error" in line:
-                    self.failure = str(line["error"])[:1000]
-        except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as error:
-            self.failure = _said(error)
-        finally:
-            self._client.close()
-            self.ended.set()
 
 
 @contextmanager
@@ -445,21 +394,3 @@ def _changing(cancelled: Check = lambda: False) -> Iterator[None]:
         yield
     finally:
         CHANGES.release()
-
-
-@contextmanager
-def _calling() -> Iterator[None]:
-    """Engine errors as ours: a refusal is final; what may pass, or is ambiguous, is tried again."""
-    try:
-        yield
-    except docker.errors.APIError as error:
-        if error.status_code is not None and error.status_code < SERVER_ERROR and error.status_code != CONFLICT:
-            raise EngineRefused(f"the engine refused: {_said(error)}") from error
-        raise EngineUnavailable(f"the engine failed: {_said(error)}") from error
-    except (
-        docker.errors.DockerException,
-        requests.exceptions.RequestException,
-        urllib3.exceptions.HTTPError,
-        OSError,
-    ) as error:
-        raise EngineUnavailable(f"the engine does not answer: {_said(error)}") from error

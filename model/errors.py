@@ -92,6 +92,24 @@ class Unavailable(CairnError):
     code, status, retryable = "unavailable", 503, True
 
 
+class TooManyStreams(CairnError):
+    """As many streams as are allowed are open already."""
+
+    code, status, retryable = "too_many_streams", 429, True
+
+
+class HostUnreachable(CairnError):
+    """The host's lease has lapsed, or its agent does not answer; details: ``host``."""
+
+    code, status, retryable = "host_unreachable", 503, True
+
+
+class CommandTimeout(CairnError):
+    """A command inside an instance took too long, and was ended; details: what it had written until then."""
+
+    code, status = "command_timeout", 504
+
+
 # What a plan can meet. A request sees the first two only when a read at acceptance shows them.
 class PortTaken(CairnError):
     """Somebody else holds the host port; details: ``port``."""

@@ -28,11 +28,14 @@ from activities.interceptor import ActivityInterceptor
 from activities.registry import methods
 from activities.runs import host_queue
 from drivers.machines import Machines
+from drivers.streams import Streams
 from model import logs
 from model.hosts import AgentHost
 from model.settings import Settings
-from worker import fence, identity
-from worker.identity import Membership
+from model.tickets import Gate
+from worker import agent_server, fence, identity
+from worker.agent_server import AgentServer
+from worker.identity import Keys, Membership
 from worker.leases import Leases
 from worker.samples import Samples
 from worker.temporal_client import connect
@@ -54,12 +57,21 @@ def identity_file(settings: Settings) -> Path:
     return settings.agent_identity
 
 
-def read_membership(settings: Settings) -> Membership:
-    """What this agent was told when it joined; ends the process where it has not."""
+def read_identity(settings: Settings) -> tuple[Keys, Membership]:
+    """Who this agent is, and what it was told when it joined; ends the process where it has not."""
     known = identity.read(identity_file(settings))
     if known is None or known.membership is None:
         raise SystemExit(f"{settings.agent_identity}: this host has not joined a platform: run 'cairn host join'")
-    return known.membership
+    return known.keys, known.membership
+
+
+def streams(host: AgentHost, installation: UUID, settings: Settings) -> Streams | None:
+    """What it can do beside steps; None: nothing."""
+    if host.backend != "docker":
+        return None
+    from drivers.docker_streams import DockerStreams
+
+    return DockerStreams(settings.docker_host, installation=installation, host_id=host.id)
 
 
 def driver(host: AgentHost, installation: UUID, settings: Settings) -> Machines:
@@ -81,7 +93,7 @@ def driver(host: AgentHost, installation: UUID, settings: Settings) -> Machines:
 
 
 async def run(settings: Settings) -> None:
-    membership = read_membership(settings)
+    keys, membership = read_identity(settings)
     told = {"temporal_address": membership.temporal_address, "temporal_namespace": membership.temporal_namespace}
     unset = {name: value for name, value in told.items() if name not in settings.model_fields_set}
     settings = settings.model_copy(update=unset)
@@ -95,27 +107,34 @@ async def run(settings: Settings) -> None:
         return
     client = connecting.result()
     machines = {host.id: driver(host, membership.installation, settings) for host in membership.hosts}
+    gate = Gate(membership.ticket_keys)
+    listener = agent_server.listen(settings, membership.api_url)
+    serves = AgentServer({host.id: streams(host, membership.installation, settings) for host in membership.hosts}, gate)
     leases = Leases(
         membership,
         machines,
         client,
-        agent_url=None,
+        agent_url=agent_server.url_of(listener),
         versions={"agent": version("cairn-platform")},
         look_seconds=settings.reconcile_interval,
         identity=identity_file(settings),
         ensure_fence=partial(fence.ensure, settings),
-        on_ticket_keys=lambda keys: None,
+        on_ticket_keys=gate.learn,
     )
     async with AsyncExitStack() as workers:
         for worker in step_workers(client, membership.hosts, machines, partial(fence.ensure, settings)):
             await workers.enter_async_context(worker)
         log.info("agent.ready", hosts=[host.name for host in membership.hosts])
-        beside = {asyncio.create_task(leases.run()), asyncio.create_task(Samples(membership, machines).run())}
-        await asyncio.wait({*beside, asyncio.ensure_future(stopping.wait())}, return_when=asyncio.FIRST_COMPLETED)
-        for task in beside:
+        stopped = asyncio.create_task(stopping.wait())
+        serving = asyncio.create_task(serves.run(keys, listener, stopping))
+        beside = {asyncio.create_task(leases.run()), asyncio.create_task(Samples(membership, machines).run()), serving}
+        await asyncio.wait({*beside, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        for task in beside - {serving}:
             if task.done():
                 task.result()
             task.cancel()
+        stopping.set()
+        await serving
 
 
 def step_workers(

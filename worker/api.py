@@ -9,8 +9,10 @@ import uvicorn
 import uvloop
 
 from api.app import create_app
+from api.streamed import PING_SECONDS, PONG_SECONDS, keep_alive
 from model import logs
 from model.settings import Settings
+from model.streams import MOST_BYTES
 from worker.database import connect_async
 from worker.temporal_client import connect
 
@@ -46,10 +48,16 @@ async def serve(settings: Settings) -> None:
         timeout_graceful_shutdown=10,
         timeout_keep_alive=75,
         http="httptools",
+        ws="websockets-sansio",
+        ws_max_size=MOST_BYTES,
+        ws_ping_interval=PING_SECONDS,
+        ws_ping_timeout=PONG_SECONDS,
+        ws_per_message_deflate=False,
     )
     server = Server(config)
     server.stopping = app.state.stopping
-    await server.serve()
+    with keep_alive(config.bind_socket()) as listener:
+        await server.serve(sockets=[listener])
     await engine.dispose()
 
 

@@ -128,11 +128,11 @@ def main() -> None:
     if os.fork():
         os._exit(0)
     os.setsid()
-    from worker.agent import driver, identity_file, read_membership
+    from worker.agent import driver, identity_file, read_identity
 
     settings = Settings()
     logs.configure(settings.log_level, settings.log_format, "fence")
-    membership = read_membership(settings)
+    _, membership = read_identity(settings)
     lock = _lock(_mark(identity_file(settings)))
     with os.fdopen(int(sys.argv[1]), "wb") as say:
         say.write(b"1")

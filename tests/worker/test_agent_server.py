@@ -1,0 +1,337 @@
+"""What an agent lets in, and what the API makes of an agent: over real TLS, with streams of our own behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import itertools
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, closing
+from typing import Any
+from uuid import UUID, uuid4
+
+import aiohttp
+import pytest
+import pytest_asyncio
+from pydantic import SecretStr
+
+from api.agent_client import Agents, Target
+from drivers.streams import Output, Usage
+from model.errors import CairnError, CommandTimeout, HostUnreachable, InvalidState, TooManyStreams
+from model.settings import Settings
+from model.streams import Run
+from model.tickets import Gate, Ticket, Verb, new_signing_key, sign, verifying_key
+from tests.services import eventually
+from worker import agent_server
+from worker.agent_server import OF_ONE, AgentServer, url_of, way_to
+from worker.identity import Keys, new_keys
+
+HOST, INSTANCE, KEY = uuid4(), uuid4(), new_signing_key()
+KEYS = new_keys("one")
+CHUNK = b"x" * 65536
+
+
+class Items:
+    """Items that come as they are taken; closed, there are no more."""
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        self._items = iter(items)
+        self.taken = 0
+        self.closed = threading.Event()
+
+    def __iter__(self) -> Items:
+        return self
+
+    def __next__(self) -> Any:
+        if self.closed.is_set():
+            raise StopIteration
+        item = next(self._items)
+        if isinstance(item, CairnError):
+            raise item
+        self.taken += 1
+        return item
+
+    def close(self) -> None:
+        self.closed.set()
+
+    def exit_code(self) -> int:
+        return 3
+
+
+class Echo:
+    """A terminal that shows what is typed, capitals for small letters."""
+
+    def __init__(self) -> None:
+        self.mine, self.theirs = socket.socketpair()
+        self.size = (0, 0)
+        self.closed = threading.Event()
+
+    def read(self) -> bytes:
+        data = self.mine.recv(1000)
+        return b"" if data == b"exit" else data.upper()
+
+    def write(self, data: bytes) -> None:
+        self.theirs.sendall(data)
+
+    def resize(self, columns: int, rows: int) -> None:
+        self.size = (columns, rows)
+        self.theirs.sendall(b"%dx%d" % self.size)
+
+    def exit_code(self) -> int | None:
+        return 7
+
+    def close(self) -> None:
+        self.theirs.shutdown(socket.SHUT_RDWR)
+        self.closed.set()
+
+
+class FakeStreams:
+    """One instance's streams."""
+
+    def __init__(self) -> None:
+        self.opened: list[Any] = []
+        self.items: Iterable[Any] = [b"one\n", b"two\n"]
+        self.archive = b""
+        self.tidied = False
+
+    def _open(self, made: Any) -> Any:
+        self.opened.append(made)
+        return made
+
+    def logs(self, machine: UUID, *, tail: int | None, follow: bool) -> Items:
+        return self._open(Items(self.items))
+
+    def stats(self, machine: UUID) -> Items:
+        counters = {"rx_bytes": 1, "tx_bytes": 2, "read_bytes": 3, "written_bytes": 4}
+        return self._open(
+            Items([Usage(at=dt.datetime.now(dt.UTC), cpu_percent=1.5, memory_bytes=10, pids=1, **counters)])
+        )
+
+    def run(self, machine: UUID, argv: list[str], *, timeout_seconds: float) -> Items:
+        return self._open(Items(self.items))
+
+    def terminal(self, machine: UUID, argv: list[str] | None, *, columns: int, rows: int) -> Echo:
+        if argv == ["stopped"]:
+            raise InvalidState("it does not run")
+        return self._open(Echo())
+
+    def get(self, machine: UUID, path: str) -> Items:
+        return self._open(Items([b"tar of ", path.encode()]))
+
+    def end_forgotten(self) -> None:
+        self.tidied = True
+
+    def put(self, machine: UUID, path: str, archive: Iterable[bytes]) -> None:
+        self.archive = b"".join(archive)
+
+
+class Site:
+    def __init__(self, url: str, streams: FakeStreams, gate: Gate, agents: Agents, http: aiohttp.ClientSession) -> None:
+        self.url, self.streams, self.gate, self.agents, self.http = url, streams, gate, agents, http
+        self.target = Target(INSTANCE, "web", HOST, "one", url, KEYS.fingerprint)
+
+    def ticket(self, verb: Verb, instance: UUID = INSTANCE, host: UUID = HOST, **more: Any) -> str:
+        return sign(Ticket(instance=instance, verb=verb), host=host, **{"key": KEY} | more)
+
+    async def status(self, verb: str, ticket: str | None, instance: UUID = INSTANCE, host: UUID = HOST) -> int:
+        """What the agent answers."""
+        method = {"exec": "POST", "write": "PUT"}.get(verb, "GET")
+        body = Run(argv=["true"], timeout=1, limit=10).model_dump_json() if verb == "exec" else None
+        headers = {"Authorization": f"Bearer {ticket}"} if ticket else {}
+        url = f"{self.url}/hosts/{host}/instances/{instance}/{verb}"
+        upgrade = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
+        if verb == "terminal":
+            headers |= upgrade | {"Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="}
+            url += "?columns=80&rows=24"
+        async with self.http.request(method, url, headers=headers, data=body, ssl=False) as answer:
+            return answer.status
+
+
+@asynccontextmanager
+async def serving(keys: Keys = KEYS) -> AsyncIterator[Site]:
+    streams, gate = FakeStreams(), Gate([verifying_key(KEY)])
+    served = AgentServer({HOST: streams, UUID(int=1): None}, gate)
+    listener = agent_server.listen(Settings(), "http://127.0.0.1:1")
+    url = url_of(listener)
+    stopping = asyncio.Event()
+    running = asyncio.create_task(served.run(keys, listener, stopping))
+    assert await eventually(lambda: streams.tidied)
+    agents = Agents(SecretStr(KEY))
+    async with aiohttp.ClientSession() as http:
+        yield Site(url, streams, gate, agents, http)
+    await agents.close()
+    stopping.set()
+    await running
+
+
+@pytest_asyncio.fixture
+async def site() -> AsyncIterator[Site]:
+    async with serving() as one:
+        yield one
+
+
+async def read(site: Site, verb: Verb, **query: str) -> bytes:
+    with closing(await site.agents.open(site.target, verb, query)) as opened:
+        return await opened.it.read()
+
+
+async def test_logs_stats_and_files(site: Site) -> None:
+    assert await read(site, "logs") == b"one\ntwo\n"
+    assert b'"cpu_percent":1.5' in await read(site, "stats")
+    assert await read(site, "read", path="/etc") == b"tar of /etc"
+    url = f"{site.url}/hosts/{HOST}/instances/{INSTANCE}/write?path=/"
+    headers = {"Authorization": f"Bearer {site.ticket('write')}"}
+    async with site.http.put(url, data=CHUNK * 3, headers=headers, ssl=False) as answer:
+        assert answer.status == 204
+    assert site.streams.archive == CHUNK * 3
+
+
+async def test_ticket_opens_what_it_says_and_nothing_else(site: Site) -> None:
+    assert await site.status("logs", site.ticket("logs")) == 200
+    refused = [
+        ("logs", None, INSTANCE, HOST),
+        ("logs", "nonsense", INSTANCE, HOST),
+        ("logs", site.ticket("logs"), uuid4(), HOST),
+        ("exec", site.ticket("logs"), INSTANCE, HOST),
+        ("terminal", site.ticket("exec"), INSTANCE, HOST),
+        ("read", site.ticket("write"), INSTANCE, HOST),
+        ("logs", site.ticket("logs"), INSTANCE, UUID(int=1)),
+        ("logs", site.ticket("logs", host=uuid4()), INSTANCE, HOST),
+        ("logs", site.ticket("logs", seconds=-1), INSTANCE, HOST),
+        ("logs", site.ticket("logs", key=new_signing_key()), INSTANCE, HOST),
+    ]
+    for verb, ticket, instance, host in refused:
+        assert await site.status(verb, ticket, instance, host) == 401, verb
+    assert len(site.streams.opened) == 1
+
+
+@pytest.mark.parametrize(("verb", "first", "again"), [("logs", 200, 200), ("exec", 200, 401), ("terminal", 101, 401)])
+async def test_ticket_for_what_changes_something_is_used_once(site: Site, verb: Verb, first: int, again: int) -> None:
+    ticket = site.ticket(verb)
+    assert await site.status(verb, ticket) == first
+    assert await site.status(verb, ticket) == again
+
+
+async def test_new_keys_of_the_api_replace_the_old(site: Site) -> None:
+    other = new_signing_key()
+    assert await site.status("logs", site.ticket("logs", key=other)) == 401
+    site.gate.learn([verifying_key(other)])
+    assert await site.status("logs", site.ticket("logs", key=other)) == 200
+    with pytest.raises(HostUnreachable, match="ticket"):
+        await site.agents.open(site.target, "logs", {})
+
+
+async def test_another_certificate_is_refused_before_the_ticket_is_shown() -> None:
+    async with serving(new_keys("one")) as other:
+        with pytest.raises(HostUnreachable, match="another certificate"):
+            await other.agents.open(other.target, "logs", {})
+        with pytest.raises(HostUnreachable, match="another certificate"):
+            await other.agents.connect(other.target, "terminal", {})
+        assert other.streams.opened == []
+
+
+async def test_agent_that_is_not_there_or_silent(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.agent_client.CONNECT_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(HostUnreachable):  # it never says a word
+            await site.agents.open(site.target._replace(agent_url=url), "logs", {})
+    with pytest.raises(HostUnreachable):
+        await site.agents.open(site.target._replace(agent_url=url), "logs", {})
+
+
+async def test_command(site: Site) -> None:
+    site.streams.items = [Output("stdout", b"abc"), Output("stderr", b"x" * 30), Output("stdout", b"def")]
+    outcome = await site.agents.run(site.target, Run(argv=["a"], timeout=5, limit=10))
+    assert (outcome.end.exit_code, outcome.end.truncated) == (3, True)
+    assert (outcome.stdout, outcome.stderr) == (b"abcdef", b"x" * 10)
+    site.streams.items = [Output("stdout", b"so far"), CommandTimeout("too long", timeout=1)]
+    with pytest.raises(CommandTimeout) as ended:
+        await site.agents.run(site.target, Run(argv=["a"], timeout=5, limit=10))
+    assert ended.value.details == {"timeout": 1, "stdout": "so far", "stderr": ""}
+    assert await eventually(lambda: all(items.closed.is_set() for items in site.streams.opened))
+
+
+async def test_slow_reader_is_sent_slowly_and_hinders_no_other(site: Site) -> None:
+    site.streams.items = itertools.repeat(CHUNK)
+    with closing(await site.agents.open(site.target, "logs", {})) as slow:
+        (endless,) = site.streams.opened
+        await asyncio.sleep(0.3)
+        taken = endless.taken
+        await asyncio.sleep(0.3)
+        assert endless.taken == taken, "nothing is taken that nobody reads"
+        assert taken * len(CHUNK) < 10 << 20
+        site.streams.items = [CHUNK] * 200
+        began = time.monotonic()
+        assert len(await read(site, "logs")) == 200 * len(CHUNK)
+        assert time.monotonic() - began < 3
+        assert await slow.it.content.readexactly(10) == b"x" * 10
+    assert await eventually(endless.closed.is_set), "its client has gone"
+
+
+async def test_one_instance_has_so_many_streams_and_no_more(site: Site) -> None:
+    site.streams.items = itertools.repeat(CHUNK)
+    opened = [await site.agents.open(site.target, "logs", {}) for _ in range(OF_ONE)]
+    with pytest.raises(TooManyStreams):
+        await site.agents.open(site.target, "logs", {})
+    other = replace_instance(site.target)
+    opened.append(await site.agents.open(other, "logs", {}))
+    for one in opened:
+        one.close()
+    site.streams.items = [b"again"]
+
+    async def lets_in() -> bool:
+        try:
+            return await read(site, "logs") == b"again"
+        except TooManyStreams:
+            return False
+
+    assert await eventually(lets_in)
+
+
+def replace_instance(target: Target) -> Target:
+    return target._replace(instance=uuid4())
+
+
+async def test_terminal_and_its_end(site: Site) -> None:
+    query = {"columns": "80", "rows": "24"}
+    opened = await site.agents.connect(site.target, "terminal", query)
+    await opened.it.send_bytes(b"abc")
+    assert await opened.it.receive_bytes() == b"ABC"
+    await opened.it.send_str('{"resize": {"columns": 99, "rows": 33}}')
+    assert await opened.it.receive_bytes() == b"99X33"
+    await opened.it.send_bytes(b"exit")
+    assert await opened.it.receive_json() == {"exit_code": 7}
+    opened.close()
+    second = await site.agents.connect(site.target, "terminal", query)
+    second.close()
+    assert await eventually(lambda: all(terminal.closed.is_set() for terminal in site.streams.opened))
+    with pytest.raises(InvalidState):
+        await site.agents.connect(site.target, "terminal", query | {"command": '["stopped"]'})
+    assert site.agents._open == 0
+
+
+async def test_idle_terminal_is_kept_alive_by_pings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_server, "PING_SECONDS", 0.1)
+    monkeypatch.setattr(agent_server, "PONG_SECONDS", 0.3)
+    async with serving() as site:
+        opened = await site.agents.connect(site.target, "terminal", {"columns": "80", "rows": "24"})
+        receiving = asyncio.create_task(opened.it.receive_bytes())
+        await asyncio.sleep(1)  # several pings, each of which would have cut a silent one
+        await opened.it.send_bytes(b"abc")
+        assert await receiving == b"ABC"
+        opened.close()
+
+
+async def test_host_without_streams_and_one_of_another_agent(site: Site) -> None:
+    simulated, stranger = UUID(int=1), uuid4()
+    assert await site.status("logs", site.ticket("logs", host=simulated), host=simulated) == 422
+    assert await site.status("logs", site.ticket("logs", host=stranger), host=stranger) == 404
+
+
+def test_address_on_the_way_to_the_api() -> None:
+    assert way_to("http://127.0.0.1:8080/v1") == "127.0.0.1"
+    assert way_to("http://localhost/v1") in ("127.0.0.1", "::1")
