@@ -10,7 +10,7 @@ from temporalio import workflow
 from temporalio.common import SearchAttributePair, TypedSearchAttributes
 from temporalio.exceptions import ApplicationError, ChildWorkflowError
 
-from workflows.options import on_control, on_host
+from workflows.options import on_control, on_host, remaining
 from workflows.saga import Saga, Settle, call, carry_out
 
 with workflow.unsafe.imports_passed_through():
@@ -48,7 +48,7 @@ class DrainHost:
     async def run(self, order: Order) -> None:
         async def plan(saga: Saga) -> None:
             while True:
-                step = await saga.step(HostDrains.next, order, on_control())
+                step = await saga.step(HostDrains.next, order, on_control(remaining(order)))
                 if step.moves:
                     await asyncio.gather(*(move(child) for child in step.moves))
                 elif step.busy:

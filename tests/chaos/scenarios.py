@@ -24,6 +24,10 @@ def run(stack: Stack, cell: Cell) -> None:
     try:
         if cell.plan in SYSTEM:
             _system_work(stack, cell)
+        elif cell.plan == "heal":
+            _heal(stack, cell)
+        elif cell.plan.startswith("drain"):
+            _drain(stack, cell)
         elif cell.what == "cancel":
             _cancel(stack, cell)
         elif cell.what == "delete":
@@ -144,6 +148,63 @@ def _system_work(stack: Stack, cell: Cell) -> None:
     if cell.plan == "samples":
         _expect_coarser(stack, instance)
     wait_for("the leftover is removed", lambda: leftover not in invariants.machines(stack), 30)
+
+
+def _heal(stack: Stack, cell: Cell) -> None:
+    """What somebody stopped behind our back runs again, whatever happens to the run that sees to it."""
+    instance = stack.running()
+    project = f"/projects/{instance['project_id']}"
+    stack.request("PATCH", project, json={"drift_policy": "heal"}).raise_for_status()
+    try:
+        before = len(stack.hits(cell.point))
+        stack.fault(cell.point, cell.what)
+        url = f"{stack.simulator_url}/hosts/{instance['host']}/machines/{instance['container_id']}"
+        httpx.put(url, json={"state": "stopped", "memory_mb": 1}).raise_for_status()
+        stack.wait_for_hit(cell.point, before, 30)
+        wait_for("it is healed", lambda: _is_well(stack, instance), 60)
+    finally:
+        stack.wait_for_api()
+        stack.request("PATCH", project, json={"drift_policy": "report"}).raise_for_status()
+
+
+def _is_well(stack: Stack, instance: Json) -> bool:
+    now = stack.instance(instance)
+    machine = next(m for m in stack.simulated_machines() if m["id"] == now["container_id"])
+    return (
+        now["status"] == "running" and not now["drift"] and machine["state"] == "running" and machine["memory_mb"] > 1
+    )
+
+
+def _drain(stack: Stack, cell: Cell) -> None:
+    """What was on the host is elsewhere, once, or, where the drain was called off, where it was or elsewhere."""
+    instance = stack.running()
+    (host,) = (host for host in stack.list("/hosts") if host["name"] == instance["host"])
+    undone = cell.plan == "drain undone"
+    held = "instance.start.before" if undone else cell.point
+    before, undoing = len(stack.hits(held)), len(stack.hits(cell.point))
+    alone = cell.what == "cancel" or cell.what in PROCESSES
+    stack.plant(*([_at(held, "pause")] if undone or alone else []), *([] if alone else [_at(cell.point, cell.what)]))
+    accepted = stack.accept("POST", f"/hosts/{host['id']}/drain")
+    try:
+        stack.wait_for_hit(held, before)
+        if undone or cell.what == "cancel":
+            answer = stack.cancel(accepted)
+            assert answer.status_code in (httpx.codes.ACCEPTED, httpx.codes.CONFLICT), answer.text
+        if undone:
+            stack.wait_for_hit(cell.point, undoing)
+        if cell.what in PROCESSES:
+            stack.kill(cell.what)
+        if alone:
+            stack.plant()
+        row = stack.ended(accepted)
+        assert row["state"] == "completed" or (row["state"] == "cancelled" and (undone or cell.what == "cancel")), row
+        if row["state"] == "completed":
+            assert stack.instance(instance)["host"] != host["name"]
+    finally:
+        stack.plant()
+        stack.ended(accepted)
+        stack.request("POST", f"/hosts/{host['id']}/uncordon").raise_for_status()
+    _expect(stack, instance, "running")
 
 
 def _plant_leftover(stack: Stack, instance: Json) -> str:

@@ -72,6 +72,7 @@ def test_history_is_of_the_end_that_its_name_says(path: Path) -> None:
         "port-replaced-failed": "FAILED",
         "fixed-port-taken": "FAILED",
         "undo-failed": "FAILED",
+        "stuck": "FAILED",
     }
     # A delete that has begun runs to its end.
     expected = "COMPLETED" if kind == "DeprovisionInstance" and outcome.startswith("cancel") else ends.get(outcome)
