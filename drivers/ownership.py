@@ -74,6 +74,8 @@ class Owner(Frozen):
         Raises ForeignObject where it is not ours, Superseded where it is newer than the caller.
         """
         found = self.owned(machine_name(spec.id), labels)
+        if found is None and self._before_the_move(spec, labels):
+            return False
         if found is None:
             raise ForeignObject(
                 f"the engine has an object named {machine_name(spec.id)} that this installation did not make; "
@@ -83,3 +85,12 @@ class Owner(Frozen):
         if found[1] > spec.generation:
             raise Superseded(f"generation {found[1]} of {machine_name(spec.id)} is newer than {spec.generation}")
         return found[1] == spec.generation
+
+    def _before_the_move(self, spec: MachineSpec, labels: Mapping[str, str]) -> bool:
+        """Whether it is this instance on another host of ours that has the same engine, as an earlier placement."""
+        try:
+            other = Owner(installation=self.installation, host_id=UUID(labels.get(f"{PREFIX}.host", "")))
+        except ValueError:
+            return False
+        found = other.owned(machine_name(spec.id), labels)
+        return found is not None and found[1] < spec.generation

@@ -141,7 +141,7 @@ class HealInstance:
 
     @workflow.run
     async def run(self, order: Order) -> None:
-        async def plan(saga: Saga) -> MachineState | None:
+        async def plan(saga: Saga) -> MachineState:
             placement = await saga.step(InstanceRecords.claim, order, on_control(remaining(order), poll=True))
             spec, host = placement.spec, _host(placement)
 
@@ -151,10 +151,10 @@ class HealInstance:
             if order.recreate:
                 await saga.step(InstanceEngine.delete, spec, there())
             await saga.step(InstanceEngine.ensure_image, spec, there())
-            await saga.step(InstanceEngine.create, spec, there())
+            made = await saga.step(InstanceEngine.create, spec, there())
             await saga.step(InstanceEngine.adjust, spec, there())
             if not placement.was_running:
-                return None
+                return MachineState(engine_id=made, private_ip=None)
             return await saga.step(InstanceEngine.start, spec, there())
 
         await carry_out(order, plan, settling(order))
@@ -167,7 +167,7 @@ class MoveInstance:
 
     @workflow.run
     async def run(self, order: Order) -> None:
-        async def plan(saga: Saga) -> MachineState | None:
+        async def plan(saga: Saga) -> MachineState:
             placement = await saga.step(
                 InstanceRecords.place_beside,
                 order,
@@ -190,26 +190,29 @@ class MoveInstance:
             # A leftover from the switch on: the host's next inventory shows it.
             workflow.logger.warning("left to the host's inventory: %s", error.cause)
 
-    async def _make(self, saga: Saga, order: Order, placement: Placement) -> MachineState | None:
+    async def _make(self, saga: Saga, order: Order, placement: Placement) -> MachineState:
         spec, host = placement.spec, _host(placement)
 
         def there() -> ActivityConfig:
             return on_host(host, remaining(order), taken_up_within=SILENCE)
 
         await saga.step(InstanceEngine.ensure_image, spec, there())
-        await saga.step(InstanceEngine.create, spec, there(), undo=[removal(placement)])
-        if not placement.was_running:
-            return None
+        remake: list[Undo] = [removal(placement)]
         if placement.leaves is not None and placement.old_spec is not None:
-            old = placement.old_spec
-            request = StopRequest(spec=old, grace_seconds=order.grace_seconds)
-            restart: list[Undo] = [
-                (InstanceEngine.stop, StopRequest(spec=old, grace_seconds=0), on_host(placement.leaves, RESTORE)),
-                (InstanceEngine.start, old, on_host(placement.leaves, RESTORE)),
-            ]
-            await saga.step(InstanceEngine.stop, request, on_host(placement.leaves, remaining(order)), undo=restart)
-        # Undone in reverse: the new one is removed before the old one is started again.
-        return await saga.step(InstanceEngine.start, spec, there(), undo=[removal(placement)])
+            left, old = placement.leaves, placement.old_spec
+            # Where both hosts have one engine, the new machine takes the old one's place.
+            remake.append((InstanceEngine.create, old, on_host(left, RESTORE)))
+            if placement.was_running:
+                request = StopRequest(spec=old, grace_seconds=order.grace_seconds)
+                restart: list[Undo] = [
+                    (InstanceEngine.stop, StopRequest(spec=old, grace_seconds=0), on_host(left, RESTORE)),
+                    (InstanceEngine.start, old, on_host(left, RESTORE)),
+                ]
+                await saga.step(InstanceEngine.stop, request, on_host(left, remaining(order)), undo=restart)
+        made = await saga.step(InstanceEngine.create, spec, there(), undo=remake)
+        if not placement.was_running:
+            return MachineState(engine_id=made, private_ip=None)
+        return await saga.step(InstanceEngine.start, spec, there())
 
 
 def was_silent(error: ActivityError) -> bool:

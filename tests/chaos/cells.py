@@ -26,7 +26,7 @@ PLANS = {
         "instance.settle",
     ),
     "drain": (
-        *("drain.next", "instance.place_beside", "image.ensure", "instance.create", "instance.stop", "instance.start"),
+        *("drain.next", "instance.place_beside", "image.ensure", "instance.stop", "instance.create", "instance.start"),
         *("instance.switch", "instance.delete", "instance.settle", "drain.settle"),
     ),
     "drain undone": ("instance.stay",),

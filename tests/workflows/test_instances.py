@@ -340,8 +340,8 @@ HEAL = ["instance.claim", "image.ensure", "instance.create", "instance.adjust"]
 MOVE = [
     "instance.place_beside",
     "image.ensure",
-    "instance.create",
     "instance.stop",
+    "instance.create",
     "instance.start",
     "instance.switch",
     "instance.delete generation 1",
@@ -393,9 +393,9 @@ async def test_move_that_does_not_start_is_undone_new_one_first(play: Theatre, h
     assert play.stage.calls == [
         *MOVE[:5],
         "undo instance.delete generation 2",
+        "undo instance.create",
         "undo instance.stop",
         "undo instance.start",
-        "undo instance.delete generation 2",
         "undo instance.stay",
         f"instance.settle {outcome}",
     ]
