@@ -62,5 +62,6 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client) -> Fas
     # Agents before hosts: their paths are not ids.
     for module in (instances, streams, workflows, events, agents, samples, hosts, projects, health):
         app.include_router(module.router)
+    app.add_api_websocket_route("/{path:path}", streams.nowhere)
     app.add_middleware(Http, bug=errors.bug)
     return app

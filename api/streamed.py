@@ -7,7 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from fastapi.responses import StreamingResponse
+from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 #: Pings keep an idle WebSocket alive on its way. A client that reads slowly answers late: it is not gone yet.

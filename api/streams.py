@@ -159,6 +159,14 @@ async def terminal(
             opened.close()
 
 
+async def nowhere(socket: WebSocket) -> None:
+    """Any other WebSocket: as any other path."""
+    async with _told(socket):
+        caller = await authenticate(socket)
+        await caller.connection.close()
+        raise NotFound(f"there is no WebSocket {socket.url.path}")
+
+
 async def _shown(opened: Opened[Socket], socket: WebSocket) -> None:
     exited = False
     async for message in opened.it:

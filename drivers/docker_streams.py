@@ -6,12 +6,13 @@ import datetime as dt
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Literal
 from uuid import UUID
 
 import docker.errors
 import orjson
 
+from drivers import docker_usage
 from drivers.docker_channel import Channel, frames
 from drivers.docker_engine import NOT_FOUND, DockerEngine, calling
 from drivers.docker_processes import MARK, Processes, end_forgotten, new_mark
@@ -137,7 +138,8 @@ class DockerStats:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._rest = b""
-        self._before: dict[str, Any] = {}
+        #: Time, and CPU seconds until then.
+        self._before: tuple[float, float] | None = None
 
     def __iter__(self) -> DockerStats:
         return self
@@ -149,39 +151,17 @@ class DockerStats:
                 raise StopIteration
             self._rest += data
         line, _, self._rest = self._rest.partition(b"\n")
-        stats = orjson.loads(line)
-        if not (stats.get("memory_stats") or {}).get("usage"):
+        found = docker_usage.figures(orjson.loads(line))
+        if found is None:
             raise StopIteration  # it has ended, and the engine goes on with zeros
-        before, self._before = self._before, stats["cpu_stats"]
-        return _usage(stats, before)
+        at, used = found.pop("at"), found.pop("cpu_seconds")
+        since, before = self._before or (at, used)
+        self._before = (at, used)
+        percent = round(100 * (used - before) / (at - since), 2) if at > since else 0.0
+        return Usage(at=dt.datetime.fromtimestamp(at, dt.UTC), cpu_percent=max(percent, 0), **found)
 
     def close(self) -> None:
         self._channel.close()
-
-
-def _usage(stats: dict[str, Any], before: dict[str, Any]) -> Usage:
-    """One line of the engine's, https://docs.docker.com/reference/api/engine/version/v1.41/#operation/ContainerStats."""
-    cpu, memory = stats["cpu_stats"], stats["memory_stats"]
-    percent = 0.0
-    if before:
-        used = cpu["cpu_usage"]["total_usage"] - before["cpu_usage"]["total_usage"]
-        passed = cpu.get("system_cpu_usage", 0) - before.get("system_cpu_usage", 0)
-        percent = 100 * used / passed * cpu.get("online_cpus", 1) if passed > 0 else 0.0
-    details = memory.get("stats") or {}
-    # What could be given back at once is not used: files that were read once.
-    cached = details.get("inactive_file", details.get("total_inactive_file", 0))
-    networks = (stats.get("networks") or {}).values()
-    blocks = (stats.get("blkio_stats") or {}).get("io_service_bytes_recursive") or []
-    return Usage(
-        at=dt.datetime.fromisoformat(stats["read"][:19] + "+00:00"),
-        cpu_percent=round(max(percent, 0), 2),
-        memory_bytes=max(memory["usage"] - cached, 0),
-        pids=(stats.get("pids_stats") or {}).get("current", 0),
-        rx_bytes=sum(network["rx_bytes"] for network in networks),
-        tx_bytes=sum(network["tx_bytes"] for network in networks),
-        read_bytes=sum(block["value"] for block in blocks if block["op"].lower() == "read"),
-        written_bytes=sum(block["value"] for block in blocks if block["op"].lower() == "write"),
-    )
 
 
 class DockerCommand:

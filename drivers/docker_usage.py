@@ -43,13 +43,13 @@ def read(client: APIClient, engine_ids: list[str]) -> Iterator[tuple[str, dict[s
                     line = next(stream.iter_lines(chunk_size=None), None)
                 except requests.RequestException:
                     continue  # one that is silent, or went, keeps nothing from the others
-                usage = _usage(orjson.loads(line)) if line else None
+                usage = figures(orjson.loads(line)) if line else None
                 if usage is not None:
                     yield engine_id, usage
 
 
-def _usage(told: dict[str, Any]) -> dict[str, Any] | None:
-    """None: it does not run (any more)."""
+def figures(told: dict[str, Any]) -> dict[str, Any] | None:
+    """The fields of a Reading that are figures. None: it does not run (any more)."""
     cpu, memory = told["cpu_stats"]["cpu_usage"], told["memory_stats"]
     if not cpu.get("total_usage") or "usage" not in memory:
         return None

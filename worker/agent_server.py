@@ -48,6 +48,8 @@ from worker.identity import Keys
 STREAMS, OF_ONE = 128, 16
 #: One reads, one writes, one closes.
 THREADS = 3 * STREAMS
+#: Beyond this the next gets a 503: who has no ticket may not take the others' place for long.
+CONNECTIONS = 4 * STREAMS
 STOP_SECONDS = 2
 #: A program's terminal ends a little before the program does.
 EXIT_LOOKS, EXIT_LOOK_SECONDS = 50, 0.05
@@ -298,6 +300,7 @@ class Server(uvicorn.Server):
                 ws_ping_interval=PING_SECONDS,
                 ws_ping_timeout=PONG_SECONDS,
                 ws_per_message_deflate=False,
+                limit_concurrency=CONNECTIONS,
                 lifespan="off",
                 log_config=None,
                 access_log=False,

@@ -193,7 +193,11 @@ def test_who_may_not_is_told_before_the_websocket_opens(stack: Stack, quiet: Jso
             assert refused.value.response.status_code == 404
             assert json.loads(refused.value.response.body)["error"]["code"] == "not_found"
             assert refused.value.response.headers["x-request-id"]
-    for wrong, status in ((f"/ws/terminal/{quiet['id']}?rows=0", 422), ("/ws/logs/nobody", 422)):
+    for wrong, status in (
+        (f"/ws/terminal/{quiet['id']}?rows=0", 422),
+        ("/ws/logs/nobody", 422),
+        ("/ws/nowhere", 404),
+    ):
         with pytest.raises(InvalidStatus) as refused:
             ws(stack, wrong)
         assert refused.value.response.status_code == status

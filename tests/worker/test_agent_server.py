@@ -20,7 +20,7 @@ from pydantic import SecretStr
 
 from api.agent_client import Agents, Target
 from drivers.streams import Output, Usage
-from model.errors import CairnError, CommandTimeout, HostUnreachable, InvalidState, TooManyStreams
+from model.errors import CairnError, CommandTimeout, HostUnreachable, InvalidState, TooManyStreams, Unauthenticated
 from model.settings import Settings
 from model.streams import Run
 from model.tickets import Gate, Ticket, Verb, new_signing_key, sign, verifying_key
@@ -213,6 +213,14 @@ async def test_ticket_for_what_changes_something_is_used_once(site: Site, verb: 
     ticket = site.ticket(verb)
     assert await site.status(verb, ticket) == first
     assert await site.status(verb, ticket) == again
+
+
+def test_ticket_is_used_once_also_where_the_agent_was_started_again_meanwhile() -> None:
+    wanted = Ticket(instance=INSTANCE, verb="exec")
+    ticket = sign(wanted, host=HOST, key=KEY)
+    time.sleep(0.01)
+    with pytest.raises(Unauthenticated):
+        Gate([verifying_key(KEY)]).check(ticket, wanted, HOST)
 
 
 async def test_new_keys_of_the_api_replace_the_old(site: Site) -> None:
