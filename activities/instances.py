@@ -80,24 +80,25 @@ class InstanceRecords:
             claim(session, order)
             _check_owner(instance, order)
             host = session.get(Host, instance.host_id) if instance.host_id else None
-            held = {port["host_port"] for port in instance.ports}
-            lost = host is not None and host.name == request.silent_host and not is_reachable(host.last_seen_at)
-            if host is None or lost or held & set(request.avoid_ports):
+            if host is None or _is_to_leave(host, instance.ports, request):
                 release(session, instance)
                 host = _within(PLACE_WITHIN, place, session, instance, self._capacity, request.avoid_ports)
                 record(session, order, _move(instance, Status.PROVISIONING, host=host.name))
             return Placement(host=host.name, spec=_spec(instance))
 
     @activity.defn(name="instance.place_beside")
-    def place_beside(self, order: Order) -> Placement:
-        """Claim the run, and hold another host for the instance beside its own. Repeated: the same answer."""
+    def place_beside(self, request: PlaceRequest) -> Placement:
+        """Claim the run, and hold another host for the instance beside its own. Repeated, as ``place``."""
+        order = request.order
         with transaction(self._engine, order.project_id) as session:
             instance = _lock(session, order)
             row = claim(session, order)
             _check_owner(instance, order)
-            if instance.next_host_id is None:
-                _within(PLACE_WITHIN, place, session, instance, self._capacity, (), beside=True)
-            new, old = session.get_one(Host, instance.next_host_id), session.get(Host, instance.host_id)
+            new = session.get(Host, instance.next_host_id) if instance.next_host_id else None
+            if new is None or _is_to_leave(new, instance.next_ports or [], request):
+                release_next(session, instance)
+                new = _within(PLACE_WITHIN, place, session, instance, self._capacity, request.avoid_ports, beside=True)
+            old = session.get(Host, instance.host_id)
             return Placement(
                 host=new.name,
                 spec=_next_spec(instance),
@@ -281,6 +282,12 @@ def _count(session: Session, instance: Instance, where: str) -> None:
         session.flush()
         session.execute(update(ProjectQuota).where(ProjectQuota.project_id == instance.project_id).values(**changes))
         instance.quota = where
+
+
+def _is_to_leave(host: Host, ports: list[Any], request: PlaceRequest) -> bool:
+    """Whether a placement that was made holds a port to avoid, or a host that is lost."""
+    lost = host.name == request.silent_host and not is_reachable(host.last_seen_at)
+    return lost or bool({port["host_port"] for port in ports} & set(request.avoid_ports))
 
 
 def _within(seconds: float, do: Callable[..., R], *args: Any, **more: Any) -> R:

@@ -44,6 +44,7 @@ def change(
         name=instance.name,
         request_id=because,
         deadline_seconds=deadline_seconds,
+        fixed_ports=[port["host_port"] for port in instance.wanted_ports if port["host_port"]],
         **more,
     )
     use_project(session, instance.project_id)

@@ -51,21 +51,13 @@ class ProvisionInstance:
     @workflow.run
     async def run(self, order: Order) -> None:
         async def plan(saga: Saga) -> MachineState:
-            avoid: list[int] = []
-            silent: str | None = None
+            request = PlaceRequest(order=order)
             while True:
-                request = PlaceRequest(order=order, avoid_ports=avoid, silent_host=silent)
                 placement = await saga.step(InstanceRecords.place, request, on_control(remaining(order), poll=True))
                 try:
                     return await self._launch(saga, order, placement)
                 except ActivityError as error:
-                    port = taken_port(error)
-                    if port is not None and len(avoid) < PORT_TRIES and port not in order.fixed_ports:
-                        avoid.append(port)
-                    elif was_silent(error) and remaining(order) > LEAST:
-                        silent = placement.host
-                    else:
-                        raise
+                    request = elsewhere(error, request, placement)
 
         await carry_out(order, plan, settling(order))
 
@@ -168,13 +160,16 @@ class MoveInstance:
     @workflow.run
     async def run(self, order: Order) -> None:
         async def plan(saga: Saga) -> MachineState:
-            placement = await saga.step(
-                InstanceRecords.place_beside,
-                order,
-                on_control(remaining(order), poll=True),
-                undo=[(InstanceRecords.stay, order, on_control())],
-            )
-            facts = await self._make(saga, order, placement)
+            request = PlaceRequest(order=order)
+            undo: list[Undo] = [(InstanceRecords.stay, order, on_control())]
+            while True:
+                there = on_control(remaining(order), poll=True)
+                placement = await saga.step(InstanceRecords.place_beside, request, there, undo=undo)
+                try:
+                    facts = await self._make(saga, order, placement)
+                    break
+                except ActivityError as error:
+                    request, undo = elsewhere(error, request, placement), []
             await shielded(self._switch(saga, order, placement))
             return facts
 
@@ -213,6 +208,16 @@ class MoveInstance:
         if not placement.was_running:
             return MachineState(engine_id=made, private_ip=None)
         return await saga.step(InstanceEngine.start, spec, there())
+
+
+def elsewhere(error: ActivityError, request: PlaceRequest, placement: Placement) -> PlaceRequest:
+    """How to place again after a step that another placement may help. Raises the error where none does."""
+    port = taken_port(error)
+    if port is not None and len(request.avoid_ports) < PORT_TRIES and port not in request.order.fixed_ports:
+        return request.model_copy(update={"avoid_ports": [*request.avoid_ports, port]})
+    if was_silent(error) and remaining(request.order) > LEAST:
+        return request.model_copy(update={"silent_host": placement.host})
+    raise error
 
 
 def was_silent(error: ActivityError) -> bool:

@@ -205,7 +205,7 @@ def test_move_holds_both_hosts_until_it_is_switched(platform: Platform, worker_e
     order = platform.running(ports=PORT, wanted_host="one")
     moving = move(platform, order)
     for _ in range(2):  # repeated: the same answer
-        placement = platform.run(platform.records.place_beside, moving)
+        placement = platform.run(platform.records.place_beside, PlaceRequest(order=moving))
         assert (placement.host, placement.leaves, placement.spec.generation) == ("two", "one", 2)
         assert placement.old_spec is not None
         assert placement.old_spec.generation == 1
@@ -227,7 +227,7 @@ def test_move_that_is_given_up_gives_back_what_it_held(platform: Platform, undon
     order = platform.running(ports=PORT, wanted_host="one")
     before = platform.instance(order)
     moving = move(platform, order)
-    platform.run(platform.records.place_beside, moving)
+    platform.run(platform.records.place_beside, PlaceRequest(order=moving))
     if undone == "stay":
         for _ in range(2):
             platform.run(platform.records.stay, moving)
@@ -238,7 +238,9 @@ def test_move_that_is_given_up_gives_back_what_it_held(platform: Platform, undon
         before[name] for name in ("status", "host_id", "generation", "ports")
     ]
     again = move(platform, order)
-    assert platform.run(platform.records.place_beside, again).spec.generation == 3, "a generation never comes back"
+    assert platform.run(platform.records.place_beside, PlaceRequest(order=again)).spec.generation == 3, (
+        "a generation never comes back"
+    )
 
 
 # Lost hosts
@@ -275,7 +277,7 @@ def test_what_is_replaced_moves_after_lease_and_margin_once(platform: Platform, 
     (row,) = orders(platform, "MoveInstance")
     moving = Order.model_validate(row["order"])
     assert moving.host_lost
-    placement = platform.run(platform.records.place_beside, moving)
+    placement = platform.run(platform.records.place_beside, PlaceRequest(order=moving))
     assert (placement.host, placement.leaves) == ("two", None)
     platform.settle(moving, "failed", "engine_refused")
     assert platform.instance(order)["status"] == "running"
@@ -336,7 +338,7 @@ def drain(platform: Platform, host: str = "one") -> Order:
 
 
 def carry_out(platform: Platform, child: Order, outcome: str = "completed") -> None:
-    platform.run(platform.records.place_beside, child, run_id=f"run-{child.workflow_id}")
+    platform.run(platform.records.place_beside, PlaceRequest(order=child), run_id=f"run-{child.workflow_id}")
     if outcome == "completed":
         platform.run(platform.records.switch, child)
     platform.settle(child, outcome, None if outcome == "completed" else "engine_refused")  # type: ignore[arg-type]

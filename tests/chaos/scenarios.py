@@ -211,7 +211,8 @@ def _plant_leftover(stack: Stack, instance: Json) -> str:
     """A machine with our labels whose row is unknown: a create that ended after everybody had forgotten it."""
     (machine,) = (m for m in stack.simulated_machines() if m["id"] == instance["container_id"])
     id = str(uuid.uuid4())
-    copy = {"image": machine["image"], "ports": [], "labels": machine["labels"] | {"io.cairn.id": id}}
+    copy = {name: machine[name] for name in ("image", "vcpus", "memory_mb")}
+    copy |= {"ports": [], "labels": machine["labels"] | {"io.cairn.id": id}}
     httpx.post(f"{stack.simulator_url}/hosts/{instance['host']}/machines/cairn-instance-{id}", json=copy)
     return id
 

@@ -218,7 +218,12 @@ def test_instance_of_a_lost_host_runs_elsewhere_and_what_it_left_goes(
     thread.start()
     try:
         machine.end("joined-1", signal.SIGKILL)
-        wait_for("it runs elsewhere", lambda: _runs_on(fleet, instance, "local"), LOST_SECONDS)
+        try:
+            wait_for("it runs elsewhere", lambda: _runs_on(fleet, instance, "local"), LOST_SECONDS)
+        except AssertionError as late:
+            runs = [(row["kind"], row["state"], row["error"]) for row in fleet.list("/workflows")[:3]]
+            hosts = [(host["name"], host["state"], host["reachable"]) for host in fleet.list("/hosts")]
+            raise AssertionError(f"{late}: {runs} {hosts} {fleet.sql('SELECT * FROM pulses')}") from None
         assert _runs_on(fleet, kept, "joined-1")
         machine.start("joined-1", secret)
         machine.host("joined-1")

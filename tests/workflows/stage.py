@@ -129,11 +129,12 @@ class Control:
         return Placement(host=host, spec=self._stage.spec(order, 1), was_running=self._stage.was_running)
 
     @activity.defn(name="instance.place_beside")
-    async def place_beside(self, order: Order) -> Placement:
-        await self._stage.play()
+    async def place_beside(self, request: PlaceRequest) -> Placement:
+        order = request.order
+        await self._stage.play(f" avoiding {len(request.avoid_ports)}" if request.avoid_ports else "")
         return Placement(
             host=HOST,
-            spec=self._stage.spec(order, 2),
+            spec=self._stage.spec(order, 2 + len(request.avoid_ports)),
             was_running=self._stage.was_running,
             leaves=self._stage.leaves,
             old_spec=self._stage.spec(order, 1),

@@ -418,3 +418,9 @@ async def test_move_whose_old_machine_cannot_be_removed_leaves_it_to_the_invento
     play.stage.always["instance.delete"] = fails(EngineRefused("no"))
     assert await play.run("MoveInstance") is None
     assert play.stage.calls == [*MOVE, "instance.settle completed"]
+
+
+async def test_move_takes_another_port_where_the_engine_finds_one_taken(play: Theatre) -> None:
+    play.stage.script["instance.start"].append(fails(PortTaken("taken", port=20000)))
+    assert await play.run("MoveInstance") is None
+    assert play.stage.calls == [*MOVE[:5], "instance.place_beside avoiding 1", *MOVE[1:], "instance.settle completed"]
