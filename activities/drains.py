@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
+from typing import Literal
+
 import structlog
 from sqlalchemy import Engine, or_, select, update
 from sqlalchemy.orm import Session
@@ -9,10 +12,11 @@ from temporalio import activity
 
 from activities import orders
 from activities.database import transaction, use_project
+from activities.fleet import Limits
 from activities.instances import settle_instance
 from activities.runs import Histories, claim, end, record
 from model.base import Frozen
-from model.hosts import Host, HostState
+from model.hosts import LEASE, MARGIN, Host, HostState, is_reachable
 from model.instances import Instance, Status
 from model.workflows import NEVER_STARTED, Failure, Order, Outcome, State, Step, Workflow
 
@@ -38,10 +42,10 @@ class DrainEnd(Frozen):
 class HostDrains:
     """Drains in the database. Runs on the control queue."""
 
-    def __init__(self, engine: Engine, histories: Histories, move_seconds: float) -> None:
+    def __init__(self, engine: Engine, histories: Histories, limits: Limits) -> None:
         self._engine = engine
         self._histories = histories
-        self._move_seconds = move_seconds
+        self._limits = limits
 
     @activity.defn(name="drain.next")
     def next(self, order: Order) -> Round:
@@ -59,20 +63,25 @@ class HostDrains:
                 )
             )
             here = or_(Instance.host_id == order.resource_id, Instance.next_host_id == order.resource_id)
+            host = session.get_one(Host, order.resource_id)
             stuck, busy = [], 0
             for instance in session.scalars(select(Instance).where(here).order_by(Instance.id).with_for_update()).all():
-                if instance.id in failed or instance.status == Status.ERROR:
-                    stuck.append(instance.name)
+                lost = self._is_lost(host, instance)
+                if instance.id in failed or instance.status == Status.ERROR or lost == "stuck":
+                    mine = instance.project_id == order.project_id
+                    stuck.append(instance.name if mine else "one of another project")
                 elif instance.status not in (Status.RUNNING, Status.STOPPED):
                     busy += 1
-                elif len(moves) < AT_ONCE:
+                elif len(moves) < AT_ONCE and lost != "wait":
                     moves.append(
                         orders.change(
                             session,
                             instance,
                             "MoveInstance",
                             because=f"drain: {order.name}",
-                            deadline_seconds=self._move_seconds,
+                            deadline_seconds=self._limits.deadline_launch,
+                            grace_seconds=self._limits.stop_grace,
+                            host_lost=lost == "lost",
                             parent_id=order.workflow_id,
                         )
                     )
@@ -81,12 +90,22 @@ class HostDrains:
             use_project(session, order.project_id)
             return Round(moves=moves, busy=busy, stuck=stuck)
 
+    def _is_lost(self, host: Host, instance: Instance) -> Literal["here", "lost", "wait", "stuck"]:
+        """Whether the host can be asked to let the instance go, and else what its policy says."""
+        if is_reachable(host.last_seen_at):
+            return "here"
+        if instance.on_host_lost == "keep" or host.last_seen_at is None:
+            return "stuck"
+        silent = dt.datetime.now(dt.UTC) - host.last_seen_at
+        due = LEASE + MARGIN if instance.on_host_lost == "replace" else self._limits.fenced_after
+        return "lost" if silent > due else "wait"
+
     @activity.defn(name="drain.settle")
-    def settle(self, end: DrainEnd) -> None:
+    def settle(self, drained: DrainEnd) -> None:
         """End the run: the host is cordoned, or as it was before."""
-        steps = self._histories.steps(end.order.workflow_id)
-        with transaction(self._engine, end.order.project_id) as session:
-            settle_host(session, end.order, end.outcome, end.failure, steps)
+        steps = self._histories.steps(drained.order.workflow_id)
+        with transaction(self._engine, drained.order.project_id) as session:
+            settle_host(session, drained.order, drained.outcome, drained.failure, steps)
 
 
 def settle_host(

@@ -39,6 +39,12 @@ class Limits(Frozen):
     reconcile_interval: float
     fence_after: float
     deadline_launch: float
+    stop_grace: float = 10
+
+    @property
+    def fenced_after(self) -> dt.timedelta:
+        """Silence of a host after which what is fenced must have been stopped there."""
+        return dt.timedelta(seconds=self.fence_after) + MARGIN
 
 
 def beat(process: str) -> dict[str, object]:
@@ -84,7 +90,6 @@ def replace_lost(session: Session, limits: Limits) -> int:
     """
     now = func.now()
     lost = dt.timedelta(seconds=(LEASE + MARGIN).total_seconds())
-    fenced = dt.timedelta(seconds=limits.fence_after) + MARGIN
     steady = session.execute(
         select(func.count()).where(Pulse.process.in_((API, TICK)), Pulse.since < now - lost, Pulse.seen_at > now - AWAY)
     ).scalar_one()
@@ -99,7 +104,7 @@ def replace_lost(session: Session, limits: Limits) -> int:
             Instance.status == Status.RUNNING,
             or_(
                 Instance.on_host_lost == "replace",
-                and_(Instance.on_host_lost == "fence", Host.last_seen_at < now - fenced),
+                and_(Instance.on_host_lost == "fence", Host.last_seen_at < now - limits.fenced_after),
             ),
             ~and_(
                 Workflow.kind == "MoveInstance",
@@ -124,6 +129,7 @@ def replace_lost(session: Session, limits: Limits) -> int:
                 "MoveInstance",
                 because=f"host lost: {row.host}",
                 deadline_seconds=limits.deadline_launch,
+                grace_seconds=limits.stop_grace,
                 host_lost=True,
             )
             moved += 1

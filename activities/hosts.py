@@ -12,6 +12,7 @@ from temporalio import activity
 
 from activities import orders
 from activities.database import transaction, use_project
+from activities.fleet import Limits
 from drivers.machines import Machines
 from model.base import Frozen
 from model.drift import Drift, compare
@@ -22,6 +23,8 @@ from model.projects import Project
 from model.workflows import Event
 
 log = structlog.get_logger()
+#: How far Temporal's clock may be from the database's.
+CLOCKS = dt.timedelta(seconds=2)
 
 
 class Inventory(Frozen):
@@ -29,14 +32,16 @@ class Inventory(Frozen):
 
     host: str
     machines: list[OwnedMachine]
+    #: Before this nothing of it was looked at.
+    asked_at: dt.datetime | None = None
 
 
 class HostRecords:
     """Hosts in the database. Runs on the control queue."""
 
-    def __init__(self, engine: Engine, heal_seconds: float = 300) -> None:
+    def __init__(self, engine: Engine, limits: Limits) -> None:
         self._engine = engine
-        self._heal_seconds = heal_seconds
+        self._limits = limits
 
     @activity.defn(name="host.reconcile")
     def reconcile(self, inventory: Inventory) -> list[OwnedMachine]:
@@ -65,17 +70,11 @@ class HostRecords:
                     ).where(Instance.id.in_(found))
                 )
             }
-            unknown = [m for m in inventory.machines if m.id not in rows or rows[m.id].last_generation < m.generation]
-            leftovers = [
-                m
-                for m in inventory.machines
-                if m not in unknown
-                and (host.id, m.generation)
-                not in (
-                    (rows[m.id].host_id, rows[m.id].generation),
-                    (rows[m.id].next_host_id, rows[m.id].next_generation),
-                )
-            ]
+            placed = {(id, row.host_id, row.generation) for id, row in rows.items()}
+            placed |= {(id, row.next_host_id, row.next_generation) for id, row in rows.items()}
+            strange = [m for m in inventory.machines if (m.id, host.id, m.generation) not in placed]
+            unknown = [m for m in strange if m.id not in rows or rows[m.id].last_generation < m.generation]
+            leftovers = [m for m in strange if m not in unknown]
             warning = None
             if len(unknown) > max(5, len(inventory.machines) // 10):
                 warning = (
@@ -86,7 +85,7 @@ class HostRecords:
                 leftovers += unknown
             if (warning is None) != (host.warning is None):
                 self._tell_operator(session, host, warning)
-            settled = self._find_drift(session, host, found)
+            settled = self._find_drift(session, host, found, inventory.asked_at)
             done = settled and not leftovers
             session.execute(
                 update(Host)
@@ -95,14 +94,18 @@ class HostRecords:
             )
         return leftovers
 
-    def _find_drift(self, session: Session, host: Host, found: dict[UUID, OwnedMachine]) -> bool:
+    def _find_drift(
+        self, session: Session, host: Host, found: dict[UUID, OwnedMachine], asked_at: dt.datetime | None
+    ) -> bool:
         """Record and, where the project asks for it, mend; whether nothing is left to be looked at again."""
         settled = True
         now = dt.datetime.now(dt.UTC)
         # What changed after the look began is left to the next one.
-        older = Instance.updated_at < (host.reconciled_at or func.now())
+        began = asked_at - CLOCKS if asked_at else host.reconciled_at
+        older = Instance.updated_at < (began or func.now())
         at_rest = Instance.status.in_((Status.RUNNING, Status.STOPPED))
-        here = select(Instance).where(Instance.host_id == host.id)
+        # By id: whoever locks several instances does it in this order.
+        here = select(Instance).where(Instance.host_id == host.id).order_by(Instance.id)
         for instance in session.scalars(here.where(at_rest, older)).all():
             machine = found.get(instance.id)
             drift = compare(
@@ -116,15 +119,15 @@ class HostRecords:
             )
             if drift is None and instance.drift is None:
                 continue
-            settled &= self._note(session, instance.id, drift, now)
+            settled &= self._note(session, instance.id, instance.version, drift, now)
         unsettled = here.where(~(at_rest & older), Instance.status != Status.ERROR).limit(1)
         return settled and session.execute(unsettled).first() is None
 
-    def _note(self, session: Session, instance_id: UUID, drift: Drift | None, now: dt.datetime) -> bool:
+    def _note(self, session: Session, instance_id: UUID, version: int, drift: Drift | None, now: dt.datetime) -> bool:
         """Write down what was found of one instance; whether it needs no further look."""
         instance = session.scalars(
             select(Instance)
-            .where(Instance.id == instance_id, Instance.status.in_((Status.RUNNING, Status.STOPPED)))
+            .where(Instance.id == instance_id, Instance.version == version)
             .with_for_update()
             .execution_options(populate_existing=True)
         ).one_or_none()
@@ -154,9 +157,10 @@ class HostRecords:
             orders.change(
                 session,
                 instance,
-                "StopInstance" if drift.kind == "running" else "HealInstance",
-                because=f"drift:{drift.kind}",
-                deadline_seconds=self._heal_seconds,
+                "HealInstance",
+                because=f"drift: {drift.kind}",
+                deadline_seconds=self._limits.deadline_launch,
+                grace_seconds=self._limits.stop_grace,
                 recreate=bool({"image", "ports"} & set(drift.changes)),
             )
         return False

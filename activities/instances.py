@@ -15,7 +15,7 @@ from activities.placement import Capacity, place, release, release_next, switch
 from activities.runs import Histories, claim, end, others, record
 from drivers.machines import Machines
 from model.base import Frozen
-from model.errors import NoCapacity, NotReady, Superseded
+from model.errors import HostIsBack, NoCapacity, NotReady, Superseded
 from model.hosts import Host, is_reachable
 from model.instances import STABLE, VERBS, Instance, MachineSpec, MachineState, Port, Status
 from model.projects import ProjectQuota
@@ -44,6 +44,8 @@ class Placement(Frozen):
     was_running: bool = True
     #: Of a move: where it was, unless that host is lost.
     leaves: str | None = None
+    #: How long what is fenced may run on a silent host.
+    fence_seconds: float = 0
     old_spec: MachineSpec | None = None
 
 
@@ -80,7 +82,7 @@ class InstanceRecords:
             claim(session, order)
             _check_owner(instance, order)
             host = session.get(Host, instance.host_id) if instance.host_id else None
-            if host is None or _is_to_leave(host, instance.ports, request):
+            if host is None or self._is_to_leave(host, instance, instance.ports, request):
                 release(session, instance)
                 host = _within(PLACE_WITHIN, place, session, instance, self._capacity, request.avoid_ports)
                 record(session, order, _move(instance, Status.PROVISIONING, host=host.name))
@@ -95,17 +97,29 @@ class InstanceRecords:
             row = claim(session, order)
             _check_owner(instance, order)
             new = session.get(Host, instance.next_host_id) if instance.next_host_id else None
-            if new is None or _is_to_leave(new, instance.next_ports or [], request):
+            old = session.get(Host, instance.host_id)
+            if order.host_lost and new is None and old is not None and is_reachable(old.last_seen_at):
+                raise HostIsBack(f"host {old.name} is back: instance {instance.name} stays there")
+            if new is None or self._is_to_leave(new, instance, instance.next_ports or [], request):
                 release_next(session, instance)
                 new = _within(PLACE_WITHIN, place, session, instance, self._capacity, request.avoid_ports, beside=True)
-            old = session.get(Host, instance.host_id)
             return Placement(
                 host=new.name,
                 spec=_next_spec(instance),
                 was_running=row.prior_status == Status.RUNNING,
                 leaves=old.name if old is not None and not order.host_lost else None,
+                fence_seconds=self._capacity.fenced_after,
                 old_spec=_spec(instance),
             )
+
+    def _is_to_leave(self, host: Host, instance: Instance, ports: list[Any], request: PlaceRequest) -> bool:
+        """Whether a placement that was made holds a port to avoid, or a host that is lost: for what is fenced, one
+        on which it must have been stopped by now."""
+        lost = host.name == request.silent_host and not is_reachable(host.last_seen_at)
+        if lost and instance.on_host_lost == "fence" and host.last_seen_at is not None:
+            silent = dt.datetime.now(dt.UTC) - host.last_seen_at
+            lost = silent.total_seconds() > self._capacity.fenced_after
+        return lost or bool({port["host_port"] for port in ports} & set(request.avoid_ports))
 
     @activity.defn(name="instance.switch")
     def switch(self, order: Order) -> None:
@@ -238,7 +252,7 @@ def settle_instance(
             instance.private_ip = None
         if launch and status is Status.ERROR:
             instance.container_id = None
-        instance.error = failure.model_dump() if failure else None
+        instance.error = failure.model_dump() if failure and failure.code != HostIsBack.code else None
         if order.kind != "HealInstance":  # that is looked at again, and counted
             instance.drift = None
         if status is Status.DELETED:
@@ -282,12 +296,6 @@ def _count(session: Session, instance: Instance, where: str) -> None:
         session.flush()
         session.execute(update(ProjectQuota).where(ProjectQuota.project_id == instance.project_id).values(**changes))
         instance.quota = where
-
-
-def _is_to_leave(host: Host, ports: list[Any], request: PlaceRequest) -> bool:
-    """Whether a placement that was made holds a port to avoid, or a host that is lost."""
-    lost = host.name == request.silent_host and not is_reachable(host.last_seen_at)
-    return lost or bool({port["host_port"] for port in ports} & set(request.avoid_ports))
 
 
 def _within(seconds: float, do: Callable[..., R], *args: Any, **more: Any) -> R:

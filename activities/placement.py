@@ -23,6 +23,8 @@ class Capacity(Frozen):
     port_range: tuple[int, int]
     overcommit_cpu: float
     overcommit_memory: float
+    #: Seconds without a sign of its host after which what is fenced must have been stopped there.
+    fenced_after: float = 45
 
 
 def has_room(
@@ -104,7 +106,8 @@ def place(
             continue
         host.allocated_vcpus += instance.vcpus
         host.allocated_memory_mb += instance.memory_mb
-        instance.last_generation += 1
+        # An older version counts in the generation alone.
+        instance.last_generation = max(instance.last_generation, instance.generation) + 1
         if beside:
             instance.next_host_id, instance.next_generation = host.id, instance.last_generation
             instance.next_ports = [port.model_dump() for port in ports]

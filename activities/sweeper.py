@@ -9,6 +9,7 @@ from datetime import timedelta
 import structlog
 from sqlalchemy import ColumnElement, Engine, func, select, update
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import aliased
 from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import WorkflowIDConflictPolicy
@@ -21,7 +22,7 @@ from activities.runs import CONTROL, start, summarise
 from activities.samples import is_due
 from activities.settling import settle
 from model.base import Frozen
-from model.workflows import Failure, Order, Outcome, State, Step, Workflow
+from model.workflows import TERMINAL, Failure, Order, Outcome, State, Step, Workflow
 
 #: A row younger than this is still in the hands of the API process that accepted it.
 LOST_AFTER = timedelta(seconds=3)
@@ -75,7 +76,8 @@ class Sweeper:
 
             return sum(await asyncio.gather(*(one(order) for order in orders)))
 
-        hosts = await asyncio.to_thread(self._look_at_hosts)
+        # Not when called by NOTIFY, which also comes while Temporal is away, and hosts cannot renew their leases.
+        hosts = await asyncio.to_thread(self._look_at_hosts, activity.in_activity())
         lost, asked, unchecked = await asyncio.to_thread(self._find)
         swept = Swept(
             started=await each(lost, self._start),
@@ -97,12 +99,14 @@ class Sweeper:
             log.warning("sweep.failed", count=len(failures), error=str(failures[0]) or type(failures[0]).__name__)
         return swept
 
-    def _look_at_hosts(self) -> list[str]:
+    def _look_at_hosts(self, ticking: bool) -> list[str]:
         with transaction(self._engine) as session:
-            session.execute(BEAT, beat(TICK))
+            if ticking:
+                session.execute(BEAT, beat(TICK))
             hosts = to_reconcile(session, self._limits)
-        with transaction(self._engine) as session:
-            replace_lost(session, self._limits)
+        if ticking:
+            with transaction(self._engine) as session:
+                replace_lost(session, self._limits)
         return hosts
 
     async def _reconcile(self, host: str) -> None:
@@ -136,7 +140,11 @@ class Sweeper:
                 found = select(Workflow.order).where(*where).order_by(Workflow.id).limit(BATCH)
                 return [Order.model_validate(order) for order in session.scalars(found)]
 
-            lost = orders(Workflow.state == State.ACCEPTED, Workflow.parent_id.is_(None), Workflow.created_at < old)
+            parent = aliased(Workflow)
+            # A child is its parent's to start, as long as that lives.
+            orphaned = select(parent.id).where(parent.id == Workflow.parent_id, parent.state.in_(TERMINAL)).exists()
+            alone = Workflow.parent_id.is_(None) | orphaned
+            lost = orders(Workflow.state == State.ACCEPTED, alone, Workflow.created_at < old)
             asked = orders(Workflow.state == State.RUNNING, Workflow.cancel_requested_at < old)
             unchecked = list(
                 session.scalars(

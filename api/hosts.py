@@ -6,7 +6,7 @@ import datetime as dt
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -18,13 +18,24 @@ from api.errors import RESPONSES
 from api.instance_schemas import LabelName, LabelValue, Name
 from api.paging import Paging, page_of
 from model.base import new_id
-from model.errors import InUse, InvalidState, NotFound
+from model.errors import Forbidden, InUse, InvalidState, NotFound
 from model.hosts import Host, HostPort, HostState, HostToken, InstanceType, is_reachable
+from model.projects import Project
 from model.secrets import digest, new_join_token
 from model.workflows import TERMINAL, Order, Workflow
 
 router = APIRouter(prefix="/v1", responses=RESPONSES)
 
+
+async def _operator(caller: Authenticated) -> Caller:
+    """Hosts are nobody's project: only keys of the oldest one, the platform's own, manage them. Raises Forbidden."""
+    oldest = (await caller.execute(select(Project.id).order_by(Project.created_at, Project.id).limit(1))).scalar_one()
+    if caller.project_id != oldest:
+        raise Forbidden("hosts are managed with a key of the platform's first project")
+    return caller
+
+
+Operator = Annotated[Caller, Depends(_operator, scope="function")]
 #: A drain has as long as its moves take.
 DRAIN_SECONDS = 24 * 3600.0
 _held = select(func.count()).where(HostPort.host_id == Host.id).scalar_subquery().label("ports_held")
@@ -90,7 +101,7 @@ async def show(request: Request, host_id: UUID, caller: Authenticated) -> Respon
 
 
 @router.post("/hosts/tokens", tags=["hosts"], status_code=201, response_model=Envelope[TokenView])
-async def token(request: Request, caller: Authenticated, body: TokenCreate | None = None) -> Response:
+async def token(request: Request, caller: Operator, body: TokenCreate | None = None) -> Response:
     """A token with which one host can join, once. It is shown here, and never again."""
     body = body or TokenCreate()
     secret = new_join_token()
@@ -113,19 +124,19 @@ async def token(request: Request, caller: Authenticated, body: TokenCreate | Non
 
 
 @router.post("/hosts/{host_id}/cordon", tags=["hosts"], response_model=Envelope[HostView])
-async def cordon(request: Request, host_id: UUID, caller: Authenticated, body: Nothing | None = None) -> Response:
+async def cordon(request: Request, host_id: UUID, caller: Operator, body: Nothing | None = None) -> Response:
     """Place nothing more on the host; what is there stays."""
     return await _set_state(request, caller, host_id, HostState.CORDONED)
 
 
 @router.post("/hosts/{host_id}/uncordon", tags=["hosts"], response_model=Envelope[HostView])
-async def uncordon(request: Request, host_id: UUID, caller: Authenticated, body: Nothing | None = None) -> Response:
+async def uncordon(request: Request, host_id: UUID, caller: Operator, body: Nothing | None = None) -> Response:
     """Place instances on the host again."""
     return await _set_state(request, caller, host_id, HostState.READY)
 
 
 @router.post("/hosts/{host_id}/drain", tags=["hosts"], status_code=202, response_model=Envelope[HostView])
-async def drain(request: Request, host_id: UUID, caller: Authenticated, body: Nothing | None = None) -> Response:
+async def drain(request: Request, host_id: UUID, caller: Operator, body: Nothing | None = None) -> Response:
     """Move everything on the host elsewhere, and place nothing more on it. A host that is drained already, or is
     being drained, answers with that workflow."""
     acceptance = Acceptance(request, caller)
@@ -159,7 +170,7 @@ async def drain(request: Request, host_id: UUID, caller: Authenticated, body: No
 
 
 @router.delete("/hosts/{host_id}", tags=["hosts"], status_code=204)
-async def remove(host_id: UUID, caller: Authenticated) -> Response:
+async def remove(host_id: UUID, caller: Operator) -> Response:
     """Forget a host on which nothing is placed. Its agent's credential is void from then on."""
     host = await _find(caller, host_id)
     try:

@@ -168,6 +168,12 @@ class NotReady(CairnError):
     code, status, retryable = "not_ready", 409, True
 
 
+class HostIsBack(CairnError):
+    """The host that was lost is there again: what was to be placed elsewhere stays."""
+
+    code, status = "host_is_back", 409
+
+
 class Superseded(CairnError):
     """Another workflow owns the resource now: this run stops, and undoes what it did."""
 

@@ -36,7 +36,7 @@ from model.tickets import Gate
 from worker import agent_server, fence, identity
 from worker.agent_server import AgentServer
 from worker.identity import Keys, Membership
-from worker.leases import Leases
+from worker.leases import Leases, Refused
 from worker.samples import Samples
 from worker.temporal_client import connect
 
@@ -122,19 +122,22 @@ async def run(settings: Settings) -> None:
         on_ticket_keys=gate.learn,
     )
     async with AsyncExitStack() as workers:
-        for worker in step_workers(client, membership.hosts, machines, partial(fence.ensure, settings)):
+        for worker in step_workers(client, membership.hosts, machines, partial(fence.check_open, settings)):
             await workers.enter_async_context(worker)
         log.info("agent.ready", hosts=[host.name for host in membership.hosts])
         stopped = asyncio.create_task(stopping.wait())
         serving = asyncio.create_task(serves.run(keys, listener, stopping))
         beside = {asyncio.create_task(leases.run()), asyncio.create_task(Samples(membership, machines).run()), serving}
         await asyncio.wait({*beside, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        ended = [task for task in beside if task.done()]
         for task in beside - {serving}:
-            if task.done():
-                task.result()
             task.cancel()
         stopping.set()
         await serving
+        for task in ended:
+            if isinstance(task.exception(), Refused):
+                raise SystemExit("the platform does not know this host any more: it takes no steps")
+            task.result()
 
 
 def step_workers(

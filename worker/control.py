@@ -17,6 +17,7 @@ from temporalio.client import (
     ScheduleActionStartWorkflow,
     ScheduleAlreadyRunningError,
     ScheduleIntervalSpec,
+    ScheduleListActionStartWorkflow,
     ScheduleOverlapPolicy,
     SchedulePolicy,
     ScheduleSpec,
@@ -35,6 +36,7 @@ from activities.runs import CONTROL, Histories
 from activities.samples import SampleRecords
 from activities.sweeper import LOST_AFTER, Sweeper
 from model import logs
+from model.hosts import MARGIN
 from model.settings import Settings
 from worker.database import connect as connect_database
 from worker.temporal_client import connect
@@ -58,17 +60,19 @@ async def run(settings: Settings) -> None:
         reconcile_interval=settings.reconcile_interval,
         fence_after=settings.fence_after,
         deadline_launch=settings.deadline_launch,
+        stop_grace=settings.stop_grace,
     )
     sweeper = Sweeper(engine, client, limits)
     capacity = Capacity(
         port_range=settings.port_range,
         overcommit_cpu=settings.overcommit_cpu,
         overcommit_memory=settings.overcommit_memory,
+        fenced_after=settings.fence_after + MARGIN.total_seconds(),
     )
     records = [
         InstanceRecords(engine, capacity, histories),
-        HostRecords(engine, heal_seconds=settings.deadline_launch),
-        HostDrains(engine, histories, move_seconds=settings.deadline_launch),
+        HostRecords(engine, limits),
+        HostDrains(engine, histories, limits),
         SampleRecords(engine),
         sweeper,
     ]
@@ -121,7 +125,8 @@ async def declare_schedules(client: Client, settings: Settings) -> None:
 async def _forget_old_schedules(client: Client) -> None:
     """0.1 had one for each host; the tick starts what is needed."""
     async for schedule in await client.list_schedules():
-        if schedule.id.startswith("reconcile-"):
+        action = schedule.schedule.action if schedule.schedule else None
+        if isinstance(action, ScheduleListActionStartWorkflow) and action.workflow == "ReconcileHost":
             await client.get_schedule_handle(schedule.id).delete()
 
 

@@ -33,8 +33,8 @@ from worker import data_folder
 
 log = structlog.get_logger()
 LOOK_SECONDS = 1.0
-#: Without a fenced machine for so long, it ends.
-IDLE_SECONDS = 30.0
+#: After so many looks in a row without a fenced machine it ends.
+IDLE_LOOKS = 30
 STOPS = 8
 
 
@@ -143,10 +143,15 @@ def main() -> None:
 
 def watch(identity: Path, hosts: Mapping[UUID, Machines]) -> None:
     """Until there has been nothing to fence for a while."""
-    busy_at = time.time()
+    idle_looks, marked = 0, 0.0
     lapsed = False
     with ThreadPoolExecutor(STOPS) as threads:
-        while time.time() - max(busy_at, _mark(identity).stat().st_mtime) < IDLE_SECONDS:
+        # Looks are counted, and not seconds: a machine that slept wakes up to one look at least.
+        while idle_looks < IDLE_LOOKS:
+            idle_looks += 1
+            asked = _mark(identity).stat().st_mtime
+            if asked != marked:
+                idle_looks, marked = 0, asked
             lease = read_lease(identity)
             was, lapsed = lapsed, lease is None or lease.lapsed()
             if lapsed and not was:
@@ -154,24 +159,44 @@ def watch(identity: Path, hosts: Mapping[UUID, Machines]) -> None:
             for machines in hosts.values():
                 try:
                     fenced = [machine for machine in machines.inventory() if machine.fenced]
-                except CairnError as error:
-                    log.warning("fence.engine_away", error=error.message)
-                    busy_at = time.time()
+                except Exception as error:  # whatever it is, the next look may do better, and nobody else looks
+                    log.warning("fence.engine_away", error=str(error))
+                    idle_looks = 0
                     continue
                 if fenced:
-                    busy_at = time.time()
+                    idle_looks = 0
                 if lapsed:
-                    running = [machine.id for machine in fenced if machine.running]
-                    list(threads.map(lambda machine, on=machines: _stop(on, machine), running))
+                    # Also those that do not seem to run: a paused one would go on when it is woken.
+                    list(threads.map(lambda machine, on=machines: _stop(on, machine.id, machine.running), fenced))
             time.sleep(LOOK_SECONDS)
 
 
-def _stop(machines: Machines, machine: UUID) -> None:
+def _stop(machines: Machines, machine: UUID, running: bool) -> None:
     try:
         machines.stop(machine, 0, lambda: False)
-        log.warning("fence.stopped", instance=str(machine))
-    except CairnError as error:  # the next look tries again
-        log.error("fence.not_stopped", instance=str(machine), error=error.message)
+        if running:
+            log.warning("fence.stopped", instance=str(machine))
+    except Exception as error:  # the next look tries again
+        log.error("fence.not_stopped", instance=str(machine), error=str(error))
+
+
+def close(identity: Path, hosts: Mapping[UUID, Machines]) -> None:
+    """Before a lapsed lease is renewed: what is fenced is stopped, as it may run elsewhere. Raises CairnError."""
+    lease = read_lease(identity)
+    if lease is not None and not lease.lapsed():
+        return
+    for machines in hosts.values():
+        for machine in machines.inventory():
+            if machine.fenced:
+                machines.stop(machine.id, 0, lambda: False)
+
+
+def check_open(settings: Settings) -> None:
+    """Before what is fenced is made or started: the fence watches, and the lease holds. Raises FenceFailed."""
+    ensure(settings)
+    lease = read_lease(settings.agent_identity) if settings.agent_identity else None
+    if lease is None or lease.lapsed():
+        raise FenceFailed("the host's lease has lapsed: what is fenced is not started there until it is renewed")
 
 
 if __name__ == "__main__":

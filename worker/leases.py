@@ -26,8 +26,16 @@ from worker.identity import Membership
 log = structlog.get_logger()
 #: For one question to the API, or to Temporal.
 PATIENCE = 3.0
-#: After a failure: so that the first chance is taken. After a refusal: what a person does takes longer.
-RETRY_SECONDS, REFUSED_SECONDS = 1.0, 15.0
+#: After a failure: so that the first chance is taken.
+RETRY_SECONDS = 1.0
+
+
+#: What an API, a proxy in front of it, Temporal or an engine may do to a renewal: it is tried again.
+MAY_PASS = (httpx.HTTPError, RPCError, CairnError, RuntimeError, ValueError, LookupError, TypeError, OSError)
+
+
+class Refused(Exception):
+    """The platform does not know the agent's credential (any more): it must not work."""
 
 
 class Leases:
@@ -71,14 +79,16 @@ class Leases:
         """Keep the digests of what the engines hold."""
         while True:
             for host, machines in self._machines.items():
+                digest: str | None = None
                 try:
                     found = await asyncio.to_thread(machines.inventory)
+                    digest = digest_of(found)
                     if any(machine.fenced for machine in found):
                         await asyncio.to_thread(self._ensure_fence)
-                    digest: str | None = digest_of(found)
                 except CairnError as error:
                     log.warning("inventory.failed", host_id=str(host), error=error.message)
-                    digest = None
+                except Exception:  # an odd answer of an engine ends nothing here
+                    log.exception("inventory.failed", host_id=str(host))
                 if digest != self._inventories[host]:
                     self._inventories[host] = digest
                     self._news.set()
@@ -91,12 +101,20 @@ class Leases:
                 async with asyncio.timeout(2 * PATIENCE):
                     await self._temporal.service_client.check_health()
                     await self._renew_once(http)
-            except (httpx.HTTPError, RPCError, RuntimeError, TimeoutError, OSError) as error:
+            except (
+                httpx.HTTPError,
+                RPCError,
+                CairnError,
+                RuntimeError,
+                ValueError,
+                LookupError,
+                TypeError,
+                OSError,
+            ) as error:
                 if working:
                     log.warning("lease.not_renewed", error=str(error) or type(error).__name__)
                 working = False
-                refused = isinstance(error, httpx.HTTPStatusError) and error.response.is_client_error
-                await asyncio.sleep(REFUSED_SECONDS if refused else RETRY_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
                 continue
             if not working:
                 log.info("lease.renewed_again")
@@ -114,12 +132,14 @@ class Leases:
 
     async def _renew_once(self, http: httpx.AsyncClient) -> None:
         asked_at = fence.clock()
+        await asyncio.to_thread(fence.close, self._identity, self._machines)
         self._news.clear()
         hosts = [{"id": str(host), "inventory": digest} for host, digest in self._inventories.items()]
         body = {"hosts": hosts, "agent_url": self._agent_url, "versions": self._versions}
         answer = await http.post("/hosts/lease", json=body)
         if answer.status_code == httpx.codes.UNAUTHORIZED:
             log.error("lease.refused", advice="the host was removed, or joined anew: join again with a new token")
+            raise Refused
         answer.raise_for_status()
         granted = answer.json()["data"]
         fence.write_lease(self._identity, asked_at, granted["fence_after_seconds"])

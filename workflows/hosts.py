@@ -32,11 +32,14 @@ class ReconcileHost:
 
     @workflow.run
     async def run(self, host: str) -> None:
+        asked_at = workflow.now()
         inventory = await workflow.execute_activity_method(HostEngine.inventory, [], **on_host(host, PASS))
         for _ in range(ROUNDS):
+            inventory = inventory.model_copy(update={"asked_at": asked_at})
             leftovers = await workflow.execute_activity_method(HostRecords.reconcile, inventory, **on_control(PASS))
             if not leftovers:
                 return
+            asked_at = workflow.now()
             inventory = await workflow.execute_activity_method(HostEngine.inventory, leftovers, **on_host(host, PASS))
 
 
@@ -50,7 +53,11 @@ class DrainHost:
             while True:
                 step = await saga.step(HostDrains.next, order, on_control(remaining(order)))
                 if step.moves:
-                    await asyncio.gather(*(move(child) for child in step.moves))
+                    # All of them are seen to their end, also when the drain is called off.
+                    ended = await asyncio.gather(*(move(child) for child in step.moves), return_exceptions=True)
+                    for problem in ended:
+                        if isinstance(problem, BaseException):
+                            raise problem
                 elif step.busy:
                     await workflow.sleep(LOOK_AGAIN)
                 elif step.stuck:

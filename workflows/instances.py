@@ -41,7 +41,7 @@ def settling(order: Order) -> Settle:
 
 
 def removal(placement: Placement) -> Undo:
-    return (InstanceEngine.delete, placement.spec, on_host(_host(placement), REMOVE))
+    return Undo(InstanceEngine.delete, placement.spec, on_host(_host(placement), REMOVE))
 
 
 @workflow.defn
@@ -81,7 +81,7 @@ class StartInstance:
             spec, host = placement.spec, _host(placement)
             grace = timedelta(seconds=order.grace_seconds)
             request = StopRequest(spec=spec, grace_seconds=order.grace_seconds)
-            undo = (InstanceEngine.stop, request, on_host(host, RESTORE + grace))
+            undo = Undo(InstanceEngine.stop, request, on_host(host, RESTORE + grace))
             return await saga.step(InstanceEngine.start, spec, on_host(host, remaining(order)), undo=[undo])
 
         await carry_out(order, plan, settling(order))
@@ -96,9 +96,9 @@ class StopInstance:
             spec, host = placement.spec, _host(placement)
             request = StopRequest(spec=spec, grace_seconds=order.grace_seconds)
             # It may have been asked to end already, and be about to: that is seen through before it is started.
-            undo: list[Undo] = [
-                (InstanceEngine.stop, StopRequest(spec=spec, grace_seconds=0), on_host(host, RESTORE)),
-                (InstanceEngine.start, spec, on_host(host, RESTORE)),
+            undo = [
+                Undo(InstanceEngine.stop, StopRequest(spec=spec, grace_seconds=0), on_host(host, RESTORE)),
+                Undo(InstanceEngine.start, spec, on_host(host, RESTORE)),
             ]
             await saga.step(InstanceEngine.stop, request, on_host(host, remaining(order)), undo=undo)
 
@@ -146,6 +146,7 @@ class HealInstance:
             made = await saga.step(InstanceEngine.create, spec, there())
             await saga.step(InstanceEngine.adjust, spec, there())
             if not placement.was_running:
+                await saga.step(InstanceEngine.stop, StopRequest(spec=spec, grace_seconds=order.grace_seconds), there())
                 return MachineState(engine_id=made, private_ip=None)
             return await saga.step(InstanceEngine.start, spec, there())
 
@@ -161,7 +162,7 @@ class MoveInstance:
     async def run(self, order: Order) -> None:
         async def plan(saga: Saga) -> MachineState:
             request = PlaceRequest(order=order)
-            undo: list[Undo] = [(InstanceRecords.stay, order, on_control())]
+            undo = [Undo(InstanceRecords.stay, order, on_control())]
             while True:
                 there = on_control(remaining(order), poll=True)
                 placement = await saga.step(InstanceRecords.place_beside, request, there, undo=undo)
@@ -176,7 +177,8 @@ class MoveInstance:
         await carry_out(order, plan, settling(order))
 
     async def _switch(self, saga: Saga, order: Order, placement: Placement) -> None:
-        await saga.commit(InstanceRecords.switch, order, on_control(remaining(order)))
+        # Without a deadline: a switch whose answer is late has happened all the same.
+        await saga.commit(InstanceRecords.switch, order, on_control())
         if placement.leaves is None or placement.old_spec is None:
             return
         try:
@@ -192,16 +194,19 @@ class MoveInstance:
             return on_host(host, remaining(order), taken_up_within=SILENCE)
 
         await saga.step(InstanceEngine.ensure_image, spec, there())
-        remake: list[Undo] = [removal(placement)]
+        # Where the new host is silent, what is left there has a generation that no row names; what is fenced is
+        # stopped there by then.
+        within = REMOVE + timedelta(seconds=placement.fence_seconds if spec.fenced else 0)
+        remake = [Undo(InstanceEngine.delete, spec, on_host(host, within), may_fail=True)]
         if placement.leaves is not None and placement.old_spec is not None:
             left, old = placement.leaves, placement.old_spec
             # Where both hosts have one engine, the new machine takes the old one's place.
-            remake.append((InstanceEngine.create, old, on_host(left, RESTORE)))
+            remake.append(Undo(InstanceEngine.create, old, on_host(left, RESTORE)))
             if placement.was_running:
                 request = StopRequest(spec=old, grace_seconds=order.grace_seconds)
-                restart: list[Undo] = [
-                    (InstanceEngine.stop, StopRequest(spec=old, grace_seconds=0), on_host(left, RESTORE)),
-                    (InstanceEngine.start, old, on_host(left, RESTORE)),
+                restart = [
+                    Undo(InstanceEngine.stop, StopRequest(spec=old, grace_seconds=0), on_host(left, RESTORE)),
+                    Undo(InstanceEngine.start, old, on_host(left, RESTORE)),
                 ]
                 await saga.step(InstanceEngine.stop, request, on_host(left, remaining(order)), undo=restart)
         made = await saga.step(InstanceEngine.create, spec, there(), undo=remake)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from temporalio import workflow
 from temporalio.exceptions import (
@@ -23,7 +23,17 @@ with workflow.unsafe.imports_passed_through():
     from model.workflows import Failure, Order, Outcome
 
 R = TypeVar("R")
-Undo = tuple[Callable[..., Any], Any, ActivityConfig]
+
+
+class Undo(NamedTuple):
+    """What takes a step back. ``may_fail``: what is left of it is removed later, by its generation."""
+
+    method: Callable[..., Any]
+    arg: Any
+    config: ActivityConfig
+    may_fail: bool = False
+
+
 #: ``settle(outcome, failure, facts, undone)``: ``facts`` is what the plan answered; ``undone``: nothing is left of it.
 Settle = Callable[[Outcome, Failure | None, Any, bool], Awaitable[None]]
 CANCELLED = Failure(code="cancelled", message="the workflow was cancelled")
@@ -65,12 +75,13 @@ class Saga:
     async def unwind(self) -> str | None:
         """Undo what was done, newest first. One that fails does not stop the others: why it did is answered."""
         failed = None
-        for number, (method, arg, config) in enumerate(reversed(self._undos), 1):
+        for number, undo in enumerate(reversed(self._undos), 1):
             try:
-                await call(method, arg, f"undo-{number}", config)
+                await call(undo.method, undo.arg, f"undo-{number}", undo.config)
             except ActivityError as error:
                 workflow.logger.error("undo failed: %s", error.cause)
-                failed = failed or failure_of(error).message
+                if not undo.may_fail:
+                    failed = failed or failure_of(error).message
         self._undos.clear()
         return failed
 

@@ -14,10 +14,10 @@ from activities.database import transaction
 from activities.drains import AT_ONCE, DrainEnd, HostDrains
 from activities.fleet import API, BEAT, TICK, Limits, beat, replace_lost, to_reconcile
 from activities.hosts import HostRecords, Inventory
-from activities.instances import PlaceRequest
+from activities.instances import PlaceRequest, Settlement
 from activities.runs import RunEnded
 from model.base import new_id
-from model.errors import NoCapacity, NotReady
+from model.errors import HostIsBack, NoCapacity, NotReady
 from model.instances import OwnedMachine, digest_of
 from model.workflows import Failure, Order
 from tests.activities.conftest import NoHistories, Platform
@@ -33,7 +33,7 @@ def machine(order: Order, generation: int = 1, **more: Any) -> OwnedMachine:
 
 def reconcile(engine: Engine, *machines: OwnedMachine, host: str = "one") -> list[OwnedMachine]:
     found: list[OwnedMachine] = ActivityEnvironment().run(
-        HostRecords(engine).reconcile, Inventory(host=host, machines=list(machines))
+        HostRecords(engine, LIMITS).reconcile, Inventory(host=host, machines=list(machines))
     )
     return found
 
@@ -105,9 +105,8 @@ def test_machine_that_should_not_run_is_stopped(platform: Platform, worker_engin
     platform.settle(stop, "completed")
     settled_a_while_ago(platform)
     reconcile(worker_engine, machine(order))
-    healing = Order.model_validate(orders(platform, "StopInstance")[-1]["order"])
-    assert healing.workflow_id != stop.workflow_id
-    assert platform.instance(order)["status"] == "stopping"
+    healing = Order.model_validate(orders(platform, "HealInstance")[-1]["order"])
+    assert platform.instance(order)["drift"]["heals"] == 1
     platform.claim(healing)
     platform.settle(healing, "completed")
     assert platform.instance(order)["status"] == "stopped"
@@ -314,7 +313,7 @@ def test_silence_says_nothing_after_an_outage_of_our_own(platform: Platform, wor
 
 @pytest.fixture
 def drains(worker_engine: Engine) -> HostDrains:
-    return HostDrains(worker_engine, NoHistories(), 60)  # type: ignore[arg-type]
+    return HostDrains(worker_engine, NoHistories(), LIMITS)  # type: ignore[arg-type]
 
 
 def drain(platform: Platform, host: str = "one") -> Order:
@@ -383,3 +382,76 @@ def test_drain_waits_for_what_others_work_on(platform: Platform, drains: HostDra
     order = drain(platform)
     found = platform.run(drains.next, order)
     assert (found.moves, found.busy) == ([], 1)
+
+
+# What an attack found
+
+
+def test_host_that_is_back_keeps_its_instance(platform: Platform, worker_engine: Engine) -> None:
+    order = platform.running(wanted_host="one", on_host_lost="replace")
+    lose(platform, 31)
+    assert replaced(worker_engine) == 1
+    moving = Order.model_validate(orders(platform, "MoveInstance")[0]["order"])
+    platform.db.rows("UPDATE hosts SET last_seen_at = now() WHERE name = 'one'")
+    with pytest.raises(HostIsBack):
+        platform.run(platform.records.place_beside, PlaceRequest(order=moving))
+    platform.run(platform.records.settle, failing(moving, "host_is_back"))
+    row = platform.instance(order)
+    assert (row["status"], row["error"], row["generation"]) == ("running", None, 1)
+
+
+def failing(order: Order, code: str) -> Settlement:
+    return Settlement(order=order, outcome="failed", failure=Failure(code=code, message=code))
+
+
+def test_fenced_launch_leaves_a_silent_host_only_when_it_must_have_been_stopped_there(platform: Platform) -> None:
+    order = platform.launch(on_host_lost="fence")
+    first = platform.place(order)
+    request = PlaceRequest(order=order, silent_host=first.host)
+    for silent, leaves in ((30, False), (44, False), (46, True)):
+        platform.db.rows(
+            "UPDATE hosts SET last_seen_at = now() - make_interval(secs => %s) WHERE name = %s", silent, first.host
+        )
+        assert (platform.run(platform.records.place, request).host != first.host) is leaves
+
+
+def test_placement_of_an_older_version_is_no_unknown_machine(platform: Platform, worker_engine: Engine) -> None:
+    order = platform.running(wanted_host="one")
+    platform.db.rows("UPDATE instances SET last_generation = 0")
+    assert reconcile(worker_engine, machine(order)) == []
+    moving = move(platform, order)
+    assert platform.run(platform.records.place_beside, PlaceRequest(order=moving)).spec.generation == 2
+
+
+def test_what_changed_while_the_inventory_was_on_its_way_has_not_drifted(
+    platform: Platform, worker_engine: Engine
+) -> None:
+    order = platform.running(wanted_host="one")
+    platform.db.rows("UPDATE hosts SET reconciled_at = now() + interval '1 minute'")
+    platform.db.rows("UPDATE instances SET updated_at = now() - interval '5 seconds'")
+    asked_at = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=10)
+    looked = Inventory(host="one", machines=[], asked_at=asked_at)
+    ActivityEnvironment().run(HostRecords(worker_engine, LIMITS).reconcile, looked)
+    assert platform.instance(order)["drift"] is None
+
+
+@pytest.mark.parametrize(
+    ("policy", "silent", "expected"),
+    [
+        ("keep", 3600, "stuck"),
+        ("replace", 3600, "lost"),
+        ("replace", 20, "wait"),
+        ("fence", 70, "wait"),
+        ("fence", 80, "lost"),
+    ],
+)
+def test_drain_of_a_silent_host_goes_by_what_its_instances_say(
+    platform: Platform, drains: HostDrains, policy: str, silent: int, expected: str
+) -> None:
+    platform.running(wanted_host="one", on_host_lost=policy)
+    lose(platform, silent)
+    found = platform.run(drains.next, drain(platform))
+    if expected == "lost":
+        assert [child.host_lost for child in found.moves] == [True]
+    else:
+        assert (found.moves, found.busy, len(found.stuck)) == ([], int(expected == "wait"), int(expected == "stuck"))

@@ -7,10 +7,13 @@ from uuid import UUID
 from sqlalchemy import Engine
 from temporalio.testing import ActivityEnvironment
 
+from activities.fleet import Limits
 from activities.hosts import HostRecords, Inventory
 from model.base import new_id
 from model.instances import OwnedMachine
 from tests.activities.conftest import Platform
+
+LIMITS = Limits(reconcile_interval=10, fence_after=30, deadline_launch=60)
 
 
 def machine(id: UUID, generation: int = 1) -> OwnedMachine:
@@ -19,7 +22,7 @@ def machine(id: UUID, generation: int = 1) -> OwnedMachine:
 
 def reconcile(engine: Engine, machines: list[OwnedMachine], host: str = "one") -> list[OwnedMachine]:
     found: list[OwnedMachine] = ActivityEnvironment().run(
-        HostRecords(engine).reconcile, Inventory(host=host, machines=machines)
+        HostRecords(engine, LIMITS).reconcile, Inventory(host=host, machines=machines)
     )
     return found
 

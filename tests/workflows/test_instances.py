@@ -354,7 +354,7 @@ async def test_heal_makes_what_is_missing_and_starts_what_ran(play: Theatre) -> 
     play.stage.calls.clear()
     play.stage.was_running = False
     assert await play.run("HealInstance") is None
-    assert play.stage.calls == [*HEAL, "instance.settle completed"]
+    assert play.stage.calls == [*HEAL, "instance.stop", "instance.settle completed"]
 
 
 async def test_heal_of_what_cannot_be_changed_makes_it_anew(play: Theatre) -> None:
