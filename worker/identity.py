@@ -67,6 +67,8 @@ class Identity(Frozen):
     membership: Membership | None = None
     #: What it is to join with next: they take the place of ``keys`` together with a new membership.
     next_keys: Keys | None = None
+    #: The same, of the credential: what the platform is told its digest of.
+    next_credential: str | None = None
     #: SHA-256 of the tokens that it joined with, in hexadecimal digits: they need not be asked about again.
     tokens: list[str] = []
     #: Environment variables of its agent, as they were given when it joined or later.

@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from model.hosts import AgentHost
-from model.secrets import digest
+from model.secrets import digest, new_credential
 from worker import identity
 from worker.identity import Identity, Keys, Membership
 
@@ -89,12 +89,13 @@ def join(path: Path, wanted: Wanted, facts: Mapping[str, Any], ask: Ask) -> Iden
         known = known or Identity(keys=identity.new_keys(wanted.name))
         if wanted.rotate and known.membership and known.next_keys is None:
             known = known.model_copy(update={"next_keys": identity.new_keys(wanted.name)})
-        identity.write(path, known)
+        credential = known.next_credential or new_credential()
+        identity.write(path, known.model_copy(update={"next_credential": credential}))
         keys = known.next_keys or known.keys
-        answer = ask(_request(wanted, keys, facts))
+        answer = ask(_request(wanted, keys, credential, facts))
         joined = Identity(
             keys=keys,
-            membership=_membership(wanted.api_url, answer),
+            membership=_membership(wanted.api_url, credential, answer),
             tokens=[*known.tokens, _known_token(wanted.token)][-MOST_TOKENS:],
             options=known.options | told,
         )
@@ -117,7 +118,7 @@ def _as_it_is(path: Path, known: Identity | None, wanted: Wanted, told: dict[str
     return now
 
 
-def _request(wanted: Wanted, keys: Keys, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _request(wanted: Wanted, keys: Keys, credential: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **facts,
         "token": wanted.token,
@@ -125,16 +126,17 @@ def _request(wanted: Wanted, keys: Keys, facts: Mapping[str, Any]) -> dict[str, 
         "engines": [BACKEND],
         "public_key": b64encode(keys.public_key).decode(),
         "fingerprint": keys.fingerprint.hex(),
+        "credential_digest": digest(credential).hex(),
     }
 
 
-def _membership(api_url: str, answer: Mapping[str, Any]) -> Membership:
+def _membership(api_url: str, credential: str, answer: Mapping[str, Any]) -> Membership:
     return Membership(
         api_url=api_url,
         installation=answer["installation"],
         temporal_address=answer["temporal_address"],
         temporal_namespace=answer["temporal_namespace"],
-        credential=answer["credential"],
+        credential=credential,
         hosts=[AgentHost(id=answer["id"], name=answer["name"], backend=BACKEND)],
         ticket_keys=answer["ticket_keys"],
     )

@@ -16,7 +16,6 @@ from worker import engine
 REGISTERED = {
     "id": HOST,
     "name": "rack-1",
-    "credential": "cairn_host_secret",
     "installation": "0199b3f0-0000-7000-8000-000000000009",
     "temporal_address": "10.0.0.1:7233",
     "temporal_namespace": "default",

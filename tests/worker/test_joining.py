@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from model.base import new_id
+from model.secrets import digest
 from worker import identity, joining
 from worker.identity import Identity
 from worker.joining import JoinError, Wanted
@@ -39,7 +40,6 @@ class Platform:
         return {
             "id": str(new_id()),
             "name": body["name"],
-            "credential": f"credential-{len(self.asked)}",
             "installation": str(new_id()),
             "temporal_address": "127.0.0.1:7233",
             "temporal_namespace": "fleet",
@@ -69,12 +69,14 @@ def test_keys_are_kept_before_they_are_told(path: Path, platform: Platform) -> N
         assert kept.membership is None
         assert b64encode(kept.keys.public_key).decode() == platform.asked[0]["public_key"]
         assert kept.keys.fingerprint.hex() == platform.asked[0]["fingerprint"]
+        assert digest(kept.next_credential or "").hex() == platform.asked[0]["credential_digest"]
 
     platform.look = look
     joined = join(path, platform)
     assert joined == identity.read(path)
     assert joined.membership is not None
-    assert joined.membership.credential == "credential-1"
+    assert digest(joined.membership.credential).hex() == platform.asked[0]["credential_digest"]
+    assert joined.next_credential is None
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert "one" not in path.read_text(), "the token itself is kept nowhere"
@@ -111,7 +113,8 @@ def test_another_token_gives_another_credential_to_the_same_keys(path: Path, pla
     after = join(path, platform, token="two")
     assert after.keys == before.keys
     assert after.membership is not None
-    assert after.membership.credential == "credential-2"
+    assert before.membership is not None
+    assert after.membership.credential != before.membership.credential
     assert join(path, platform, token="one") == after, "an older token in a unit file changes nothing"
 
 
