@@ -73,14 +73,16 @@ def api_root(url: str) -> str:
     return root if root.endswith("/v1") else f"{root}/v1"
 
 
-def join(path: Path, wanted: Wanted, facts: Mapping[str, Any], ask: Ask) -> Identity:
+def join(path: Path, wanted: Wanted, facts: Mapping[str, Any], ask: Ask, refused: type[Exception]) -> Identity:
     """Join with a token that is new to this host, or do nothing where it has joined already; what is kept now.
 
     ``facts``: capacity, labels and versions, as ``POST /v1/hosts/register`` takes them. Raises JoinError, and
-    whatever ``ask`` raises; then the identity that was there before is there still, and works as it did.
+    whatever ``ask`` raises; then the identity that was there before is there still, and works as it did. New keys
+    that it was asked with are kept beside it, unless ``ask`` raised ``refused``: the platform certainly has not
+    taken them.
     """
     with _alone(path):
-        known = identity.read(path)
+        before = known = identity.read(path)
         told = dict(wanted.options or {})
         if wanted.token is None or (known and known.membership and _known_token(wanted.token) in known.tokens):
             return _as_it_is(path, known, wanted, told)
@@ -92,7 +94,12 @@ def join(path: Path, wanted: Wanted, facts: Mapping[str, Any], ask: Ask) -> Iden
         credential = known.next_credential or new_credential()
         identity.write(path, known.model_copy(update={"next_credential": credential}))
         keys = known.next_keys or known.keys
-        answer = ask(_request(wanted, keys, credential, facts))
+        try:
+            answer = ask(_request(wanted, keys, credential, facts))
+        except refused:
+            if before is not None:
+                identity.write(path, before)
+            raise
         joined = Identity(
             keys=keys,
             membership=_membership(wanted.api_url, credential, answer),

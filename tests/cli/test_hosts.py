@@ -181,19 +181,24 @@ def test_join_that_is_refused_says_what_to_do(api: FakeApi, here: Path, status: 
     assert hint in result.stderr
 
 
+@pytest.mark.parametrize(("status", "code"), [(401, "unauthenticated"), (409, "name_taken")])
 def test_a_host_that_has_joined_goes_on_with_a_token_that_is_void(
-    api: FakeApi, here: Path, monkeypatch: pytest.MonkeyPatch
+    api: FakeApi, here: Path, monkeypatch: pytest.MonkeyPatch, status: int, code: str
 ) -> None:
     became: list[str] = []
     monkeypatch.setattr(os, "execve", lambda program, _argv, _environ: became.append(program.name))
-    refused = Answer(401, error={"code": "unauthenticated", "message": "the token is not valid"})
+    refused = Answer(status, error={"code": code, "message": "no"})
     api.on("POST /hosts/register", Answer(201, REGISTERED), refused)
     assert join("--url", api.url, "--token", "one", "--register-only").exit_code == 0
     assert join("--url", api.url, "--token", "two", "--register-only").exit_code == Exit.REFUSED
+    kept = (here / "agents" / "rack-1.json").read_bytes()
+    assert join("--url", api.url, "--token", "two", "--rotate").exit_code == Exit.REFUSED
+    assert (here / "agents" / "rack-1.json").read_bytes() == kept
     assert became == []
     result = join("--url", api.url, "--token", "two")
     assert result.exit_code == 0
     assert "going on" in result.stderr
+    assert (here / "agents" / "rack-1.json").read_bytes() == kept
     assert became == ["cairn-agent"]
 
 

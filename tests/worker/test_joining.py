@@ -24,6 +24,10 @@ FIRST = "one"
 URL = "http://127.0.0.1:1/v1"
 
 
+class Refused(Exception):
+    """What the platform says no with."""
+
+
 class Platform:
     """Answers as the API does. ``fails``: raised after the request was written down, as a lost answer is."""
 
@@ -59,7 +63,7 @@ def path(tmp_path: Path) -> Path:
 
 def join(path: Path, platform: Platform, token: str | None = FIRST, **more: Any) -> Identity:
     wanted = Wanted(name="rack-1", api_url=more.pop("api_url", URL), token=token, **more)
-    return joining.join(path, wanted, FACTS, platform.ask)
+    return joining.join(path, wanted, FACTS, platform.ask, Refused)
 
 
 def test_keys_are_kept_before_they_are_told(path: Path, platform: Platform) -> None:
@@ -133,6 +137,22 @@ def test_rotation_takes_effect_at_once_or_not_at_all(path: Path, platform: Platf
     assert after.keys == kept.next_keys
     assert after.keys != before.keys
     assert after.next_keys is None
+
+
+def test_a_refused_rotation_leaves_everything_as_it_was(path: Path, platform: Platform) -> None:
+    before = join(path, platform)
+    platform.fails = Refused()
+    with pytest.raises(Refused):
+        join(path, platform, token="two", rotate=True)
+    assert identity.read(path) == before
+    platform.fails = ConnectionError()
+    with pytest.raises(ConnectionError):
+        join(path, platform, token="three", rotate=True)
+    asked = identity.read(path)
+    platform.fails = Refused()
+    with pytest.raises(Refused):
+        join(path, platform, token="four", rotate=True)
+    assert identity.read(path) == asked, "the platform may have taken these"
 
 
 def test_two_at_once_make_one_pair_of_keys(path: Path, platform: Platform) -> None:
