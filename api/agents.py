@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import binascii
 import datetime as dt
+import re
 from base64 import b64decode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -16,6 +17,7 @@ from uuid import UUID
 import orjson
 import structlog
 from fastapi import APIRouter, Depends, Request, Response
+from fastapi.routing import APIRoute
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy import Row, select, text, update
 from sqlalchemy.dialects.postgresql import insert
@@ -26,17 +28,33 @@ from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.instance_schemas import LabelName, LabelValue, Name, Text
 from model.base import new_id
-from model.errors import NameTaken, Unauthenticated, Unavailable
+from model.errors import NameTaken, Unauthenticated, Unavailable, ValidationFailed
 from model.hosts import RENEW_SECONDS, Backend, Host, HostToken
 from model.projects import Installation
 from model.secrets import digest
 from model.settings import Settings
 from model.tickets import verifying_key
 
-router = APIRouter(prefix="/v1/hosts", tags=["agents"], responses=RESPONSES)
+
+class _Route(APIRoute):
+    """Agents have no API key: what is wrong with their bodies is said without looking for one."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_agent(request: Request) -> Response:
+            request.state.authenticated = True
+            return await handle(request)
+
+        return handle_agent
+
+
+router = APIRouter(prefix="/v1/hosts", tags=["agents"], responses=RESPONSES, route_class=_Route)
 log = structlog.get_logger()
 MOST_HOSTS = 500
 X25519_BYTES = 32
+#: Names of simulated hosts; the embedded platform makes them as they are asked for.
+SIMULATED = re.compile(r"sim-[0-9]+")
 #: What makes a machine that asks again the one that asked before.
 WHO = ("credential", "public_key", "fingerprint")
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
@@ -53,9 +71,19 @@ def _key(value: str) -> str:
 
 def _url(value: str) -> str:
     parts = urlsplit(value)
-    if parts.scheme != "https" or not parts.hostname or parts.path not in ("", "/") or parts.query:
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    rebuilt = f"https://{parts.netloc}"
+    if value.rstrip("/") != rebuilt or not parts.hostname or "@" in parts.netloc or port == 0 or not _is_plain(value):
         raise ValueError("expected https://address:port")
-    return value.rstrip("/")
+    return rebuilt
+
+
+def _is_plain(value: str) -> bool:
+    """Visible ASCII, as addresses are on the wire."""
+    return all("!" <= character <= "~" for character in value) and not set(value) & set('\\"<>^`{|}')
 
 
 AgentUrl = Annotated[str, Field(max_length=255), AfterValidator(_url)]
@@ -66,8 +94,8 @@ Version = Annotated[Text, Field(max_length=100)]
 class Capacity(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    cpus: Annotated[float, Field(gt=0, le=100_000)]
-    memory_mb: Annotated[int, Field(gt=0, le=2**31 - 1)]
+    cpus: Annotated[float, Field(strict=True, gt=0, le=100_000)]
+    memory_mb: Annotated[int, Field(strict=True, gt=0, le=2**31 - 1)]
 
 
 class Register(BaseModel):
@@ -75,7 +103,7 @@ class Register(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    token: Annotated[str, Field(max_length=200)]
+    token: Annotated[Text, Field(max_length=200)]
     name: Name
     engines: Annotated[list[Backend], Field(min_length=1, max_length=1)]
     capacity: Capacity
@@ -137,7 +165,7 @@ class Agent:
 async def _connected(request: Request) -> AsyncIterator[AsyncConnection]:
     """A transaction that belongs to no project."""
     engine: AsyncEngine = request.app.state.engine
-    request.state.authenticated = True  # there is no key to look at before the body
+    request.state.authenticated = True  # by what the agent shows, not by an API key
     await check_body(request)
     async with engine.begin() as connection:
         yield connection
@@ -184,11 +212,15 @@ async def register(request: Request, body: Register, connection: Connected) -> R
         raise _void()
     if token.name is not None and token.name != body.name:
         raise Unauthenticated(f"the token is for a host named '{token.name}'")
+    settings: Settings = request.app.state.settings
+    if SIMULATED.fullmatch(body.name) or body.name == settings.host_name:
+        said = f"'{body.name}' is kept for a host of the platform itself: join under another name (--name)"
+        raise ValidationFailed(said, fields=[{"field": "name", "message": said}])
     values: dict[str, Any] = {
         "backend": body.engines[0],
         "cpus": body.capacity.cpus,
         "memory_mb": body.capacity.memory_mb,
-        "labels": token.labels | body.labels,
+        "labels": body.labels | token.labels,
         "versions": body.versions,
         "credential": bytes.fromhex(body.credential_digest),
         "public_key": b64decode(body.public_key),
@@ -197,7 +229,6 @@ async def register(request: Request, body: Register, connection: Connected) -> R
     }
     host_id = await _join(connection, token, body.name, values)
     installation = (await connection.execute(select(Installation.id))).scalar_one()
-    settings: Settings = request.app.state.settings
     log.info("host.joined", host=body.name, host_id=str(host_id))
     data = {
         "id": host_id,
@@ -231,7 +262,9 @@ async def _join(connection: AsyncConnection, token: Row[Any], name: str, values:
         host_id = UUID(str(known.id))
         if not same:
             _check_may_replace(known, token, values)
-            await connection.execute(update(Host).where(Host.id == host_id).values(**values))
+            # Labels steer what is placed there: what it has, only a token changes.
+            labels = values["labels"] | known.labels | token.labels
+            await connection.execute(update(Host).where(Host.id == host_id).values(**values | {"labels": labels}))
     await connection.execute(update(HostToken).where(HostToken.id == token.id).values(host_id=host_id))
     return host_id
 
@@ -255,7 +288,9 @@ def _as_seen_by(request: Request, address: str) -> str:
     """Where the agent finds what is on our loopback: at the address at which it found us."""
     host, _, port = address.rpartition(":")
     met = request.url.hostname or host
-    return f"{met}:{port}" if host in LOOPBACK and met not in LOOPBACK else address
+    if host not in LOOPBACK or met in LOOPBACK:
+        return address
+    return f"[{met}]:{port}" if ":" in met else f"{met}:{port}"
 
 
 @router.post("/lease", response_model=Envelope[Renewed])
