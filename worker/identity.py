@@ -110,9 +110,15 @@ def read(path: Path) -> Identity | None:
         return None
 
 
-def write(path: Path, identity: Identity) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+def make_folder(path: Path) -> None:
+    """The folder of an identity, for its owner alone; so is the data folder, where it is made here."""
+    path.parents[1].mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
     os.chmod(path.parent, 0o700)
+
+
+def write(path: Path, identity: Identity) -> None:
+    make_folder(path)
     data_folder.write(path, identity.model_dump_json(indent=2) + "\n")
 
 

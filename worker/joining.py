@@ -27,6 +27,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 #: The embedded stack keeps the identity of its own agent under this name.
 RESERVED = "embedded"
 BACKEND = "docker"
+#: Settings that open something of the platform, written in whatever case: an agent has a credential of its own.
+KEYS_OF_PLATFORM = ("CAIRN_JOIN_TOKEN", "CAIRN_API_KEY", "CAIRN_DATABASE_URL", "CAIRN_TICKET_KEY")
 #: Digests of used tokens that are kept, the newest ones.
 MOST_TOKENS = 20
 
@@ -156,7 +158,7 @@ def _known_token(token: str) -> str:
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Two that join as one host at once would each make keys of their own."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    identity.make_folder(path)
     fd = os.open(path.with_suffix(".joining"), os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -185,7 +187,7 @@ def run_agent(path: Path, known: Identity, environ: Mapping[str, str]) -> None:
 
 def agent_environ(path: Path, known: Identity, environ: Mapping[str, str]) -> dict[str, str]:
     """The environment of an agent: what it was given here or before; nothing that opens the platform."""
-    kept = {name: value for name, value in environ.items() if name not in ("CAIRN_JOIN_TOKEN", "CAIRN_API_KEY")}
+    kept = {name: value for name, value in environ.items() if name.upper() not in KEYS_OF_PLATFORM}
     made = kept | known.options | {"CAIRN_AGENT_IDENTITY": str(path.absolute())}
     if known.membership is not None and "CAIRN_TEMPORAL_ADDRESS" in made:
         # An agent that is told one of the two takes neither from its membership.

@@ -58,7 +58,7 @@ def platform() -> Platform:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return identity.path_of(tmp_path, "rack-1")
+    return identity.path_of(tmp_path / "data", "rack-1")
 
 
 def join(path: Path, platform: Platform, token: str | None = FIRST, **more: Any) -> Identity:
@@ -82,7 +82,7 @@ def test_keys_are_kept_before_they_are_told(path: Path, platform: Platform) -> N
     assert digest(joined.membership.credential).hex() == platform.asked[0]["credential_digest"]
     assert joined.next_credential is None
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in path.parents[:2]] == [0o700, 0o700]
     assert "one" not in path.read_text(), "the token itself is kept nowhere"
 
 
@@ -176,7 +176,8 @@ def test_options_and_a_new_address_are_remembered(path: Path, platform: Platform
 
 def test_an_agent_gets_its_options_and_no_key_of_the_platform(path: Path, platform: Platform) -> None:
     kept = join(path, platform, options={"CAIRN_TEMPORAL_ADDRESS": "temporal:7233"})
-    environ = {"CAIRN_API_KEY": "k", "CAIRN_JOIN_TOKEN": "one", "CAIRN_LOG_LEVEL": "debug"}
+    keys = ("CAIRN_API_KEY", "CAIRN_JOIN_TOKEN", "CAIRN_DATABASE_URL", "CAIRN_TICKET_KEY", "cairn_ticket_key")
+    environ = dict.fromkeys(keys, "k") | {"CAIRN_LOG_LEVEL": "debug"}
     assert joining.agent_environ(path, kept, environ) == {
         "CAIRN_LOG_LEVEL": "debug",
         "CAIRN_TEMPORAL_ADDRESS": "temporal:7233",
