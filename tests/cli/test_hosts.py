@@ -55,6 +55,12 @@ def test_token_is_alone_on_stdout(api: FakeApi) -> None:
     assert api.requests[1].body == {"expires_in_seconds": 3600}
 
 
+def test_token_is_asked_for_once(api: FakeApi) -> None:
+    api.on("POST /hosts/tokens", Answer(0), Answer(201, {}))
+    assert cairn("host", "token").exit_code == Exit.UNREACHABLE
+    assert len(api.requests) == 1
+
+
 @pytest.mark.parametrize("options", [["--expires", "1"], ["--expires", "-1h"], ["--expires", "1w"], ["--label", "a"]])
 def test_token_refuses_nonsense_before_anything_is_sent(api: FakeApi, options: list[str]) -> None:
     assert cairn("host", "token", *options).exit_code == Exit.USAGE
