@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import binascii
 import datetime as dt
+import re
 from base64 import b64decode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -16,8 +17,10 @@ from uuid import UUID
 import orjson
 import structlog
 from fastapi import APIRouter, Depends, Request, Response
+from fastapi.routing import APIRoute
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from sqlalchemy import select, text, update
+from sqlalchemy import Row, select, text, update
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from api.caller import check_body, key_of
@@ -25,17 +28,35 @@ from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.instance_schemas import LabelName, LabelValue, Name, Text
 from model.base import new_id
-from model.errors import NameTaken, Unauthenticated
+from model.errors import NameTaken, Unauthenticated, Unavailable, ValidationFailed
 from model.hosts import RENEW_SECONDS, Backend, Host, HostToken
 from model.projects import Installation
-from model.secrets import digest, new_credential
+from model.secrets import digest
 from model.settings import Settings
 from model.tickets import verifying_key
 
-router = APIRouter(prefix="/v1/hosts", tags=["agents"], responses=RESPONSES)
+
+class _Route(APIRoute):
+    """Agents have no API key: what is wrong with their bodies is said without looking for one."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_agent(request: Request) -> Response:
+            request.state.authenticated = True
+            return await handle(request)
+
+        return handle_agent
+
+
+router = APIRouter(prefix="/v1/hosts", tags=["agents"], responses=RESPONSES, route_class=_Route)
 log = structlog.get_logger()
 MOST_HOSTS = 500
 X25519_BYTES = 32
+#: Names of simulated hosts; the embedded platform makes them as they are asked for.
+SIMULATED = re.compile(r"sim-[0-9]+")
+#: What makes a machine that asks again the one that asked before.
+WHO = ("credential", "public_key", "fingerprint")
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 
 
@@ -50,20 +71,31 @@ def _key(value: str) -> str:
 
 def _url(value: str) -> str:
     parts = urlsplit(value)
-    if parts.scheme != "https" or not parts.hostname or parts.path not in ("", "/") or parts.query:
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    rebuilt = f"https://{parts.netloc}"
+    if value.rstrip("/") != rebuilt or not parts.hostname or "@" in parts.netloc or port == 0 or not _is_plain(value):
         raise ValueError("expected https://address:port")
-    return value.rstrip("/")
+    return rebuilt
+
+
+def _is_plain(value: str) -> bool:
+    """Visible ASCII, as addresses are on the wire."""
+    return all("!" <= character <= "~" for character in value) and not set(value) & set('\\"<>^`{|}')
 
 
 AgentUrl = Annotated[str, Field(max_length=255), AfterValidator(_url)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Version = Annotated[Text, Field(max_length=100)]
 
 
 class Capacity(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    cpus: Annotated[float, Field(gt=0, le=100_000)]
-    memory_mb: Annotated[int, Field(gt=0, le=2**31 - 1)]
+    cpus: Annotated[float, Field(strict=True, gt=0, le=100_000)]
+    memory_mb: Annotated[int, Field(strict=True, gt=0, le=2**31 - 1)]
 
 
 class Register(BaseModel):
@@ -71,7 +103,7 @@ class Register(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    token: Annotated[str, Field(max_length=200)]
+    token: Annotated[Text, Field(max_length=200)]
     name: Name
     engines: Annotated[list[Backend], Field(min_length=1, max_length=1)]
     capacity: Capacity
@@ -80,14 +112,16 @@ class Register(BaseModel):
     #: X25519, base64: secrets reach the host sealed for it.
     public_key: Annotated[str, AfterValidator(_key)]
     #: SHA-256 of the certificate of its agent, in hexadecimal digits.
-    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    fingerprint: Sha256
+    #: SHA-256 of the credential that the agent has made for itself. Asking again changes nothing, so, and the
+    #: credential itself is on no wire before it is used.
+    credential_digest: Sha256
     agent_url: AgentUrl | None = None
 
 
 class Registered(BaseModel):
     id: str
     name: str
-    credential: str
     installation: str
     temporal_address: str
     temporal_namespace: str
@@ -100,7 +134,7 @@ class HostLease(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     id: UUID
-    inventory: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    inventory: Sha256 | None = None
 
 
 class Renew(BaseModel):
@@ -131,7 +165,7 @@ class Agent:
 async def _connected(request: Request) -> AsyncIterator[AsyncConnection]:
     """A transaction that belongs to no project."""
     engine: AsyncEngine = request.app.state.engine
-    request.state.authenticated = True  # there is no key to look at before the body
+    request.state.authenticated = True  # by what the agent shows, not by an API key
     await check_body(request)
     async with engine.begin() as connection:
         yield connection
@@ -165,41 +199,40 @@ _CALL_SWEEPER = text("SELECT pg_notify('cairn_sweep', '')")
 
 @router.post("/register", status_code=201, response_model=Envelope[Registered])
 async def register(request: Request, body: Register, connection: Connected) -> Response:
-    """Join with a one-time token: the host, and the credential that it renews its lease with.
+    """Join with a one-time token: what the agent must know of its platform.
 
-    The same token and the same key again, where the answer was lost: the same host, with a new credential.
+    The same again, where the answer was lost: the same answer, and nothing is changed.
     """
-    row = (
+    token = (
         await connection.execute(
             select(HostToken.__table__).where(HostToken.digest == digest(body.token)).with_for_update()
         )
     ).one_or_none()
-    key = b64decode(body.public_key)
-    if row is None or row.expires_at < dt.datetime.now(dt.UTC) or row.used_by not in (None, key):
-        raise Unauthenticated("the token is not valid (any more): make another with 'cairn host token'")
-    if row.name is not None and row.name != body.name:
-        raise Unauthenticated(f"the token is for a host named '{row.name}'")
-    credential = new_credential()
+    if token is None or token.expires_at < dt.datetime.now(dt.UTC):
+        raise _void()
+    if token.name is not None and token.name != body.name:
+        raise Unauthenticated(f"the token is for a host named '{token.name}'")
+    settings: Settings = request.app.state.settings
+    if SIMULATED.fullmatch(body.name) or body.name == settings.host_name:
+        said = f"'{body.name}' is kept for a host of the platform itself: join under another name (--name)"
+        raise ValidationFailed(said, fields=[{"field": "name", "message": said}])
     values: dict[str, Any] = {
         "backend": body.engines[0],
         "cpus": body.capacity.cpus,
         "memory_mb": body.capacity.memory_mb,
-        "labels": row.labels | body.labels,
+        "labels": body.labels | token.labels,
         "versions": body.versions,
-        "credential": digest(credential),
-        "public_key": key,
+        "credential": bytes.fromhex(body.credential_digest),
+        "public_key": b64decode(body.public_key),
         "fingerprint": bytes.fromhex(body.fingerprint),
         "agent_url": body.agent_url,
     }
-    host_id = await _join(connection, body.name, row.name is not None, values)
-    await connection.execute(update(HostToken).where(HostToken.id == row.id).values(used_by=key))
+    host_id = await _join(connection, token, body.name, values)
     installation = (await connection.execute(select(Installation.id))).scalar_one()
-    settings: Settings = request.app.state.settings
     log.info("host.joined", host=body.name, host_id=str(host_id))
     data = {
         "id": host_id,
         "name": body.name,
-        "credential": credential,
         "installation": installation,
         "temporal_address": _as_seen_by(request, settings.temporal_address),
         "temporal_namespace": settings.temporal_namespace,
@@ -208,34 +241,56 @@ async def register(request: Request, body: Register, connection: Connected) -> R
     return answer(request, data, 201)
 
 
-async def _join(connection: AsyncConnection, name: str, named: bool, values: dict[str, Any]) -> UUID:
-    """The host's id. A name that is in use joins again with its own key, or with a token made for that name."""
-    host_id = new_id()
-    made = await connection.execute(
-        text(
-            "INSERT INTO hosts (id, name, backend, cpus, memory_mb) VALUES (:id, :name, :backend, 1, 1) "
-            "ON CONFLICT (name) DO NOTHING"
-        ),
-        {"id": host_id, "name": name, "backend": values["backend"]},
-    )
-    known = (await connection.execute(select(Host.__table__).where(Host.name == name).with_for_update())).one()
-    if made.rowcount == 0 and not named and known.public_key != values["public_key"]:
+async def _join(connection: AsyncConnection, token: Row[Any], name: str, values: dict[str, Any]) -> UUID:
+    """The host's id. A host that is there already is joined anew by a token made for its name alone: its keys are
+    no secret, so knowing them proves nothing."""
+    known = (await connection.execute(select(Host.__table__).where(Host.name == name).with_for_update())).one_or_none()
+    same = known is not None and all(getattr(known, secret) == values[secret] for secret in WHO)
+    if token.host_id is not None and not (known is not None and same and known.id == token.host_id):
+        raise _void()
+    if known is None:
+        host_id = new_id()
+        made = await connection.execute(
+            insert(Host)
+            .values(id=host_id, name=name, **values)
+            .on_conflict_do_nothing(index_elements=["name"])
+            .returning(Host.id)
+        )
+        if made.one_or_none() is None:
+            raise Unavailable(f"another machine is joining as '{name}' at this moment; nothing was done, try again")
+    else:
+        host_id = UUID(str(known.id))
+        if not same:
+            _check_may_replace(known, token, values)
+            # Labels steer what is placed there: what it has, only a token changes.
+            labels = values["labels"] | known.labels | token.labels
+            await connection.execute(update(Host).where(Host.id == host_id).values(**values | {"labels": labels}))
+    await connection.execute(update(HostToken).where(HostToken.id == token.id).values(host_id=host_id))
+    return host_id
+
+
+def _check_may_replace(known: Row[Any], token: Row[Any], values: dict[str, Any]) -> None:
+    if token.name is None:
         raise NameTaken(
-            f"there is a host named '{name}' already: join under another name (--name), or make a token "
-            f"for it: cairn host token --name {name}",
-            name=name,
+            f"there is a host named '{known.name}' already: join under another name (--name), or make a token "
+            f"for it: cairn host token --name {known.name}",
+            name=known.name,
         )
     if known.backend != values["backend"]:
-        raise NameTaken(f"host '{name}' has the engine {known.backend}: remove it first, or take another name")
-    await connection.execute(update(Host).where(Host.id == known.id).values(**values))
-    return UUID(str(known.id))
+        raise NameTaken(f"host '{known.name}' has the engine {known.backend}: remove it first, or take another name")
+
+
+def _void() -> Unauthenticated:
+    return Unauthenticated("the token is not valid (any more): make another with 'cairn host token'")
 
 
 def _as_seen_by(request: Request, address: str) -> str:
     """Where the agent finds what is on our loopback: at the address at which it found us."""
     host, _, port = address.rpartition(":")
     met = request.url.hostname or host
-    return f"{met}:{port}" if host in LOOPBACK and met not in LOOPBACK else address
+    if host not in LOOPBACK or met in LOOPBACK:
+        return address
+    return f"[{met}]:{port}" if ":" in met else f"{met}:{port}"
 
 
 @router.post("/lease", response_model=Envelope[Renewed])

@@ -72,7 +72,9 @@ def token(
     """Make a token with which one machine can join, once. Prints it alone."""
     body = {"name": name, "labels": pairs("--label", label), "expires_in_seconds": seconds("--expires", expires)}
     with Client() as client:
-        made = client.request("POST", "/hosts/tokens", body={k: v for k, v in body.items() if v})["data"]
+        asked = {k: v for k, v in body.items() if v}
+        # Sent once: each time makes another token, and one whose answer is lost would be valid without being seen.
+        made = client.request("POST", "/hosts/tokens", body=asked, patience=0)["data"]
         url = client.endpoint.api_url
     if output is Format.JSON:
         render.print_json(made)

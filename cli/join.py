@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -20,6 +21,13 @@ from cli.options import pairs
 QUIET_SECONDS = 3.0
 DEFAULT_PATIENCE = 300.0
 AWAY = ("unreachable", "unavailable")
+#: What a host that has joined already can go on in spite of, as the host that it is.
+VOID = ("unauthenticated", "name_taken")
+REFUSALS = (*VOID, "validation_failed", "malformed", "not_found")
+
+
+class Refused(CommandFailed):
+    """The platform said no, and has changed nothing."""
 
 
 def join(
@@ -111,15 +119,20 @@ def join(
         raise CommandFailed(message, "bad_identity", Exit.FAILED, "move it away, and join with a new token") from None
     known_options = (before.options if before else {}) | options
     facts = _facts(known_options, labels)
+
+    def ask(body: dict[str, Any]) -> dict[str, Any]:
+        return _ask(wanted, body, patience)
+
     try:
         try:
-            now = joining.join(path, wanted, facts, lambda body: _ask(wanted, body, patience))
-        except CommandFailed as failure:
-            if failure.code != "unauthenticated" or rotate or register_only or not (before and before.membership):
+            now = joining.join(path, wanted, facts, ask, Refused)
+        except Refused as failure:
+            joined = before is not None and before.membership is not None
+            if failure.code not in VOID or rotate or register_only or not joined:
                 raise
             # A unit or a container may carry a token for ever: one that is void is no reason to stay away.
             render.say(f"{failure.message}; going on as the host that this is already")
-            now = before
+            now = joining.join(path, replace(wanted, token=None, api_url=None), facts, ask, Refused)
         if now.membership is not None:
             host = now.membership.hosts[0]
             render.say(f"host {host.name} ({host.id}) of the platform at {now.membership.api_url}; identity: {path}")
@@ -191,4 +204,5 @@ def _explained(failure: CommandFailed, name: str) -> CommandFailed:
         hint = f"join under another name (--name), or with a token for it: cairn host token --name {name}"
     elif failure.code in AWAY:
         hint = "see that --url (CAIRN_API_URL) is right, that the API runs, and that no firewall is in the way"
-    return CommandFailed(failure.message, failure.code, exit, hint, failure.fields)
+    kind = Refused if failure.code in REFUSALS else CommandFailed
+    return kind(failure.message, failure.code, exit, hint, failure.fields)

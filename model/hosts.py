@@ -98,8 +98,9 @@ class HostToken(Base):
     actor: Mapped[str]
     created_at: Mapped[Now]
     expires_at: Mapped[dt.datetime]
-    #: The key that joined with it: the same one may ask again, where the answer was lost.
-    used_by: Mapped[bytes | None] = mapped_column(LargeBinary)
+    #: The host that joined with it, which alone may ask again, where the answer was lost. No foreign key: a token
+    #: whose host is removed stays used.
+    host_id: Mapped[UUID | None]
 
 
 class HostPort(Base):

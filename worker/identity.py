@@ -67,6 +67,8 @@ class Identity(Frozen):
     membership: Membership | None = None
     #: What it is to join with next: they take the place of ``keys`` together with a new membership.
     next_keys: Keys | None = None
+    #: The same, of the credential: what the platform is told its digest of.
+    next_credential: str | None = None
     #: SHA-256 of the tokens that it joined with, in hexadecimal digits: they need not be asked about again.
     tokens: list[str] = []
     #: Environment variables of its agent, as they were given when it joined or later.
@@ -108,9 +110,15 @@ def read(path: Path) -> Identity | None:
         return None
 
 
-def write(path: Path, identity: Identity) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+def make_folder(path: Path) -> None:
+    """The folder of an identity, for its owner alone; so is the data folder, where it is made here."""
+    path.parents[1].mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
     os.chmod(path.parent, 0o700)
+
+
+def write(path: Path, identity: Identity) -> None:
+    make_folder(path)
     data_folder.write(path, identity.model_dump_json(indent=2) + "\n")
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from model.hosts import AgentHost
-from model.secrets import digest
+from model.secrets import digest, new_credential
 from worker import identity
 from worker.identity import Identity, Keys, Membership
 
@@ -27,6 +27,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 #: The embedded stack keeps the identity of its own agent under this name.
 RESERVED = "embedded"
 BACKEND = "docker"
+#: Settings that open something of the platform, written in whatever case: an agent has a credential of its own.
+KEYS_OF_PLATFORM = ("CAIRN_JOIN_TOKEN", "CAIRN_API_KEY", "CAIRN_DATABASE_URL", "CAIRN_TICKET_KEY")
 #: Digests of used tokens that are kept, the newest ones.
 MOST_TOKENS = 20
 
@@ -73,14 +75,16 @@ def api_root(url: str) -> str:
     return root if root.endswith("/v1") else f"{root}/v1"
 
 
-def join(path: Path, wanted: Wanted, facts: Mapping[str, Any], ask: Ask) -> Identity:
+def join(path: Path, wanted: Wanted, facts: Mapping[str, Any], ask: Ask, refused: type[Exception]) -> Identity:
     """Join with a token that is new to this host, or do nothing where it has joined already; what is kept now.
 
     ``facts``: capacity, labels and versions, as ``POST /v1/hosts/register`` takes them. Raises JoinError, and
-    whatever ``ask`` raises; then the identity that was there before is there still, and works as it did.
+    whatever ``ask`` raises; then the identity that was there before is there still, and works as it did. New keys
+    that it was asked with are kept beside it, unless ``ask`` raised ``refused``: the platform certainly has not
+    taken them.
     """
     with _alone(path):
-        known = identity.read(path)
+        before = known = identity.read(path)
         told = dict(wanted.options or {})
         if wanted.token is None or (known and known.membership and _known_token(wanted.token) in known.tokens):
             return _as_it_is(path, known, wanted, told)
@@ -89,12 +93,18 @@ def join(path: Path, wanted: Wanted, facts: Mapping[str, Any], ask: Ask) -> Iden
         known = known or Identity(keys=identity.new_keys(wanted.name))
         if wanted.rotate and known.membership and known.next_keys is None:
             known = known.model_copy(update={"next_keys": identity.new_keys(wanted.name)})
-        identity.write(path, known)
+        credential = known.next_credential or new_credential()
+        identity.write(path, known.model_copy(update={"next_credential": credential}))
         keys = known.next_keys or known.keys
-        answer = ask(_request(wanted, keys, facts))
+        try:
+            answer = ask(_request(wanted, keys, credential, facts))
+        except refused:
+            if before is not None:
+                identity.write(path, before)
+            raise
         joined = Identity(
             keys=keys,
-            membership=_membership(wanted.api_url, answer),
+            membership=_membership(wanted.api_url, credential, answer),
             tokens=[*known.tokens, _known_token(wanted.token)][-MOST_TOKENS:],
             options=known.options | told,
         )
@@ -117,7 +127,7 @@ def _as_it_is(path: Path, known: Identity | None, wanted: Wanted, told: dict[str
     return now
 
 
-def _request(wanted: Wanted, keys: Keys, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _request(wanted: Wanted, keys: Keys, credential: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **facts,
         "token": wanted.token,
@@ -125,16 +135,17 @@ def _request(wanted: Wanted, keys: Keys, facts: Mapping[str, Any]) -> dict[str, 
         "engines": [BACKEND],
         "public_key": b64encode(keys.public_key).decode(),
         "fingerprint": keys.fingerprint.hex(),
+        "credential_digest": digest(credential).hex(),
     }
 
 
-def _membership(api_url: str, answer: Mapping[str, Any]) -> Membership:
+def _membership(api_url: str, credential: str, answer: Mapping[str, Any]) -> Membership:
     return Membership(
         api_url=api_url,
         installation=answer["installation"],
         temporal_address=answer["temporal_address"],
         temporal_namespace=answer["temporal_namespace"],
-        credential=answer["credential"],
+        credential=credential,
         hosts=[AgentHost(id=answer["id"], name=answer["name"], backend=BACKEND)],
         ticket_keys=answer["ticket_keys"],
     )
@@ -147,7 +158,7 @@ def _known_token(token: str) -> str:
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Two that join as one host at once would each make keys of their own."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    identity.make_folder(path)
     fd = os.open(path.with_suffix(".joining"), os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -176,7 +187,7 @@ def run_agent(path: Path, known: Identity, environ: Mapping[str, str]) -> None:
 
 def agent_environ(path: Path, known: Identity, environ: Mapping[str, str]) -> dict[str, str]:
     """The environment of an agent: what it was given here or before; nothing that opens the platform."""
-    kept = {name: value for name, value in environ.items() if name not in ("CAIRN_JOIN_TOKEN", "CAIRN_API_KEY")}
+    kept = {name: value for name, value in environ.items() if name.upper() not in KEYS_OF_PLATFORM}
     made = kept | known.options | {"CAIRN_AGENT_IDENTITY": str(path.absolute())}
     if known.membership is not None and "CAIRN_TEMPORAL_ADDRESS" in made:
         # An agent that is told one of the two takes neither from its membership.

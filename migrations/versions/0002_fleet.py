@@ -41,7 +41,7 @@ def upgrade() -> None:
         sa.Column("actor", sa.String(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("used_by", sa.LargeBinary(), nullable=True),
+        sa.Column("host_id", sa.Uuid(), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_host_tokens")),
         sa.UniqueConstraint("digest", name=op.f("uq_host_tokens_digest")),
     )

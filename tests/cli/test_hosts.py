@@ -16,7 +16,6 @@ from worker import engine
 REGISTERED = {
     "id": HOST,
     "name": "rack-1",
-    "credential": "cairn_host_secret",
     "installation": "0199b3f0-0000-7000-8000-000000000009",
     "temporal_address": "10.0.0.1:7233",
     "temporal_namespace": "default",
@@ -54,6 +53,12 @@ def test_token_is_alone_on_stdout(api: FakeApi) -> None:
     assert "cairn_join_x" not in result.stderr
     assert json.loads(cairn("host", "token", "-o", "json").stdout) == made
     assert api.requests[1].body == {"expires_in_seconds": 3600}
+
+
+def test_token_is_asked_for_once(api: FakeApi) -> None:
+    api.on("POST /hosts/tokens", Answer(0), Answer(201, {}))
+    assert cairn("host", "token").exit_code == Exit.UNREACHABLE
+    assert len(api.requests) == 1
 
 
 @pytest.mark.parametrize("options", [["--expires", "1"], ["--expires", "-1h"], ["--expires", "1w"], ["--label", "a"]])
@@ -182,19 +187,24 @@ def test_join_that_is_refused_says_what_to_do(api: FakeApi, here: Path, status: 
     assert hint in result.stderr
 
 
+@pytest.mark.parametrize(("status", "code"), [(401, "unauthenticated"), (409, "name_taken")])
 def test_a_host_that_has_joined_goes_on_with_a_token_that_is_void(
-    api: FakeApi, here: Path, monkeypatch: pytest.MonkeyPatch
+    api: FakeApi, here: Path, monkeypatch: pytest.MonkeyPatch, status: int, code: str
 ) -> None:
     became: list[str] = []
     monkeypatch.setattr(os, "execve", lambda program, _argv, _environ: became.append(program.name))
-    refused = Answer(401, error={"code": "unauthenticated", "message": "the token is not valid"})
+    refused = Answer(status, error={"code": code, "message": "no"})
     api.on("POST /hosts/register", Answer(201, REGISTERED), refused)
     assert join("--url", api.url, "--token", "one", "--register-only").exit_code == 0
     assert join("--url", api.url, "--token", "two", "--register-only").exit_code == Exit.REFUSED
+    kept = (here / "agents" / "rack-1.json").read_bytes()
+    assert join("--url", api.url, "--token", "two", "--rotate").exit_code == Exit.REFUSED
+    assert (here / "agents" / "rack-1.json").read_bytes() == kept
     assert became == []
     result = join("--url", api.url, "--token", "two")
     assert result.exit_code == 0
     assert "going on" in result.stderr
+    assert (here / "agents" / "rack-1.json").read_bytes() == kept
     assert became == ["cairn-agent"]
 
 

@@ -10,9 +10,13 @@ import psycopg
 import pytest
 
 import migrations
+from model.base import new_id
+from model.hosts import Backend
 from model.schema import Base
+from model.settings import Settings
 from tests.services import Database
-from worker.database import driver_url, migrate
+from worker.data_folder import StackError
+from worker.database import HostSeed, driver_url, migrate, seed
 
 READ = "installation projects hosts host_ports host_tokens instance_types instances workflows events idempotency_keys"
 READ_BY_ALL = f"{READ} quotas pulses samples"
@@ -133,3 +137,27 @@ def test_database_refuses_what_must_not_be(database: Database) -> None:
         database.rows("UPDATE hosts SET state = 'sleepy'")
     with pytest.raises(psycopg.errors.CheckViolation):
         database.rows("UPDATE quotas SET instances_reserved = -1")
+
+
+def test_a_name_that_a_machine_has_stops_the_seed_and_says_what_to_do(database: Database) -> None:
+    def seeded(name: str, backend: Backend) -> None:
+        host = HostSeed(
+            id=new_id(),
+            name=name,
+            backend=backend,
+            cpus=1,
+            memory_mb=1,
+            credential=bytes(32),
+            public_key=bytes(32),
+            fingerprint=bytes(32),
+        )
+        url = database.url("cairn_owner")
+        seed(url, installation=new_id(), api_key="another", hosts=[host], settings=Settings(quota_instances=1))
+
+    with pytest.raises(StackError, match=r"'one'.*CAIRN_HOST_NAME"):
+        seeded("one", "docker")
+    database.rows("UPDATE hosts SET name = 'sim-1' WHERE name = 'one'")
+    with pytest.raises(StackError, match="cairn host rm sim-1"):
+        seeded("sim-1", "simulated")
+    assert database.one("SELECT instances_limit FROM quotas")["instances_limit"] is None, "all of it or nothing"
+    seeded("three", "docker")

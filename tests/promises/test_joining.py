@@ -115,7 +115,8 @@ def test_a_crash_before_the_answer_is_kept_is_made_good_by_the_same_command(stac
     first = token(stack)
     assert machine.register("joined-1", token=first).returncode == 0
     joined = json.loads(path.read_bytes())
-    path.write_text(json.dumps({"keys": joined["keys"]}))
+    asked = {"keys": joined["keys"], "next_credential": joined["membership"]["credential"]}
+    path.write_text(json.dumps(asked))
     assert machine.register("joined-1", token=first).returncode == 0
     again = json.loads(path.read_bytes())
     assert again["keys"] == joined["keys"]
@@ -124,7 +125,9 @@ def test_a_crash_before_the_answer_is_kept_is_made_good_by_the_same_command(stac
     second = token(stack, name="joined-1")
     assert machine.register("joined-1", "--rotate", token=second).returncode == 0
     rotated = json.loads(path.read_bytes())
-    path.write_text(json.dumps(again | {"next_keys": rotated["keys"]}))
+    path.write_text(
+        json.dumps(again | {"next_keys": rotated["keys"], "next_credential": rotated["membership"]["credential"]})
+    )
     assert machine.register("joined-1", token=second).returncode == 0
     assert json.loads(path.read_bytes())["keys"] == rotated["keys"]
     machine.start("joined-1", second)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from model.base import new_id
+from model.secrets import digest
 from worker import identity, joining
 from worker.identity import Identity
 from worker.joining import JoinError, Wanted
@@ -21,6 +22,10 @@ from worker.joining import JoinError, Wanted
 FACTS: dict[str, Any] = {"capacity": {"cpus": 2, "memory_mb": 1024}, "labels": {}, "versions": {}}
 FIRST = "one"
 URL = "http://127.0.0.1:1/v1"
+
+
+class Refused(Exception):
+    """What the platform says no with."""
 
 
 class Platform:
@@ -39,7 +44,6 @@ class Platform:
         return {
             "id": str(new_id()),
             "name": body["name"],
-            "credential": f"credential-{len(self.asked)}",
             "installation": str(new_id()),
             "temporal_address": "127.0.0.1:7233",
             "temporal_namespace": "fleet",
@@ -54,12 +58,12 @@ def platform() -> Platform:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return identity.path_of(tmp_path, "rack-1")
+    return identity.path_of(tmp_path / "data", "rack-1")
 
 
 def join(path: Path, platform: Platform, token: str | None = FIRST, **more: Any) -> Identity:
     wanted = Wanted(name="rack-1", api_url=more.pop("api_url", URL), token=token, **more)
-    return joining.join(path, wanted, FACTS, platform.ask)
+    return joining.join(path, wanted, FACTS, platform.ask, Refused)
 
 
 def test_keys_are_kept_before_they_are_told(path: Path, platform: Platform) -> None:
@@ -69,14 +73,16 @@ def test_keys_are_kept_before_they_are_told(path: Path, platform: Platform) -> N
         assert kept.membership is None
         assert b64encode(kept.keys.public_key).decode() == platform.asked[0]["public_key"]
         assert kept.keys.fingerprint.hex() == platform.asked[0]["fingerprint"]
+        assert digest(kept.next_credential or "").hex() == platform.asked[0]["credential_digest"]
 
     platform.look = look
     joined = join(path, platform)
     assert joined == identity.read(path)
     assert joined.membership is not None
-    assert joined.membership.credential == "credential-1"
+    assert digest(joined.membership.credential).hex() == platform.asked[0]["credential_digest"]
+    assert joined.next_credential is None
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in path.parents[:2]] == [0o700, 0o700]
     assert "one" not in path.read_text(), "the token itself is kept nowhere"
 
 
@@ -111,7 +117,8 @@ def test_another_token_gives_another_credential_to_the_same_keys(path: Path, pla
     after = join(path, platform, token="two")
     assert after.keys == before.keys
     assert after.membership is not None
-    assert after.membership.credential == "credential-2"
+    assert before.membership is not None
+    assert after.membership.credential != before.membership.credential
     assert join(path, platform, token="one") == after, "an older token in a unit file changes nothing"
 
 
@@ -130,6 +137,22 @@ def test_rotation_takes_effect_at_once_or_not_at_all(path: Path, platform: Platf
     assert after.keys == kept.next_keys
     assert after.keys != before.keys
     assert after.next_keys is None
+
+
+def test_a_refused_rotation_leaves_everything_as_it_was(path: Path, platform: Platform) -> None:
+    before = join(path, platform)
+    platform.fails = Refused()
+    with pytest.raises(Refused):
+        join(path, platform, token="two", rotate=True)
+    assert identity.read(path) == before
+    platform.fails = ConnectionError()
+    with pytest.raises(ConnectionError):
+        join(path, platform, token="three", rotate=True)
+    asked = identity.read(path)
+    platform.fails = Refused()
+    with pytest.raises(Refused):
+        join(path, platform, token="four", rotate=True)
+    assert identity.read(path) == asked, "the platform may have taken these"
 
 
 def test_two_at_once_make_one_pair_of_keys(path: Path, platform: Platform) -> None:
@@ -153,7 +176,8 @@ def test_options_and_a_new_address_are_remembered(path: Path, platform: Platform
 
 def test_an_agent_gets_its_options_and_no_key_of_the_platform(path: Path, platform: Platform) -> None:
     kept = join(path, platform, options={"CAIRN_TEMPORAL_ADDRESS": "temporal:7233"})
-    environ = {"CAIRN_API_KEY": "k", "CAIRN_JOIN_TOKEN": "one", "CAIRN_LOG_LEVEL": "debug"}
+    keys = ("CAIRN_API_KEY", "CAIRN_JOIN_TOKEN", "CAIRN_DATABASE_URL", "CAIRN_TICKET_KEY", "cairn_ticket_key")
+    environ = dict.fromkeys(keys, "k") | {"CAIRN_LOG_LEVEL": "debug"}
     assert joining.agent_environ(path, kept, environ) == {
         "CAIRN_LOG_LEVEL": "debug",
         "CAIRN_TEMPORAL_ADDRESS": "temporal:7233",
