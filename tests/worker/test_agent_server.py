@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import itertools
+import json
 import socket
+import ssl
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, closing, suppress
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -25,9 +27,10 @@ from model.settings import Settings
 from model.streams import Run
 from model.tickets import Gate, Ticket, Verb, new_signing_key, sign, verifying_key
 from tests.services import eventually
-from worker import agent_server
+from worker import agent_http, agent_server
 from worker.agent_server import OF_ONE, AgentServer, url_of, way_to
 from worker.identity import Keys, new_keys
+from worker.open_streams import OpenStreams
 
 HOST, INSTANCE, KEY = uuid4(), uuid4(), new_signing_key()
 KEYS = new_keys("one")
@@ -39,6 +42,7 @@ class Items:
 
     def __init__(self, items: Iterable[Any]) -> None:
         self._items = iter(items)
+        self._wake = getattr(items, "ended", threading.Event())
         self.taken = 0
         self.closed = threading.Event()
 
@@ -56,6 +60,7 @@ class Items:
 
     def close(self) -> None:
         self.closed.set()
+        self._wake.set()
 
     def exit_code(self) -> int:
         return 3
@@ -133,6 +138,9 @@ class Site:
         self.url, self.streams, self.gate, self.agents, self.http = url, streams, gate, agents, http
         self.target = Target(INSTANCE, "web", HOST, "one", url, KEYS.fingerprint)
 
+    stopping: asyncio.Event
+    running: asyncio.Task[None]
+
     def ticket(self, verb: Verb, instance: UUID = INSTANCE, host: UUID = HOST, **more: Any) -> str:
         return sign(Ticket(instance=instance, verb=verb), host=host, **{"key": KEY} | more)
 
@@ -161,7 +169,9 @@ async def serving(keys: Keys = KEYS) -> AsyncIterator[Site]:
     assert await eventually(lambda: streams.tidied)
     agents = Agents(SecretStr(KEY))
     async with aiohttp.ClientSession() as http:
-        yield Site(url, streams, gate, agents, http)
+        site = Site(url, streams, gate, agents, http)
+        site.stopping, site.running = stopping, running
+        yield site
     await agents.close()
     stopping.set()
     await running
@@ -323,8 +333,8 @@ async def test_terminal_and_its_end(site: Site) -> None:
 
 
 async def test_idle_terminal_is_kept_alive_by_pings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent_server, "PING_SECONDS", 0.1)
-    monkeypatch.setattr(agent_server, "PONG_SECONDS", 0.3)
+    monkeypatch.setattr(agent_http, "PING_SECONDS", 0.1)
+    monkeypatch.setattr(agent_http, "PONG_SECONDS", 0.3)
     async with serving() as site:
         opened = await site.agents.connect(site.target, "terminal", {"columns": "80", "rows": "24"})
         receiving = asyncio.create_task(opened.it.receive_bytes())
@@ -332,6 +342,121 @@ async def test_idle_terminal_is_kept_alive_by_pings(monkeypatch: pytest.MonkeyPa
         await opened.it.send_bytes(b"abc")
         assert await receiving == b"ABC"
         opened.close()
+
+
+async def raw(site: Site) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A stranger's connection."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return await asyncio.open_connection("127.0.0.1", int(site.url.rsplit(":", 1)[1]), ssl=context)
+
+
+async def test_head_without_end_is_refused_early(site: Site) -> None:
+    reader, writer = await raw(site)
+    writer.write(b"GET / HTTP/1.1\r\nHost: a\r\nX: ")
+    sent = 0
+    with suppress(ConnectionError):
+        while not reader.at_eof() and sent < 4 << 20:
+            writer.write(CHUNK)
+            sent += len(CHUNK)
+            await writer.drain()
+            await asyncio.sleep(0.01)
+    assert sent < 1 << 20
+    writer.transport.abort()
+    assert await read(site, "logs") == b"one\ntwo\n"
+
+
+async def test_silent_strangers_take_nobodys_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_http, "SILENT", 5)
+    async with serving() as site:
+        strangers = [await raw(site) for _ in range(10)]
+        assert await read(site, "logs") == b"one\ntwo\n"
+        assert await asyncio.wait_for(strangers[0][0].read(), 3) == b"", "the oldest of too many is cut"
+        for _, writer in strangers:
+            writer.transport.abort()
+
+
+async def test_who_says_too_little_for_long_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_http, "HEAD_SECONDS", 0.5)
+    async with serving() as site:
+        reader, writer = await raw(site)
+        site.streams.items = itertools.chain([b"one"], waiting())
+        with closing(await site.agents.open(site.target, "logs", {})) as opened:
+            for _ in range(5):
+                writer.write(b"GET")
+                await asyncio.sleep(0.2)
+            with suppress(ConnectionError):
+                assert await asyncio.wait_for(reader.read(), 3) == b""
+            assert await opened.it.content.readexactly(4) == b"one."
+        writer.transport.abort()
+
+
+def waiting() -> Iterator[bytes]:
+    time.sleep(1)
+    yield b"."
+
+
+async def test_long_line_of_a_terminal_is_answered(site: Site) -> None:
+    query = {"columns": "80", "rows": "24", "command": json.dumps(["x" * 9000])}
+    with pytest.raises(HostUnreachable):
+        await asyncio.wait_for(site.agents.connect(site.target, "terminal", query), 5)
+
+
+async def test_stopping_ends_what_is_open_and_waits_for_no_reader() -> None:
+    async with serving() as site:
+        opened = []
+        for verb in ("logs", "exec"):
+            site.streams.items = Blocked()
+            run = Run(argv=["a"], timeout=60, limit=10) if verb == "exec" else None
+            opened.append(await site.agents.open(site.target, verb, {}, run))
+        terminal = await site.agents.connect(site.target, "terminal", {"columns": "80", "rows": "24"})
+        began = time.monotonic()
+        site.stopping.set()
+        await site.running
+        assert time.monotonic() - began < 3
+        assert all(stream.closed.is_set() for stream in site.streams.opened)
+        for one in opened:
+            with pytest.raises(aiohttp.ClientError):  # cut: nobody takes it for the end of the program
+                await one.it.read()
+        assert (await terminal.it.receive()).type is not aiohttp.WSMsgType.TEXT
+
+
+class Blocked:
+    """An item that comes when it is closed."""
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+
+    def __iter__(self) -> Iterator[Any]:
+        self.ended.wait(60)
+        yield from ()
+
+
+async def test_what_was_opened_too_late_is_closed(site: Site) -> None:
+    held, opened = threading.Event(), Items([])
+
+    def start() -> Items:
+        held.wait(10)
+        return opened
+
+    streams = OpenStreams(1)
+    opening = asyncio.create_task(streams.open(start))
+    await asyncio.sleep(0.1)
+    opening.cancel()
+    held.set()
+    assert await eventually(opened.closed.is_set)
+
+
+async def test_program_that_reads_nothing_loses_its_terminal(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_server, "WRITE_SECONDS", 0.3)
+    opened = await site.agents.connect(site.target, "terminal", {"columns": "80", "rows": "24"})
+    (echo,) = site.streams.opened
+    monkeypatch.setattr(echo, "write", lambda data: echo.closed.wait(10))
+    await opened.it.send_bytes(b"abc")
+    told = await opened.it.receive_json()
+    assert told["error"]["code"] == "command_timeout"
+    assert await eventually(echo.closed.is_set)
+    opened.close()
 
 
 async def test_host_without_streams_and_one_of_another_agent(site: Site) -> None:
