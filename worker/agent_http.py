@@ -21,6 +21,7 @@ from worker.identity import Keys
 
 #: From a connection's start to the end of its request's head; TLS has as long before that.
 HEAD_SECONDS = 10.0
+LINGER_SECONDS = 1.0
 #: Of a request, bytes; of one of its lines, what the WebSocket parser takes.
 MOST_HEAD, MOST_LINE = 16384, 8000
 #: Connections whose request has not come. One more, and the oldest of them is cut.
@@ -59,7 +60,10 @@ class Protocol(H11Protocol):
             super().handle_websocket_upgrade(event)
 
     def on_response_complete(self) -> None:
-        self.transport.close()
+        if self.conn.their_state is h11.SEND_BODY:  # closed now, it would lose an answer that came before its body
+            self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        else:
+            self.transport.close()
 
     def _heard(self) -> None:
         self._late.cancel()

@@ -20,11 +20,20 @@ import pytest
 import pytest_asyncio
 from pydantic import SecretStr
 
-from api.agent_client import Agents, Target
+from api.agent_client import Agents, Target, exit_code
 from drivers.streams import Output, Usage
-from model.errors import CairnError, CommandTimeout, HostUnreachable, InvalidState, TooManyStreams, Unauthenticated
+from model.errors import (
+    CairnError,
+    CommandTimeout,
+    EngineRefused,
+    HostUnreachable,
+    InvalidState,
+    OutcomeUnknown,
+    TooManyStreams,
+    Unauthenticated,
+)
 from model.settings import Settings
-from model.streams import Run
+from model.streams import END, Run, frame
 from model.tickets import Gate, Ticket, Verb, new_signing_key, sign, verifying_key
 from tests.services import eventually
 from worker import agent_http, agent_server
@@ -457,6 +466,87 @@ async def test_program_that_reads_nothing_loses_its_terminal(site: Site, monkeyp
     assert told["error"]["code"] == "command_timeout"
     assert await eventually(echo.closed.is_set)
     opened.close()
+
+
+@asynccontextmanager
+async def strange_agent(answer: Any) -> AsyncIterator[Target]:
+    """An agent that says what it likes: ``answer`` is called with the reader and the writer."""
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=agent_http.tls(KEYS))
+    url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server:
+        yield Target(INSTANCE, "web", HOST, "one", url, KEYS.fingerprint)
+
+
+def says(*parts: bytes) -> Any:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.writelines(parts)
+        await writer.drain()
+        writer.close()
+
+    return answer
+
+
+OK = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+async def test_agent_cannot_send_the_api_elsewhere() -> None:
+    asked = []
+
+    async def elsewhere(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readline())
+        writer.close()
+
+    agents = Agents(SecretStr(KEY))
+    async with await asyncio.start_server(elsewhere, "127.0.0.1", 0) as other:
+        port = other.sockets[0].getsockname()[1]
+        moved = b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:%d/secret\r\nContent-Length: 0\r\n\r\n" % port
+        async with strange_agent(says(moved)) as target:
+            with pytest.raises(HostUnreachable):
+                await agents.connect(target, "terminal", {})
+            with pytest.raises(HostUnreachable):
+                await agents.open(target, "logs", {})
+    await agents.close()
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (),
+        (OK,),
+        (OK, chunk(frame(1, b"half"))),
+        (OK, chunk(frame(9, b"?"))),
+        (OK, chunk(frame(END, b"no JSON"))),
+        (OK, chunk(frame(END, b'{"error": {"code": "engine_unavailable", "message": "m"}}'))),
+    ],
+)
+async def test_command_that_is_cut_off_may_have_run(parts: tuple[bytes, ...]) -> None:
+    agents = Agents(SecretStr(KEY))
+    async with strange_agent(says(*parts)) as target:
+        with pytest.raises(OutcomeUnknown):
+            await agents.run(target, Run(argv=["a"], timeout=5, limit=10))
+    with pytest.raises(HostUnreachable):  # it is gone: nothing was sent
+        await agents.run(target, Run(argv=["a"], timeout=5, limit=10))
+    await agents.close()
+
+
+async def test_words_of_an_agent_are_no_words_of_ours() -> None:
+    agents = Agents(SecretStr(KEY))
+    failure = b'{"error": {"code": "engine_refused", "message": "m", "details": {"message": 1, "self": 2}}}'
+    async with strange_agent(says(OK, chunk(frame(END, failure)))) as target:
+        with pytest.raises(EngineRefused) as refused:
+            await agents.run(target, Run(argv=["a"], timeout=5, limit=10))
+    assert refused.value.message == "m"
+    for told in ("7", "[]", "{", '{"exit_code": "x"}', '{"error": 1}'):
+        with pytest.raises(HostUnreachable):
+            exit_code(target, told)
+    assert exit_code(target, '{"exit_code": 3}') == 3
+    await agents.close()
 
 
 async def test_host_without_streams_and_one_of_another_agent(site: Site) -> None:
