@@ -26,6 +26,7 @@ from model.errors import (
     HostUnreachable,
     InvalidState,
     NotFound,
+    OutcomeUnknown,
     TooManyStreams,
     Unauthenticated,
     Unavailable,
@@ -51,6 +52,7 @@ _ERRORS: dict[str, type[CairnError]] = {
         EngineUnavailable,
         InvalidState,
         NotFound,
+        OutcomeUnknown,
         TooManyStreams,
         Unsupported,
         ValidationFailed,
@@ -77,6 +79,9 @@ class Target(NamedTuple):
     def lost(self, why: str) -> HostUnreachable:
         return HostUnreachable(f"host {self.host} cannot be reached: {why}; try again", host=self.host)
 
+    def unknown(self, why: str) -> OutcomeUnknown:
+        return OutcomeUnknown(f"nobody knows what the command in instance {self.name} did: {why}", host=self.host)
+
 
 class Outcome(NamedTuple):
     """What a command did."""
@@ -101,6 +106,13 @@ class Opened(Generic[T]):
             close()
 
 
+class Sent:
+    """Whether a request has left."""
+
+    def __init__(self) -> None:
+        self.yet = False
+
+
 class Agents:
     """Streams of agents. Errors are those of ``model.errors``; HostUnreachable: an agent that is away, or another."""
 
@@ -114,7 +126,12 @@ class Agents:
             await self._session.close()
 
     async def open(
-        self, target: Target, verb: Verb, query: Mapping[str, str], run: Run | None = None
+        self,
+        target: Target,
+        verb: Verb,
+        query: Mapping[str, str],
+        run: Run | None = None,
+        sent: Sent | None = None,
     ) -> Opened[aiohttp.ClientResponse]:
         """Its body raises what ``broken`` is made of, where it breaks off."""
         with self._counted(target):
@@ -127,6 +144,7 @@ class Agents:
                     headers=self._ticket(target, verb),
                     ssl=aiohttp.Fingerprint(target.fingerprint),
                     allow_redirects=False,
+                    trace_request_ctx=sent,
                 )
                 if answer.status != OK:
                     said = await answer.content.read(MOST_ERROR)
@@ -150,10 +168,13 @@ class Agents:
                     ssl=aiohttp.Fingerprint(target.fingerprint),
                     max_msg_size=MOST_BYTES,
                 )
-                first = await socket.receive_json(loads=orjson.loads)
-            if "error" in first:
-                await socket.close()
-                raise _error(target, Failure.model_validate(first["error"]))
+                try:
+                    first = await socket.receive_json(loads=orjson.loads)
+                    if "error" in first:
+                        raise _error(target, Failure.model_validate(first["error"]))
+                except BaseException:
+                    await socket.close()
+                    raise
             closing: set[asyncio.Task[Any]] = set()
 
             def close() -> None:
@@ -163,9 +184,15 @@ class Agents:
             return Opened(target, socket, close)
 
     async def run(self, target: Target, run: Run) -> Outcome:
-        """Run a command to its end. Raises CommandTimeout."""
+        """Run a command to its end. Raises CommandTimeout; OutcomeUnknown once the agent may have begun it."""
         written = {STDOUT: bytearray(), STDERR: bytearray()}
-        opened = await self.open(target, "exec", {}, run)
+        sent = Sent()
+        try:
+            opened = await self.open(target, "exec", {}, run, sent)
+        except HostUnreachable as error:
+            if sent.yet and isinstance(error.__cause__, BROKEN):
+                raise target.unknown("its agent did not answer") from error
+            raise
         body = opened.it.content
         try:
             async with asyncio.timeout(run.timeout + EXEC_MARGIN_SECONDS):
@@ -177,13 +204,15 @@ class Agents:
                     if kind == END:
                         break
                     written[kind] += data[: max(run.limit - len(written[kind]), 0)]
+            end = End.model_validate_json(data)
         except BROKEN as error:
-            raise target.lost(f"the agent broke off: {error}") from error
+            raise target.unknown(f"its agent broke off: {error or type(error).__name__}") from error
         finally:
             opened.close()
-        end = End.model_validate_json(data)
         if end.error is not None:
-            raise _error(target, end.error, **said(written[STDOUT], written[STDERR]))
+            failed = _error(target, end.error, **said(written[STDOUT], written[STDERR]))
+            # What may be tried again would run it again.
+            raise target.unknown(failed.message) if failed.retryable else failed
         return Outcome(end, bytes(written[STDOUT]), bytes(written[STDERR]))
 
     def _http(self) -> aiohttp.ClientSession:
@@ -194,6 +223,7 @@ class Agents:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS),
                 auto_decompress=False,
+                trace_configs=[_tracing()],
             )
         return self._session
 
@@ -223,8 +253,35 @@ class Agents:
             raise
 
 
+def _tracing() -> aiohttp.TraceConfig:
+    async def left(_session: Any, context: Any, _headers: Any) -> None:
+        if isinstance(sent := context.trace_request_ctx, Sent):
+            sent.yet = True
+
+    async def refuse(_session: Any, _context: Any, redirect: aiohttp.TraceRequestRedirectParams) -> None:
+        # Where it points is no agent that we know; for a WebSocket, the library would follow.
+        redirect.response.close()
+        raise aiohttp.ClientPayloadError("an agent may not redirect")
+
+    tracing = aiohttp.TraceConfig()
+    tracing.on_request_headers_sent.append(left)
+    tracing.on_request_redirect.append(refuse)
+    return tracing
+
+
 def said(stdout: bytes | bytearray, stderr: bytes | bytearray) -> dict[str, str]:
     return {"stdout": stdout.decode(errors="replace"), "stderr": stderr.decode(errors="replace")}
+
+
+def exit_code(target: Target, told: str) -> int | None:
+    """How a terminal's program ended, as its agent tells; None: it does not know. Raises what it tells instead."""
+    try:
+        last = orjson.loads(told)
+        if "error" in last:
+            raise _error(target, Failure.model_validate(last["error"]))
+        return End(exit_code=last["exit_code"]).exit_code
+    except BROKEN as error:
+        raise target.lost("its agent said what is no end of a terminal") from error
 
 
 def _socket(address: Any) -> socket.socket:
@@ -253,5 +310,6 @@ def _error(target: Target, failure: Failure, **details: Any) -> CairnError:
     if kind is None:
         return target.lost(f"its agent failed: {failure.message}")
     error = kind.__new__(kind)
-    CairnError.__init__(error, failure.message, **failure.details | details)
+    CairnError.__init__(error, failure.message)
+    error.details = failure.details | details  # not as keywords: their names are the agent's
     return error

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
+from urllib.parse import quote
 from uuid import UUID
 
 import aiohttp
@@ -17,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from sqlalchemy import select
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
-from api.agent_client import BROKEN, Agents, Opened, Socket, Target, said
+from api.agent_client import BROKEN, Agents, Opened, Socket, Target, exit_code, said
 from api.caller import SUBPROTOCOL, Authenticated, Caller, authenticate
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
@@ -35,6 +36,10 @@ router = APIRouter(tags=["streams"], responses=RESPONSES)
 #: Of each of a command's outputs, bytes.
 OUTPUT_LIMIT = 1 << 20
 MOST_WORDS = 1000
+#: A terminal's: characters, and bytes on the way to its agent, where it is part of one line.
+MOST_COMMAND, MOST_COMMAND_BYTES = 2000, 7000
+#: A terminal's agent hangs up sooner, and says why.
+WRITE_SECONDS = 75.0
 #: A close code of ours is this and the status that the same error has over HTTP.
 CLOSE_CODES = 4000
 ENDED, STOPPING = 1000, 1012
@@ -63,7 +68,7 @@ class Exec(BaseModel):
         Field(min_length=1, max_length=MOST_WORDS),
     ]
     #: Seconds, after which the command is ended.
-    timeout: Annotated[float, Field(gt=0, le=600)] = 30
+    timeout: Annotated[float, Field(gt=0, le=600, strict=True)] = 30
 
 
 class ExecResult(BaseModel):
@@ -97,7 +102,7 @@ async def exec_(request: Request, instance_id: UUID, caller: Authenticated, body
     await first_of(asyncio.shield(running), _gone(request), request.app.state.stopping.wait())
     if not running.done():
         running.cancel()
-        raise target.lost("the command was ended, because its caller went or this API stops")
+        raise target.unknown("it was ended, because its caller went or this API stops")
     outcome = running.result()
     data = {
         "exit_code": outcome.end.exit_code,
@@ -128,7 +133,7 @@ async def follow_stats(socket: WebSocket, instance_id: UUID) -> None:
         opened = await _agents(socket).open(target, "stats", {})
 
         async def send(line: bytes) -> None:
-            await socket.send_text(line.decode().strip())
+            await socket.send_text(line.decode(errors="replace").strip())
 
         try:
             await _accept(socket)
@@ -141,7 +146,7 @@ async def follow_stats(socket: WebSocket, instance_id: UUID) -> None:
 async def terminal(
     socket: WebSocket,
     instance_id: UUID,
-    command: Annotated[str | None, Query(max_length=65536)] = None,
+    command: Annotated[str | None, Query(max_length=MOST_COMMAND, pattern=r"^[^\x00]*$")] = None,
     columns: Size = 80,
     rows: Size = 24,
 ) -> None:
@@ -150,11 +155,11 @@ async def terminal(
         target = await _enter(socket, instance_id, running=True)
         query = {"columns": str(columns), "rows": str(rows)}
         if command:
-            query["command"] = orjson.dumps(_words(command)).decode()
+            query["command"] = _words(command)
         opened = await _agents(socket).connect(target, "terminal", query)
         try:
             await _accept(socket)
-            await _relay(socket, _shown(opened, socket), _typed(opened.it, socket))
+            await _relay(socket, _shown(opened, socket), _typed(opened, socket))
         finally:
             opened.close()
 
@@ -168,27 +173,32 @@ async def nowhere(socket: WebSocket) -> None:
 
 
 async def _shown(opened: Opened[Socket], socket: WebSocket) -> None:
-    exited = False
     async for message in opened.it:
         if message.type is aiohttp.WSMsgType.BINARY:
             await socket.send_bytes(message.data)
         elif message.type is aiohttp.WSMsgType.TEXT:
-            exited = exited or "exit_code" in orjson.loads(message.data)
-            await socket.send_text(message.data)
-    if not exited:
-        raise opened.target.lost("its agent broke off")
+            await socket.send_json({"exit_code": exit_code(opened.target, message.data)})
+            return
+    raise opened.target.lost("its agent broke off")
 
 
-async def _typed(agent: Socket, socket: WebSocket) -> None:
+async def _typed(opened: Opened[Socket], socket: WebSocket) -> None:
+    agent = opened.it
     while True:
         message = await socket.receive()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", ENDED))
-        with contextlib.suppress(ConnectionError):  # what it still shows is read to its end
-            if message.get("bytes"):
-                await agent.send_bytes(message["bytes"])
-            elif message.get("text"):
-                await agent.send_str(_resize(message["text"]).model_dump_json())
+        try:
+            # While it waits, it does not see the client go.
+            async with asyncio.timeout(WRITE_SECONDS):
+                if message.get("bytes"):
+                    await agent.send_bytes(message["bytes"])
+                elif message.get("text"):
+                    await agent.send_str(_resize(message["text"]).model_dump_json())
+        except TimeoutError:
+            raise opened.target.lost("its agent takes no more") from None
+        except ConnectionError:
+            pass  # what it still shows is read to its end
 
 
 def _resize(text: str) -> Resize:
@@ -239,11 +249,15 @@ def _logs_query(tail: int | None, follow: bool) -> dict[str, str]:
     return {"follow": "true" if follow else "false"} | ({} if tail is None else {"tail": str(tail)})
 
 
-def _words(command: str) -> list[str]:
+def _words(command: str) -> str:
+    """As an agent is told them: a JSON list."""
+    problem = "expected a command"
     try:
         if words := split_words(command):
-            return list(words)
-        problem = "expected a command"
+            told: str = orjson.dumps(words).decode()
+            if len(quote(told)) <= MOST_COMMAND_BYTES:
+                return told
+            problem = "it is too long"
     except ValueError as error:
         problem = str(error)
     raise ValidationFailed(f"command: {problem}", fields=[{"field": "command", "message": problem}])

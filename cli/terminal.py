@@ -25,6 +25,8 @@ CHUNK = 16384
 NO_TERMINAL = (80, 24)
 #: A close code from here on is this and the HTTP status of an error, whose code and message are the reason.
 ERRORS = 4000
+#: Of a command whose end nobody saw.
+UNKNOWN_EXIT = 255
 END_OF_INPUT = b"\x04"
 _RESIZE, _END = b"r", b"e"
 
@@ -60,7 +62,8 @@ def size() -> tuple[int, int]:
         found = os.get_terminal_size(sys.stdin.fileno())
     except OSError:
         return NO_TERMINAL
-    return found.columns, found.lines
+    # A terminal that nobody has told its size says 0.
+    return found.columns or NO_TERMINAL[0], found.lines or NO_TERMINAL[1]
 
 
 @contextlib.contextmanager
@@ -129,7 +132,7 @@ def _receive(connection: ClientConnection, left: threading.Event) -> int:
                 continue
             told = json.loads(frame)
             if "exit_code" in told:
-                return int(told["exit_code"] or 0)
+                return UNKNOWN_EXIT if told["exit_code"] is None else int(told["exit_code"])
     except ConnectionClosed as closed:
         if left.is_set():
             render.say("\r\nleft the terminal")

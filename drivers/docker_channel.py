@@ -73,7 +73,9 @@ class Channel:
             connection.close()
             raise EngineUnavailable(f"the engine does not answer: {error}") from error
         if answer.status >= 300:  # noqa: PLR2004
-            raise _refusal(answer)
+            refusal = _refusal(answer)
+            connection.close()
+            raise refusal
         self._answer = answer  # it closes its reader with itself
         self._reader = answer.fp
         self._socket.settimeout(None)
@@ -125,6 +127,7 @@ def frames(channel: Channel, seconds: Iterator[float] | None = None) -> Iterator
 
 
 def _refusal(answer: HTTPResponse) -> Exception:
+    text = ""
     with contextlib.suppress(OSError, HTTPException):
         text = answer.read(4096).decode(errors="replace")
     answer.close()

@@ -93,12 +93,14 @@ class Processes:
         """Its terminal's size; without effect where it has ended."""
         until = time.monotonic() + START_SECONDS
         while time.monotonic() < until:
-            try:
-                self._engine.client.exec_resize(self._exec_id, height=rows, width=columns)
-                return
-            except docker.errors.APIError:  # it has not started yet, or has ended
-                if self.exit_code() is not None:
+            with calling():
+                try:
+                    self._engine.client.exec_resize(self._exec_id, height=rows, width=columns)
                     return
+                except docker.errors.APIError:  # it has not started yet, or has ended
+                    pass
+            if self.exit_code() is not None:
+                return
             time.sleep(POLL_SECONDS)
 
     def exit_code(self) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import threading
 import time
@@ -18,7 +19,7 @@ from drivers.docker_engine import NOT_FOUND, DockerEngine, calling
 from drivers.docker_processes import MARK, Processes, end_forgotten, new_mark
 from drivers.ownership import Owner, machine_name
 from drivers.streams import Output, Usage, check_path
-from model.errors import CommandTimeout, InvalidState, NotFound
+from model.errors import CairnError, CommandTimeout, EngineUnavailable, InvalidState, NotFound, OutcomeUnknown
 
 #: What the engine calls the two channels of output.
 _CHANNELS: dict[int, Literal["stdout", "stderr"]] = {1: "stdout", 2: "stderr"}
@@ -51,7 +52,12 @@ class DockerStreams:
     def terminal(self, machine: UUID, argv: list[str] | None, *, columns: int, rows: int) -> DockerTerminal:
         processes, channel = self._exec(machine, argv or _SHELL, terminal=True)
         made = DockerTerminal(self._engine, channel, processes)
-        made.resize(columns, rows)
+        try:
+            made.resize(columns, rows)
+        except BaseException:
+            with contextlib.suppress(CairnError):
+                made.close()
+            raise
         return made
 
     def get(self, machine: UUID, path: str) -> DockerBytes:
@@ -95,14 +101,18 @@ class DockerStreams:
                 if error.status_code == NOT_FOUND:
                     raise NotFound(f"{machine_name(machine)} is not on the engine") from error
                 raise
-        channel = Channel(
-            self._engine,
-            "POST",
-            f"/exec/{made['Id']}/start",
-            body={"Detach": False, "Tty": terminal},
-            upgrade=True,
-        )
-        return Processes(self._engine, engine_id, made["Id"], mark), channel
+        processes = Processes(self._engine, engine_id, made["Id"], mark)
+        body = {"Detach": False, "Tty": terminal}
+        try:
+            channel = Channel(self._engine, "POST", f"/exec/{made['Id']}/start", body=body, upgrade=True)
+        except BaseException as error:
+            # It may have started all the same.
+            with contextlib.suppress(CairnError):
+                processes.end()
+            if isinstance(error, EngineUnavailable) and not terminal:
+                raise OutcomeUnknown(f"nobody knows whether the command ran: {error.message}") from error
+            raise
+        return processes, channel
 
 
 class DockerBytes:

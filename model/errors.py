@@ -110,6 +110,12 @@ class CommandTimeout(CairnError):
     code, status = "command_timeout", 504
 
 
+class OutcomeUnknown(CairnError):
+    """The way to a command that was sent broke: it may have run, in part or whole. Trying again may run it twice."""
+
+    code, status = "outcome_unknown", 502
+
+
 # What a plan can meet. A request sees the first two only when a read at acceptance shows them.
 class PortTaken(CairnError):
     """Somebody else holds the host port; details: ``port``."""

@@ -1,7 +1,8 @@
 """What an agent serves: streams of its hosts' instances, each against a ticket that the API signed.
 
-Engines' reads block, so each stream has threads of a pool that steps know nothing of. A thread asks its engine for
-more only when the client has taken what came before.
+All of it runs on a thread and an event loop of its own, so that nothing here delays a lease. Engines' reads block, so
+each stream has threads of a pool that steps know nothing of. A thread asks its engine for more only when the client
+has taken what came before.
 """
 
 from __future__ import annotations
@@ -9,18 +10,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import ssl
-import tempfile
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from uuid import UUID
 
 import orjson
 import structlog
-import uvicorn
+import uvloop
 from pydantic import TypeAdapter, ValidationError
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection, Request
@@ -28,11 +28,12 @@ from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from api.streamed import PING_SECONDS, PONG_SECONDS, Streamed, first_of, keep_alive
+from api.streamed import Streamed, first_of, keep_alive
 from drivers.streams import Output, Stream, Streams, Terminal
 from model.errors import (
     BodyTooLarge,
     CairnError,
+    CommandTimeout,
     NotFound,
     TooManyStreams,
     Unauthenticated,
@@ -42,15 +43,16 @@ from model.errors import (
 from model.settings import Settings
 from model.streams import END, MOST_BYTES, STDERR, STDOUT, End, Failure, Resize, Run, Size, Tail, frame
 from model.tickets import Gate, Ticket, Verb
+from worker.agent_http import Server
 from worker.identity import Keys
+from worker.open_streams import OpenStreams, Upload
 
 #: At once: of the agent, and of one instance.
 STREAMS, OF_ONE = 128, 16
-#: One reads, one writes, one closes.
-THREADS = 3 * STREAMS
-#: Beyond this the next gets a 503: who has no ticket may not take the others' place for long.
-CONNECTIONS = 4 * STREAMS
-STOP_SECONDS = 2
+#: One reads, one writes.
+THREADS = 2 * STREAMS
+#: A terminal's program that reads nothing for so long is hung up: until then its client's going is not seen.
+WRITE_SECONDS = 60.0
 #: A program's terminal ends a little before the program does.
 EXIT_LOOKS, EXIT_LOOK_SECONDS = 50, 0.05
 
@@ -67,7 +69,7 @@ class AgentServer:
         self._hosts = hosts
         self._gate = gate
         self._open: Counter[UUID] = Counter()
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="stream")
+        self._streams = OpenStreams(THREADS)
         path = "/hosts/{host:uuid}/instances/{instance:uuid}"
         self.app = Starlette(
             routes=[
@@ -83,14 +85,34 @@ class AgentServer:
 
     async def run(self, keys: Keys, listener: socket.socket, stopping: asyncio.Event) -> None:
         """Serve until ``stopping``. First, what an earlier life of the agent left running is ended."""
-        for streams in self._hosts.values():
-            if streams is not None:
-                try:
-                    await self._blocking(streams.end_forgotten)
-                except CairnError as error:  # an engine that does not answer may keep it
-                    log.warning("streams.not_tidied", error=error.message)
-        await Server(self.app, keys, listener).run_until(stopping)
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        loop, told, ended = uvloop.new_event_loop(), asyncio.Event(), Future[None]()
+
+        def serve() -> None:
+            try:
+                with asyncio.Runner(loop_factory=lambda: loop) as runner:
+                    runner.run(self._serve(keys, listener, told))
+                ended.set_result(None)
+            except BaseException as error:
+                ended.set_exception(error)
+
+        threading.Thread(target=serve, name="streams", daemon=True).start()
+        serving = asyncio.wrap_future(ended)
+        await first_of(stopping.wait(), asyncio.shield(serving))
+        with contextlib.suppress(RuntimeError):  # its loop is closed already
+            loop.call_soon_threadsafe(told.set)
+        await serving
+
+    async def _serve(self, keys: Keys, listener: socket.socket, stopping: asyncio.Event) -> None:
+        try:
+            for streams in self._hosts.values():
+                if streams is not None:
+                    try:
+                        await self._streams.blocking(streams.end_forgotten)
+                    except CairnError as error:  # an engine that does not answer may keep it
+                        log.warning("streams.not_tidied", error=error.message)
+            await Server(self.app, keys, listener).run_until(stopping, self._streams.end)
+        finally:
+            self._streams.shut_down()
 
     async def _logs(self, request: Request) -> Response:
         streams, instance = self._let_in(request, "logs")
@@ -115,14 +137,13 @@ class AgentServer:
 
     async def _write(self, request: Request) -> Response:
         streams, instance = self._let_in(request, "write")
-        loop, body = asyncio.get_running_loop(), aiter(request.stream())
-
-        def parts() -> Iterator[bytes]:
-            while part := asyncio.run_coroutine_threadsafe(anext(body, b""), loop).result():
-                yield part
-
+        upload = Upload(request)
         with self._slot(instance):
-            await self._blocking(streams.put, instance, request.query_params.get("path", ""), parts())
+            self._streams.hold(upload)
+            try:
+                await self._streams.blocking(streams.put, instance, request.query_params.get("path", ""), upload)
+            finally:
+                self._streams.let_go(upload)
         return Response(status_code=204)
 
     async def _exec(self, request: Request) -> Response:
@@ -137,7 +158,7 @@ class AgentServer:
                     if kept := _kept(output, run.limit - written[output.channel]):
                         yield frame(STDOUT if output.channel == "stdout" else STDERR, kept)
                     written[output.channel] += len(output.data)
-                code = await self._blocking(command.exit_code)
+                code = await self._streams.blocking(command.exit_code)
             except CairnError as error:
                 failure = Failure(code=error.code, message=error.message, details=error.details)
             end = End(exit_code=code, truncated=max(written.values()) > run.limit, error=failure)
@@ -156,22 +177,25 @@ class AgentServer:
         await socket.accept()
         try:
             with self._slot(instance):
-                terminal = await self._blocking(lambda: streams.terminal(instance, argv, columns=columns, rows=rows))
+                terminal = await self._streams.open(
+                    lambda: streams.terminal(instance, argv, columns=columns, rows=rows)
+                )
                 try:
                     await socket.send_json({"open": True})
                     await self._both_ways(socket, terminal)
                 finally:
-                    self._threads.submit(terminal.close)
+                    self._streams.let_go(terminal)
         except CairnError as error:
             failure = Failure(code=error.code, message=error.message, details=error.details)
-            await socket.send_text(f'{{"error": {failure.model_dump_json()}}}')
-            await socket.close()
+            with contextlib.suppress(WebSocketDisconnect):
+                await socket.send_text(f'{{"error": {failure.model_dump_json()}}}')
+                await socket.close()
         except WebSocketDisconnect:
             pass
 
     async def _both_ways(self, socket: WebSocket, terminal: Terminal) -> None:
         async def show() -> None:
-            while data := await self._blocking(terminal.read):
+            while data := await self._streams.blocking(terminal.read):
                 await socket.send_bytes(data)
             await socket.send_json({"exit_code": await self._exit_code(terminal)})
             await socket.close()
@@ -182,19 +206,27 @@ class AgentServer:
                 if message["type"] == "websocket.disconnect":
                     return
                 if message.get("bytes"):
-                    await self._blocking(terminal.write, message["bytes"])
+                    await self._typed(terminal, message["bytes"])
                 elif message.get("text"):
                     with contextlib.suppress(ValidationError):  # the API lets no such pass
                         size = Resize.model_validate_json(message["text"]).resize
-                        await self._blocking(terminal.resize, size.columns, size.rows)
+                        await self._streams.blocking(terminal.resize, size.columns, size.rows)
 
         await first_of(show(), type_in())
+
+    async def _typed(self, terminal: Terminal, data: bytes) -> None:
+        try:
+            async with asyncio.timeout(WRITE_SECONDS):
+                await self._streams.blocking(terminal.write, data)
+        except TimeoutError:
+            problem = f"the program read nothing of what was typed for {WRITE_SECONDS:g} s: the terminal was closed"
+            raise CommandTimeout(problem, timeout=WRITE_SECONDS) from None
 
     async def _exit_code(self, terminal: Terminal) -> int | None:
         """None: it is not known, for the machine went, or because the program goes on without its terminal."""
         with contextlib.suppress(NotFound):
             for _ in range(EXIT_LOOKS):
-                code: int | None = await self._blocking(terminal.exit_code)
+                code: int | None = await self._streams.blocking(terminal.exit_code)
                 if code is not None:
                     return code
                 await asyncio.sleep(EXIT_LOOK_SECONDS)
@@ -240,24 +272,20 @@ class AgentServer:
         """The answer of a stream that ``start`` opens."""
         give_back = self._take_slot(instance)
         try:
-            stream = await self._blocking(start)
+            stream = await self._streams.open(start)
         except BaseException:
             give_back()
             raise
 
         def ended() -> None:
             give_back()
-            # Not awaited: who cancels us does so again at every wait.
-            self._threads.submit(stream.close)
+            self._streams.let_go(stream)
 
         return Streamed(pull(stream), "application/octet-stream", ended)
 
     async def _pulled(self, stream: Stream[T]) -> AsyncIterator[T]:
-        while (item := await self._blocking(next, stream, _NO_MORE)) is not _NO_MORE:
+        while (item := await self._streams.blocking(next, stream, _NO_MORE)) is not _NO_MORE:
             yield item
-
-    async def _blocking(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
 
 
 def _kept(output: Output, room: int) -> bytes:
@@ -283,53 +311,6 @@ async def _body(request: Request) -> bytes:
 async def _refuse(connection: HTTPConnection, error: CairnError) -> Response:
     failure = Failure(code=error.code, message=error.message, details=error.details)
     return Response(failure.model_dump_json(), error.status, media_type="application/json")
-
-
-class Server(uvicorn.Server):
-    """uvicorn on a listener and a certificate of ours, that leaves the process's signals alone."""
-
-    def __init__(self, app: Any, keys: Keys, listener: socket.socket) -> None:
-        context = tls(keys)
-        super().__init__(
-            uvicorn.Config(
-                app,
-                ssl_context_factory=lambda config, default: context,
-                http="httptools",
-                ws="websockets-sansio",
-                ws_max_size=MOST_BYTES,
-                ws_ping_interval=PING_SECONDS,
-                ws_ping_timeout=PONG_SECONDS,
-                ws_per_message_deflate=False,
-                limit_concurrency=CONNECTIONS,
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=STOP_SECONDS,
-            )
-        )
-        self._listener = listener
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def run_until(self, stopping: asyncio.Event) -> None:
-        serving = asyncio.create_task(self.serve(sockets=[self._listener]))
-        await first_of(stopping.wait(), asyncio.shield(serving))
-        self.should_exit = True
-        await serving
-
-
-def tls(keys: Keys) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    # OpenSSL reads them from a file only: one for us alone, for a moment.
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(f"{keys.certificate}\n{keys.certificate_key}".encode())
-        file.flush()
-        context.load_cert_chain(file.name)
-    return context
 
 
 def listen(settings: Settings, api_url: str) -> socket.socket:

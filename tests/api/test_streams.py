@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from websockets.asyncio.client import connect
@@ -71,3 +73,48 @@ async def test_another_project_and_an_absent_instance_look_the_same(api: Api) ->
     absent = await api.http.get("/v1/instances/00000000-0000-0000-0000-000000000000/logs")
     for answer in (theirs, absent):
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("command", ["x" * 2001, "a\0b", "é" * 2000, "'"])
+async def test_command_of_a_terminal_is_one_that_its_agent_can_be_told(api: Api, command: str) -> None:
+    instance = await placed(api, "web")
+    path = f"/v1/ws/terminal/{instance['id']}?command={quote(command)}"
+    headers = {"X-API-Key": api.db.api_key}
+    with pytest.raises(InvalidStatus) as refused:
+        await connect(api.url.replace("http", "ws", 1) + path, additional_headers=headers, proxy=None, open_timeout=5)
+    status = refused.value.response.status_code
+    assert (status, b"command" in refused.value.response.body) in ((422, True), (400, False))
+
+
+async def test_time_out_is_a_number(api: Api) -> None:
+    instance = await placed(api, "web")
+    for timeout in (True, "5"):
+        answer = await api.http.post(f"/v1/instances/{instance['id']}/exec", json={"cmd": "true", "timeout": timeout})
+        assert answer.status_code == 422
+
+
+@pytest.mark.parametrize(
+    "head", [b"GET /v1/instances HTTP/1.1\r\nX: ", b"GET /", b"GET / HTTP/1.1\r\nA: b\r\n\r\nGET /"]
+)
+async def test_head_without_end_is_refused_early(api: Api, head: bytes) -> None:
+    _, writer = await asyncio.open_connection(*api.url.removeprefix("http://").split(":"))
+    writer.write(head)
+    sent = 0
+    try:
+        while not writer.is_closing() and sent < 8 << 20:
+            writer.write(b"x" * 16384)
+            sent += 16384
+            await writer.drain()
+            await asyncio.sleep(0.005)
+    except ConnectionError:
+        pass
+    assert sent < 1 << 20
+    writer.transport.abort()
+
+
+async def test_large_body_after_a_small_head_is_no_large_head(api: Api) -> None:
+    reader, writer = await asyncio.open_connection(*api.url.removeprefix("http://").split(":"))
+    body = b" " * 200_000
+    writer.write(b"POST /v1/instances HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    assert (await asyncio.wait_for(reader.readline(), 5)).split()[1] == b"401"
+    writer.close()

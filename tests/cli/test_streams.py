@@ -207,6 +207,15 @@ def test_terminal_passes_keys_and_size_and_ends_as_the_command_did(
     assert one.ended() == 7
 
 
+def test_end_that_nobody_saw_is_no_success(streams: Make, terminal: Callable[..., Terminal]) -> None:
+    made = streams(lambda connection: connection.send(json.dumps({"exit_code": None})))
+    one = terminal()
+    one.resize(0, 0)  # in time: the program takes longer to start
+    assert one.ended() == 255
+    asked = dict(parse_qsl(urlsplit(made.opened[0][0]).query))
+    assert (asked["columns"], asked["rows"]) == ("80", "24")
+
+
 def test_terminal_is_left_with_the_escape(streams: Make, terminal: Callable[..., Terminal]) -> None:
     streams(Shell())
     one = terminal()

@@ -8,15 +8,25 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+import requests
 
 from drivers.docker import DockerMachines
+from drivers.docker_channel import Channel
 from drivers.docker_processes import Processes
 from drivers.docker_streams import DockerStreams
 from drivers.streams import Command, Terminal
-from model.errors import CommandTimeout, InvalidState, NotFound, ValidationFailed
+from model.errors import (
+    CommandTimeout,
+    EngineUnavailable,
+    InvalidState,
+    NotFound,
+    OutcomeUnknown,
+    ValidationFailed,
+)
 from tests.drivers.conftest import never, spec
 from tests.services import until
 from worker import engine
@@ -173,6 +183,35 @@ def test_terminal_echoes_is_resized_and_says_how_it_ended(streams: DockerStreams
         pass
     assert until(lambda: terminal.exit_code() == 5)
     terminal.close()
+
+
+def test_command_whose_start_is_not_answered_is_ended(
+    streams: DockerStreams, machine: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lost(Channel):
+        def __init__(self, *args: Any, **more: Any) -> None:
+            super().__init__(*args, **more)
+            raise EngineUnavailable("the answer is lost")
+
+    monkeypatch.setattr("drivers.docker_streams.Channel", Lost)
+    with pytest.raises(OutcomeUnknown):
+        streams.run(machine, ["sleep", "7661"], timeout_seconds=60)
+    with pytest.raises(EngineUnavailable):
+        streams.terminal(machine, ["sleep", "7662"], columns=80, rows=24)
+    monkeypatch.undo()
+    assert until(lambda: not left(streams, machine, "sleep 766"), 5)
+
+
+def test_terminal_that_cannot_be_given_its_size_is_ended(
+    streams: DockerStreams, machine: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: Any, **__: Any) -> None:
+        raise requests.ReadTimeout("too late")
+
+    monkeypatch.setattr(streams._engine.client, "exec_resize", lost)
+    with pytest.raises(EngineUnavailable):
+        streams.terminal(machine, ["sleep", "7663"], columns=80, rows=24)
+    assert until(lambda: not left(streams, machine, "sleep 7663"), 5)
 
 
 @pytest.mark.parametrize("seen", [True, False], ids=["seen", "unseen"])

@@ -300,6 +300,27 @@ def test_idle_terminal_lives_on_and_a_lost_agent_is_said(stack: Stack, quiet: Js
     wait_for("it serves again", lambda: run(stack, quiet, "true").status_code == 200, 20)
 
 
+def test_agent_stops_in_seconds_with_streams_open_and_ends_their_commands(stack: Stack, quiet: Json) -> None:
+    old = stack.pids()["host_agent"]
+    with following(stack, quiet, tail=0), ThreadPoolExecutor(1) as threads:
+        with ws(stack, f"/ws/terminal/{quiet['id']}?command=sleep+7771") as terminal:
+            running = threads.submit(run, stack, quiet, ["sleep", "7772"], timeout=60)
+            wait_for("the commands", lambda: shell(stack, quiet, "ps -o args").count("sleep 777") == 2)
+            os.kill(old, signal.SIGTERM)
+            wait_for("the end of the agent", lambda: not Path(f"/proc/{old}").exists(), 6)
+            with pytest.raises(ConnectionClosed) as closed:
+                while True:
+                    terminal.recv(5)
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 4503
+        answer = running.result()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (502, "outcome_unknown")
+        assert "retry-after" not in answer.headers
+    stack.wait_for_restart("host_agent", old)
+    wait_for("its streams", lambda: run(stack, quiet, "true").status_code == 200)
+    assert "sleep 777" not in shell(stack, quiet, "ps -o args")
+
+
 def test_agent_that_is_away_is_host_unreachable(stack: Stack, quiet: Json) -> None:
     with stack.frozen("host_agent"):
         began = time.monotonic()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import itertools
+import json
 import socket
+import ssl
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, closing, suppress
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -18,16 +20,26 @@ import pytest
 import pytest_asyncio
 from pydantic import SecretStr
 
-from api.agent_client import Agents, Target
+from api.agent_client import Agents, Target, exit_code
 from drivers.streams import Output, Usage
-from model.errors import CairnError, CommandTimeout, HostUnreachable, InvalidState, TooManyStreams, Unauthenticated
+from model.errors import (
+    CairnError,
+    CommandTimeout,
+    EngineRefused,
+    HostUnreachable,
+    InvalidState,
+    OutcomeUnknown,
+    TooManyStreams,
+    Unauthenticated,
+)
 from model.settings import Settings
-from model.streams import Run
+from model.streams import END, Run, frame
 from model.tickets import Gate, Ticket, Verb, new_signing_key, sign, verifying_key
 from tests.services import eventually
-from worker import agent_server
+from worker import agent_http, agent_server
 from worker.agent_server import OF_ONE, AgentServer, url_of, way_to
 from worker.identity import Keys, new_keys
+from worker.open_streams import OpenStreams
 
 HOST, INSTANCE, KEY = uuid4(), uuid4(), new_signing_key()
 KEYS = new_keys("one")
@@ -39,6 +51,7 @@ class Items:
 
     def __init__(self, items: Iterable[Any]) -> None:
         self._items = iter(items)
+        self._wake = getattr(items, "ended", threading.Event())
         self.taken = 0
         self.closed = threading.Event()
 
@@ -56,6 +69,7 @@ class Items:
 
     def close(self) -> None:
         self.closed.set()
+        self._wake.set()
 
     def exit_code(self) -> int:
         return 3
@@ -133,6 +147,9 @@ class Site:
         self.url, self.streams, self.gate, self.agents, self.http = url, streams, gate, agents, http
         self.target = Target(INSTANCE, "web", HOST, "one", url, KEYS.fingerprint)
 
+    stopping: asyncio.Event
+    running: asyncio.Task[None]
+
     def ticket(self, verb: Verb, instance: UUID = INSTANCE, host: UUID = HOST, **more: Any) -> str:
         return sign(Ticket(instance=instance, verb=verb), host=host, **{"key": KEY} | more)
 
@@ -161,7 +178,9 @@ async def serving(keys: Keys = KEYS) -> AsyncIterator[Site]:
     assert await eventually(lambda: streams.tidied)
     agents = Agents(SecretStr(KEY))
     async with aiohttp.ClientSession() as http:
-        yield Site(url, streams, gate, agents, http)
+        site = Site(url, streams, gate, agents, http)
+        site.stopping, site.running = stopping, running
+        yield site
     await agents.close()
     stopping.set()
     await running
@@ -323,8 +342,8 @@ async def test_terminal_and_its_end(site: Site) -> None:
 
 
 async def test_idle_terminal_is_kept_alive_by_pings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent_server, "PING_SECONDS", 0.1)
-    monkeypatch.setattr(agent_server, "PONG_SECONDS", 0.3)
+    monkeypatch.setattr(agent_http, "PING_SECONDS", 0.1)
+    monkeypatch.setattr(agent_http, "PONG_SECONDS", 0.3)
     async with serving() as site:
         opened = await site.agents.connect(site.target, "terminal", {"columns": "80", "rows": "24"})
         receiving = asyncio.create_task(opened.it.receive_bytes())
@@ -332,6 +351,202 @@ async def test_idle_terminal_is_kept_alive_by_pings(monkeypatch: pytest.MonkeyPa
         await opened.it.send_bytes(b"abc")
         assert await receiving == b"ABC"
         opened.close()
+
+
+async def raw(site: Site) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A stranger's connection."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return await asyncio.open_connection("127.0.0.1", int(site.url.rsplit(":", 1)[1]), ssl=context)
+
+
+async def test_head_without_end_is_refused_early(site: Site) -> None:
+    reader, writer = await raw(site)
+    writer.write(b"GET / HTTP/1.1\r\nHost: a\r\nX: ")
+    sent = 0
+    with suppress(ConnectionError):
+        while not reader.at_eof() and sent < 4 << 20:
+            writer.write(CHUNK)
+            sent += len(CHUNK)
+            await writer.drain()
+            await asyncio.sleep(0.01)
+    assert sent < 1 << 20
+    writer.transport.abort()
+    assert await read(site, "logs") == b"one\ntwo\n"
+
+
+async def test_silent_strangers_take_nobodys_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_http, "SILENT", 5)
+    async with serving() as site:
+        strangers = [await raw(site) for _ in range(10)]
+        assert await read(site, "logs") == b"one\ntwo\n"
+        assert await asyncio.wait_for(strangers[0][0].read(), 3) == b"", "the oldest of too many is cut"
+        for _, writer in strangers:
+            writer.transport.abort()
+
+
+async def test_who_says_too_little_for_long_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_http, "HEAD_SECONDS", 0.5)
+    async with serving() as site:
+        reader, writer = await raw(site)
+        site.streams.items = itertools.chain([b"one"], waiting())
+        with closing(await site.agents.open(site.target, "logs", {})) as opened:
+            for _ in range(5):
+                writer.write(b"GET")
+                await asyncio.sleep(0.2)
+            with suppress(ConnectionError):
+                assert await asyncio.wait_for(reader.read(), 3) == b""
+            assert await opened.it.content.readexactly(4) == b"one."
+        writer.transport.abort()
+
+
+def waiting() -> Iterator[bytes]:
+    time.sleep(1)
+    yield b"."
+
+
+async def test_long_line_of_a_terminal_is_answered(site: Site) -> None:
+    query = {"columns": "80", "rows": "24", "command": json.dumps(["x" * 9000])}
+    with pytest.raises(HostUnreachable):
+        await asyncio.wait_for(site.agents.connect(site.target, "terminal", query), 5)
+
+
+async def test_stopping_ends_what_is_open_and_waits_for_no_reader() -> None:
+    async with serving() as site:
+        opened = []
+        for verb in ("logs", "exec"):
+            site.streams.items = Blocked()
+            run = Run(argv=["a"], timeout=60, limit=10) if verb == "exec" else None
+            opened.append(await site.agents.open(site.target, verb, {}, run))
+        terminal = await site.agents.connect(site.target, "terminal", {"columns": "80", "rows": "24"})
+        began = time.monotonic()
+        site.stopping.set()
+        await site.running
+        assert time.monotonic() - began < 3
+        assert all(stream.closed.is_set() for stream in site.streams.opened)
+        for one in opened:
+            with pytest.raises(aiohttp.ClientError):  # cut: nobody takes it for the end of the program
+                await one.it.read()
+        assert (await terminal.it.receive()).type is not aiohttp.WSMsgType.TEXT
+
+
+class Blocked:
+    """An item that comes when it is closed."""
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+
+    def __iter__(self) -> Iterator[Any]:
+        self.ended.wait(60)
+        yield from ()
+
+
+async def test_what_was_opened_too_late_is_closed(site: Site) -> None:
+    held, opened = threading.Event(), Items([])
+
+    def start() -> Items:
+        held.wait(10)
+        return opened
+
+    streams = OpenStreams(1)
+    opening = asyncio.create_task(streams.open(start))
+    await asyncio.sleep(0.1)
+    opening.cancel()
+    held.set()
+    assert await eventually(opened.closed.is_set)
+
+
+async def test_program_that_reads_nothing_loses_its_terminal(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_server, "WRITE_SECONDS", 0.3)
+    opened = await site.agents.connect(site.target, "terminal", {"columns": "80", "rows": "24"})
+    (echo,) = site.streams.opened
+    monkeypatch.setattr(echo, "write", lambda data: echo.closed.wait(10))
+    await opened.it.send_bytes(b"abc")
+    told = await opened.it.receive_json()
+    assert told["error"]["code"] == "command_timeout"
+    assert await eventually(echo.closed.is_set)
+    opened.close()
+
+
+@asynccontextmanager
+async def strange_agent(answer: Any) -> AsyncIterator[Target]:
+    """An agent that says what it likes: ``answer`` is called with the reader and the writer."""
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=agent_http.tls(KEYS))
+    url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server:
+        yield Target(INSTANCE, "web", HOST, "one", url, KEYS.fingerprint)
+
+
+def says(*parts: bytes) -> Any:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.writelines(parts)
+        await writer.drain()
+        writer.close()
+
+    return answer
+
+
+OK = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+async def test_agent_cannot_send_the_api_elsewhere() -> None:
+    asked = []
+
+    async def elsewhere(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readline())
+        writer.close()
+
+    agents = Agents(SecretStr(KEY))
+    async with await asyncio.start_server(elsewhere, "127.0.0.1", 0) as other:
+        port = other.sockets[0].getsockname()[1]
+        moved = b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:%d/secret\r\nContent-Length: 0\r\n\r\n" % port
+        async with strange_agent(says(moved)) as target:
+            with pytest.raises(HostUnreachable):
+                await agents.connect(target, "terminal", {})
+            with pytest.raises(HostUnreachable):
+                await agents.open(target, "logs", {})
+    await agents.close()
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (),
+        (OK,),
+        (OK, chunk(frame(1, b"half"))),
+        (OK, chunk(frame(9, b"?"))),
+        (OK, chunk(frame(END, b"no JSON"))),
+        (OK, chunk(frame(END, b'{"error": {"code": "engine_unavailable", "message": "m"}}'))),
+    ],
+)
+async def test_command_that_is_cut_off_may_have_run(parts: tuple[bytes, ...]) -> None:
+    agents = Agents(SecretStr(KEY))
+    async with strange_agent(says(*parts)) as target:
+        with pytest.raises(OutcomeUnknown):
+            await agents.run(target, Run(argv=["a"], timeout=5, limit=10))
+    with pytest.raises(HostUnreachable):  # it is gone: nothing was sent
+        await agents.run(target, Run(argv=["a"], timeout=5, limit=10))
+    await agents.close()
+
+
+async def test_words_of_an_agent_are_no_words_of_ours() -> None:
+    agents = Agents(SecretStr(KEY))
+    failure = b'{"error": {"code": "engine_refused", "message": "m", "details": {"message": 1, "self": 2}}}'
+    async with strange_agent(says(OK, chunk(frame(END, failure)))) as target:
+        with pytest.raises(EngineRefused) as refused:
+            await agents.run(target, Run(argv=["a"], timeout=5, limit=10))
+    assert refused.value.message == "m"
+    for told in ("7", "[]", "{", '{"exit_code": "x"}', '{"error": 1}'):
+        with pytest.raises(HostUnreachable):
+            exit_code(target, told)
+    assert exit_code(target, '{"exit_code": 3}') == 3
+    await agents.close()
 
 
 async def test_host_without_streams_and_one_of_another_agent(site: Site) -> None:
