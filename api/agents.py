@@ -36,7 +36,7 @@ from model.settings import Settings
 from model.tickets import verifying_key
 
 
-class _Route(APIRoute):
+class AgentRoute(APIRoute):
     """Agents have no API key: what is wrong with their bodies is said without looking for one."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -49,7 +49,7 @@ class _Route(APIRoute):
         return handle_agent
 
 
-router = APIRouter(prefix="/v1/hosts", tags=["agents"], responses=RESPONSES, route_class=_Route)
+router = APIRouter(prefix="/v1/hosts", tags=["agents"], responses=RESPONSES, route_class=AgentRoute)
 log = structlog.get_logger()
 MOST_HOSTS = 500
 X25519_BYTES = 32

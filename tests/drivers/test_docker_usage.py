@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from drivers.docker_usage import _usage
+from drivers.docker_usage import figures
 
 
 def told(**more: Any) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def told(**more: Any) -> dict[str, Any]:
 
 
 def test_first_version() -> None:
-    assert _usage(told()) == {
+    assert figures(told()) == {
         "at": pytest.approx(1767323045.123456),
         "cpu_seconds": 2.5,
         "memory_bytes": 700,
@@ -41,7 +41,7 @@ def test_first_version() -> None:
 
 
 def test_second_version_without_network_and_disk() -> None:
-    usage = _usage(
+    usage = figures(
         told(
             memory_stats={"usage": 1000, "stats": {"inactive_file": 100}},
             networks=None,
@@ -55,4 +55,4 @@ def test_second_version_without_network_and_disk() -> None:
 
 @pytest.mark.parametrize("gone", [{"cpu_stats": {"cpu_usage": {"total_usage": 0}}}, {"memory_stats": {}}])
 def test_what_has_ended_has_no_usage(gone: dict[str, Any]) -> None:
-    assert _usage(told(**gone)) is None
+    assert figures(told(**gone)) is None
