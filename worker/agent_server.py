@@ -97,9 +97,11 @@ class AgentServer:
 
         threading.Thread(target=serve, name="streams", daemon=True).start()
         serving = asyncio.wrap_future(ended)
-        await first_of(stopping.wait(), asyncio.shield(serving))
-        with contextlib.suppress(RuntimeError):  # its loop is closed already
-            loop.call_soon_threadsafe(told.set)
+        try:
+            await first_of(stopping.wait(), asyncio.shield(serving))
+        finally:  # also where the agent ends for another reason: the process would wait for blocked threads
+            with contextlib.suppress(RuntimeError):  # its loop is closed already
+                loop.call_soon_threadsafe(told.set)
         await serving
 
     async def _serve(self, keys: Keys, listener: socket.socket, stopping: asyncio.Event) -> None:
