@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 import threading
 from collections import Counter
@@ -317,6 +318,9 @@ async def _refuse(connection: HTTPConnection, error: CairnError) -> Response:
 
 def listen(settings: Settings, api_url: str) -> socket.socket:
     """Where an agent serves streams: the address that its platform sees, unless the settings say another."""
+    # Strangers' connections must not use up the files that leases and steps open.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         address = settings.agent_address or way_to(api_url)
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
