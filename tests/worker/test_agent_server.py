@@ -250,6 +250,8 @@ async def test_new_keys_of_the_api_replace_the_old(site: Site) -> None:
     assert await site.status("logs", site.ticket("logs", key=other)) == 200
     with pytest.raises(HostUnreachable, match="ticket"):
         await site.agents.open(site.target, "logs", {})
+    with pytest.raises(HostUnreachable, match="ticket"):  # so the command has not run
+        await site.agents.run(site.target, Run(argv=["a" * 500_000], timeout=5, limit=10))
 
 
 async def test_another_certificate_is_refused_before_the_ticket_is_shown() -> None:
@@ -538,6 +540,7 @@ async def test_agent_cannot_send_the_api_elsewhere() -> None:
         (),
         (OK,),
         (OK, chunk(frame(1, b"half"))),
+        (b"HTTP/1.1 500 Oh\r\nContent-Length: 2\r\n\r\noh",),
         (OK, chunk(frame(9, b"?"))),
         (OK, chunk(frame(END, b"no JSON"))),
         (OK, chunk(frame(END, b'{"error": {"code": "engine_unavailable", "message": "m"}}'))),
