@@ -66,6 +66,10 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 
+class TicketRefused(HostUnreachable):
+    """The agent let nothing in: so it did nothing."""
+
+
 class Target(NamedTuple):
     """An instance, and the agent of its host."""
 
@@ -147,8 +151,10 @@ class Agents:
                     trace_request_ctx=sent,
                 )
                 if answer.status != OK:
-                    said = await answer.content.read(MOST_ERROR)
-                    answer.close()
+                    try:
+                        said = await answer.content.read(MOST_ERROR)
+                    finally:
+                        answer.close()
                     raise _refusal(target, answer.status, said)
 
             def close() -> None:
@@ -190,8 +196,8 @@ class Agents:
         try:
             opened = await self.open(target, "exec", {}, run, sent)
         except HostUnreachable as error:
-            if sent.yet and isinstance(error.__cause__, BROKEN):
-                raise target.unknown("its agent did not answer") from error
+            if sent.yet and not isinstance(error, TicketRefused):
+                raise target.unknown("its agent did not answer, or not as it should") from error
             raise
         body = opened.it.content
         try:
@@ -303,7 +309,10 @@ def _refusal(target: Target, status: int, said: bytes) -> CairnError:
 def _error(target: Target, failure: Failure, **details: Any) -> CairnError:
     """What an agent says went wrong. It may say only what an agent can know."""
     if failure.code == Unauthenticated.code:
-        return target.lost("its agent refused our ticket (are the clocks right?)")
+        return TicketRefused(
+            f"host {target.host} cannot be reached: its agent refused our ticket (are the clocks right?)",
+            host=target.host,
+        )
     if failure.code == NotFound.code and "path" not in failure.details:
         return InvalidState(f"the machine of instance {target.name} is not on its host", state="missing")
     kind = _ERRORS.get(failure.code)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 import threading
 from collections import Counter
@@ -97,9 +98,11 @@ class AgentServer:
 
         threading.Thread(target=serve, name="streams", daemon=True).start()
         serving = asyncio.wrap_future(ended)
-        await first_of(stopping.wait(), asyncio.shield(serving))
-        with contextlib.suppress(RuntimeError):  # its loop is closed already
-            loop.call_soon_threadsafe(told.set)
+        try:
+            await first_of(stopping.wait(), asyncio.shield(serving))
+        finally:  # also where the agent ends for another reason: the process would wait for blocked threads
+            with contextlib.suppress(RuntimeError):  # its loop is closed already
+                loop.call_soon_threadsafe(told.set)
         await serving
 
     async def _serve(self, keys: Keys, listener: socket.socket, stopping: asyncio.Event) -> None:
@@ -315,6 +318,9 @@ async def _refuse(connection: HTTPConnection, error: CairnError) -> Response:
 
 def listen(settings: Settings, api_url: str) -> socket.socket:
     """Where an agent serves streams: the address that its platform sees, unless the settings say another."""
+    # Strangers' connections must not use up the files that leases and steps open.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         address = settings.agent_address or way_to(api_url)
         family = socket.AF_INET6 if ":" in address else socket.AF_INET

@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import itertools
 import json
+import resource
 import socket
 import ssl
 import threading
@@ -249,6 +250,8 @@ async def test_new_keys_of_the_api_replace_the_old(site: Site) -> None:
     assert await site.status("logs", site.ticket("logs", key=other)) == 200
     with pytest.raises(HostUnreachable, match="ticket"):
         await site.agents.open(site.target, "logs", {})
+    with pytest.raises(HostUnreachable, match="ticket"):  # so the command has not run
+        await site.agents.run(site.target, Run(argv=["a" * 500_000], timeout=5, limit=10))
 
 
 async def test_another_certificate_is_refused_before_the_ticket_is_shown() -> None:
@@ -383,6 +386,23 @@ async def test_silent_strangers_take_nobodys_place(monkeypatch: pytest.MonkeyPat
         assert await asyncio.wait_for(strangers[0][0].read(), 3) == b"", "the oldest of too many is cut"
         for _, writer in strangers:
             writer.transport.abort()
+
+
+async def test_strangers_that_do_not_even_begin_tls_use_up_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_http, "HEAD_SECONDS", 1.0)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+    try:
+        async with serving() as site:
+            port = int(site.url.rsplit(":", 1)[1])
+            strangers = [await asyncio.open_connection("127.0.0.1", port) for _ in range(400)]
+            assert await read(site, "logs") == b"one\ntwo\n"
+            with suppress(ConnectionError):
+                assert await asyncio.wait_for(strangers[0][0].read(), 5) == b""
+            for _, writer in strangers:
+                writer.transport.abort()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 async def test_who_says_too_little_for_long_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -520,6 +540,7 @@ async def test_agent_cannot_send_the_api_elsewhere() -> None:
         (),
         (OK,),
         (OK, chunk(frame(1, b"half"))),
+        (b"HTTP/1.1 500 Oh\r\nContent-Length: 2\r\n\r\noh",),
         (OK, chunk(frame(9, b"?"))),
         (OK, chunk(frame(END, b"no JSON"))),
         (OK, chunk(frame(END, b'{"error": {"code": "engine_unavailable", "message": "m"}}'))),
