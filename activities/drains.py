@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from typing import Literal
+from uuid import UUID
 
 import structlog
 from sqlalchemy import Engine, or_, select, update
@@ -55,13 +56,14 @@ class HostDrains:
             children = select(Workflow).where(Workflow.parent_id == order.workflow_id)
             waiting = session.scalars(children.where(Workflow.state == State.ACCEPTED)).all()
             moves = [Order.model_validate(row.order) for row in waiting]
-            failed = set(
-                session.scalars(
-                    select(Workflow.resource_id).where(
+            failed: dict[UUID, str] = {
+                row.resource_id: (row.error or {}).get("code", row.state)
+                for row in session.execute(
+                    select(Workflow.resource_id, Workflow.state, Workflow.error).where(
                         Workflow.parent_id == order.workflow_id, Workflow.state.in_((State.FAILED, State.CANCELLED))
                     )
                 )
-            )
+            }
             here = or_(Instance.host_id == order.resource_id, Instance.next_host_id == order.resource_id)
             host = session.get_one(Host, order.resource_id)
             stuck, busy = [], 0
@@ -69,7 +71,8 @@ class HostDrains:
                 lost = self._is_lost(host, instance)
                 if instance.id in failed or instance.status == Status.ERROR or lost == "stuck":
                     mine = instance.project_id == order.project_id
-                    stuck.append(instance.name if mine else "one of another project")
+                    why = failed.get(instance.id, "it is in error" if lost == "here" else "its host is silent")
+                    stuck.append(f"{instance.name if mine else 'one of another project'} ({why})")
                 elif instance.status not in (Status.RUNNING, Status.STOPPED):
                     busy += 1
                 elif len(moves) < AT_ONCE and lost != "wait":

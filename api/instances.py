@@ -27,7 +27,7 @@ from model.errors import (
     QuotaExceeded,
     ValidationFailed,
 )
-from model.hosts import Host, is_reachable
+from model.hosts import Host, HostState, is_reachable
 from model.instances import STABLE, VERBS, Instance, Status
 from model.projects import QUOTAS, ProjectQuota
 from model.settings import Settings
@@ -272,7 +272,7 @@ async def _check_possible(request: Request, caller: Caller, body: InstanceCreate
         )
     if not row.room:
         raise NoCapacity(
-            f"no {body.backend} host" + (f" named '{body.host}'" if body.host else "") + " has room for this instance",
+            await _why_no_room(caller, body),
             instance_type=body.instance_type,
             backend=body.backend,
             host=body.host,
@@ -280,6 +280,22 @@ async def _check_possible(request: Request, caller: Caller, body: InstanceCreate
     if not row.ports:
         raise PortTaken("no host has these ports free", ports=[port for port, _ in fixed])
     return row
+
+
+async def _why_no_room(caller: Caller, body: InstanceCreate) -> str:
+    if body.host is None:
+        wanted = f" with the labels {body.host_labels}" if body.host_labels else ""
+        return f"no {body.backend} host{wanted} that takes placements has room for this instance"
+    host = (await caller.execute(select(Host.__table__).where(Host.name == body.host))).one_or_none()
+    if host is None:
+        return f"there is no host named '{body.host}'"
+    if host.backend != body.backend:
+        return f"host '{body.host}' has the engine {host.backend}, not {body.backend}"
+    if host.state != HostState.READY:
+        return f"host '{body.host}' is {host.state}: it takes no placements"
+    if not body.host_labels.items() <= host.labels.items():
+        return f"host '{body.host}' has not all of the labels {body.host_labels}"
+    return f"host '{body.host}' has no room for this instance"
 
 
 def _order(request: Request, caller: Caller, acceptance: Acceptance, kind: str, instance_id: UUID, name: str) -> Order:

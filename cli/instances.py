@@ -275,7 +275,9 @@ def _drift(drift: dict[str, Any] | None) -> str:
 
 def _status(instance: dict[str, Any]) -> str:
     away = instance.get("reachable") is False and instance["status"] != "deleted"
-    return f"{instance['status']} (host unreachable)" if away else str(instance["status"])
+    drift = (instance.get("drift") or {}).get("kind")
+    note = "host unreachable" if away else f"drift: {drift}" if drift else ""
+    return f"{instance['status']} ({note})" if note else str(instance["status"])
 
 
 def _ports(instance: dict[str, Any]) -> str:

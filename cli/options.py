@@ -23,6 +23,6 @@ def pairs(option: str, values: list[str] | None) -> dict[str, str]:
 def seconds(option: str, value: str) -> int:
     """A time such as 90s, 30m, 1h or 7d."""
     written = re.fullmatch(r"(\d{1,9})([smhd])", value)
-    if not written:
+    if not written or not int(written[1]):
         raise usage(f"{option} {value}: expected a number and s, m, h or d, such as 1h")
     return int(written[1]) * _UNITS[written[2]]

@@ -163,7 +163,9 @@ class DockerMachines:
                 except docker.errors.NotFound as error:
                     raise NotFound(f"{machine_name(machine)} is not on the engine any more") from error
                 except docker.errors.APIError as error:
-                    raise _start_error(error) from error
+                    if (refusal := _refusal(error)) is not None:
+                        raise refusal from error
+                    raise
                 faults.reached("after_effect")
             return self._ready(engine_id, cancelled)
 
@@ -369,7 +371,8 @@ def _pause(cancelled: Check) -> None:
     time.sleep(POLL_SECONDS)
 
 
-def _start_error(error: docker.errors.APIError) -> Exception:
+def _refusal(error: docker.errors.APIError) -> Exception | None:
+    """Why a start will not succeed however often it is tried; None: it may."""
     text = said(error)
     if _PORT_TAKEN.search(text):
         ports = [int(port) for port in _PORT.findall(text) if int(port)]
@@ -378,7 +381,7 @@ def _start_error(error: docker.errors.APIError) -> Exception:
     if error.status_code is not None and error.status_code < SERVER_ERROR and error.status_code != CONFLICT:
         # 400: the program of the image cannot be run at all.
         return EngineRefused(f"the engine cannot start the instance: {text}")
-    return error
+    return None
 
 
 @contextmanager

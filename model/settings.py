@@ -39,7 +39,9 @@ class Settings(BaseSettings):
     api_port: Port = Field(8080, description="Port the API listens on (0: a free one)")
     api_url: str | None = Field(None, description="Where clients find the API, ending in /v1")
     api_key: SecretStr | None = Field(None, description="Key that clients send")
-    temporal_host: str = Field("127.0.0.1", description="Address the embedded Temporal server listens on")
+    temporal_host: Literal["127.0.0.1", "0.0.0.0"] = Field(  # noqa: S104 - only where somebody asks for it
+        "127.0.0.1", description="Address the embedded Temporal server listens on: loopback, or all (0.0.0.0)"
+    )
     temporal_port: Port = Field(7233, description="Port of the embedded Temporal server (0: a free one)")
     temporal_ui_port: Port = Field(8233, description="Port of its Web UI (0: a free one)")
     temporal_address: str = Field("127.0.0.1:7233", description="Temporal server that the processes use")
