@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import threading
 import time
@@ -18,6 +19,9 @@ from tests import invariants
 from tests.machine import Machine, token
 from tests.stack import Json, Stack, wait_for
 
+#: A lost host takes a minute to be one. One of these is tried each time, all of them with CAIRN_CHAOS=all.
+LOST = ("dies", "replace", "fence", "hears nothing")
+CHOSEN = LOST if os.environ.get("CAIRN_CHAOS") == "all" else (random.choice(LOST),)  # noqa: S311 - a test's choice
 #: Lease and margin, a tick, and the start of a run that nobody asked for.
 LOST_SECONDS = 60
 
@@ -184,6 +188,7 @@ def test_capacity_is_exact_under_a_burst_that_fills_the_fleet(fleet: Stack) -> N
 # Lost hosts
 
 
+@pytest.mark.skipif("dies" not in CHOSEN, reason="a sample: CAIRN_CHAOS=all tries all")
 def test_launches_on_a_host_that_dies_are_placed_again(fleet: Stack, machine: Machine) -> None:
     machine.start("joined-1", token(fleet))
     machine.host("joined-1")
@@ -197,7 +202,7 @@ def test_launches_on_a_host_that_dies_are_placed_again(fleet: Stack, machine: Ma
     assert (row["state"], row["error"]["code"]) == ("failed", "no_capacity")
 
 
-@pytest.mark.parametrize("policy", ["replace", "fence"])
+@pytest.mark.parametrize("policy", [policy for policy in ("replace", "fence") if policy in CHOSEN])
 def test_instance_of_a_lost_host_runs_elsewhere_and_what_it_left_goes(
     fleet: Stack, machine: Machine, policy: str, docker_engine: docker.DockerClient
 ) -> None:
@@ -242,6 +247,7 @@ def _runs_on(fleet: Stack, instance: Json, host: str) -> bool:
     return (now["host"], now["status"]) == (host, "running")
 
 
+@pytest.mark.skipif("hears nothing" not in CHOSEN, reason="a sample: CAIRN_CHAOS=all tries all")
 def test_fence_closes_on_a_host_that_hears_nothing_and_opens_again(fleet: Stack, machine: Machine) -> None:
     """The agent lives and cannot renew: what is fenced is stopped there, everything else runs on."""
     machine.start("joined-1", token(fleet))
