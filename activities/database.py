@@ -23,7 +23,12 @@ def transaction(engine: Engine, project_id: UUID | None = None) -> Iterator[Sess
     """
     with Session(engine, expire_on_commit=False) as session, session.begin():
         if project_id is not None:
-            session.execute(_USE_PROJECT, {"project": str(project_id)})
+            use_project(session, project_id)
         yield session
         session.flush()
         faults.reached("after_effect")
+
+
+def use_project(session: Session, project_id: UUID) -> None:
+    """From here on the transaction writes rows of this project."""
+    session.execute(_USE_PROJECT, {"project": str(project_id)})

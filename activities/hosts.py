@@ -1,21 +1,30 @@
-"""The steps of hosts: what is really there, and what of it is a leftover."""
+"""The steps of hosts: what is really there, what of it is a leftover, and what has drifted."""
 
 from __future__ import annotations
 
+import datetime as dt
 from uuid import UUID
 
 import structlog
 from sqlalchemy import Engine, func, select, update
+from sqlalchemy.orm import Session
 from temporalio import activity
 
-from activities.database import transaction
+from activities import orders
+from activities.database import transaction, use_project
+from activities.fleet import Limits
 from drivers.machines import Machines
 from model.base import Frozen
+from model.drift import Drift, compare
 from model.errors import CairnError
 from model.hosts import Host
-from model.instances import Instance, OwnedMachine
+from model.instances import Instance, OwnedMachine, Port, Status, digest_of
+from model.projects import Project
+from model.workflows import Event
 
 log = structlog.get_logger()
+#: How far Temporal's clock may be from the database's.
+CLOCKS = dt.timedelta(seconds=2)
 
 
 class Inventory(Frozen):
@@ -23,48 +32,164 @@ class Inventory(Frozen):
 
     host: str
     machines: list[OwnedMachine]
+    #: Before this nothing of it was looked at.
+    asked_at: dt.datetime | None = None
 
 
 class HostRecords:
     """Hosts in the database. Runs on the control queue."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, limits: Limits) -> None:
         self._engine = engine
+        self._limits = limits
 
     @activity.defn(name="host.reconcile")
     def reconcile(self, inventory: Inventory) -> list[OwnedMachine]:
-        """Note that the host was seen; answer which of its machines are leftovers.
+        """Note how instances differ from what they should be; answer which machines are leftovers.
 
         A leftover has a row that names another host or a newer generation than its own: a placement never
-        comes back to a generation, so the answer cannot become wrong. A machine with no row, or with one
-        of an older generation, is proven less (an older database may have been restored): more than
+        comes back to a generation, so the answer cannot become wrong. A machine with no row, or one newer than
+        its row has ever been, is proven less (an older database may have been restored): more than
         max(5, 10 %) of those in one pass are left alone and reported.
         """
         with transaction(self._engine) as session:
-            host = session.execute(
-                update(Host).where(Host.name == inventory.host).values(last_seen_at=func.now()).returning(Host.id)
-            ).scalar_one()
-            found = [machine.id for machine in inventory.machines]
-            rows: dict[UUID, tuple[UUID | None, int]] = {
-                row.id: (row.host_id, row.generation)
+            host = session.execute(select(Host).where(Host.name == inventory.host)).scalar_one_or_none()
+            if host is None:  # removed meanwhile
+                return []
+            found = {machine.id: machine for machine in inventory.machines}
+            rows = {
+                row.id: row
                 for row in session.execute(
-                    select(Instance.id, Instance.host_id, Instance.generation).where(Instance.id.in_(found))
+                    select(
+                        Instance.id,
+                        Instance.host_id,
+                        Instance.generation,
+                        Instance.next_host_id,
+                        Instance.next_generation,
+                        Instance.last_generation,
+                    ).where(Instance.id.in_(found))
                 )
             }
-        nowhere = (None, -1)
-        unknown = [m for m in inventory.machines if rows.get(m.id, nowhere)[1] < m.generation]
-        leftovers = [m for m in inventory.machines if m not in unknown and rows[m.id] != (host, m.generation)]
-        if len(unknown) > max(5, len(inventory.machines) // 10):
-            log.error(
-                "host.unknown_machines_kept",
-                host=inventory.host,
-                unknown=len(unknown),
-                machines=len(inventory.machines),
-                advice="the database knows none of them: was an older backup restored?",
+            placed = {(id, row.host_id, row.generation) for id, row in rows.items()}
+            placed |= {(id, row.next_host_id, row.next_generation) for id, row in rows.items()}
+            strange = [m for m in inventory.machines if (m.id, host.id, m.generation) not in placed]
+            unknown = [m for m in strange if m.id not in rows or rows[m.id].last_generation < m.generation]
+            leftovers = [m for m in strange if m not in unknown]
+            warning = None
+            if len(unknown) > max(5, len(inventory.machines) // 10):
+                warning = (
+                    f"{len(unknown)} of {len(inventory.machines)} machines are unknown to the database, and were left "
+                    "as they are: was an older backup restored?"
+                )
+            else:
+                leftovers += unknown
+            if (warning is None) != (host.warning is None):
+                self._tell_operator(session, host, warning)
+            settled = self._find_drift(session, host, found, inventory.asked_at)
+            done = settled and not leftovers
+            session.execute(
+                update(Host)
+                .where(Host.id == host.id)
+                .values(reconciled=digest_of(inventory.machines) if done else None, warning=warning)
             )
-        else:
-            leftovers += unknown
         return leftovers
+
+    def _find_drift(
+        self, session: Session, host: Host, found: dict[UUID, OwnedMachine], asked_at: dt.datetime | None
+    ) -> bool:
+        """Record and, where the project asks for it, mend; whether nothing is left to be looked at again."""
+        settled = True
+        now = dt.datetime.now(dt.UTC)
+        # What changed after the look began is left to the next one.
+        began = asked_at - CLOCKS if asked_at else host.reconciled_at
+        older = Instance.updated_at < (began or func.now())
+        at_rest = Instance.status.in_((Status.RUNNING, Status.STOPPED))
+        # By id: whoever locks several instances does it in this order.
+        here = select(Instance).where(Instance.host_id == host.id).order_by(Instance.id)
+        for instance in session.scalars(here.where(at_rest, older)).all():
+            machine = found.get(instance.id)
+            drift = compare(
+                machine if machine is not None and machine.generation == instance.generation else None,
+                running=instance.status == Status.RUNNING,
+                image=instance.image,
+                vcpus=instance.vcpus,
+                memory_mb=instance.memory_mb,
+                ports=[Port.model_validate(port) for port in instance.ports],
+                now=now,
+            )
+            if drift is None and instance.drift is None:
+                continue
+            settled &= self._note(session, instance.id, instance.version, drift, now)
+        unsettled = here.where(~(at_rest & older), Instance.status != Status.ERROR).limit(1)
+        return settled and session.execute(unsettled).first() is None
+
+    def _note(self, session: Session, instance_id: UUID, version: int, drift: Drift | None, now: dt.datetime) -> bool:
+        """Write down what was found of one instance; whether it needs no further look."""
+        instance = session.scalars(
+            select(Instance)
+            .where(Instance.id == instance_id, Instance.version == version)
+            .with_for_update()
+            .execution_options(populate_existing=True)
+        ).one_or_none()
+        if instance is None:
+            return False
+        before = Drift.model_validate(instance.drift) if instance.drift else None
+        if drift is not None and before is not None:
+            if drift.same_as(before):
+                drift = before
+            else:
+                drift = drift.model_copy(update={"heals": before.heals, "heal_after": before.heal_after})
+        if drift != before:
+            instance.drift = drift.model_dump(mode="json") if drift else None
+            instance.version += 1
+            name = "instance.drifted" if drift else "instance.drift_gone"
+            self._tell(session, instance, name, drift)
+            log.warning(name, instance=str(instance.id), kind=drift.kind if drift else None)
+        if drift is None:
+            return True
+        policy = session.scalar(select(Project.drift_policy).where(Project.id == instance.project_id))
+        # What the fence stopped was stopped by us; its host is back, and it is still there.
+        ours = drift.kind == "stopped" and instance.on_host_lost == "fence"
+        if policy != "heal" and not ours:
+            return True
+        if drift.heal_after is None or drift.heal_after <= now:
+            instance.drift = drift.tried(now).model_dump(mode="json")
+            orders.change(
+                session,
+                instance,
+                "HealInstance",
+                because=f"drift: {drift.kind}",
+                deadline_seconds=self._limits.deadline_launch,
+                grace_seconds=self._limits.stop_grace,
+                recreate=bool({"image", "ports"} & set(drift.changes)),
+            )
+        return False
+
+    @staticmethod
+    def _tell(session: Session, instance: Instance, name: str, drift: Drift | None) -> None:
+        use_project(session, instance.project_id)
+        session.add(
+            Event(
+                project_id=instance.project_id,
+                type=name,
+                resource_type="instance",
+                resource_id=instance.id,
+                workflow_id=None,
+                data={"name": instance.name, "drift": drift.model_dump(mode="json") if drift else None},
+            )
+        )
+        session.flush()
+
+    @staticmethod
+    def _tell_operator(session: Session, host: Host, warning: str | None) -> None:
+        """Once, in the log and as an event of the oldest project, which is the operator's."""
+        name = "host.warning" if warning else "host.warning_gone"
+        log.error(name, host=host.name, warning=warning)
+        project = session.scalars(select(Project.id).order_by(Project.created_at).limit(1)).one()
+        use_project(session, project)
+        data = {"name": host.name, "warning": warning}
+        session.add(Event(project_id=project, type=name, resource_type="host", resource_id=host.id, data=data))
+        session.flush()
 
 
 class HostEngine:

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 from temporalio import activity
 
 from activities.database import transaction
-from activities.placement import Capacity, place, release
+from activities.placement import Capacity, place, release, release_next, switch
 from activities.runs import Histories, claim, end, others, record
 from drivers.machines import Machines
 from model.base import Frozen
-from model.errors import NotReady, Superseded
-from model.hosts import Host
+from model.errors import HostIsBack, NoCapacity, NotReady, Superseded
+from model.hosts import Host, is_reachable
 from model.instances import STABLE, VERBS, Instance, MachineSpec, MachineState, Port, Status
 from model.projects import ProjectQuota
 from model.workflows import Failure, Order, Outcome, Step
 
 FORCE_AFTER = dt.timedelta(seconds=10)
+#: How long a placement waits for hosts whose lease has lapsed.
+PLACE_WITHIN = 20.0
+R = TypeVar("R")
 
 
 class PlaceRequest(Frozen):
     order: Order
     #: Automatic host ports that the engine found taken.
     avoid_ports: list[int] = []
+    #: A host that took up no step for a while: left for another, where its lease has lapsed too.
+    silent_host: str | None = None
 
 
 class Placement(Frozen):
@@ -34,6 +40,13 @@ class Placement(Frozen):
 
     host: str | None
     spec: MachineSpec
+    #: Whether it ran before the run at hand.
+    was_running: bool = True
+    #: Of a move: where it was, unless that host is lost.
+    leaves: str | None = None
+    #: How long what is fenced may run on a silent host.
+    fence_seconds: float = 0
+    old_spec: MachineSpec | None = None
 
 
 class Settlement(Frozen):
@@ -61,7 +74,7 @@ class InstanceRecords:
     def place(self, request: PlaceRequest) -> Placement:
         """Claim the run, and hold a host, capacity and ports under a new generation.
 
-        Repeated, it answers the placement that it made, unless that holds a port to avoid.
+        Repeated, it answers the placement that it made, unless that holds a port to avoid, or its host is lost.
         """
         order = request.order
         with transaction(self._engine, order.project_id) as session:
@@ -69,12 +82,61 @@ class InstanceRecords:
             claim(session, order)
             _check_owner(instance, order)
             host = session.get(Host, instance.host_id) if instance.host_id else None
-            held = {port["host_port"] for port in instance.ports}
-            if host is None or held & set(request.avoid_ports):
+            if host is None or self._is_to_leave(host, instance, instance.ports, request):
                 release(session, instance)
-                host = place(session, instance, self._capacity, request.avoid_ports)
+                host = _within(PLACE_WITHIN, place, session, instance, self._capacity, request.avoid_ports)
                 record(session, order, _move(instance, Status.PROVISIONING, host=host.name))
             return Placement(host=host.name, spec=_spec(instance))
+
+    @activity.defn(name="instance.place_beside")
+    def place_beside(self, request: PlaceRequest) -> Placement:
+        """Claim the run, and hold another host for the instance beside its own. Repeated, as ``place``."""
+        order = request.order
+        with transaction(self._engine, order.project_id) as session:
+            instance = _lock(session, order)
+            row = claim(session, order)
+            _check_owner(instance, order)
+            new = session.get(Host, instance.next_host_id) if instance.next_host_id else None
+            old = session.get(Host, instance.host_id)
+            if order.host_lost and new is None and old is not None and is_reachable(old.last_seen_at):
+                raise HostIsBack(f"host {old.name} is back: instance {instance.name} stays there")
+            if new is None or self._is_to_leave(new, instance, instance.next_ports or [], request):
+                release_next(session, instance)
+                new = _within(PLACE_WITHIN, place, session, instance, self._capacity, request.avoid_ports, beside=True)
+            return Placement(
+                host=new.name,
+                spec=_next_spec(instance),
+                was_running=row.prior_status == Status.RUNNING,
+                leaves=old.name if old is not None and not order.host_lost else None,
+                fence_seconds=self._capacity.fenced_after,
+                old_spec=_spec(instance),
+            )
+
+    def _is_to_leave(self, host: Host, instance: Instance, ports: list[Any], request: PlaceRequest) -> bool:
+        """Whether a placement that was made holds a port to avoid, or a host that is lost: for what is fenced, one
+        on which it must have been stopped by now."""
+        lost = host.name == request.silent_host and not is_reachable(host.last_seen_at)
+        if lost and instance.on_host_lost == "fence" and host.last_seen_at is not None:
+            silent = dt.datetime.now(dt.UTC) - host.last_seen_at
+            lost = silent.total_seconds() > self._capacity.fenced_after
+        return lost or bool({port["host_port"] for port in ports} & set(request.avoid_ports))
+
+    @activity.defn(name="instance.switch")
+    def switch(self, order: Order) -> None:
+        """The instance is where it was moving to. What is left on its old host is a leftover from now on."""
+        with transaction(self._engine, order.project_id) as session:
+            instance = _lock(session, order)
+            _check_owner(instance, order)
+            if instance.next_host_id is not None:
+                switch(session, instance)
+                host = session.get_one(Host, instance.host_id)
+                record(session, order, ("instance.moved", {"name": instance.name, "host": host.name}))
+
+    @activity.defn(name="instance.stay")
+    def stay(self, order: Order) -> None:
+        """Give back what a move held elsewhere. Undoes ``place_beside``."""
+        with transaction(self._engine, order.project_id) as session:
+            release_next(session, _lock(session, order))
 
     @activity.defn(name="instance.claim")
     def claim(self, order: Order) -> Placement:
@@ -85,14 +147,16 @@ class InstanceRecords:
         """
         with transaction(self._engine, order.project_id) as session:
             instance = _lock(session, order)
-            claim(session, order)
+            row = claim(session, order)
             _check_owner(instance, order)
             in_the_way = others(session, order)
             host = session.get(Host, instance.host_id) if instance.host_id else None
         waited = dt.datetime.now(dt.UTC) - activity.info().scheduled_time
         if in_the_way and not (order.force and waited > FORCE_AFTER):
             raise NotReady(f"workflow {in_the_way[0]} still works on instance {order.name}")
-        return Placement(host=host.name if host else None, spec=_spec(instance))
+        return Placement(
+            host=host.name if host else None, spec=_spec(instance), was_running=row.prior_status == Status.RUNNING
+        )
 
     @activity.defn(name="instance.settle")
     def settle(self, settlement: Settlement) -> None:
@@ -112,8 +176,10 @@ class InstanceRecords:
 class InstanceEngine:
     """Machines of one host. Runs on that host's queue."""
 
-    def __init__(self, machines: Machines) -> None:
+    def __init__(self, machines: Machines, ensure_fence: Callable[[], None]) -> None:
+        """``ensure_fence``: returns when what is fenced on this host will be stopped, should its lease lapse."""
         self._machines = machines
+        self._ensure_fence = ensure_fence
 
     @activity.defn(name="image.ensure", no_thread_cancel_exception=True)
     def ensure_image(self, spec: MachineSpec) -> None:
@@ -121,11 +187,19 @@ class InstanceEngine:
 
     @activity.defn(name="instance.create", no_thread_cancel_exception=True)
     def create(self, spec: MachineSpec) -> str:
+        if spec.fenced:
+            self._ensure_fence()
         return self._machines.create(spec)
 
     @activity.defn(name="instance.start", no_thread_cancel_exception=True)
     def start(self, spec: MachineSpec) -> MachineState:
+        if spec.fenced:
+            self._ensure_fence()
         return self._machines.start(spec.id, activity.is_cancelled)
+
+    @activity.defn(name="instance.adjust", no_thread_cancel_exception=True)
+    def adjust(self, spec: MachineSpec) -> None:
+        self._machines.adjust(spec)
 
     @activity.defn(name="instance.stop", no_thread_cancel_exception=True)
     def stop(self, request: StopRequest) -> None:
@@ -156,12 +230,14 @@ def settle_instance(
         return
     verb = VERBS[order.kind]
     launch, removal = order.kind == "ProvisionInstance", verb.done is Status.DELETED
+    prior = Status(row.prior_status or Status.ERROR)
     if outcome == "completed":
-        status = verb.done
+        status = verb.done or prior
     elif launch or not undone or (removal and (outcome == "failed" or row.prior_status not in STABLE)):
         status = Status.ERROR
     else:
-        status = Status(row.prior_status or Status.ERROR)
+        status = prior
+    release_next(session, instance)  # what a move held, whose run was ended from outside
     if (launch and outcome != "completed") or status is Status.DELETED:
         release(session, instance)
         _count(session, instance, "none")
@@ -176,7 +252,9 @@ def settle_instance(
             instance.private_ip = None
         if launch and status is Status.ERROR:
             instance.container_id = None
-        instance.error = failure.model_dump() if failure else None
+        instance.error = failure.model_dump() if failure and failure.code != HostIsBack.code else None
+        if order.kind != "HealInstance":  # that is looked at again, and counted
+            instance.drift = None
         if status is Status.DELETED:
             instance.deleted_at = func.now()
         events.append(_move(instance, status))
@@ -220,6 +298,23 @@ def _count(session: Session, instance: Instance, where: str) -> None:
         instance.quota = where
 
 
+def _within(seconds: float, do: Callable[..., R], *args: Any, **more: Any) -> R:
+    """``do``, where NotReady becomes NoCapacity once the step has been waiting for so long."""
+    try:
+        return do(*args, **more)
+    except NotReady as error:
+        waited = dt.datetime.now(dt.UTC) - activity.info().scheduled_time
+        if waited.total_seconds() < seconds:
+            raise
+        raise NoCapacity(error.message, **error.details) from error
+
+
+def _next_spec(instance: Instance) -> MachineSpec:
+    """Of the machine where it is moving to."""
+    ports = [Port.model_validate(port) for port in instance.next_ports or []]
+    return _spec(instance).model_copy(update={"generation": instance.next_generation, "ports": ports})
+
+
 def _spec(instance: Instance) -> MachineSpec:
     return MachineSpec(
         id=instance.id,
@@ -233,4 +328,5 @@ def _spec(instance: Instance) -> MachineSpec:
         cmd=instance.cmd,
         ports=[Port.model_validate(port) for port in instance.ports],
         labels=instance.labels,
+        fenced=instance.on_host_lost == "fence",
     )

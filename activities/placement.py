@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from uuid import UUID
 
-from sqlalchemy import ColumnElement, delete, func, insert, select, text, update
+from sqlalchemy import ColumnElement, delete, func, insert, select, true, update
 from sqlalchemy.orm import Session
 
 from model.base import Frozen
-from model.errors import CairnError, NoCapacity, PortTaken
-from model.hosts import Host, HostPort, HostState
+from model.errors import CairnError, NoCapacity, NotReady, PortTaken
+from model.hosts import LEASE, Host, HostPort, HostState
 from model.instances import Instance, Port
 
 #: Ports looked at in one query.
@@ -22,6 +23,8 @@ class Capacity(Frozen):
     port_range: tuple[int, int]
     overcommit_cpu: float
     overcommit_memory: float
+    #: Seconds without a sign of its host after which what is fenced must have been stopped there.
+    fenced_after: float = 45
 
 
 def has_room(
@@ -33,45 +36,84 @@ def has_room(
     )
 
 
-def eligible(backend: str, wanted_host: str | None) -> ColumnElement[bool]:
-    """SQL: the host may take instances of this backend (and is the one asked for)."""
-    asked = Host.name == wanted_host if wanted_host else text("true")
-    return (Host.backend == backend) & (Host.state == HostState.READY) & asked
+def eligible(instance: Instance, *, beside: bool) -> ColumnElement[bool]:
+    """SQL: the host may take the instance: its engine, its state, its labels, and its name where one is asked for.
+
+    What has to leave its host (``beside``) goes to any other.
+    """
+    asked: ColumnElement[bool] = true()
+    if beside:
+        asked = Host.id != instance.host_id
+    elif instance.wanted_host:
+        asked = Host.name == instance.wanted_host
+    return (
+        (Host.backend == instance.backend)
+        & (Host.state == HostState.READY)
+        & Host.labels.contains(instance.wanted_labels)
+        & asked
+    )
 
 
-def place(session: Session, instance: Instance, capacity: Capacity, avoid: Iterable[int]) -> Host:
-    """Hold capacity and ports on the least loaded host that can take the instance.
+#: SQL: the host's lease holds.
+leased = Host.last_seen_at > func.now() - LEASE
+
+
+def place(
+    session: Session,
+    instance: Instance,
+    capacity: Capacity,
+    avoid_ports: Iterable[int] = (),
+    *,
+    beside: bool = False,
+) -> Host:
+    """Hold capacity and ports on the least loaded host that can take the instance, under a new generation.
 
     Spreads by free share. The instance's row is locked by the caller; a chosen host's row is locked
-    here, until the commit: placements on one host happen one after the other. Raises NoCapacity, or
-    PortTaken where only an explicit port is in the way.
+    here, until the commit: placements on one host happen one after the other. Raises NoCapacity, PortTaken
+    where only an explicit port is in the way, or NotReady where all that could take it have lost their lease.
+    ``beside``: on another host than its own, which it holds too, until ``switch``.
     """
     share = Host.allocated_memory_mb / func.greatest(Host.memory_mb * capacity.overcommit_memory, 1)
     room = has_room(instance.vcpus, instance.memory_mb, capacity)
-    candidates = session.scalars(
-        select(Host.id).where(eligible(instance.backend, instance.wanted_host), room).order_by(share, Host.id)
+    found = session.execute(
+        select(Host.id, Host.name, leased.label("leased"))
+        .where(eligible(instance, beside=beside), room)
+        .order_by(share, Host.id)
     ).all()
     refusal: CairnError = NoCapacity(
         f"no {instance.backend} host has room for {instance.vcpus:g} vCPU and {instance.memory_mb} MiB",
         instance_type=instance.instance_type,
         host=instance.wanted_host,
     )
-    for candidate in candidates:
+    silent = [row.name for row in found if not row.leased]
+    if silent:
+        refusal = NotReady(f"only hosts that have not been heard of lately have room: {', '.join(silent[:5])}")
+    able = [row.id for row in found if row.leased]
+    # First those that no other placement holds just now: so the placements of a burst spread, and wait less.
+    for candidate, busy_too in [*((id, False) for id in able if len(able) > 1), *((id, True) for id in able)]:
         host = session.scalars(
-            select(Host).where(Host.id == candidate, room).with_for_update().execution_options(populate_existing=True)
+            select(Host)
+            .where(Host.id == candidate, Host.state == HostState.READY, room)
+            .with_for_update(skip_locked=not busy_too)
+            .execution_options(populate_existing=True)
         ).one_or_none()
         if host is None:
             continue
         try:
-            ports = _choose_ports(session, host, instance, capacity.port_range, set(avoid))
+            ports = _choose_ports(session, host, instance, capacity.port_range, set(avoid_ports))
         except (PortTaken, NoCapacity) as error:
             refusal = error
             continue
         host.allocated_vcpus += instance.vcpus
         host.allocated_memory_mb += instance.memory_mb
-        instance.host_id = host.id
-        instance.generation += 1
-        instance.ports = [port.model_dump() for port in ports]
+        # An older version counts in the generation alone.
+        instance.last_generation = max(instance.last_generation, instance.generation) + 1
+        if beside:
+            instance.next_host_id, instance.next_generation = host.id, instance.last_generation
+            instance.next_ports = [port.model_dump() for port in ports]
+        else:
+            instance.host_id, instance.generation = host.id, instance.last_generation
+            instance.ports = [port.model_dump() for port in ports]
         if ports:
             held = [
                 {
@@ -89,21 +131,45 @@ def place(session: Session, instance: Instance, capacity: Capacity, avoid: Itera
 
 
 def release(session: Session, instance: Instance) -> None:
-    """Give back capacity and ports. An instance that holds none: nothing happens."""
-    if instance.host_id is None:
-        return
+    """Give back all capacity and ports. An instance that holds none: nothing happens."""
+    release_next(session, instance)
+    if instance.host_id is not None:
+        _give_back(session, instance, instance.host_id)
+        instance.host_id = None
+        instance.ports = instance.wanted_ports
+
+
+def release_next(session: Session, instance: Instance) -> None:
+    """Give back what it holds where it was moving to."""
+    if instance.next_host_id is not None:
+        _give_back(session, instance, instance.next_host_id)
+        instance.next_host_id = instance.next_generation = instance.next_ports = None
+
+
+def switch(session: Session, instance: Instance) -> None:
+    """It is where it was moving to; what it held before is given back."""
+    if instance.next_host_id is None or instance.next_generation is None:
+        raise RuntimeError(f"instance {instance.id} is not moving")
+    if instance.host_id is not None:
+        _give_back(session, instance, instance.host_id)
+    instance.host_id, instance.generation = instance.next_host_id, instance.next_generation
+    instance.ports = instance.next_ports or []
+    instance.next_host_id = instance.next_generation = instance.next_ports = None
+
+
+def _give_back(session: Session, instance: Instance, host_id: UUID) -> None:
     # A plain UPDATE takes the host's lock last and for as short as can be.
     session.execute(
         update(Host)
-        .where(Host.id == instance.host_id)
+        .where(Host.id == host_id)
         .values(
             allocated_vcpus=Host.allocated_vcpus - instance.vcpus,
             allocated_memory_mb=Host.allocated_memory_mb - instance.memory_mb,
+            # What the host still holds of it is to be looked at.
+            reconciled=None,
         )
     )
-    session.execute(delete(HostPort).where(HostPort.instance_id == instance.id))
-    instance.host_id = None
-    instance.ports = instance.wanted_ports
+    session.execute(delete(HostPort).where(HostPort.instance_id == instance.id, HostPort.host_id == host_id))
 
 
 def _choose_ports(

@@ -6,12 +6,14 @@ from typing import Literal, TypedDict
 
 from temporalio import activity
 
+from activities.drains import HostDrains
 from activities.hosts import HostEngine, HostRecords
 from activities.instances import InstanceEngine, InstanceRecords
+from activities.samples import SampleRecords
 from activities.sweeper import Sweeper
 from drivers import faults
 
-CONTROL_CLASSES: tuple[type, ...] = (InstanceRecords, HostRecords, Sweeper)
+CONTROL_CLASSES: tuple[type, ...] = (InstanceRecords, HostRecords, HostDrains, SampleRecords, Sweeper)
 HOST_CLASSES: tuple[type, ...] = (InstanceEngine, HostEngine)
 
 

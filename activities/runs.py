@@ -70,7 +70,7 @@ async def start(client: Client, order: Order) -> WorkflowHandle[Any, Any]:
     )
 
 
-def claim(session: Session, order: Order) -> None:
+def claim(session: Session, order: Order) -> Workflow:
     """Make the calling run the owner of its row. Raises RunEnded where the row does not wait for it."""
     run_id = activity.info().workflow_run_id
     row = session.execute(
@@ -85,10 +85,11 @@ def claim(session: Session, order: Order) -> None:
             started_at=func.coalesce(Workflow.started_at, func.now()),
             checked_at=func.now(),
         )
-        .returning(Workflow.id)
-    ).one_or_none()
+        .returning(Workflow)
+    ).scalar_one_or_none()
     if row is None:
         raise RunEnded(f"workflow {order.workflow_id} is not waiting for run {run_id}")
+    return row
 
 
 def end(

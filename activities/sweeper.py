@@ -9,16 +9,20 @@ from datetime import timedelta
 import structlog
 from sqlalchemy import ColumnElement, Engine, func, select, update
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import aliased
 from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.database import transaction
-from activities.instances import settle_instance
-from activities.runs import start, summarise
+from activities.fleet import BEAT, TICK, Limits, beat, replace_lost, to_reconcile
+from activities.runs import CONTROL, start, summarise
+from activities.samples import is_due
+from activities.settling import settle
 from model.base import Frozen
-from model.workflows import Failure, Order, Outcome, State, Step, Workflow
+from model.workflows import TERMINAL, Failure, Order, Outcome, State, Step, Workflow
 
 #: A row younger than this is still in the hands of the API process that accepted it.
 LOST_AFTER = timedelta(seconds=3)
@@ -45,9 +49,10 @@ class Swept(Frozen):
 class Sweeper:
     """Runs on the control queue, with every tick, and whenever the API says that it needs it."""
 
-    def __init__(self, engine: Engine, client: Client) -> None:
+    def __init__(self, engine: Engine, client: Client, limits: Limits) -> None:
         self._engine = engine
         self._client = client
+        self._limits = limits
 
     @activity.defn(name="tick.sweep")
     async def sweep(self) -> Swept:
@@ -71,6 +76,8 @@ class Sweeper:
 
             return sum(await asyncio.gather(*(one(order) for order in orders)))
 
+        # Not when called by NOTIFY, which also comes while Temporal is away, and hosts cannot renew their leases.
+        hosts = await asyncio.to_thread(self._look_at_hosts, activity.in_activity())
         lost, asked, unchecked = await asyncio.to_thread(self._find)
         swept = Swept(
             started=await each(lost, self._start),
@@ -78,9 +85,52 @@ class Sweeper:
             checked=await each(unchecked, self._check),
             failed=len(failures),
         )
+        for host in hosts:
+            try:
+                await asyncio.wait_for(self._reconcile(host), PATIENCE.total_seconds())
+            except (RPCError, TimeoutError) as error:
+                failures.append(error)
+        try:
+            if await asyncio.to_thread(self._samples_are_due):
+                await asyncio.wait_for(self._coarsen_samples(), PATIENCE.total_seconds())
+        except (RPCError, TimeoutError) as error:
+            failures.append(error)
         if failures:
             log.warning("sweep.failed", count=len(failures), error=str(failures[0]) or type(failures[0]).__name__)
         return swept
+
+    def _look_at_hosts(self, ticking: bool) -> list[str]:
+        with transaction(self._engine) as session:
+            if ticking:
+                session.execute(BEAT, beat(TICK))
+            hosts = to_reconcile(session, self._limits)
+        if ticking:
+            with transaction(self._engine) as session:
+                replace_lost(session, self._limits)
+        return hosts
+
+    async def _reconcile(self, host: str) -> None:
+        await self._client.start_workflow(
+            "ReconcileHost",
+            host,
+            id=f"reconcile-{host}",
+            task_queue=CONTROL,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            static_summary=f"Compare host {host} with what it should hold",
+        )
+
+    def _samples_are_due(self) -> bool:
+        with transaction(self._engine) as session:
+            return is_due(session)
+
+    async def _coarsen_samples(self) -> None:
+        await self._client.start_workflow(
+            "CoarsenSamples",
+            id="samples",
+            task_queue=CONTROL,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            static_summary="Make old samples coarser, and remove those that are too old",
+        )
 
     def _find(self) -> tuple[list[Order], list[Order], list[Order]]:
         old = func.now() - LOST_AFTER
@@ -90,7 +140,11 @@ class Sweeper:
                 found = select(Workflow.order).where(*where).order_by(Workflow.id).limit(BATCH)
                 return [Order.model_validate(order) for order in session.scalars(found)]
 
-            lost = orders(Workflow.state == State.ACCEPTED, Workflow.parent_id.is_(None), Workflow.created_at < old)
+            parent = aliased(Workflow)
+            # A child is its parent's to start, as long as that lives.
+            orphaned = select(parent.id).where(parent.id == Workflow.parent_id, parent.state.in_(TERMINAL)).exists()
+            alone = Workflow.parent_id.is_(None) | orphaned
+            lost = orders(Workflow.state == State.ACCEPTED, alone, Workflow.created_at < old)
             asked = orders(Workflow.state == State.RUNNING, Workflow.cancel_requested_at < old)
             unchecked = list(
                 session.scalars(
@@ -148,4 +202,4 @@ class Sweeper:
 
     def _settle(self, order: Order, outcome: Outcome, failure: Failure, steps: list[Step]) -> None:
         with transaction(self._engine, order.project_id) as session:
-            settle_instance(session, order, outcome, failure, steps)
+            settle(session, order, outcome, failure, steps)

@@ -192,7 +192,9 @@ class Acceptance:
                     status = 201 if self._created else 200
             except (SQLAlchemyError, OSError, TimeoutError):
                 log.info("accept.wait_lost", workflow_id=str(answered.workflow_id))
-        headers = {"Location": f"/v1/workflows/{answered.workflow_id}", "ETag": etag(view["version"])}
+        headers = {"Location": f"/v1/workflows/{answered.workflow_id}"}
+        if "version" in view:
+            headers["ETag"] = etag(view["version"])
         if seconds:
             headers["Preference-Applied"] = f"wait={seconds}"
         return answer(self._request, view, status, headers=headers, workflow_id=str(answered.workflow_id))

@@ -12,10 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from temporalio.client import Client
 
 from activities.placement import Capacity
-from api import errors, events, health, hosts, instances, projects, workflows
+from api import agents, errors, events, health, hosts, instances, projects, samples, streams, workflows
+from api.agent_client import Agents
 from api.bells import Bells
 from api.dispatcher import Dispatcher
 from api.http import Http
+from api.pulse import beat
 from model.settings import Settings
 
 DRAIN_SECONDS = 5
@@ -26,12 +28,15 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client) -> Fas
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        beside = [asyncio.create_task(app.state.dispatcher.run()), asyncio.create_task(app.state.bells.run())]
+        beside = [
+            asyncio.create_task(work) for work in (app.state.dispatcher.run(), app.state.bells.run(), beat(engine))
+        ]
         yield
         app.state.stopping.set()
         await app.state.dispatcher.drain(DRAIN_SECONDS)
         for task in beside:
             task.cancel()
+        await app.state.agents.close()
 
     app = FastAPI(
         title="Cairn",
@@ -46,6 +51,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client) -> Fas
     app.state.temporal = temporal
     app.state.dispatcher = Dispatcher(temporal, engine)
     app.state.bells = Bells(settings.database_url.get_secret_value())
+    app.state.agents = Agents(settings.ticket_key)
     app.state.stopping = asyncio.Event()
     app.state.capacity = Capacity(
         port_range=settings.port_range,
@@ -53,7 +59,9 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client) -> Fas
         overcommit_memory=settings.overcommit_memory,
     )
     errors.install(app)
-    for module in (instances, workflows, events, hosts, projects, health):
+    # Agents before hosts: their paths are not ids.
+    for module in (instances, streams, workflows, events, agents, samples, hosts, projects, health):
         app.include_router(module.router)
+    app.add_api_websocket_route("/{path:path}", streams.nowhere)
     app.add_middleware(Http, bug=errors.bug)
     return app

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -16,9 +15,11 @@ from sqlalchemy import Executable, text
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from starlette.requests import HTTPConnection
 
 from api.http import MAX_BODY
 from model.errors import BodyTooLarge, NotFound, Unauthenticated, UnsupportedMediaType, ValidationFailed
+from model.secrets import digest
 
 # One statement: who is it, which project, and from here on row-level security shows that project only.
 _AUTHENTICATE = text(
@@ -28,10 +29,12 @@ _AUTHENTICATE = text(
     WHERE k.digest = :digest AND k.revoked_at IS NULL
     """
 )
-_ENTER = text("SELECT set_config('cairn.project', :project, true)")
+ENTER = text("SELECT set_config('cairn.project', :project, true)")
 
 #: A database that is silent for so long counts as away.
 DATABASE_SECONDS = 5
+#: A browser asks for the WebSocket subprotocols ``cairn`` and this with its key behind it.
+SUBPROTOCOL, KEY_SUBPROTOCOL = "cairn", "key."
 _documented = (
     APIKeyHeader(name="X-API-Key", auto_error=False, scheme_name="ApiKey"),
     HTTPBearer(auto_error=False, scheme_name="Bearer"),
@@ -67,20 +70,20 @@ class Caller:
     async def again(self) -> AsyncIterator[AsyncConnection]:
         """A later, short transaction of the same caller, after ``commit``."""
         async with self._engine.begin() as connection:
-            await connection.execute(_ENTER, {"project": str(self.project_id)})
+            await connection.execute(ENTER, {"project": str(self.project_id)})
             yield connection
 
 
-async def authenticate(request: Request) -> Caller:
+async def authenticate(request: HTTPConnection) -> Caller:
     """Check the key; open the request's transaction in its project. Raises Unauthenticated, NotFound."""
-    key = _key(request)
+    key = key_of(request)
     engine: AsyncEngine = request.app.state.engine
     malformed: ValidationFailed | None = None
     try:
         project = _project(request)
     except ValidationFailed as error:
         project, malformed = None, error  # to be told to those only whose key is valid
-    parameters = {"digest": hashlib.sha256(key.encode()).digest(), "project": project}
+    parameters = {"digest": digest(key), "project": project}
     for last_try in (False, True):
         connection = engine.connect()
         try:
@@ -111,7 +114,7 @@ async def _caller(
 ) -> AsyncIterator[Caller]:
     caller = await authenticate(request)
     try:
-        await _check_body(request)
+        await check_body(request)
         yield caller
         if not caller.connection.closed:
             await caller.commit()
@@ -124,16 +127,20 @@ async def _caller(
 Authenticated = Annotated[Caller, Depends(_caller, scope="function")]
 
 
-def _key(request: Request) -> str:
+def key_of(request: HTTPConnection) -> str:
+    """What the caller shows of itself: an API key, or a host's credential. Raises Unauthenticated."""
     if key := request.headers.get("x-api-key"):
         return key
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token:
         return token.strip()
+    for word in request.scope.get("subprotocols", ()):  # a WebSocket of a browser, which sends no headers of ours
+        if word.startswith(KEY_SUBPROTOCOL):
+            return str(word.removeprefix(KEY_SUBPROTOCOL))
     raise Unauthenticated("send an API key in the X-API-Key header")
 
 
-def _project(request: Request) -> UUID | None:
+def _project(request: HTTPConnection) -> UUID | None:
     asked = request.headers.get("x-project-id")
     if asked is None:
         return None
@@ -145,7 +152,8 @@ def _project(request: Request) -> UUID | None:
         ) from None
 
 
-async def _check_body(request: Request) -> None:
+async def check_body(request: Request) -> None:
+    """Raises BodyTooLarge, UnsupportedMediaType."""
     if int(request.headers.get("content-length", 0)) > MAX_BODY:
         raise BodyTooLarge(f"the body has more than {MAX_BODY} bytes")
     if request.method not in ("POST", "PUT", "PATCH") or not await request.body():

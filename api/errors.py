@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
+from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
@@ -19,9 +19,11 @@ from model.errors import (
     BodyTooLarge,
     CairnError,
     Forbidden,
+    HostUnreachable,
     Malformed,
     NotFound,
     QuotaExceeded,
+    TooManyStreams,
     Unavailable,
     ValidationFailed,
 )
@@ -30,7 +32,7 @@ log = structlog.get_logger()
 
 #: For OpenAPI: what any route may answer.
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorEnvelope} for status in (400, 401, 404, 409, 412, 413, 415, 422, 429, 502, 503)
+    status: {"model": ErrorEnvelope} for status in (400, 401, 404, 409, 412, 413, 415, 422, 429, 502, 503, 504)
 }
 
 
@@ -52,6 +54,7 @@ def install(app: FastAPI) -> None:
     # Starlette's signature says Exception; each handler gets just what it is registered for.
     app.add_exception_handler(CairnError, _cairn)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _invalid)  # type: ignore[arg-type]
+    app.add_exception_handler(WebSocketRequestValidationError, _invalid)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _http)  # type: ignore[arg-type]
     for away in (DBAPIError, PoolTimeout, ConnectionError, asyncio.TimeoutError):
         app.add_exception_handler(away, _database)
@@ -59,7 +62,9 @@ def install(app: FastAPI) -> None:
 
 def render(request: Request, error: CairnError, headers: Mapping[str, str] | None = None) -> Response:
     headers = dict(headers or {})
-    if isinstance(error, Unavailable):
+    if isinstance(error, HostUnreachable | TooManyStreams):
+        headers["Retry-After"] = "5"
+    elif error.status == Unavailable.status:
         headers["Retry-After"] = "1"
     elif isinstance(error, QuotaExceeded):
         headers["Retry-After"] = "10"
@@ -88,7 +93,7 @@ async def _after_authentication(
     return render(request, error, headers)
 
 
-async def _invalid(request: Request, error: RequestValidationError) -> Response:
+async def _invalid(request: Request, error: RequestValidationError | WebSocketRequestValidationError) -> Response:
     problems = error.errors()
     if any(problem["type"] == "json_invalid" for problem in problems):
         return await _after_authentication(request, Malformed("the body is not valid JSON"))

@@ -1,24 +1,43 @@
-"""``/v1/hosts`` and ``/v1/instance-types``: where instances run, and how large they are. Read only."""
+"""``/v1/hosts`` and ``/v1/instance-types``: where instances run, and how large they are."""
 
 from __future__ import annotations
 
 import datetime as dt
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel
-from sqlalchemy import Row, func, select
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Row, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
-from api.caller import Authenticated
-from api.envelope import Envelope, answer
+from api.accept import Acceptance, Answered
+from api.caller import Authenticated, Caller
+from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES
+from api.instance_schemas import LabelName, LabelValue, Name
 from api.paging import Paging, page_of
-from model.errors import NotFound
-from model.hosts import Host, HostPort, InstanceType, is_reachable
+from model.base import new_id
+from model.errors import Forbidden, InUse, InvalidState, NotFound
+from model.hosts import Host, HostPort, HostState, HostToken, InstanceType, is_reachable
+from model.projects import Project
+from model.secrets import digest, new_join_token
+from model.workflows import TERMINAL, Order, Workflow
 
 router = APIRouter(prefix="/v1", responses=RESPONSES)
 
+
+async def _operator(caller: Authenticated) -> Caller:
+    """Hosts are nobody's project: only keys of the oldest one, the platform's own, manage them. Raises Forbidden."""
+    oldest = (await caller.execute(select(Project.id).order_by(Project.created_at, Project.id).limit(1))).scalar_one()
+    if caller.project_id != oldest:
+        raise Forbidden("hosts are managed with a key of the platform's first project")
+    return caller
+
+
+Operator = Annotated[Caller, Depends(_operator, scope="function")]
+#: A drain has as long as its moves take.
+DRAIN_SECONDS = 24 * 3600.0
 _held = select(func.count()).where(HostPort.host_id == Host.id).scalar_subquery().label("ports_held")
 _query = select(Host.__table__, _held)
 
@@ -37,8 +56,30 @@ class HostView(BaseModel):
     capacity: Size
     allocated: Size
     ports_held: int
+    labels: dict[str, str]
+    versions: dict[str, str]
+    agent_url: str | None
+    #: What an operator should look at.
+    warning: str | None
     last_seen_at: dt.datetime | None
     created_at: dt.datetime
+
+
+class TokenCreate(BaseModel):
+    """``POST /v1/hosts/tokens``. With a ``name``, only that host can join, also in the place of one that has it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Name | None = None
+    labels: dict[LabelName, LabelValue] = Field(default={}, max_length=64)
+    expires_in_seconds: Annotated[int, Field(strict=True, ge=1, le=7 * 24 * 3600)] = 3600
+
+
+class TokenView(BaseModel):
+    token: str
+    name: str | None
+    labels: dict[str, str]
+    expires_at: dt.datetime
 
 
 class InstanceTypeView(BaseModel):
@@ -56,10 +97,110 @@ async def index(request: Request, caller: Authenticated, page: Paging) -> Respon
 
 @router.get("/hosts/{host_id}", tags=["hosts"], response_model=Envelope[HostView])
 async def show(request: Request, host_id: UUID, caller: Authenticated) -> Response:
+    return answer(request, _view(await _find(caller, host_id)))
+
+
+@router.post("/hosts/tokens", tags=["hosts"], status_code=201, response_model=Envelope[TokenView])
+async def token(request: Request, caller: Operator, body: TokenCreate | None = None) -> Response:
+    """A token with which one host can join, once. It is shown here, and never again."""
+    body = body or TokenCreate()
+    secret = new_join_token()
+    row = (
+        await caller.execute(
+            insert(HostToken)
+            .values(
+                id=new_id(),
+                digest=digest(secret),
+                name=body.name,
+                labels=body.labels,
+                actor=caller.actor,
+                expires_at=func.now() + dt.timedelta(seconds=body.expires_in_seconds),
+            )
+            .returning(HostToken.expires_at)
+        )
+    ).one()
+    data = {"token": secret, "name": body.name, "labels": body.labels, "expires_at": row.expires_at}
+    return answer(request, data, 201)
+
+
+@router.post("/hosts/{host_id}/cordon", tags=["hosts"], response_model=Envelope[HostView])
+async def cordon(request: Request, host_id: UUID, caller: Operator, body: Nothing | None = None) -> Response:
+    """Place nothing more on the host; what is there stays."""
+    return await _set_state(request, caller, host_id, HostState.CORDONED)
+
+
+@router.post("/hosts/{host_id}/uncordon", tags=["hosts"], response_model=Envelope[HostView])
+async def uncordon(request: Request, host_id: UUID, caller: Operator, body: Nothing | None = None) -> Response:
+    """Place instances on the host again."""
+    return await _set_state(request, caller, host_id, HostState.READY)
+
+
+@router.post("/hosts/{host_id}/drain", tags=["hosts"], status_code=202, response_model=Envelope[HostView])
+async def drain(request: Request, host_id: UUID, caller: Operator, body: Nothing | None = None) -> Response:
+    """Move everything on the host elsewhere, and place nothing more on it. A host that is drained already, or is
+    being drained, answers with that workflow."""
+    acceptance = Acceptance(request, caller)
+    host = (await caller.execute(select(Host.__table__).where(Host.id == host_id).with_for_update())).one_or_none()
+    if host is None:
+        raise NotFound(f"there is no host {host_id}")
+    if answered := await acceptance.answered_before(host_id, None):
+        return await acceptance.answer(_show, answered)
+    if host.state == HostState.DRAINING:
+        under_way = select(Workflow.id).where(
+            Workflow.project_id == caller.project_id, Workflow.resource_id == host_id, Workflow.state.not_in(TERMINAL)
+        )
+        workflow_id = (await caller.execute(under_way)).scalars().first()
+        if workflow_id is None:
+            raise InvalidState(f"host {host.name} is being drained already, from another project", state=host.state)
+        return await acceptance.answer(_show, Answered(host_id, workflow_id))
+    await caller.execute(update(Host).where(Host.id == host_id).values(state=HostState.DRAINING))
+    order = Order(
+        workflow_id=acceptance.workflow_id,
+        project_id=caller.project_id,
+        kind="DrainHost",
+        resource_type="host",
+        resource_id=host_id,
+        name=host.name,
+        request_id=request.state.request_id,
+        deadline_seconds=DRAIN_SECONDS,
+    )
+    data = {"name": host.name, "from": host.state, "to": HostState.DRAINING}
+    await acceptance.write(order, "host.draining", data, prior_status=host.state)
+    return await acceptance.answer(_show)
+
+
+@router.delete("/hosts/{host_id}", tags=["hosts"], status_code=204)
+async def remove(host_id: UUID, caller: Operator) -> Response:
+    """Forget a host on which nothing is placed. Its agent's credential is void from then on."""
+    host = await _find(caller, host_id)
+    try:
+        await caller.execute(delete(Host).where(Host.id == host_id))
+    except IntegrityError as error:
+        raise InUse(
+            f"instances are placed on host {host.name}: drain it first (POST /v1/hosts/{host_id}/drain)", host=host.name
+        ) from error
+    return Response(status_code=204)
+
+
+async def _show(caller: Caller, host_id: UUID) -> dict[str, Any]:
+    return _view(await _find(caller, host_id))
+
+
+async def _set_state(request: Request, caller: Caller, host_id: UUID, state: HostState) -> Response:
+    moved = await caller.execute(
+        update(Host).where(Host.id == host_id, Host.state != HostState.DRAINING).values(state=state)
+    )
+    row = await _find(caller, host_id)
+    if moved.rowcount == 0:
+        raise InvalidState(f"host {row.name} is being drained: cancel that workflow first", state=row.state)
+    return answer(request, _view(row))
+
+
+async def _find(caller: Caller, host_id: UUID) -> Row[Any]:
     row = (await caller.execute(_query.where(Host.id == host_id))).one_or_none()
     if row is None:
         raise NotFound(f"there is no host {host_id}")
-    return answer(request, _view(row))
+    return row
 
 
 @router.get("/instance-types", tags=["instances"], response_model=Envelope[list[InstanceTypeView]])
@@ -80,6 +221,10 @@ def _view(row: Row[Any]) -> dict[str, Any]:
         "capacity": {"vcpus": row.cpus, "memory_mb": row.memory_mb},
         "allocated": {"vcpus": row.allocated_vcpus, "memory_mb": row.allocated_memory_mb},
         "ports_held": row.ports_held,
+        "labels": row.labels,
+        "versions": row.versions,
+        "agent_url": row.agent_url,
+        "warning": row.warning,
         "last_seen_at": row.last_seen_at,
         "created_at": row.created_at,
     }

@@ -20,6 +20,10 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 log = structlog.get_logger()
 
 
+class StreamBroken(Exception):
+    """The source of an answer that has begun failed."""
+
+
 class Http:
     """Plain ASGI middleware: the request path is too hot for more."""
 
@@ -28,7 +32,7 @@ class Http:
         self._bug = bug
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
@@ -43,9 +47,16 @@ class Http:
 
         async def count(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+            match message["type"]:
+                case "http.response.start" | "websocket.http.response.start":
+                    status = message["status"]
+                    MutableHeaders(scope=message)["x-request-id"] = request_id
+                case "websocket.accept":
+                    status = 101
+                    message.setdefault("headers", [])
+                    MutableHeaders(scope=message)["x-request-id"] = request_id
+                case "websocket.close":
+                    status = message["code"]
             await send(message)
 
         async def limit() -> Message:
@@ -58,14 +69,16 @@ class Http:
 
         try:
             await self._app(scope, limit, count)
+        except StreamBroken as broken:  # the connection is cut: so its end cannot be taken for the stream's
+            log.warning("http.stream_broken", error=str(broken))
         except Exception as error:  # an error of ours: answered, and logged whole
             if status:
                 raise
-            await (await self._bug(Request(scope), error))(scope, receive, count)
+            await (await self._bug(Request({**scope, "type": "http"}), error))(scope, receive, count)
         finally:
             log.info(
-                "http.request",
-                method=scope["method"],
+                f"{scope['type']}.request",
+                method=scope.get("method", "GET"),
                 path=scope["path"],
                 status=status,
                 milliseconds=round((time.perf_counter() - began) * 1000, 1),

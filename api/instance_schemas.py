@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
+from model.drift import Drift
 from model.hosts import Backend
-from model.instances import Port
+from model.instances import OnHostLost, Port
 
 #: The reference grammar of the OCI distribution specification: [domain/]path[:tag][@digest].
 _IMAGE = re.compile(
@@ -59,7 +60,7 @@ def _env(value: Any) -> Any:
     return pairs
 
 
-def _cmd(value: Any) -> Any:
+def split_words(value: Any) -> Any:
     """A list, or one string that is split as a shell splits words (no shell is run)."""
     return shlex.split(_short(value)) if isinstance(value, str) else value
 
@@ -124,13 +125,16 @@ class InstanceCreate(BaseModel):
     env: Annotated[dict[EnvName, Text], BeforeValidator(_env, json_schema_input_type=list[str] | dict[str, str])] = (
         Field(default={}, max_length=256)
     )
-    cmd: Annotated[list[Text], BeforeValidator(_cmd, json_schema_input_type=str | list[str])] | None = Field(
+    cmd: Annotated[list[Text], BeforeValidator(split_words, json_schema_input_type=str | list[str])] | None = Field(
         default=None, max_length=256
     )
     labels: dict[LabelName, LabelValue] = Field(default={}, max_length=64)
     metadata: dict[LabelName, Annotated[Text, Field(max_length=4096)]] = Field(default={}, max_length=64)
     backend: Backend = "docker"
     host: Annotated[Text, Field(min_length=1, max_length=63)] | None = None
+    #: Labels that its host must have.
+    host_labels: dict[LabelName, LabelValue] = Field(default={}, max_length=64)
+    on_host_lost: OnHostLost = "keep"
 
     def wanted_ports(self) -> list[Port]:
         return [
@@ -168,7 +172,9 @@ class InstanceView(BaseModel):
     generation: int
     version: int
     error: ErrorView | None
-    drift: dict[str, Any] | None
+    on_host_lost: str
+    host_labels: dict[str, str]
+    drift: Drift | None
     workflow_id: str
     created_at: dt.datetime
     updated_at: dt.datetime

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 from uuid import UUID
 
+import orjson
 from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy import Row, bindparam, func, insert, null, select, text, update
 from sqlalchemy.exc import IntegrityError
@@ -26,7 +27,7 @@ from model.errors import (
     QuotaExceeded,
     ValidationFailed,
 )
-from model.hosts import Host, is_reachable
+from model.hosts import Host, HostState, is_reachable
 from model.instances import STABLE, VERBS, Instance, Status
 from model.projects import QUOTAS, ProjectQuota
 from model.settings import Settings
@@ -44,10 +45,10 @@ _columns = [*Instance.__table__.columns, Host.name.label("host"), Host.last_seen
 _query = select(*_columns).select_from(Instance).outerjoin(Host, Host.id == Instance.host_id)
 
 # Built once: on the paths that every client waits for, building a statement costs more than running it.
-_readable = (Instance.status != Status.DELETED) | (Instance.deleted_at > func.now() - text("interval '24 hours'"))
-_mine = (Instance.project_id == bindparam("project_id")) & (Instance.id == bindparam("instance_id")) & _readable
-_BY_ID = _query.where(_mine)
-_LOCK = select(Instance.__table__).where(_mine).with_for_update()
+readable = (Instance.status != Status.DELETED) | (Instance.deleted_at > func.now() - text("interval '24 hours'"))
+MINE = (Instance.project_id == bindparam("project_id")) & (Instance.id == bindparam("instance_id")) & readable
+_BY_ID = _query.where(MINE)
+_LOCK = select(Instance.__table__).where(MINE).with_for_update()
 _INSERT = insert(Instance.__table__).returning(  # type: ignore[arg-type]  # a Table, typed as FromClause
     *Instance.__table__.columns, null().label("host"), null().label("last_seen_at")
 )
@@ -61,6 +62,7 @@ _POSSIBLE = text(
         ) AS clash
         FROM hosts h
         WHERE h.backend = :backend AND h.state = 'ready' AND (cast(:host AS text) IS NULL OR h.name = :host)
+          AND h.labels @> cast(:labels AS jsonb)
           AND h.allocated_vcpus + t.vcpus <= h.cpus * :cpu
           AND h.allocated_memory_mb + t.memory_mb <= h.memory_mb * :memory
     ) AS fitting ON true
@@ -105,6 +107,8 @@ async def launch(request: Request, body: InstanceCreate, caller: Authenticated) 
         "metadata": body.metadata,
         "backend": body.backend,
         "wanted_host": body.host,
+        "wanted_labels": body.host_labels,
+        "on_host_lost": body.on_host_lost,
         "workflow_id": order.workflow_id,
     }
     try:
@@ -134,7 +138,7 @@ async def index(
     query = _query.where(Instance.project_id == caller.project_id)
     query = query.where(Instance.status == status) if status else query.where(Instance.status != Status.DELETED)
     if status == Status.DELETED:
-        query = query.where(_readable)
+        query = query.where(readable)
     if name is not None:
         query = query.where(Instance.name == name)
     if label is not None:
@@ -254,6 +258,7 @@ async def _check_possible(request: Request, caller: Caller, body: InstanceCreate
         "type": body.instance_type,
         "backend": body.backend,
         "host": body.host,
+        "labels": orjson.dumps(body.host_labels).decode(),
         "cpu": capacity.overcommit_cpu,
         "memory": capacity.overcommit_memory,
         "ports": [port for port, _ in fixed],
@@ -267,7 +272,7 @@ async def _check_possible(request: Request, caller: Caller, body: InstanceCreate
         )
     if not row.room:
         raise NoCapacity(
-            f"no {body.backend} host" + (f" named '{body.host}'" if body.host else "") + " has room for this instance",
+            await _why_no_room(caller, body),
             instance_type=body.instance_type,
             backend=body.backend,
             host=body.host,
@@ -275,6 +280,22 @@ async def _check_possible(request: Request, caller: Caller, body: InstanceCreate
     if not row.ports:
         raise PortTaken("no host has these ports free", ports=[port for port, _ in fixed])
     return row
+
+
+async def _why_no_room(caller: Caller, body: InstanceCreate) -> str:
+    if body.host is None:
+        wanted = f" with the labels {body.host_labels}" if body.host_labels else ""
+        return f"no {body.backend} host{wanted} that takes placements has room for this instance"
+    host = (await caller.execute(select(Host.__table__).where(Host.name == body.host))).one_or_none()
+    if host is None:
+        return f"there is no host named '{body.host}'"
+    if host.backend != body.backend:
+        return f"host '{body.host}' has the engine {host.backend}, not {body.backend}"
+    if host.state != HostState.READY:
+        return f"host '{body.host}' is {host.state}: it takes no placements"
+    if not body.host_labels.items() <= host.labels.items():
+        return f"host '{body.host}' has not all of the labels {body.host_labels}"
+    return f"host '{body.host}' has no room for this instance"
 
 
 def _order(request: Request, caller: Caller, acceptance: Acceptance, kind: str, instance_id: UUID, name: str) -> Order:
@@ -324,7 +345,9 @@ def view(row: Row[Any]) -> dict[str, Any]:
         "generation": row.generation,
         "version": row.version,
         "error": row.error,
-        "drift": None,
+        "on_host_lost": row.on_host_lost,
+        "host_labels": row.wanted_labels,
+        "drift": row.drift,
         "workflow_id": row.workflow_id,
         "created_at": row.created_at,
         "updated_at": row.updated_at,

@@ -1,4 +1,4 @@
-"""``/v1/projects``: the caller's project and its quotas. Read only."""
+"""``/v1/projects``: the caller's project, its policies and its quotas."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Any
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel
-from sqlalchemy import select
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy import func, select, update
 
 from api.caller import Authenticated, Caller
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from model.errors import NotFound
-from model.projects import QUOTAS, Project, ProjectQuota
+from model.instances import Instance
+from model.projects import QUOTAS, DriftPolicy, Project, ProjectQuota
 
 router = APIRouter(prefix="/v1/projects", tags=["projects"], responses=RESPONSES)
 
@@ -22,7 +23,16 @@ router = APIRouter(prefix="/v1/projects", tags=["projects"], responses=RESPONSES
 class ProjectView(BaseModel):
     id: str
     name: str
+    drift_policy: DriftPolicy
     created_at: dt.datetime
+
+
+class ProjectPatch(BaseModel):
+    """``PATCH /v1/projects/{id}``: what is not named stays."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    drift_policy: DriftPolicy | None = None
 
 
 class QuotaView(BaseModel):
@@ -39,6 +49,18 @@ async def index(request: Request, caller: Authenticated) -> Response:
 
 @router.get("/{project_id}", response_model=Envelope[ProjectView])
 async def show(request: Request, project_id: UUID, caller: Authenticated) -> Response:
+    return answer(request, await _project(caller, project_id))
+
+
+@router.patch("/{project_id}", response_model=Envelope[ProjectView])
+async def patch(request: Request, project_id: UUID, body: ProjectPatch, caller: Authenticated) -> Response:
+    """Change the project. `drift_policy`: `report` shows what differs on the instance, `heal` also mends it."""
+    await _project(caller, project_id)
+    if body.drift_policy is not None:
+        await caller.execute(update(Project).where(Project.id == project_id).values(drift_policy=body.drift_policy))
+        # What has drifted already is looked at again, under the new policy.
+        drifted = (Instance.project_id == project_id) & Instance.drift.is_not(None)
+        await caller.execute(update(Instance).where(drifted).values(updated_at=func.now()))
     return answer(request, await _project(caller, project_id))
 
 

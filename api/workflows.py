@@ -13,8 +13,8 @@ from sqlalchemy import Row, func, select, update
 from sqlalchemy.orm import Session
 from temporalio.service import RPCError
 
-from activities.instances import settle_instance
 from activities.runs import summarise
+from activities.settling import settle
 from api.accept import wait_for_end
 from api.caller import Authenticated, Caller
 from api.envelope import Envelope, Nothing, answer
@@ -133,7 +133,7 @@ async def _ask_to_end(request: Request, caller: Caller, row: Row[Any]) -> Row[An
 
 
 def _settle(session: Session, order: Order, failure: Failure) -> None:
-    settle_instance(session, order, "cancelled", failure, [])
+    settle(session, order, "cancelled", failure, [])
     session.flush()
 
 

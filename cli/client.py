@@ -10,9 +10,10 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
@@ -20,7 +21,11 @@ import httpx
 
 from cli.errors import CommandFailed, Exit, of_answer, usage
 
+if TYPE_CHECKING:
+    from websockets.sync.client import ClientConnection
+
 RETRY_SECONDS = 6.0
+ANSWER_SECONDS = 30.0
 LONGEST_PAUSE = 2.0
 PAGE = 500
 START_HINT = "start the platform with: cairn up (or make up); or set CAIRN_API_URL and CAIRN_API_KEY"
@@ -68,10 +73,10 @@ class Client:
         self.http = httpx.Client(
             base_url=self.endpoint.api_url,
             headers={b"X-API-Key": self.endpoint.api_key.encode()} if self.endpoint.api_key else {},
-            timeout=httpx.Timeout(30, connect=5),
+            timeout=httpx.Timeout(ANSWER_SECONDS, connect=5),
             transport=transport,
             # A proxy of the environment is for the world outside, not for this machine.
-            trust_env=not _is_loopback(self.endpoint.api_url),
+            trust_env=not is_loopback(self.endpoint.api_url),
         )
 
     def __enter__(self) -> Self:
@@ -89,14 +94,20 @@ class Client:
         body: Mapping[str, Any] | None = None,
         key: str | None = None,
         patience: float = RETRY_SECONDS,
+        timeout: float = ANSWER_SECONDS,
     ) -> dict[str, Any]:
-        """Send, and send again for at most ``patience`` seconds while the API is away or says 503."""
+        """Send, and send again for at most ``patience`` seconds while the API is away or says 503.
+
+        ``timeout``: seconds that the API may take for its answer.
+        """
         headers = {"Idempotency-Key": key or str(uuid4())} if method == "POST" else {}
         given_up = time.monotonic() + patience
         pause = 0.1
         while True:
             try:
-                answer = self.http.request(method, path, params=params, json=body, headers=headers)
+                answer = self.http.request(
+                    method, path, params=params, json=body, headers=headers, timeout=httpx.Timeout(timeout, connect=5)
+                )
             except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
                 message = f"{self.endpoint.api_url} is not an address: {error}"
                 raise CommandFailed(message, "bad_endpoint", Exit.UNREACHABLE, START_HINT) from None
@@ -109,7 +120,7 @@ class Client:
             else:
                 again = min(_retry_after(answer) or pause, LONGEST_PAUSE)
                 if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() + again > given_up:
-                    return self._opened(answer)
+                    return self.opened(answer.status_code, answer.content)
                 time.sleep(again)
             pause = min(pause * 2, LONGEST_PAUSE)
 
@@ -142,6 +153,55 @@ class Client:
         message = f"there is no instance named '{wanted}'"
         raise CommandFailed(message, "not_found", Exit.NOT_FOUND, "see what there is: cairn instance list")
 
+    def host(self, wanted: str) -> dict[str, Any]:
+        """The host of this id, or of exactly this name."""
+        if _is_id(wanted):
+            found: dict[str, Any] = self.get(f"/hosts/{wanted}")
+            return found
+        for row in self.pages("/hosts", {}, None)[0]:
+            if row["name"] == wanted:
+                return row
+        message = f"there is no host named '{wanted}'"
+        raise CommandFailed(message, "not_found", Exit.NOT_FOUND, "see what there is: cairn host list")
+
+    @contextmanager
+    def text(self, path: str, params: Mapping[str, Any], *, endless: bool = False) -> Iterator[httpx.Response]:
+        """An answer that is a stream of text. ``endless``: it may be silent for as long as it likes."""
+        silence = None if endless else 60.0
+        try:
+            with self.http.stream("GET", path, params=params, timeout=httpx.Timeout(silence, connect=5)) as answer:
+                if answer.status_code != httpx.codes.OK:
+                    answer.read()
+                    self.opened(answer.status_code, answer.content)
+                yield answer
+        except httpx.TransportError as error:
+            raise self.unreachable(error) from None
+
+    @contextmanager
+    def socket(self, path: str, params: Mapping[str, Any]) -> Iterator[ClientConnection]:
+        """A WebSocket. What the API refuses it with is a CommandFailed, as with any request."""
+        from websockets.exceptions import InvalidHandshake, InvalidStatus
+        from websockets.sync.client import connect
+
+        root = self.endpoint.api_url
+        url = httpx.URL(root.replace("http", "ws", 1) + path, params=params)
+        headers = {"X-API-Key": self.endpoint.api_key} if self.endpoint.api_key else {}
+        try:
+            made = connect(
+                str(url),
+                additional_headers=headers,
+                compression=None,
+                close_timeout=2,
+                proxy=None if is_loopback(root) else True,
+            )
+        except InvalidStatus as refused:
+            self.opened(refused.response.status_code, bytes(refused.response.body or b""))
+            raise self.unreachable(refused) from None
+        except (OSError, TimeoutError, InvalidHandshake, ValueError) as error:
+            raise self.unreachable(error) from None
+        with made:
+            yield made
+
     def events(self, last_id: str | None) -> Iterator[httpx.Response]:
         """One connection to the event stream, from after ``last_id``."""
         headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
@@ -151,7 +211,7 @@ class Client:
         with self.http.stream("GET", "/events", headers=headers, timeout=httpx.Timeout(60, connect=5)) as answer:
             if answer.status_code != httpx.codes.OK:
                 answer.read()
-                self._opened(answer)
+                self.opened(answer.status_code, answer.content)
             yield answer
 
     def unreachable(self, error: Exception) -> CommandFailed:
@@ -159,18 +219,19 @@ class Client:
         message = f"cannot reach the API at {self.endpoint.api_url}: {error}{state}"
         return CommandFailed(message, "unreachable", Exit.UNREACHABLE, START_HINT)
 
-    def _opened(self, answer: httpx.Response) -> dict[str, Any]:
+    def opened(self, status: int, content: bytes) -> dict[str, Any]:
+        """The envelope of an answer; CommandFailed where it is an error, or no envelope."""
         try:
-            envelope = answer.json() if answer.content else {"data": None}
+            envelope = json.loads(content) if content else {"data": None}
         except ValueError:
             envelope = None
         if not isinstance(envelope, dict) or "data" not in envelope:
-            message = f"{answer.url} answered {answer.status_code}, but not as the Cairn API does"
+            message = f"{self.endpoint.api_url} answered {status}, but not as the Cairn API does"
             hint = "CAIRN_API_URL must name Cairn's API and end in /v1"
             raise CommandFailed(message, "not_cairn", Exit.UNREACHABLE, hint)
         envelope["meta"] = envelope.get("meta") or {}
-        if answer.is_error:
-            raise of_answer(answer.status_code, envelope.get("error") or {})
+        if status >= httpx.codes.BAD_REQUEST:
+            raise of_answer(status, envelope.get("error") or {})
         return envelope
 
 
@@ -187,7 +248,7 @@ def checked_id(value: str) -> str:
     return value
 
 
-def _is_loopback(url: str) -> bool:
+def is_loopback(url: str) -> bool:
     host = urlsplit(url).hostname or ""
     return host in ("localhost", "::1") or host.startswith("127.")
 

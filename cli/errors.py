@@ -91,7 +91,9 @@ _HINTS = {
     "image_not_found": "see what the engine has: docker image ls",
     "idempotency_mismatch": "a key stands for one request: give another --idempotency-key",
     "precondition_failed": "it has changed meanwhile: look again, then repeat",
+    "in_use": "see what uses it; what is on a host moves away with: cairn host drain NAME",
     "unavailable": "the platform is starting, or its database is away: see cairn doctor, then repeat",
+    "host_unreachable": "see whether its agent runs and reaches the platform: cairn host list",
     "engine_unavailable": "see whether the engine of the host runs: cairn doctor",
 }
 

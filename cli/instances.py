@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from enum import StrEnum
 from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from cli import render
+from cli import render, streams
 from cli.client import Client, workflow_of
 from cli.errors import CommandFailed, usage
+from cli.options import pairs
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait, require_completed, watch
 from cli.render import All, Format, Limit, Output
 
-app = typer.Typer(no_args_is_help=True, help="Launch instances, look at them, start, stop and remove them.")
+app = typer.Typer(no_args_is_help=True, help="Launch instances, look at them and into them, change them.")
 
 Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Names or ids.", show_default=False)]
+
+
+class OnHostLost(StrEnum):
+    KEEP = "keep"
+    REPLACE = "replace"
+    FENCE = "fence"
 
 
 class Ending(NamedTuple):
@@ -44,6 +52,12 @@ def launch(
     label: Annotated[list[str] | None, typer.Option("--label", "-l", help="k=v; may be repeated.")] = None,
     backend: Annotated[str | None, typer.Option(help="Kind of engine, such as docker.")] = None,
     host: Annotated[str | None, typer.Option(help="Host to place it on.")] = None,
+    host_label: Annotated[
+        list[str] | None, typer.Option("--host-label", help="k=v that its host must have; may be repeated.")
+    ] = None,
+    on_host_lost: Annotated[
+        OnHostLost | None, typer.Option(help="What happens where its host is lost (default: keep).", show_default=False)
+    ] = None,
     cmd: Annotated[str | None, typer.Option(help="What it runs, as one string; or write it after --.")] = None,
     idempotency_key: Annotated[
         str | None, typer.Option(help="Launching again with the same key finds the same instance.")
@@ -60,10 +74,12 @@ def launch(
         "image": image,
         "instance_type": instance_type,
         "ports": [_port(value) for value in port or []] or None,
-        "env": _pairs("--env", env) or None,
-        "labels": _pairs("--label", label) or None,
+        "env": pairs("--env", env) or None,
+        "labels": pairs("--label", label) or None,
         "backend": backend,
         "host": host,
+        "host_labels": pairs("--host-label", host_label) or None,
+        "on_host_lost": on_host_lost.value if on_host_lost else None,
         "cmd": command or (_words(cmd) if cmd else None),
     }
     body = {field: value for field, value in wanted.items() if value is not None}
@@ -83,7 +99,7 @@ def list_(
 ) -> None:
     """List instances, newest first."""
     if label is not None:
-        _pairs("--label", [label])
+        pairs("--label", [label])
     with Client() as client:
         params = {"status": status, "name": name, "label": label}
         rows, more = client.pages("/instances", params, None if everything else limit)
@@ -147,6 +163,12 @@ def rm(
     params = {"force": "true"} if force else None
     ending = Ending(wait, timeout, output, alone=len(names) == 1)
     _each(names, "rm", lambda client, id: client.request("DELETE", f"/instances/{id}", params=params), ending)
+
+
+app.command(epilog="Example: cairn instance logs web --tail 100 -f")(streams.logs)
+app.command(epilog="Example: cairn instance stats web --live")(streams.stats)
+app.command("exec", epilog="Example: cairn instance exec web -- ls -l /www")(streams.exec_)
+app.command(epilog="Example: cairn instance terminal web -- /bin/sh")(streams.terminal)
 
 
 def _each(names: list[str], verb: str, send: Callable[[Client, str], dict[str, Any]], ending: Ending) -> None:
@@ -213,7 +235,6 @@ def _print(instance: dict[str, Any], output: Format) -> None:
         render.print_json(instance)
         return
     error = instance.get("error") or {}
-    labels = instance.get("labels") or {}
     render.print_facts(
         [
             ("name", instance["name"]),
@@ -223,9 +244,13 @@ def _print(instance: dict[str, Any], output: Format) -> None:
             ("image", instance.get("image") or ""),
             ("type", instance["instance_type"]),
             ("host", f"{instance['host']} ({instance.get('backend')})" if instance.get("host") else ""),
+            ("reachable", _REACHABLE[instance.get("reachable")]),
+            ("host lost", instance.get("on_host_lost") or ""),
+            ("host labels", render.pairs(instance.get("host_labels"))),
+            ("drift", _drift(instance.get("drift"))),
             ("address", instance.get("private_ip") or ""),
             ("ports", _ports(instance)),
-            ("labels", ", ".join(f"{key}={value}" for key, value in labels.items())),
+            ("labels", render.pairs(instance.get("labels"))),
             ("container", (instance.get("container_id") or "")[:12]),
             ("created", f"{instance['created_at']} ({render.age(instance['created_at'])} ago)"),
             ("workflow", instance.get("workflow_id") or ""),
@@ -233,9 +258,26 @@ def _print(instance: dict[str, Any], output: Format) -> None:
     )
 
 
+_REACHABLE = {True: "yes", False: "no: the lease of its host has lapsed", None: ""}
+
+
+def _drift(drift: dict[str, Any] | None) -> str:
+    """How the machine differs from what it should be, since when, and what was done about it."""
+    if not drift:
+        return ""
+    changes = ", ".join(
+        f"{field} {values.get('expected')} → {values.get('actual')}"
+        for field, values in (drift.get("changes") or {}).items()
+    )
+    heals = f"; tried to mend it {drift['heals']} times" if drift.get("heals") else ""
+    return f"{changes or drift['kind']} (for {render.age(drift['detected_at'])}{heals})"
+
+
 def _status(instance: dict[str, Any]) -> str:
     away = instance.get("reachable") is False and instance["status"] != "deleted"
-    return f"{instance['status']} (host unreachable)" if away else str(instance["status"])
+    drift = (instance.get("drift") or {}).get("kind")
+    note = "host unreachable" if away else f"drift: {drift}" if drift else ""
+    return f"{instance['status']} ({note})" if note else str(instance["status"])
 
 
 def _ports(instance: dict[str, Any]) -> str:
@@ -261,13 +303,3 @@ def _port(value: str) -> dict[str, Any]:
     if protocol not in ("", "tcp", "udp"):
         raise usage(f"--port {value}: the protocol is tcp or udp")
     return port
-
-
-def _pairs(option: str, values: list[str] | None) -> dict[str, str]:
-    pairs = {}
-    for value in values or []:
-        key, equals, rest = value.partition("=")
-        if not key or not equals:
-            raise usage(f"{option} {value}: expected KEY=VALUE")
-        pairs[key] = rest
-    return pairs

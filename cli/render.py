@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -96,6 +96,14 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
     _show(console, table)
 
 
+def grid(rows: Sequence[Sequence[str]]) -> Table:
+    """A table to be redrawn in place; its first row is its head."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for number, row in enumerate(rows):
+        table.add_row(*row, style="" if number else "bold")
+    return table
+
+
 def _show(console: Console, table: Table) -> None:
     """Without the blanks that fill a table's last column, where they would be kept."""
     if console.is_terminal:
@@ -121,6 +129,10 @@ def print_failure(failure: CommandFailed) -> None:
         console.print(Text("hint: ", style="bold").append(Text(failure.hint, style="not bold")), soft_wrap=True)
 
 
+def pairs(values: Mapping[str, str] | None) -> str:
+    return ", ".join(f"{key}={value}" for key, value in (values or {}).items())
+
+
 def coloured(value: str) -> Text:
     return Text(value, style=_COLOURS.get(value, ""))
 
@@ -140,6 +152,14 @@ def span(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f}{unit}"
     return f"{max(seconds, 0):.0f}s"
+
+
+def size(count: float) -> str:
+    """Bytes, in the unit that fits: 512 B, 1.5 MiB."""
+    for unit, many in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= many:
+            return f"{count / many:.1f} {unit}"
+    return f"{count:.0f} B"
 
 
 def duration(seconds: float) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import ValidationError
 
 from cli.errors import usage
 from model.settings import Settings
 
 
-def read_settings() -> Settings:
-    """The settings; a bad one is a usage error that names its variable."""
+def read_settings(**given: Any) -> Settings:
+    """The settings, ``given`` ones before the environment's; a bad one is a usage error that names its variable."""
     try:
-        return Settings()
+        return Settings(**given)
     except ValidationError as error:
         first = error.errors()[0]
         name = "CAIRN_" + "_".join(str(part) for part in first["loc"]).upper()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import threading
 import time
@@ -12,15 +13,16 @@ from uuid import UUID
 
 import docker
 import docker.errors
-import requests
-import urllib3.exceptions
+import orjson
 from docker import APIClient
 from docker.types import LogConfig
-from docker.utils import parse_repository_tag
+from docker.utils import convert_filters
 
-from drivers import faults
+from drivers import docker_usage, faults
+from drivers.docker_engine import CALL_SECONDS, CONFLICT, NOT_FOUND, SERVER_ERROR, DockerEngine, calling, said
+from drivers.docker_pull import Pull
 from drivers.machines import Cancelled, Check
-from drivers.ownership import Owner, machine_name
+from drivers.ownership import FENCED, Owner, machine_name
 from model.errors import (
     EngineRefused,
     EngineUnavailable,
@@ -29,10 +31,9 @@ from model.errors import (
     NotFound,
     PortTaken,
 )
-from model.instances import MachineSpec, MachineState, OwnedMachine
+from model.instances import MachineSpec, MachineState, OwnedMachine, Port
+from model.samples import Reading
 
-#: Below the ten seconds within which a cancel acts. A call that takes longer is ambiguous, and repeated.
-CALL_SECONDS = 9
 #: A pull may be silent for so long between two lines of progress.
 PULL_SECONDS = 60
 #: Changing calls at once: more only wait inside the engine, past their time-out.
@@ -41,8 +42,9 @@ ROOM_SECONDS = 30
 CPU_PERIOD = 100_000
 POLL_SECONDS = 0.05
 PROVEN = 256
+#: Details of a container are looked at again after this at the latest.
+DETAILS_SECONDS = 60
 LOG_LINES = 10
-NOT_FOUND, CONFLICT, SERVER_ERROR = 404, 409, 500
 
 # Why a start failed is in the engine's text alone: it answers 500 for a port that is taken as for any
 # failure of its network. Both texts come from libnetwork and name the port.
@@ -56,31 +58,30 @@ class DockerMachines:
     name = "docker"
 
     def __init__(self, base_url: str, *, installation: UUID, host_id: UUID, publish_address: str) -> None:
-        self._base_url = base_url
         self._owner = Owner(installation=installation, host_id=host_id)
+        self._engine = DockerEngine(base_url, self._owner)
         self._publish_address = publish_address
-        self._connected: APIClient | None = None
+        self._listening: APIClient | None = None
         # Containers that this process made: an engine's id is never given twice, so their
         # start needs no second proof of ownership. Small, and lost with the process, as it may be.
         self._proven: dict[UUID, str] = {}
+        #: What was seen of containers, by their ids, and until when it is believed.
+        self._details: dict[str, tuple[float, dict[str, Any]]] = {}
+        self._asked_at = int(time.time())
 
     @property
     def _client(self) -> APIClient:
-        """Connected at its first use, so that an agent starts before its engine; asks the version once."""
-        # Not a cached_property: in Python 3.11 its lock makes callers of a silent engine time out one after another.
-        if self._connected is None:
-            self._connected = APIClient(self._base_url, timeout=CALL_SECONDS, max_pool_size=64)
-        return self._connected
+        return self._engine.client
 
     def ensure_image(self, image: str, cancelled: Check) -> None:
-        with _calling():
+        with calling():
             try:
                 self._client.inspect_image(image)  # type: ignore[no-untyped-call]
                 return
             except docker.errors.ImageNotFound:
                 pass
             # In a thread of its own: a registry that is silent would be deaf to a cancel.
-            pull = _Pull(APIClient(self._base_url, version=self._client.api_version, timeout=PULL_SECONDS), image)
+            pull = Pull(APIClient(self._engine.base_url, version=self._client.api_version, timeout=PULL_SECONDS), image)
             pull.start()
             while not pull.ended.wait(POLL_SECONDS):
                 if cancelled():
@@ -93,7 +94,7 @@ class DockerMachines:
             faults.reached("after_effect")
 
     def create(self, spec: MachineSpec) -> str:
-        with _calling(), _changing():
+        with calling(), _changing():
             until = time.monotonic() + CALL_SECONDS
             while time.monotonic() < until:
                 try:
@@ -106,7 +107,7 @@ class DockerMachines:
                 except docker.errors.APIError as error:
                     if error.status_code != CONFLICT:
                         raise
-                found = self._find(spec.id)
+                found = self._engine.find(spec.id)
                 if found is None:
                     time.sleep(POLL_SECONDS)  # it went meanwhile, or another create has the name and is not done
                     continue
@@ -145,10 +146,10 @@ class DockerMachines:
         return str(made["Id"])
 
     def start(self, machine: UUID, cancelled: Check) -> MachineState:
-        with _calling():
+        with calling():
             engine_id = self._proven.pop(machine, None)
             if engine_id is None:
-                found = self._own(machine)
+                found = self._engine.own(machine)
                 if found is None:
                     raise NotFound(f"{machine_name(machine)} is not on the engine")
                 engine_id = str(found["Id"])
@@ -162,7 +163,9 @@ class DockerMachines:
                 except docker.errors.NotFound as error:
                     raise NotFound(f"{machine_name(machine)} is not on the engine any more") from error
                 except docker.errors.APIError as error:
-                    raise _start_error(error) from error
+                    if (refusal := _refusal(error)) is not None:
+                        raise refusal from error
+                    raise
                 faults.reached("after_effect")
             return self._ready(engine_id, cancelled)
 
@@ -200,9 +203,27 @@ class DockerMachines:
             return ""
         return f"; its last words: {log[-1000:]}" if log else ""
 
+    def adjust(self, spec: MachineSpec) -> None:
+        with calling(), _changing():
+            found = self._engine.own(spec.id)
+            if found is None:
+                raise NotFound(f"{machine_name(spec.id)} is not on the engine")
+            if _limits(found) == (spec.vcpus, spec.memory_mb):
+                return
+            memory = f"{spec.memory_mb}m"
+            self._client.update_container(
+                found["Id"],
+                cpu_period=CPU_PERIOD,
+                cpu_quota=int(spec.vcpus * CPU_PERIOD),
+                mem_limit=memory,
+                memswap_limit=memory,
+            )
+            self._details.pop(found["Id"], None)
+            faults.reached("after_effect")
+
     def stop(self, machine: UUID, grace_seconds: float, cancelled: Check) -> None:
-        with _calling():
-            found = self._own(machine)
+        with calling():
+            found = self._engine.own(machine)
             if found is None or not found["State"]["Running"]:
                 return
             if found["State"]["Paused"]:
@@ -232,8 +253,8 @@ class DockerMachines:
                 raise
 
     def delete(self, machine: UUID, generation: int | None = None) -> None:
-        with _calling():
-            found = self._find(machine)
+        with calling():
+            found = self._engine.find(machine)
             ours = self._owner.owned(machine_name(machine), found["Config"]["Labels"] or {}) if found else None
             if found is None or ours is None:
                 return
@@ -260,31 +281,88 @@ class DockerMachines:
         raise EngineUnavailable(f"container {engine_id[:12]} is still there after its removal")
 
     def inventory(self) -> list[OwnedMachine]:
-        with _calling():
+        with calling():
+            self._forget_updated()
+            known: dict[str, tuple[float, dict[str, Any]]] = {}
             machines = []
             for found in self._client.containers(all=True, filters={"label": self._owner.filters()}):
                 ours = self._owner.owned(found["Names"][0].removeprefix("/"), found["Labels"] or {})
-                if ours is not None:
-                    machines.append(
-                        OwnedMachine(
-                            engine_id=found["Id"], id=ours[0], generation=ours[1], running=found["State"] == "running"
-                        )
+                if ours is None:
+                    continue
+                details = self._details.get(found["Id"])
+                if details is None or details[0] < time.monotonic():
+                    try:
+                        inspected = self._client.inspect_container(found["Id"])
+                    except docker.errors.NotFound:
+                        continue
+                    # Not all at the same time again.
+                    until = time.monotonic() + DETAILS_SECONDS * random.uniform(0.7, 1)  # noqa: S311
+                    details = (until, _observed(inspected))
+                known[found["Id"]] = details
+                machines.append(
+                    OwnedMachine(
+                        engine_id=found["Id"],
+                        id=ours[0],
+                        generation=ours[1],
+                        running=found["State"] == "running",
+                        fenced=FENCED in found["Labels"],
+                        **details[1],
                     )
+                )
+            self._details = known
             return machines
 
-    def _find(self, machine: UUID) -> dict[str, Any] | None:
-        """Whatever has the machine's name."""
-        try:
-            found: dict[str, Any] = self._client.inspect_container(machine_name(machine))
-        except docker.errors.NotFound:
-            return None
-        return found
+    def _forget_updated(self) -> None:
+        """Look anew at what the engine says was updated: a list of containers does not show their limits."""
+        now = int(time.time())
+        since, self._asked_at = self._asked_at, now
+        filters: dict[str, Any] = {"type": "container", "event": "update", "label": self._owner.filters()}
+        asked: dict[str, Any] = {"since": since - 1, "until": now, "filters": convert_filters(filters)}
+        # Not the SDK's own call: it would wait for a silent engine for ever.
+        url = f"{self._client.base_url}/v{self._client.api_version}/events"
+        answer = self._client.get(url, params=asked, timeout=CALL_SECONDS)
+        answer.raise_for_status()
+        for line in answer.content.splitlines():
+            self._details.pop(orjson.loads(line)["id"], None)
 
-    def _own(self, machine: UUID) -> dict[str, Any] | None:
-        """What has the machine's name and our labels."""
-        found = self._find(machine)
-        ours = self._owner.owned(machine_name(machine), found["Config"]["Labels"] or {}) if found else None
-        return found if ours is not None else None
+    def sample(self) -> list[Reading]:
+        with calling():
+            filters = {"label": self._owner.filters(), "status": "running"}
+            ours = {}
+            for found in self._client.containers(filters=filters):
+                owned = self._owner.owned_of(found["Names"][0].removeprefix("/"), found["Labels"] or {})
+                if owned is not None:
+                    ours[str(found["Id"])] = owned
+            if self._listening is None:
+                # Of its own: many streams at once would put the connections of steps out of their pool.
+                self._listening = APIClient(
+                    self._engine.base_url, version=self._client.api_version, max_pool_size=docker_usage.AT_ONCE
+                )
+            return [
+                Reading(engine_id=engine_id, id=id, generation=generation, project_id=project_id, **usage)
+                for engine_id, usage in docker_usage.read(self._listening, list(ours))
+                for id, generation, project_id in [ours[engine_id]]
+            ]
+
+
+def _limits(inspected: dict[str, Any]) -> tuple[float, int]:
+    """vCPUs and MiB; 0: no limit."""
+    config = inspected["HostConfig"]
+    quota, period = config.get("CpuQuota") or 0, config.get("CpuPeriod") or CPU_PERIOD
+    vcpus = quota / period if quota > 0 else (config.get("NanoCpus") or 0) / 1e9
+    return round(vcpus, 3), (config.get("Memory") or 0) >> 20
+
+
+def _observed(inspected: dict[str, Any]) -> dict[str, Any]:
+    """What an inventory says of a container beyond that it is there."""
+    vcpus, memory_mb = _limits(inspected)
+    ports = [
+        Port(host_port=int(binding["HostPort"] or 0), container_port=int(inside), protocol=protocol)
+        for name, bindings in (inspected["HostConfig"].get("PortBindings") or {}).items()
+        for inside, _, protocol in [name.partition("/")]
+        for binding in bindings or []
+    ]
+    return {"image": inspected["Config"]["Image"], "vcpus": vcpus, "memory_mb": memory_mb, "ports": ports}
 
 
 def _pause(cancelled: Check) -> None:
@@ -293,45 +371,17 @@ def _pause(cancelled: Check) -> None:
     time.sleep(POLL_SECONDS)
 
 
-def _start_error(error: docker.errors.APIError) -> Exception:
-    said = _said(error)
-    if _PORT_TAKEN.search(said):
-        ports = [int(port) for port in _PORT.findall(said) if int(port)]
+def _refusal(error: docker.errors.APIError) -> Exception | None:
+    """Why a start will not succeed however often it is tried; None: it may."""
+    text = said(error)
+    if _PORT_TAKEN.search(text):
+        ports = [int(port) for port in _PORT.findall(text) if int(port)]
         port = ports[0] if ports else None
         return PortTaken(f"host port {port} is taken by something else on the host", port=port)
     if error.status_code is not None and error.status_code < SERVER_ERROR and error.status_code != CONFLICT:
         # 400: the program of the image cannot be run at all.
-        return EngineRefused(f"the engine cannot start the instance: {said}")
-    return error
-
-
-def _said(error: Exception) -> str:
-    return str(getattr(error, "explanation", None) or error)[:1000]
-
-
-class _Pull(threading.Thread):
-    """One pull. One that is called off ends with the engine's next word, or with its silence."""
-
-    def __init__(self, client: APIClient, image: str) -> None:
-        super().__init__(name=f"pull-{image}", daemon=True)
-        self._client = client
-        self._image = image
-        self.ended, self.called_off = threading.Event(), threading.Event()
-        self.failure: str | None = None
-
-    def run(self) -> None:
-        repository, tag = parse_repository_tag(self._image)
-        try:
-            for line in self._client.pull(repository, tag=tag or "latest", stream=True, decode=True):
-                if self.called_off.is_set():
-                    return
-                if "error" in line:
-                    self.failure = str(line["error"])[:1000]
-        except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as error:
-            self.failure = _said(error)
-        finally:
-            self._client.close()
-            self.ended.set()
+        return EngineRefused(f"the engine cannot start the instance: {text}")
+    return None
 
 
 @contextmanager
@@ -347,21 +397,3 @@ def _changing(cancelled: Check = lambda: False) -> Iterator[None]:
         yield
     finally:
         CHANGES.release()
-
-
-@contextmanager
-def _calling() -> Iterator[None]:
-    """Engine errors as ours: a refusal is final; what may pass, or is ambiguous, is tried again."""
-    try:
-        yield
-    except docker.errors.APIError as error:
-        if error.status_code is not None and error.status_code < SERVER_ERROR and error.status_code != CONFLICT:
-            raise EngineRefused(f"the engine refused: {_said(error)}") from error
-        raise EngineUnavailable(f"the engine failed: {_said(error)}") from error
-    except (
-        docker.errors.DockerException,
-        requests.exceptions.RequestException,
-        urllib3.exceptions.HTTPError,
-        OSError,
-    ) as error:
-        raise EngineUnavailable(f"the engine does not answer: {_said(error)}") from error

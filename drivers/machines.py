@@ -18,6 +18,7 @@ from typing import Protocol
 from uuid import UUID
 
 from model.instances import MachineSpec, MachineState, OwnedMachine
+from model.samples import Reading
 
 
 class Cancelled(Exception):
@@ -48,6 +49,9 @@ class Machines(Protocol):
         Success when it runs already. Raises PortTaken (with the port), InstanceExited, NotFound.
         """
 
+    def adjust(self, spec: MachineSpec) -> None:
+        """Give it the CPU and memory limits of ``spec``, running or not. Raises NotFound, EngineRefused."""
+
     def stop(self, machine: UUID, grace_seconds: float, cancelled: Check) -> None:
         """Ask it to end, and end it after ``grace_seconds``. Success when it is stopped or absent."""
 
@@ -59,4 +63,13 @@ class Machines(Protocol):
         """
 
     def inventory(self) -> list[OwnedMachine]:
-        """All machines that carry this installation's and this host's labels."""
+        """All machines that carry this installation's and this host's labels, with what the engine tells of them.
+
+        A change that somebody made behind our back shows within a minute, at most.
+        """
+
+    def sample(self) -> list[Reading]:
+        """What all running machines with this installation's and this host's labels have used, in one call.
+
+        Takes a second or two, however many there are. One that cannot be read (it ends meanwhile) is left out.
+        """

@@ -12,6 +12,7 @@ from model.instances import MachineSpec
 PREFIX = "io.cairn"
 USER_PREFIX = f"{PREFIX}.user"
 KIND = "instance"
+FENCED = f"{PREFIX}.fenced"
 
 
 def machine_name(machine: UUID) -> str:
@@ -34,6 +35,7 @@ class Owner(Frozen):
             f"{PREFIX}.project": str(spec.project_id),
             f"{PREFIX}.id": str(spec.id),
             f"{PREFIX}.generation": str(spec.generation),
+            **({FENCED: "true"} if spec.fenced else {}),
         }
 
     def filters(self) -> list[str]:
@@ -58,12 +60,22 @@ class Owner(Frozen):
             return None
         return (machine, generation) if name == machine_name(machine) else None
 
+    def owned_of(self, name: str, labels: Mapping[str, str]) -> tuple[UUID, int, UUID] | None:
+        """The same, and the project that it was made for."""
+        ours = self.owned(name, labels)
+        try:
+            return (*ours, UUID(labels.get(f"{PREFIX}.project", ""))) if ours else None
+        except ValueError:
+            return None
+
     def check_adoptable(self, spec: MachineSpec, labels: Mapping[str, str]) -> bool:
         """True: the found object is ``spec``'s own; False: an older one of ours, to be replaced.
 
         Raises ForeignObject where it is not ours, Superseded where it is newer than the caller.
         """
         found = self.owned(machine_name(spec.id), labels)
+        if found is None and self._before_the_move(spec, labels):
+            return False
         if found is None:
             raise ForeignObject(
                 f"the engine has an object named {machine_name(spec.id)} that this installation did not make; "
@@ -73,3 +85,12 @@ class Owner(Frozen):
         if found[1] > spec.generation:
             raise Superseded(f"generation {found[1]} of {machine_name(spec.id)} is newer than {spec.generation}")
         return found[1] == spec.generation
+
+    def _before_the_move(self, spec: MachineSpec, labels: Mapping[str, str]) -> bool:
+        """Whether it is this instance on another host of ours that has the same engine, as an earlier placement."""
+        try:
+            other = Owner(installation=self.installation, host_id=UUID(labels.get(f"{PREFIX}.host", "")))
+        except ValueError:
+            return False
+        found = other.owned(machine_name(spec.id), labels)
+        return found is not None and found[1] < spec.generation

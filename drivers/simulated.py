@@ -11,7 +11,7 @@ import urllib3
 
 from drivers import faults
 from drivers.machines import Cancelled, Check
-from drivers.ownership import PREFIX, Owner, machine_name
+from drivers.ownership import FENCED, PREFIX, Owner, machine_name
 from model.errors import (
     EngineRefused,
     EngineUnavailable,
@@ -21,6 +21,7 @@ from model.errors import (
     PortTaken,
 )
 from model.instances import MachineSpec, MachineState, OwnedMachine
+from model.samples import Reading
 
 CALL_SECONDS = 9
 POLL_SECONDS = 0.05
@@ -88,6 +89,18 @@ class SimulatedMachines:
             raise InstanceExited(f"the machine is {found['state']}, before it was ready")
         return MachineState(engine_id=found["id"], private_ip=found["ip"])
 
+    def adjust(self, spec: MachineSpec) -> None:
+        found = self._own(spec.id)
+        if found is None:
+            raise NotFound(f"{machine_name(spec.id)} is not on the engine")
+        if (found["vcpus"], found["memory_mb"]) != (spec.vcpus, spec.memory_mb):
+            status, answer = self._request(
+                "PUT", f"machines/{found['id']}", {"vcpus": spec.vcpus, "memory_mb": spec.memory_mb}
+            )
+            if status >= LEAST_ERROR:
+                raise _error(status, answer)
+            faults.reached("after_effect")
+
     def stop(self, machine: UUID, grace_seconds: float, cancelled: Check) -> None:
         found = self._own(machine)
         if found is not None and found["state"] != "stopped":
@@ -108,10 +121,27 @@ class SimulatedMachines:
             if ours is not None:
                 machines.append(
                     OwnedMachine(
-                        engine_id=found["id"], id=ours[0], generation=ours[1], running=found["state"] == "running"
+                        engine_id=found["id"],
+                        id=ours[0],
+                        generation=ours[1],
+                        running=found["state"] == "running",
+                        image=found["image"],
+                        vcpus=found["vcpus"],
+                        memory_mb=found["memory_mb"],
+                        fenced=FENCED in found["labels"],
                     )
                 )
         return machines
+
+    def sample(self) -> list[Reading]:
+        readings = []
+        for found in self._call("GET", "usage") or []:
+            ours = self._owner.owned_of(found["name"], found["labels"])
+            if ours is not None:
+                id, generation, project_id = ours
+                usage = {name: value for name, value in found.items() if name not in ("name", "labels")}
+                readings.append(Reading(id=id, generation=generation, project_id=project_id, **usage))
+        return readings
 
     def _own(self, machine: UUID) -> dict[str, Any] | None:
         """What has the machine's name and our labels."""

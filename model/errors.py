@@ -50,6 +50,12 @@ class NameTaken(CairnError):
     code, status = "name_taken", 409
 
 
+class InUse(CairnError):
+    """Something else needs what was to be deleted."""
+
+    code, status = "in_use", 409
+
+
 class IdempotencyMismatch(CairnError):
     code, status = "idempotency_mismatch", 409
 
@@ -84,6 +90,30 @@ class WorkflowFailed(CairnError):
 
 class Unavailable(CairnError):
     code, status, retryable = "unavailable", 503, True
+
+
+class TooManyStreams(CairnError):
+    """As many streams as are allowed are open already."""
+
+    code, status, retryable = "too_many_streams", 429, True
+
+
+class HostUnreachable(CairnError):
+    """The host's lease has lapsed, or its agent does not answer; details: ``host``."""
+
+    code, status, retryable = "host_unreachable", 503, True
+
+
+class CommandTimeout(CairnError):
+    """A command inside an instance took too long, and was ended; details: what it had written until then."""
+
+    code, status = "command_timeout", 504
+
+
+class OutcomeUnknown(CairnError):
+    """The way to a command that was sent broke: it may have run, in part or whole. Trying again may run it twice."""
+
+    code, status = "outcome_unknown", 502
 
 
 # What a plan can meet. A request sees the first two only when a read at acceptance shows them.
@@ -142,6 +172,12 @@ class NotReady(CairnError):
     """What a step waits for is not there yet; the step's retry policy polls."""
 
     code, status, retryable = "not_ready", 409, True
+
+
+class HostIsBack(CairnError):
+    """The host that was lost is there again: what was to be placed elsewhere stays."""
+
+    code, status = "host_is_back", 409
 
 
 class Superseded(CairnError):

@@ -7,25 +7,32 @@ from enum import StrEnum
 from typing import Literal
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, text
+from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, LargeBinary, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from model.base import Base, Frozen, Id, Now
+from model.base import Base, EmptyObject, Frozen, Id, Now
 
 Backend = Literal["docker", "simulated"]
 
 
 class HostState(StrEnum):
     READY = "ready"
+    #: Takes no more placements; what is on it stays.
     CORDONED = "cordoned"
+    #: The same, while what is on it moves elsewhere.
+    DRAINING = "draining"
 
 
-#: A host that was not seen for so long counts as unreachable: three inventories.
-UNSEEN = dt.timedelta(seconds=90)
+#: Agents renew their hosts' lease this often; a host whose lease lapsed takes no placement.
+RENEW_SECONDS = 5
+LEASE = dt.timedelta(seconds=15)
+#: How much later than its own clock a lost host's instances are taken from it.
+MARGIN = dt.timedelta(seconds=15)
 
 
 def is_reachable(last_seen_at: dt.datetime | None) -> bool:
-    return last_seen_at is not None and dt.datetime.now(dt.UTC) - last_seen_at < UNSEEN
+    """Computed where it is read, never stored: whether the host's lease holds."""
+    return last_seen_at is not None and dt.datetime.now(dt.UTC) - last_seen_at < LEASE
 
 
 class AgentHost(Frozen):
@@ -50,13 +57,50 @@ class Host(Base):
     allocated_memory_mb: Mapped[int] = mapped_column(server_default=text("0"))
     #: Where the search for an automatic port goes on: ports are used again as late as possible.
     next_port: Mapped[int] = mapped_column(server_default=text("0"))
+    labels: Mapped[EmptyObject]
+    #: What runs there: {"agent": "0.2.0", "engine": "20.10.24", …}.
+    versions: Mapped[EmptyObject]
+    #: SHA-256 of the credential of its agent. Hosts that one agent serves share it.
+    credential: Mapped[bytes | None] = mapped_column(LargeBinary)
+    #: X25519: values are sealed for it.
+    public_key: Mapped[bytes | None] = mapped_column(LargeBinary)
+    #: Where its agent serves streams, https://…, and the SHA-256 of the certificate that it must show there.
+    agent_url: Mapped[str | None]
+    fingerprint: Mapped[bytes | None] = mapped_column(LargeBinary)
+    #: When its lease was renewed last.
     last_seen_at: Mapped[dt.datetime | None]
+    #: What its agent last said it holds, and what of that was found right when, as digests of inventories.
+    inventory: Mapped[str | None]
+    reconciled: Mapped[str | None]
+    reconciled_at: Mapped[dt.datetime | None]
+    #: What an operator should look at; None: nothing.
+    warning: Mapped[str | None]
     created_at: Mapped[Now]
 
     __table_args__ = (
         CheckConstraint("state IN ({})".format(", ".join(f"'{s}'" for s in HostState)), name="state"),
         CheckConstraint("allocated_vcpus >= 0 AND allocated_memory_mb >= 0", name="never_negative"),
+        Index("ix_hosts_credential", "credential"),
     )
+
+
+class HostToken(Base):
+    """A one-time token with which a host joins."""
+
+    __tablename__ = "host_tokens"
+
+    id: Mapped[Id]
+    #: SHA-256 of the token, which has 256 random bits.
+    digest: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
+    #: The only name that may join with it. It may take the place of the host that has the name.
+    name: Mapped[str | None]
+    labels: Mapped[EmptyObject]
+    actor: Mapped[str]
+    created_at: Mapped[Now]
+    expires_at: Mapped[dt.datetime]
+    #: The host that joined with it, which alone may ask again, where the answer was lost. No foreign key: a token
+    #: whose host is removed stays used.
+    host_id: Mapped[UUID | None]
 
 
 class HostPort(Base):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
+import orjson
 from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -26,14 +28,15 @@ class Status(StrEnum):
 
 
 class Verb(NamedTuple):
-    """What one kind of workflow does to an instance's state."""
+    """What one kind of workflow does to an instance's state. ``done`` None: it is as it was before."""
 
     allowed: frozenset[Status]
     during: Status
-    done: Status
+    done: Status | None
 
 
 _LIVE = frozenset(Status) - {Status.DELETED}
+_AT_REST = frozenset({Status.RUNNING, Status.STOPPED})
 
 #: The moves. Accepting puts the instance in ``during``; completing in ``done``. A launch or delete that
 #: fails leaves ``error``, any other verb the state from before (kept in ``workflows.prior_status``).
@@ -42,10 +45,15 @@ VERBS: dict[str, Verb] = {
     "StartInstance": Verb(frozenset({Status.STOPPED}), Status.STARTING, Status.RUNNING),
     "StopInstance": Verb(frozenset({Status.RUNNING}), Status.STOPPING, Status.STOPPED),
     "DeprovisionInstance": Verb(_LIVE, Status.DELETING, Status.DELETED),
+    "HealInstance": Verb(_AT_REST, Status.STARTING, None),
+    "MoveInstance": Verb(_AT_REST, Status.PROVISIONING, None),
 }
 
 #: States in which no workflow owns the instance.
 STABLE = frozenset({Status.RUNNING, Status.STOPPED, Status.ERROR})
+
+
+OnHostLost = Literal["keep", "replace", "fence"]
 
 
 class Port(Frozen):
@@ -71,6 +79,8 @@ class MachineSpec(Frozen):
     cmd: list[str] | None = None
     ports: list[Port] = []
     labels: dict[str, str] = {}
+    #: It is stopped where its host may count as lost.
+    fenced: bool = False
 
 
 class MachineState(Frozen):
@@ -81,12 +91,23 @@ class MachineState(Frozen):
 
 
 class OwnedMachine(Frozen):
-    """One line of an inventory: an engine object that carries our labels."""
+    """One line of an inventory: an engine object that carries our labels. What a driver cannot tell is None."""
 
     engine_id: str
     id: UUID
     generation: int
     running: bool
+    image: str | None = None
+    vcpus: float | None = None
+    memory_mb: int | None = None
+    ports: list[Port] | None = None
+    fenced: bool = False
+
+
+def digest_of(machines: list[OwnedMachine]) -> str:
+    """The same for the same inventory, in whatever order: SHA-256, hexadecimal digits."""
+    lines = sorted(orjson.dumps(machine.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS) for machine in machines)
+    return hashlib.sha256(b"\n".join(lines)).hexdigest()
 
 
 class Instance(Base):
@@ -109,10 +130,22 @@ class Instance(Base):
     annotations: Mapped[EmptyObject] = mapped_column("metadata")
     backend: Mapped[str]
     wanted_host: Mapped[str | None]
+    #: Labels that its host must have.
+    wanted_labels: Mapped[EmptyObject]
+    #: What is done when its host is lost: keep, replace or fence.
+    on_host_lost: Mapped[str] = mapped_column(server_default=text("'keep'"))
     #: Where it is placed, and holds capacity and ports. None: it holds none.
     host_id: Mapped[UUID | None] = mapped_column(ForeignKey("hosts.id"))
     #: Grows with every placement; engine objects of another generation are leftovers.
     generation: Mapped[int] = mapped_column(server_default=text("0"))
+    #: The newest generation that any placement has had.
+    last_generation: Mapped[int] = mapped_column(server_default=text("0"))
+    #: Where it is moving to, and holds capacity and ports too, until it is ready there.
+    next_host_id: Mapped[UUID | None] = mapped_column(ForeignKey("hosts.id"))
+    next_generation: Mapped[int | None]
+    next_ports: Mapped[list[Any] | None]
+    #: How its machine was found to differ from what it should be.
+    drift: Mapped[dict[str, Any] | None]
     #: Which column of the quotas it is counted in.
     quota: Mapped[str] = mapped_column(server_default=text("'reserved'"))
     container_id: Mapped[str | None]
@@ -136,11 +169,14 @@ class Instance(Base):
         CheckConstraint("status IN ({})".format(", ".join(f"'{s}'" for s in Status)), name="status"),
         CheckConstraint("quota IN ('none', 'reserved', 'used')", name="quota"),
         CheckConstraint("vcpus > 0 AND memory_mb > 0", name="size"),
+        CheckConstraint("on_host_lost IN ('keep', 'replace', 'fence')", name="on_host_lost"),
+        CheckConstraint("(next_host_id IS NULL) = (next_generation IS NULL)", name="next"),
         Index(
             "uq_instances_live_name", "project_id", "name", unique=True, postgresql_where=text("status <> 'deleted'")
         ),
         Index("ix_instances_list", "project_id", "id", postgresql_where=text("status <> 'deleted'")),
         Index("ix_instances_status", "project_id", "status", "id"),
         Index("ix_instances_host", "host_id", postgresql_where=text("host_id IS NOT NULL")),
+        Index("ix_instances_next_host", "next_host_id", postgresql_where=text("next_host_id IS NOT NULL")),
         Index("ix_instances_labels", "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}),
     )

@@ -14,6 +14,7 @@ from model.base import Base, Id, Now
 #: What quotas count, in the order in which they are checked.
 QUOTAS = ("instances", "vcpus", "memory_mb")
 Quota = Literal["none", "reserved", "used"]
+DriftPolicy = Literal["report", "heal"]
 
 
 class Installation(Base):
@@ -29,12 +30,30 @@ class Installation(Base):
     __table_args__ = (Index("uq_installation_one", text("(true)"), unique=True),)
 
 
+class Pulse(Base):
+    """When a kind of process was last known to work, and since when without a longer pause.
+
+    Hosts renew their leases through the API, and are judged by the tick: after either was away, silence says
+    nothing of a host.
+    """
+
+    __tablename__ = "pulses"
+
+    process: Mapped[str] = mapped_column(primary_key=True)
+    seen_at: Mapped[Now]
+    since: Mapped[Now]
+
+
 class Project(Base):
     __tablename__ = "projects"
 
     id: Mapped[Id]
     name: Mapped[str] = mapped_column(unique=True)
+    #: What is done about instances that differ from what they should be: report or heal.
+    drift_policy: Mapped[str] = mapped_column(server_default=text("'report'"))
     created_at: Mapped[Now]
+
+    __table_args__ = (CheckConstraint("drift_policy IN ('report', 'heal')", name="drift_policy"),)
 
 
 class ProjectQuota(Base):

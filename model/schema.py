@@ -1,9 +1,10 @@
 """All tables, for what needs the whole schema (migrations)."""
 
 from model.base import Base
-from model.hosts import Host, HostPort, InstanceType
+from model.hosts import Host, HostPort, HostToken, InstanceType
 from model.instances import Instance
-from model.projects import ApiKey, Installation, Project, ProjectQuota
+from model.projects import ApiKey, Installation, Project, ProjectQuota, Pulse
+from model.samples import Sample
 from model.workflows import Event, IdempotencyKey, Workflow
 
 __all__ = [
@@ -12,11 +13,14 @@ __all__ = [
     "Event",
     "Host",
     "HostPort",
+    "HostToken",
     "IdempotencyKey",
     "Installation",
     "Instance",
     "InstanceType",
     "Project",
     "ProjectQuota",
+    "Pulse",
+    "Sample",
     "Workflow",
 ]

@@ -12,8 +12,6 @@ from uuid import UUID
 from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from model.hosts import AgentHost
-
 
 def _parse_port_range(value: object) -> object:
     if isinstance(value, str):
@@ -41,6 +39,9 @@ class Settings(BaseSettings):
     api_port: Port = Field(8080, description="Port the API listens on (0: a free one)")
     api_url: str | None = Field(None, description="Where clients find the API, ending in /v1")
     api_key: SecretStr | None = Field(None, description="Key that clients send")
+    temporal_host: Literal["127.0.0.1", "0.0.0.0"] = Field(  # noqa: S104 - only where somebody asks for it
+        "127.0.0.1", description="Address the embedded Temporal server listens on: loopback, or all (0.0.0.0)"
+    )
     temporal_port: Port = Field(7233, description="Port of the embedded Temporal server (0: a free one)")
     temporal_ui_port: Port = Field(8233, description="Port of its Web UI (0: a free one)")
     temporal_address: str = Field("127.0.0.1:7233", description="Temporal server that the processes use")
@@ -69,11 +70,23 @@ class Settings(BaseSettings):
     stop_grace: Annotated[float, Field(ge=0)] = Field(
         10, description="Seconds between asking an instance to end and ending it"
     )
-    reconcile_seconds: Seconds = Field(30, description="Seconds between two inventories of a host")
+    reconcile_interval: Seconds = Field(10, description="Seconds between two looks of an agent at its engine")
     tick_seconds: Seconds = Field(10, description="Seconds between two ticks")
+    ticket_key: SecretStr | None = Field(
+        None, description="Key that the API signs tickets for agents with: Ed25519, PEM (all APIs the same)"
+    )
+    fence_after: Seconds = Field(
+        30, description="Seconds without a lease after which an agent stops instances of on_host_lost: fence"
+    )
     docker_host: str = Field("unix:///var/run/docker.sock", description="Docker engine of this host")
     host_name: str = Field("local", description="Name of this host")
-    agent_hosts: list[AgentHost] = Field([], description="Hosts that an agent serves: JSON [{id, name, backend}]")
+    host_cpus: float | None = Field(None, gt=0, description="CPUs of this host (default: as many as it has)")
+    host_memory_mb: int | None = Field(None, gt=0, description="Memory of this host, MiB (default: all of it)")
+    agent_identity: Path | None = Field(None, description="File of a host agent's keys and credential")
+    agent_address: str | None = Field(
+        None, description="Address on which an agent serves streams (default: that of its way to the API)"
+    )
+    agent_port: Port = Field(0, description="Port on which an agent serves streams (0: a free one)")
     installation: UUID | None = Field(None, description="Id of the installation (embedded: made at first start)")
     install_engine: bool = Field(True, description="0: never install a Docker engine, fail instead")
     simulated_hosts: int = Field(0, ge=0, le=200, description="Simulated hosts to add (backend: simulated)")

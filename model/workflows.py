@@ -41,6 +41,10 @@ class Order(Frozen):
     force: bool = False
     #: Time between asking an instance to end and ending it.
     grace_seconds: float = 10
+    #: Of a move: its old host is silent, and is not to be touched.
+    host_lost: bool = False
+    #: Of a heal: the machine cannot be changed into what it should be, and is made anew.
+    recreate: bool = False
     #: Host ports that the user named: these are never replaced by others.
     fixed_ports: list[int] = []
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import docker
 import pytest
 
 from tests import invariants
 from tests.stack import Stack
+from worker import engine
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +32,10 @@ def stack(running_stack: Stack) -> Iterator[Stack]:
     invariants.settle(running_stack)
     running_stack.delete_all()
     invariants.settle(running_stack)
+
+
+@pytest.fixture
+def docker_engine() -> Iterator[docker.DockerClient]:
+    client = docker.DockerClient(base_url=engine.SOCKET)
+    yield client
+    client.close()

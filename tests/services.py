@@ -31,6 +31,7 @@ from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 
 from model.base import new_id
+from model.secrets import digest
 from model.settings import Settings
 from worker import database as schema
 from worker import ports, temporal
@@ -109,10 +110,22 @@ class PostgresServer:
         owner = self.postgres.url("cairn_owner", name)
         schema.migrate(owner)
         hosts = [
-            schema.HostSeed(id=new_id(), name=host, backend="docker", cpus=64, memory_mb=65536)
+            schema.HostSeed(
+                id=new_id(),
+                name=host,
+                backend="docker",
+                cpus=64,
+                memory_mb=65536,
+                credential=digest(f"agent-{host}"),
+                public_key=bytes(32),
+                fingerprint=bytes(32),
+            )
             for host in ("one", "two")
         ]
         schema.seed(owner, installation=new_id(), api_key="cairn_test", hosts=hosts, settings=Settings())
+        with psycopg.connect(self.postgres.url(SUPERUSER, name), autocommit=True) as connection:
+            # Nobody renews their leases: these last as long as any test.
+            connection.execute("UPDATE hosts SET last_seen_at = now() + interval '1 day'")
         return {"hosts": {host.name: host.id for host in hosts}}
 
 
@@ -162,7 +175,7 @@ class Database:
             self.rows(f"UPDATE quotas SET {what}_limit = %s WHERE project_id = %s", limit, project)
         self.rows(
             "INSERT INTO api_keys (id, project_id, name, digest) VALUES (%s, %s, %s, %s)",
-            *(new_id(), project, name, schema.digest(key)),
+            *(new_id(), project, name, digest(key)),
         )
         return key
 

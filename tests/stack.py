@@ -26,9 +26,10 @@ from typing import Any, TypeVar
 import docker
 import docker.errors
 import httpx
+import psycopg
 from docker.models.containers import Container
 
-from worker import engine, ports
+from worker import engine, ports, postgres
 from worker.children import die_with_parent
 
 T = TypeVar("T")
@@ -40,7 +41,7 @@ _blocks = itertools.count(random.randrange(BLOCKS))  # noqa: S311 - test runs be
 START_SECONDS, STOP_SECONDS = 90.0, 40.0
 TERMINAL = ("completed", "failed", "cancelled")
 #: Short, so that a test sees several of each.
-QUICK = {"CAIRN_RECONCILE_SECONDS": "4", "CAIRN_TICK_SECONDS": "2", "CAIRN_STOP_GRACE": "3"}
+QUICK = {"CAIRN_RECONCILE_INTERVAL": "2", "CAIRN_TICK_SECONDS": "2", "CAIRN_STOP_GRACE": "3"}
 
 
 def wait_for(what: str, check: Callable[[], T | None], seconds: float = 30) -> T:
@@ -89,12 +90,15 @@ class Stack:
 
     # Life
 
-    def start(self) -> Stack:
-        """Start the supervisor; from the main thread, as the kernel ties it to the thread that starts it."""
+    def start(self, **environ: str) -> Stack:
+        """Start the supervisor, this time with more in its environment.
+
+        From the main thread, as the kernel ties it to the thread that starts it.
+        """
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 self._command,
-                env=self._environ,
+                env=self._environ | environ,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -302,6 +306,13 @@ class Stack:
         for instance in self.list("/instances"):
             self.act("delete", instance)
         wait_for("all instances are gone", lambda: not self.list("/instances"), seconds)
+
+    def sql(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """The database itself, past every right and policy."""
+        url = postgres.find(self.data).url(postgres.SUPERUSER)
+        with psycopg.connect(url, autocommit=True) as connection:
+            found = connection.execute(statement, parameters)
+            return found.fetchall() if found.description else []
 
     # Engines
 

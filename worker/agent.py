@@ -1,20 +1,25 @@
 """The host agent: the steps on this machine's engines. Program ``cairn-agent``.
 
-It holds no database credentials. One process may serve several hosts (the simulated ones).
+It holds no database credentials: what it may do, it may with its own credential. One process may serve several
+hosts (the simulated ones).
 """
 
 from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from uuid import UUID
 
 import structlog
 import uvloop
 from temporalio.client import Client
-from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from activities.hosts import HostEngine
@@ -23,9 +28,16 @@ from activities.interceptor import ActivityInterceptor
 from activities.registry import methods
 from activities.runs import host_queue
 from drivers.machines import Machines
+from drivers.streams import Streams
 from model import logs
 from model.hosts import AgentHost
 from model.settings import Settings
+from model.tickets import Gate
+from worker import agent_server, fence, identity
+from worker.agent_server import AgentServer
+from worker.identity import Keys, Membership
+from worker.leases import Leases, Refused
+from worker.samples import Samples
 from worker.temporal_client import connect
 
 #: Steps of one host at once. Most wait for the engine, or for an instance to become ready.
@@ -39,37 +51,105 @@ def main() -> None:
     uvloop.run(run(settings))
 
 
-def driver(host: AgentHost, settings: Settings) -> Machines:
+def identity_file(settings: Settings) -> Path:
+    if settings.agent_identity is None:
+        raise SystemExit("CAIRN_AGENT_IDENTITY is not set: an agent is started with 'cairn host join'")
+    return settings.agent_identity
+
+
+def read_identity(settings: Settings) -> tuple[Keys, Membership]:
+    """Who this agent is, and what it was told when it joined; ends the process where it has not."""
+    known = identity.read(identity_file(settings))
+    if known is None or known.membership is None:
+        raise SystemExit(f"{settings.agent_identity}: this host has not joined a platform: run 'cairn host join'")
+    return known.keys, known.membership
+
+
+def streams(host: AgentHost, installation: UUID, settings: Settings) -> Streams | None:
+    """What it can do beside steps; None: nothing."""
+    if host.backend != "docker":
+        return None
+    from drivers.docker_streams import DockerStreams
+
+    return DockerStreams(settings.docker_host, installation=installation, host_id=host.id)
+
+
+def driver(host: AgentHost, installation: UUID, settings: Settings) -> Machines:
     """The driver of a host's backend; only what is used is imported."""
-    if settings.installation is None:
-        raise SystemExit("CAIRN_INSTALLATION is not set: the agent must know whose objects it may touch")
     if host.backend == "simulated":
         from drivers.simulated import SimulatedMachines
 
         return SimulatedMachines(
-            settings.simulator_url, installation=settings.installation, host_id=host.id, host_name=host.name
+            settings.simulator_url, installation=installation, host_id=host.id, host_name=host.name
         )
     from drivers.docker import DockerMachines
 
     return DockerMachines(
         settings.docker_host,
-        installation=settings.installation,
+        installation=installation,
         host_id=host.id,
         publish_address=settings.publish_address,
     )
 
 
 async def run(settings: Settings) -> None:
-    client = await connect(settings)
-    threads = ThreadPoolExecutor(max(STEPS, 4 * len(settings.agent_hosts)), thread_name_prefix="step")
+    keys, membership = read_identity(settings)
+    told = {"temporal_address": membership.temporal_address, "temporal_namespace": membership.temporal_namespace}
+    unset = {name: value for name, value in told.items() if name not in settings.model_fields_set}
+    settings = settings.model_copy(update=unset)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    connecting = asyncio.ensure_future(connect(settings))
+    await asyncio.wait({connecting, asyncio.ensure_future(stopping.wait())}, return_when=asyncio.FIRST_COMPLETED)
+    if not connecting.done():
+        connecting.cancel()
+        return
+    client = connecting.result()
+    machines = {host.id: driver(host, membership.installation, settings) for host in membership.hosts}
+    gate = Gate(membership.ticket_keys)
+    listener = agent_server.listen(settings, membership.api_url)
+    serves = AgentServer({host.id: streams(host, membership.installation, settings) for host in membership.hosts}, gate)
+    leases = Leases(
+        membership,
+        machines,
+        client,
+        agent_url=agent_server.url_of(listener),
+        versions={"agent": version("cairn-platform")},
+        look_seconds=settings.reconcile_interval,
+        identity=identity_file(settings),
+        ensure_fence=partial(fence.ensure, settings),
+        on_ticket_keys=gate.learn,
+    )
     async with AsyncExitStack() as workers:
-        for host in settings.agent_hosts:
-            machines = driver(host, settings)
-            engines = [InstanceEngine(machines), HostEngine(host.name, machines)]
-            worker = Worker(
+        for worker in step_workers(client, membership.hosts, machines, partial(fence.check_open, settings)):
+            await workers.enter_async_context(worker)
+        log.info("agent.ready", hosts=[host.name for host in membership.hosts])
+        stopped = asyncio.create_task(stopping.wait())
+        serving = asyncio.create_task(serves.run(keys, listener, stopping))
+        beside = {asyncio.create_task(leases.run()), asyncio.create_task(Samples(membership, machines).run()), serving}
+        await asyncio.wait({*beside, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        ended = [task for task in beside if task.done()]
+        for task in beside - {serving}:
+            task.cancel()
+        stopping.set()
+        await serving
+        for task in ended:
+            if isinstance(task.exception(), Refused):
+                raise SystemExit("the platform does not know this host any more: it takes no steps")
+            task.result()
+
+
+def step_workers(
+    client: Client, hosts: list[AgentHost], machines: Mapping[UUID, Machines], ensure_fence: Callable[[], None]
+) -> list[Worker]:
+    """A Temporal worker for each host's queue."""
+    threads = ThreadPoolExecutor(max(STEPS, 4 * len(hosts)), thread_name_prefix="step")
+    workers = []
+    for host in hosts:
+        engines = [InstanceEngine(machines[host.id], ensure_fence), HostEngine(host.name, machines[host.id])]
+        workers.append(
+            Worker(
                 client,
                 task_queue=host_queue(host.name),
                 activities=[method for engine in engines for method in methods(engine)],  # type: ignore[misc]
@@ -79,23 +159,8 @@ async def run(settings: Settings) -> None:
                 max_heartbeat_throttle_interval=timedelta(seconds=1),
                 graceful_shutdown_timeout=timedelta(seconds=5),
             )
-            await workers.enter_async_context(worker)
-        log.info("agent.ready", hosts=[host.name for host in settings.agent_hosts])
-        reconciling = asyncio.create_task(reconcile_now(client, settings.agent_hosts))
-        await stopping.wait()
-        reconciling.cancel()
-
-
-async def reconcile_now(client: Client, hosts: list[AgentHost]) -> None:
-    """Ask for an inventory of what was left while this agent was away."""
-    for host in hosts:
-        for _ in range(30):
-            try:
-                await client.get_schedule_handle(f"reconcile-{host.name}").trigger()
-                break
-            except RPCError:
-                # At the very first start, the control worker has not declared it yet.
-                await asyncio.sleep(1)
+        )
+    return workers
 
 
 if __name__ == "__main__":

@@ -7,14 +7,49 @@ from types import FrameType
 
 import uvicorn
 import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.app import create_app
+from api.streamed import PING_SECONDS, PONG_SECONDS, keep_alive
 from model import logs
 from model.settings import Settings
+from model.streams import MOST_BYTES
 from worker.database import connect_async
 from worker.temporal_client import connect
 
 CONNECTIONS = 20
+#: Of a request's head, bytes beyond its first piece; of a WebSocket's, a line, as its own parser takes it.
+MOST_HEAD, MOST_LINE = 64 * 1024, 8000
+
+
+class Protocol(HttpToolsProtocol):
+    """The fast parser, which knows no limit of a head and takes ever longer with its size, with one."""
+
+    _in_head = False
+    _head = 0
+
+    def on_message_begin(self) -> None:
+        self._in_head, self._head = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        goes_on = self._in_head
+        super().data_received(data)
+        if goes_on and self._in_head and not self.transport.is_closing():
+            self._head += len(data)
+            if self._head > MOST_HEAD:
+                self.send_400_response("The request's head is too large.")
+
+    def handle_websocket_upgrade(self) -> None:
+        # The WebSocket parser would leave a longer line without an answer.
+        if max(len(self.url), *(len(name) + len(value) for name, value in self.headers)) > MOST_LINE:
+            self.send_400_response("A line of the request is too long.")
+        else:
+            super().handle_websocket_upgrade()
 
 
 class Server(uvicorn.Server):
@@ -45,11 +80,17 @@ async def serve(settings: Settings) -> None:
         server_header=False,
         timeout_graceful_shutdown=10,
         timeout_keep_alive=75,
-        http="httptools",
+        http=Protocol,
+        ws="websockets-sansio",
+        ws_max_size=MOST_BYTES,
+        ws_ping_interval=PING_SECONDS,
+        ws_ping_timeout=PONG_SECONDS,
+        ws_per_message_deflate=False,
     )
     server = Server(config)
     server.stopping = app.state.stopping
-    await server.serve()
+    with keep_alive(config.bind_socket()) as listener:
+        await server.serve(sockets=[listener])
     await engine.dispose()
 
 

@@ -10,7 +10,6 @@ from datetime import timedelta
 import psycopg
 import structlog
 import uvloop
-from sqlalchemy import Engine, select
 from sqlalchemy.exc import SQLAlchemyError
 from temporalio.client import (
     Client,
@@ -18,6 +17,7 @@ from temporalio.client import (
     ScheduleActionStartWorkflow,
     ScheduleAlreadyRunningError,
     ScheduleIntervalSpec,
+    ScheduleListActionStartWorkflow,
     ScheduleOverlapPolicy,
     SchedulePolicy,
     ScheduleSpec,
@@ -25,20 +25,22 @@ from temporalio.client import (
 )
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from activities.database import transaction
+from activities.drains import HostDrains
+from activities.fleet import Limits
 from activities.hosts import HostRecords
 from activities.instances import InstanceRecords
 from activities.interceptor import ActivityInterceptor
 from activities.placement import Capacity
 from activities.registry import methods
 from activities.runs import CONTROL, Histories
+from activities.samples import SampleRecords
 from activities.sweeper import LOST_AFTER, Sweeper
 from model import logs
-from model.hosts import Host
+from model.hosts import MARGIN
 from model.settings import Settings
 from worker.database import connect as connect_database
 from worker.temporal_client import connect
-from workflows import instances, system
+from workflows.plans import PLANS
 
 THREADS = 16
 log = structlog.get_logger()
@@ -53,15 +55,25 @@ def main() -> None:
 async def run(settings: Settings) -> None:
     client = await connect(settings)
     engine = connect_database(settings.database_url.get_secret_value(), THREADS)
-    sweeper = Sweeper(engine, client)
+    histories = Histories(client, asyncio.get_running_loop())
+    limits = Limits(
+        reconcile_interval=settings.reconcile_interval,
+        fence_after=settings.fence_after,
+        deadline_launch=settings.deadline_launch,
+        stop_grace=settings.stop_grace,
+    )
+    sweeper = Sweeper(engine, client, limits)
     capacity = Capacity(
         port_range=settings.port_range,
         overcommit_cpu=settings.overcommit_cpu,
         overcommit_memory=settings.overcommit_memory,
+        fenced_after=settings.fence_after + MARGIN.total_seconds(),
     )
     records = [
-        InstanceRecords(engine, capacity, Histories(client, asyncio.get_running_loop())),
-        HostRecords(engine),
+        InstanceRecords(engine, capacity, histories),
+        HostRecords(engine, limits),
+        HostDrains(engine, histories, limits),
+        SampleRecords(engine),
         sweeper,
     ]
     stopping = asyncio.Event()
@@ -70,7 +82,7 @@ async def run(settings: Settings) -> None:
     worker = Worker(
         client,
         task_queue=CONTROL,
-        workflows=[*instances.PLANS, *system.PLANS],
+        workflows=PLANS,
         # The sandbox finds mistakes in plans: the tests and the replay of histories run in it. Here it would cost
         # more than a quarter of this process's CPU for each run.
         workflow_runner=UnsandboxedWorkflowRunner(),
@@ -88,7 +100,7 @@ async def run(settings: Settings) -> None:
     async with worker:
         log.info("control.ready", temporal=settings.temporal_address)
         beside = [
-            asyncio.create_task(declare_schedules(client, engine, settings)),
+            asyncio.create_task(declare_schedules(client, settings)),
             asyncio.create_task(sweep_when_called(sweeper, settings.database_url.get_secret_value())),
         ]
         await stopping.wait()
@@ -97,27 +109,25 @@ async def run(settings: Settings) -> None:
     engine.dispose()
 
 
-async def declare_schedules(client: Client, engine: Engine, settings: Settings) -> None:
-    """Create or update every schedule of the system work. Tried until Temporal and the database are there."""
+async def declare_schedules(client: Client, settings: Settings) -> None:
+    """Create or update every schedule of the system work. Tried until Temporal is there."""
     while True:
         try:
-            hosts = await asyncio.to_thread(_hosts, engine)
             tick = ScheduleActionStartWorkflow("Tick", id="tick", task_queue=CONTROL)
             await _declare(client, "tick", tick, timedelta(seconds=settings.tick_seconds))
-            for host in hosts:
-                reconcile = ScheduleActionStartWorkflow(
-                    "ReconcileHost", host, id=f"reconcile-{host}", task_queue=CONTROL
-                )
-                await _declare(client, f"reconcile-{host}", reconcile, timedelta(seconds=settings.reconcile_seconds))
+            await _forget_old_schedules(client)
             return
         except Exception as error:
             log.warning("schedules.retrying", error=str(error))
             await asyncio.sleep(1)
 
 
-def _hosts(engine: Engine) -> list[str]:
-    with transaction(engine) as session:
-        return list(session.scalars(select(Host.name).where(Host.state == "ready")))
+async def _forget_old_schedules(client: Client) -> None:
+    """0.1 had one for each host; the tick starts what is needed."""
+    async for schedule in await client.list_schedules():
+        action = schedule.schedule.action if schedule.schedule else None
+        if isinstance(action, ScheduleListActionStartWorkflow) and action.workflow == "ReconcileHost":
+            await client.get_schedule_handle(schedule.id).delete()
 
 
 async def _declare(client: Client, id: str, action: ScheduleActionStartWorkflow, every: timedelta) -> None:

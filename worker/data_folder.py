@@ -5,9 +5,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import secrets
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -23,6 +23,8 @@ DYING_SECONDS = 10.0
 OWN = (
     "endpoint.json",
     "api-key",
+    "ticket-key",
+    "agents",
     "logs",
     "postgres",
     "postgres.new",
@@ -181,11 +183,10 @@ def installation(folder: Path, wanted: UUID | None, simulated: int) -> Installat
     return chosen
 
 
-def api_key(folder: Path) -> str:
-    """The admin key of the installation; made up once and kept."""
-    path = folder / "api-key"
+def kept(path: Path, make: Callable[[], str]) -> str:
+    """A secret of the installation; made up once and kept in its file."""
     if not path.exists():
-        write(path, f"cairn_{secrets.token_urlsafe(32)}\n")
+        write(path, f"{make().strip()}\n")
     return path.read_text().strip()
 
 

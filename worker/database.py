@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from uuid import UUID
 
 import orjson
 import psycopg
 from psycopg import sql
-from sqlalchemy import Engine, create_engine, func, make_url
+from sqlalchemy import Engine, create_engine, make_url
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
 
 import migrations
 from model.base import Frozen, new_id
 from model.hosts import SEEDED_TYPES, Backend, Host, InstanceType
 from model.projects import ApiKey, Installation, Project, ProjectQuota
+from model.secrets import digest
 from model.settings import Settings
+from worker.data_folder import StackError
 
 #: A step's transaction takes milliseconds. One whose process stands still is ended by the server after this,
 #: so that it cannot keep what others need; the step is tried again.
@@ -38,6 +41,9 @@ class HostSeed(Frozen):
     backend: Backend
     cpus: float
     memory_mb: int
+    credential: bytes
+    public_key: bytes
+    fingerprint: bytes
 
 
 def driver_url(url: str) -> str:
@@ -100,14 +106,9 @@ def migrate(owner_url: str) -> None:
     alembic.command.upgrade(config, "head")
 
 
-def digest(api_key: str) -> bytes:
-    """What is stored of an API key."""
-    return hashlib.sha256(api_key.encode()).digest()
-
-
 def seed(owner_url: str, *, installation: UUID, api_key: str, hosts: list[HostSeed], settings: Settings) -> None:
-    """Write the first rows, or bring them up to date with the settings. Safe to repeat."""
-    engine = create_engine(driver_url(owner_url))
+    """Write the first rows, or bring them up to date with the settings. Safe to repeat. Raises StackError."""
+    engine = create_engine(driver_url(owner_url), poolclass=NullPool)
     with Session(engine) as session, session.begin():
         session.execute(insert(Installation).values(id=installation).on_conflict_do_nothing())
         session.execute(insert(Project).values(id=new_id(), name="default").on_conflict_do_nothing())
@@ -135,16 +136,17 @@ def seed(owner_url: str, *, installation: UUID, api_key: str, hosts: list[HostSe
             )
         for host in hosts:
             row = host.model_dump()
-            session.execute(
-                insert(Host)
-                .values(**row, last_seen_at=func.now())
-                .on_conflict_do_update(
-                    index_elements=["id"], set_={"cpus": host.cpus, "memory_mb": host.memory_mb, "name": host.name}
-                )
-            )
-        # A simulated host that the settings no longer ask for takes no more placements.
-        session.query(Host).filter(Host.backend == "simulated").update({"state": "cordoned"})
-        session.query(Host).filter(Host.backend == "simulated", Host.id.in_([h.id for h in hosts])).update(
-            {"state": "ready"}
-        )
-    engine.dispose()
+            try:
+                session.execute(insert(Host).values(**row).on_conflict_do_update(index_elements=["id"], set_=row))
+            except IntegrityError as error:
+                raise StackError(_clash(host)) from error
+        # A simulated host that the settings no longer ask for has no agent: its lease lapses.
+
+
+def _clash(host: HostSeed) -> str:
+    way = (
+        f"start without simulated hosts (CAIRN_SIMULATED_HOSTS=0) and remove it: cairn host rm {host.name}"
+        if host.backend == "simulated"
+        else "start this platform's own host under another name: CAIRN_HOST_NAME=…"
+    )
+    return f"another host of this platform is named '{host.name}' already: {way}"

@@ -9,7 +9,9 @@ where no engine runs. It knows nothing of Cairn: names, labels and states, like 
     GET    /hosts/{host}/machines/{id or name}
     POST   /hosts/{host}/machines/{id}/start     409 {port} where another running machine has the port
     POST   /hosts/{host}/machines/{id}/stop
+    PUT    /hosts/{host}/machines/{id}           change any of its fields
     DELETE /hosts/{host}/machines/{id}           success where it is gone already
+    GET    /hosts/{host}/usage                   of its running machines: made up, and growing with time
     PUT    /settings                             {latency_ms, refuse, lose_answers}
 """
 
@@ -18,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -81,6 +84,27 @@ class Engine:
         return None
 
 
+def used(machine: Machine) -> dict[str, Any]:
+    """What a running machine has used: a steady load of its own, from its id."""
+    now = time.time()
+    seconds = now - machine.get("started_at", 0)
+    part = int(machine["id"][:2], 16) / 256
+    memory = machine.get("memory_mb", 0) << 20
+    return {
+        "engine_id": machine["id"],
+        "name": machine["name"],
+        "labels": machine["labels"],
+        "at": now,
+        "cpu_seconds": seconds * part * machine.get("vcpus", 1),
+        "memory_bytes": int(memory * (0.1 + part / 2)),
+        "pids": 2,
+        "rx_bytes": int(seconds * 1000 * part),
+        "tx_bytes": int(seconds * 2000 * part),
+        "read_bytes": 0,
+        "written_bytes": int(seconds * 100 * part),
+    }
+
+
 def application(engine: Engine) -> Starlette:
     def answer(data: Any, status: int = 200) -> Response:
         return Response(orjson.dumps(data), status, media_type="application/json")
@@ -96,12 +120,19 @@ def application(engine: Engine) -> Starlette:
         host = request.path_params["host"]
         return answer([m for m in engine.machines.values() if m["host"] == host])
 
+    async def usage(request: Request) -> Response:
+        host = request.path_params["host"]
+        running = [m for m in engine.machines.values() if m["host"] == host and m["state"] == "running"]
+        return answer([used(m) for m in running])
+
     async def machine(request: Request) -> Response:
         host, name = request.path_params["host"], request.path_params["name"]
         wanted = orjson.loads(await request.body() or b"{}")  # before the look: nothing comes between it and the change
         found = engine.find(host, name)
         if request.method == "GET":
             return answer(found) if found else missing()
+        if request.method == "PUT":
+            return answer(engine.save(found | wanted)) if found else missing()
         if request.method == "DELETE":
             if found:
                 engine.remove(found)
@@ -121,7 +152,7 @@ def application(engine: Engine) -> Starlette:
             return answer(engine.save(found | {"state": "stopped"}))
         if (port := engine.holder(found)) is not None:
             return answer({"error": "the port is taken", "port": port}, 409)
-        return answer(engine.save(found | {"state": "running"}))
+        return answer(engine.save(found | {"state": "running", "started_at": time.time()}))
 
     async def settings(request: Request) -> Response:
         engine.settings |= orjson.loads(await request.body())
@@ -149,7 +180,8 @@ def application(engine: Engine) -> Starlette:
             Route("/settings", settings, methods=["PUT"]),
             Route("/hosts/{host}/images/{image:path}", simulated(image)),
             Route("/hosts/{host}/machines", simulated(machines)),
-            Route("/hosts/{host}/machines/{name}", simulated(machine), methods=["GET", "POST", "DELETE"]),
+            Route("/hosts/{host}/usage", simulated(usage)),
+            Route("/hosts/{host}/machines/{name}", simulated(machine), methods=["GET", "POST", "PUT", "DELETE"]),
             Route("/hosts/{host}/machines/{name}/{verb}", simulated(act), methods=["POST"]),
         ]
     )

@@ -7,7 +7,6 @@ control worker and host agent. Stopped in reverse. Nothing outlives the supervis
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import sys
@@ -22,14 +21,18 @@ import httpx
 import structlog
 
 from model.hosts import AgentHost
+from model.secrets import digest, new_credential, new_key
 from model.settings import Settings
-from worker import data_folder, database, ports, postgres, temporal
+from model.tickets import new_signing_key, verifying_key
+from worker import data_folder, database, identity, ports, postgres, temporal
 from worker.children import Child, Program
 from worker.data_folder import Endpoint, Installation, StackError
+from worker.identity import Identity, Keys, Membership
 
 log = structlog.get_logger("stack")
 
 IMAGE = "cairn/base:latest"
+AGENT = "embedded"
 START_SECONDS = 60.0
 TRIM_EVERY_SECONDS = 15.0
 #: What answers users keeps its share of a busy machine; the rest waits a little.
@@ -52,6 +55,9 @@ class Plan:
     docker_host: str | None
     identity: Installation
     api_key: str
+    ticket_key: str
+    agent: Keys
+    agent_credential: str
     api_port: int
     temporal: temporal.Temporal
     postgres: postgres.Postgres
@@ -66,23 +72,40 @@ class Plan:
     @property
     def hosts(self) -> list[database.HostSeed]:
         ids = self.identity.simulated_hosts[: self.settings.simulated_hosts]
+        seed = partial(
+            database.HostSeed,
+            credential=digest(self.agent_credential),
+            public_key=self.agent.public_key,
+            fingerprint=self.agent.fingerprint,
+        )
         simulated = [
-            database.HostSeed(
-                id=id, name=f"sim-{n}", backend="simulated", cpus=SIMULATED_CPUS, memory_mb=SIMULATED_MEMORY_MB
-            )
+            seed(id=id, name=f"sim-{n}", backend="simulated", cpus=SIMULATED_CPUS, memory_mb=SIMULATED_MEMORY_MB)
             for n, id in enumerate(ids, 1)
         ]
         if self.docker_host is None:
             return simulated
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
-        local = database.HostSeed(
+        cpus, memory_mb = identity.capacity(self.settings)
+        local = seed(
             id=self.identity.local_host,
             name=self.settings.host_name,
             backend="docker",
-            cpus=os.cpu_count() or 1,
-            memory_mb=memory,
+            cpus=cpus,
+            memory_mb=memory_mb,
         )
         return [local, *simulated]
+
+    def write_agent(self) -> None:
+        """The embedded agent joins with its platform: its identity, as the platform is now."""
+        membership = Membership(
+            api_url=f"{self.api_root}/v1",
+            installation=self.identity.installation,
+            temporal_address=self.temporal.address,
+            temporal_namespace=self.settings.temporal_namespace,
+            credential=self.agent_credential,
+            hosts=[AgentHost(id=host.id, name=host.name, backend=host.backend) for host in self.hosts],
+            ticket_keys=[verifying_key(self.ticket_key)],
+        )
+        identity.write(identity.path_of(self.folder, AGENT), Identity(keys=self.agent, membership=membership))
 
 
 @contextmanager
@@ -95,14 +118,18 @@ def planned(settings: Settings, docker_host: str | None) -> Iterator[Plan]:
     lock = data_folder.lock(folder)
     try:
         data_folder.clear_pids(folder)
+        known = identity.read(identity.path_of(folder, AGENT)) or Identity(keys=identity.new_keys(settings.host_name))
         api_port, temporal_port, ui_port, simulator_url = _ports(settings)
-        yield Plan(
+        plan = Plan(
             settings=settings,
             folder=folder,
             lock=lock,
             docker_host=docker_host,
             identity=data_folder.installation(folder, settings.installation, settings.simulated_hosts),
-            api_key=data_folder.api_key(folder),
+            api_key=data_folder.kept(folder / "api-key", new_key),
+            ticket_key=data_folder.kept(folder / "ticket-key", new_signing_key),
+            agent=known.keys,
+            agent_credential=known.membership.credential if known.membership else new_credential(),
             api_port=api_port,
             temporal=temporal.Temporal(
                 binary=temporal.find_binary(),
@@ -110,10 +137,13 @@ def planned(settings: Settings, docker_host: str | None) -> Iterator[Plan]:
                 port=temporal_port,
                 ui_port=ui_port,
                 namespace=settings.temporal_namespace,
+                host=settings.temporal_host,
             ),
             postgres=postgres.find(folder),
             simulator_url=simulator_url,
         )
+        plan.write_agent()
+        yield plan
     finally:
         os.close(lock)
 
@@ -121,7 +151,7 @@ def planned(settings: Settings, docker_host: str | None) -> Iterator[Plan]:
 def _ports(settings: Settings) -> tuple[int, int, int, str | None]:
     wanted = [
         (settings.api_host, settings.api_port, "CAIRN_API_PORT"),
-        (temporal.ADDRESS, settings.temporal_port, "CAIRN_TEMPORAL_PORT"),
+        (settings.temporal_host, settings.temporal_port, "CAIRN_TEMPORAL_PORT"),
         (temporal.ADDRESS, settings.temporal_ui_port, "CAIRN_TEMPORAL_UI_PORT"),
     ]
     simulator = urlsplit(settings.simulator_url)
@@ -163,7 +193,8 @@ def programs(plan: Plan, environ: Mapping[str, str]) -> dict[str, Program]:
         shared["CAIRN_SIMULATOR_URL"] = plan.simulator_url
         shared["CAIRN_SIMULATOR_DATA"] = str(plan.folder / "simulator")
     shared.pop("CAIRN_DATABASE_URL", None)
-    hosts = [AgentHost(id=h.id, name=h.name, backend=h.backend).model_dump(mode="json") for h in plan.hosts]
+    for_api = {"CAIRN_DATABASE_URL": plan.postgres.url("cairn_api"), "CAIRN_TICKET_KEY": plan.ticket_key}
+    for_agent = {"CAIRN_AGENT_IDENTITY": str(identity.path_of(plan.folder, AGENT))}
 
     def program(name: str, command: list[str], env: Mapping[str, str] = shared) -> Program:
         return Program(name=name, argv=command, env=env, log=plan.folder / "logs" / f"{name}.log")
@@ -191,7 +222,7 @@ def programs(plan: Plan, environ: Mapping[str, str]) -> dict[str, Program]:
         children.append(replace(program("simulator", [_script("cairn-simulator")]), ready=listens))
     children += [
         replace(
-            program("api", [_script("cairn-api")], shared | {"CAIRN_DATABASE_URL": plan.postgres.url("cairn_api")}),
+            program("api", [_script("cairn-api")], shared | for_api),
             ready=partial(_is_live, f"{plan.api_root}/health/live"),
         ),
         replace(
@@ -204,7 +235,9 @@ def programs(plan: Plan, environ: Mapping[str, str]) -> dict[str, Program]:
             stop_seconds=15.0,
         ),
         replace(
-            program("host_agent", [_script("cairn-agent")], shared | {"CAIRN_AGENT_HOSTS": json.dumps(hosts)}),
+            program("host_agent", [_script("cairn-agent")], shared | for_agent),
+            # It is there when it has its leases: before, there is no host to place anything on.
+            ready=partial(_has_hosts, f"{plan.api_root}/v1/hosts", plan.api_key),
             nice=BACKGROUND,
             stop_seconds=15.0,
         ),
@@ -225,6 +258,16 @@ async def _is_live(url: str) -> bool:
             return (await client.get(url, timeout=2)).status_code == httpx.codes.OK
     except httpx.HTTPError:
         return False
+
+
+async def _has_hosts(url: str, api_key: str) -> bool:
+    """Whether some host takes placements."""
+    try:
+        async with httpx.AsyncClient(trust_env=False, headers={"X-API-Key": api_key}) as client:
+            answer = await client.get(url, params={"limit": 500}, timeout=2)
+    except httpx.HTTPError:
+        return False
+    return answer.status_code == httpx.codes.OK and any(host["reachable"] for host in answer.json()["data"])
 
 
 class Stack:

@@ -33,10 +33,13 @@ class Temporal:
     port: int
     ui_port: int
     namespace: str
+    #: What it listens on. Whoever reaches it can act for the platform.
+    host: str = ADDRESS
 
     @property
     def address(self) -> str:
-        return f"{ADDRESS}:{self.port}"
+        reachable = ADDRESS if self.host == "0.0.0.0" else self.host  # noqa: S104 - compared with, not bound
+        return f"{reachable}:{self.port}"
 
     @property
     def ui_url(self) -> str:
@@ -45,7 +48,8 @@ class Temporal:
     def command(self) -> list[str]:
         return [
             str(self.binary),
-            *("server", "start-dev", "--ip", ADDRESS, "--port", str(self.port), "--ui-port", str(self.ui_port)),
+            *("server", "start-dev", "--ip", self.host, "--port", str(self.port)),
+            *("--ui-ip", ADDRESS, "--ui-port", str(self.ui_port)),
             *("--log-level", "error", "--db-filename", str(self.file), "--namespace", self.namespace),
             *(part for name, value in PRAGMAS.items() for part in ("--sqlite-pragma", f"{name}={value}")),
             *(part for name, kind in SEARCH_ATTRIBUTES.items() for part in ("--search-attribute", f"{name}={kind}")),
@@ -53,7 +57,7 @@ class Temporal:
         ]
 
     async def is_ready(self) -> bool:
-        return await answers(ADDRESS, self.port)
+        return await answers(self.address.rpartition(":")[0], self.port)
 
 
 async def answers(address: str, port: int) -> bool:

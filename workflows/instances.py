@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError, TimeoutType
+from temporalio.workflow import ActivityConfig
 
-from workflows.options import REMOVE, RESTORE, on_control, on_host, remaining
-from workflows.saga import Saga, Settle, Undo, call, carry_out
+from workflows.options import LEAST, REMOVE, RESTORE, SILENCE, on_control, on_host, remaining
+from workflows.saga import Saga, Settle, Undo, call, carry_out, shielded
 
 with workflow.unsafe.imports_passed_through():
     from activities.instances import (
@@ -40,7 +41,7 @@ def settling(order: Order) -> Settle:
 
 
 def removal(placement: Placement) -> Undo:
-    return (InstanceEngine.delete, placement.spec, on_host(_host(placement), REMOVE))
+    return Undo(InstanceEngine.delete, placement.spec, on_host(_host(placement), REMOVE))
 
 
 @workflow.defn
@@ -50,25 +51,25 @@ class ProvisionInstance:
     @workflow.run
     async def run(self, order: Order) -> None:
         async def plan(saga: Saga) -> MachineState:
-            avoid: list[int] = []
+            request = PlaceRequest(order=order)
             while True:
-                request = PlaceRequest(order=order, avoid_ports=avoid)
-                placement = await saga.step(InstanceRecords.place, request, on_control(remaining(order)))
+                placement = await saga.step(InstanceRecords.place, request, on_control(remaining(order), poll=True))
                 try:
                     return await self._launch(saga, order, placement)
                 except ActivityError as error:
-                    port = taken_port(error)
-                    if port is None or len(avoid) >= PORT_TRIES or port in order.fixed_ports:
-                        raise
-                    avoid.append(port)
+                    request = elsewhere(error, request, placement)
 
         await carry_out(order, plan, settling(order))
 
     async def _launch(self, saga: Saga, order: Order, placement: Placement) -> MachineState:
         spec, host = placement.spec, _host(placement)
-        await saga.step(InstanceEngine.ensure_image, spec, on_host(host, remaining(order)))
-        await saga.step(InstanceEngine.create, spec, on_host(host, remaining(order)), undo=[removal(placement)])
-        return await saga.step(InstanceEngine.start, spec, on_host(host, remaining(order)))
+
+        def there() -> ActivityConfig:
+            return on_host(host, remaining(order), taken_up_within=SILENCE)
+
+        await saga.step(InstanceEngine.ensure_image, spec, there())
+        await saga.step(InstanceEngine.create, spec, there(), undo=[removal(placement)])
+        return await saga.step(InstanceEngine.start, spec, there())
 
 
 @workflow.defn
@@ -80,7 +81,7 @@ class StartInstance:
             spec, host = placement.spec, _host(placement)
             grace = timedelta(seconds=order.grace_seconds)
             request = StopRequest(spec=spec, grace_seconds=order.grace_seconds)
-            undo = (InstanceEngine.stop, request, on_host(host, RESTORE + grace))
+            undo = Undo(InstanceEngine.stop, request, on_host(host, RESTORE + grace))
             return await saga.step(InstanceEngine.start, spec, on_host(host, remaining(order)), undo=[undo])
 
         await carry_out(order, plan, settling(order))
@@ -95,9 +96,9 @@ class StopInstance:
             spec, host = placement.spec, _host(placement)
             request = StopRequest(spec=spec, grace_seconds=order.grace_seconds)
             # It may have been asked to end already, and be about to: that is seen through before it is started.
-            undo: list[Undo] = [
-                (InstanceEngine.stop, StopRequest(spec=spec, grace_seconds=0), on_host(host, RESTORE)),
-                (InstanceEngine.start, spec, on_host(host, RESTORE)),
+            undo = [
+                Undo(InstanceEngine.stop, StopRequest(spec=spec, grace_seconds=0), on_host(host, RESTORE)),
+                Undo(InstanceEngine.start, spec, on_host(host, RESTORE)),
             ]
             await saga.step(InstanceEngine.stop, request, on_host(host, remaining(order)), undo=undo)
 
@@ -126,6 +127,110 @@ class DeprovisionInstance:
         await carry_out(order, plan, settling(order), cancellable=False)
 
 
+@workflow.defn
+class HealInstance:
+    """Make an instance's machine what it should be. What it changes has no way back: it was wrong."""
+
+    @workflow.run
+    async def run(self, order: Order) -> None:
+        async def plan(saga: Saga) -> MachineState:
+            placement = await saga.step(InstanceRecords.claim, order, on_control(remaining(order), poll=True))
+            spec, host = placement.spec, _host(placement)
+
+            def there() -> ActivityConfig:
+                return on_host(host, remaining(order), taken_up_within=SILENCE)
+
+            if order.recreate:
+                await saga.step(InstanceEngine.delete, spec, there())
+            await saga.step(InstanceEngine.ensure_image, spec, there())
+            made = await saga.step(InstanceEngine.create, spec, there())
+            await saga.step(InstanceEngine.adjust, spec, there())
+            if not placement.was_running:
+                await saga.step(InstanceEngine.stop, StopRequest(spec=spec, grace_seconds=order.grace_seconds), there())
+                return MachineState(engine_id=made, private_ip=None)
+            return await saga.step(InstanceEngine.start, spec, there())
+
+        await carry_out(order, plan, settling(order))
+
+
+@workflow.defn
+class MoveInstance:
+    """Make an instance's machine anew on another host. It never runs on both: where the old host can be
+    reached, the old machine is stopped before the new one is started, and removed when that is ready."""
+
+    @workflow.run
+    async def run(self, order: Order) -> None:
+        async def plan(saga: Saga) -> MachineState:
+            request = PlaceRequest(order=order)
+            undo = [Undo(InstanceRecords.stay, order, on_control())]
+            while True:
+                there = on_control(remaining(order), poll=True)
+                placement = await saga.step(InstanceRecords.place_beside, request, there, undo=undo)
+                try:
+                    facts = await self._make(saga, order, placement)
+                    break
+                except ActivityError as error:
+                    request, undo = elsewhere(error, request, placement), []
+            await shielded(self._switch(saga, order, placement))
+            return facts
+
+        await carry_out(order, plan, settling(order))
+
+    async def _switch(self, saga: Saga, order: Order, placement: Placement) -> None:
+        # Without a deadline: a switch whose answer is late has happened all the same.
+        await saga.commit(InstanceRecords.switch, order, on_control())
+        if placement.leaves is None or placement.old_spec is None:
+            return
+        try:
+            await saga.step(InstanceEngine.delete, placement.old_spec, on_host(placement.leaves, REMOVE))
+        except ActivityError as error:
+            # A leftover from the switch on: the host's next inventory shows it.
+            workflow.logger.warning("left to the host's inventory: %s", error.cause)
+
+    async def _make(self, saga: Saga, order: Order, placement: Placement) -> MachineState:
+        spec, host = placement.spec, _host(placement)
+
+        def there() -> ActivityConfig:
+            return on_host(host, remaining(order), taken_up_within=SILENCE)
+
+        await saga.step(InstanceEngine.ensure_image, spec, there())
+        # Where the new host is silent, what is left there has a generation that no row names; what is fenced is
+        # stopped there by then.
+        within = REMOVE + timedelta(seconds=placement.fence_seconds if spec.fenced else 0)
+        remake = [Undo(InstanceEngine.delete, spec, on_host(host, within), may_fail=True)]
+        if placement.leaves is not None and placement.old_spec is not None:
+            left, old = placement.leaves, placement.old_spec
+            # Where both hosts have one engine, the new machine takes the old one's place.
+            remake.append(Undo(InstanceEngine.create, old, on_host(left, RESTORE)))
+            if placement.was_running:
+                request = StopRequest(spec=old, grace_seconds=order.grace_seconds)
+                restart = [
+                    Undo(InstanceEngine.stop, StopRequest(spec=old, grace_seconds=0), on_host(left, RESTORE)),
+                    Undo(InstanceEngine.start, old, on_host(left, RESTORE)),
+                ]
+                await saga.step(InstanceEngine.stop, request, on_host(left, remaining(order)), undo=restart)
+        made = await saga.step(InstanceEngine.create, spec, there(), undo=remake)
+        if not placement.was_running:
+            return MachineState(engine_id=made, private_ip=None)
+        return await saga.step(InstanceEngine.start, spec, there())
+
+
+def elsewhere(error: ActivityError, request: PlaceRequest, placement: Placement) -> PlaceRequest:
+    """How to place again after a step that another placement may help. Raises the error where none does."""
+    port = taken_port(error)
+    if port is not None and len(request.avoid_ports) < PORT_TRIES and port not in request.order.fixed_ports:
+        return request.model_copy(update={"avoid_ports": [*request.avoid_ports, port]})
+    if was_silent(error) and remaining(request.order) > LEAST:
+        return request.model_copy(update={"silent_host": placement.host})
+    raise error
+
+
+def was_silent(error: ActivityError) -> bool:
+    """Whether nobody took the step up."""
+    cause = error.cause
+    return isinstance(cause, TimeoutError) and cause.type is TimeoutType.SCHEDULE_TO_START
+
+
 def taken_port(error: ActivityError) -> int | None:
     """The host port that the engine found taken, where that is why a step failed."""
     cause = error.cause
@@ -141,4 +246,4 @@ def _host(placement: Placement) -> str:
     return placement.host
 
 
-PLANS = [ProvisionInstance, StartInstance, StopInstance, DeprovisionInstance]
+PLANS = [ProvisionInstance, StartInstance, StopInstance, DeprovisionInstance, HealInstance, MoveInstance]

@@ -21,6 +21,9 @@ REMOVE = timedelta(seconds=20)
 #: Time to bring back what a run changed: nothing else would.
 RESTORE = timedelta(seconds=60)
 
+#: A step that could be done elsewhere waits so long for its host to take it up: longer than a lease lasts.
+SILENCE = timedelta(seconds=20)
+
 _RETRY = RetryPolicy(
     initial_interval=timedelta(milliseconds=200), backoff_coefficient=2, maximum_interval=timedelta(seconds=5)
 )
@@ -45,16 +48,16 @@ def on_control(within: timedelta | None = None, *, poll: bool = False) -> Activi
     )
 
 
-def on_host(host: str, within: timedelta) -> ActivityConfig:
+def on_host(host: str, within: timedelta, *, taken_up_within: timedelta | None = None) -> ActivityConfig:
     """A call to the host's engine, tried until ``within`` has passed.
 
-    The host may be silent for as long: a dead agent shows (the step stays scheduled), and goes on
-    when it is back. That it did not answer does not prove that it did nothing.
+    The host may be silent for as long, or for ``taken_up_within``: a dead agent shows (the step stays scheduled),
+    and goes on when it is back. That it did not answer does not prove that it did nothing.
     """
     return ActivityConfig(
         task_queue=host_queue(host),
         schedule_to_close_timeout=within,
-        schedule_to_start_timeout=within,
+        schedule_to_start_timeout=min(within, taken_up_within or within),
         start_to_close_timeout=within,
         heartbeat_timeout=HEARTBEAT,
         retry_policy=_RETRY,

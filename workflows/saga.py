@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from temporalio import workflow
 from temporalio.exceptions import (
@@ -23,7 +23,17 @@ with workflow.unsafe.imports_passed_through():
     from model.workflows import Failure, Order, Outcome
 
 R = TypeVar("R")
-Undo = tuple[Callable[..., Any], Any, ActivityConfig]
+
+
+class Undo(NamedTuple):
+    """What takes a step back. ``may_fail``: what is left of it is removed later, by its generation."""
+
+    method: Callable[..., Any]
+    arg: Any
+    config: ActivityConfig
+    may_fail: bool = False
+
+
 #: ``settle(outcome, failure, facts, undone)``: ``facts`` is what the plan answered; ``undone``: nothing is left of it.
 Settle = Callable[[Outcome, Failure | None, Any, bool], Awaitable[None]]
 CANCELLED = Failure(code="cancelled", message="the workflow was cancelled")
@@ -33,7 +43,7 @@ class Saga:
     """The undos of one run, newest last."""
 
     def __init__(self, *, cancellable: bool = True) -> None:
-        self._cancellable = cancellable
+        self.cancellable = cancellable
         self._undos: list[Undo] = []
         self._count = 0
 
@@ -48,19 +58,30 @@ class Saga:
         self._undos.extend(reversed(undo))
         self._count += 1
         result = await call(method, arg, f"step-{self._count}", config)
-        if self._cancellable and workflow.cancellation_reason() is not None:
+        if self.cancellable and workflow.cancellation_reason() is not None:
             raise asyncio.CancelledError
+        return result
+
+    async def commit(self, method: Callable[[Any, Any], R], arg: Any, config: ActivityConfig) -> R:
+        """A step after which there is no way back: nothing before it is undone, and no cancel is heard any more.
+
+        The caller shields it, and what follows.
+        """
+        self.cancellable = False
+        result = await self.step(method, arg, config)
+        self._undos.clear()
         return result
 
     async def unwind(self) -> str | None:
         """Undo what was done, newest first. One that fails does not stop the others: why it did is answered."""
         failed = None
-        for number, (method, arg, config) in enumerate(reversed(self._undos), 1):
+        for number, undo in enumerate(reversed(self._undos), 1):
             try:
-                await call(method, arg, f"undo-{number}", config)
+                await call(undo.method, undo.arg, f"undo-{number}", undo.config)
             except ActivityError as error:
                 workflow.logger.error("undo failed: %s", error.cause)
-                failed = failed or failure_of(error).message
+                if not undo.may_fail:
+                    failed = failed or failure_of(error).message
         self._undos.clear()
         return failed
 
@@ -86,7 +107,7 @@ async def carry_out(
         failure = failure_of(error)
         if failure.code == "run_ended":
             raise
-        cancelled = is_cancelled_exception(error) or (cancellable and workflow.cancellation_reason() is not None)
+        cancelled = is_cancelled_exception(error) or (saga.cancellable and workflow.cancellation_reason() is not None)
         if cancelled:
             failure = CANCELLED
 

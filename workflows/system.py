@@ -6,15 +6,14 @@ from datetime import timedelta
 
 from temporalio import workflow
 
-from workflows.options import on_control, on_host
+from workflows.options import on_control
 
 with workflow.unsafe.imports_passed_through():
-    from activities.hosts import HostEngine, HostRecords
+    from activities.samples import SampleRecords
     from activities.sweeper import Sweeper
 
 #: A pass that takes longer has been overtaken by the next.
 PASS = timedelta(seconds=60)
-ROUNDS = 3
 
 
 @workflow.defn
@@ -27,17 +26,12 @@ class Tick:
 
 
 @workflow.defn
-class ReconcileHost:
-    """Compare what a host holds with what it should hold; remove leftovers, and see that they are gone."""
+class CoarsenSamples:
+    """Started by the tick where it is due."""
 
     @workflow.run
-    async def run(self, host: str) -> None:
-        inventory = await workflow.execute_activity_method(HostEngine.inventory, [], **on_host(host, PASS))
-        for _ in range(ROUNDS):
-            leftovers = await workflow.execute_activity_method(HostRecords.reconcile, inventory, **on_control(PASS))
-            if not leftovers:
-                return
-            inventory = await workflow.execute_activity_method(HostEngine.inventory, leftovers, **on_host(host, PASS))
+    async def run(self) -> None:
+        await workflow.execute_activity_method(SampleRecords.coarsen, **on_control(PASS))
 
 
-PLANS = [Tick, ReconcileHost]
+PLANS = [Tick, CoarsenSamples]

@@ -12,11 +12,14 @@ from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError
 from temporalio.testing import ActivityEnvironment
 
+from activities.fleet import Limits
 from activities.runs import start
 from activities.sweeper import Sweeper, Swept
 from model.workflows import Order
 from tests.activities.conftest import Platform
 from tests.services import TemporalServer
+
+LIMITS = Limits(reconcile_interval=10, fence_after=30, deadline_launch=60)
 
 
 @pytest_asyncio.fixture
@@ -25,7 +28,7 @@ async def client(temporal_server: TemporalServer) -> Client:
 
 
 async def sweep(engine: Engine, client: Client) -> Swept:
-    swept: Swept = await ActivityEnvironment().run(Sweeper(engine, client).sweep)
+    swept: Swept = await ActivityEnvironment().run(Sweeper(engine, client, LIMITS).sweep)
     return swept
 
 
@@ -126,3 +129,23 @@ async def test_thousand_fine_rows_cost_nothing(platform: Platform, worker_engine
     platform.running()
     age(platform, "checked_at", 100)
     assert await sweep(worker_engine, client) == Swept()
+
+
+async def test_only_the_tick_judges_hosts(platform: Platform, worker_engine: Engine, client: Client) -> None:
+    """A sweep that the API asks for also runs while Temporal is away, and no host can renew its lease."""
+    await Sweeper(worker_engine, client, LIMITS).sweep()
+    assert platform.db.rows("SELECT * FROM pulses") == []
+    await sweep(worker_engine, client)
+    assert [row["process"] for row in platform.db.rows("SELECT * FROM pulses")] == ["tick"]
+
+
+async def test_child_whose_parent_has_ended_is_started(
+    platform: Platform, worker_engine: Engine, client: Client
+) -> None:
+    parent, child = platform.launch("parent"), platform.launch("child")
+    age(platform, "created_at", 10)
+    platform.db.rows("UPDATE workflows SET parent_id = %s WHERE id = %s", parent.workflow_id, child.workflow_id)
+    assert (await sweep(worker_engine, client)).started == 1
+    platform.db.rows("UPDATE workflows SET state = 'failed', finished_at = now() WHERE id = %s", parent.workflow_id)
+    assert (await sweep(worker_engine, client)).started == 1
+    assert await status(client, child) is WorkflowExecutionStatus.RUNNING

@@ -19,9 +19,10 @@ from temporalio.client import Client
 
 from api.app import create_app
 from model.settings import Settings
+from model.tickets import new_signing_key
 from tests import services
 from tests.services import PORT_RANGE, Database, TemporalServer, database, eventually, own_database, temporal_server
-from worker.api import CONNECTIONS
+from worker.api import CONNECTIONS, Protocol
 from worker.database import connect_async
 
 __all__ = ["database", "own_database", "temporal_server"]
@@ -66,12 +67,20 @@ class Quiet(uvicorn.Server):
 
 @asynccontextmanager
 async def served(db: Database, temporal: Client) -> AsyncIterator[Api]:
-    settings = Settings(port_range=PORT_RANGE, database_url=db.url("cairn_api"), overcommit_cpu=4, overcommit_memory=1)
+    settings = Settings(
+        port_range=PORT_RANGE,
+        database_url=db.url("cairn_api"),
+        overcommit_cpu=4,
+        overcommit_memory=1,
+        ticket_key=new_signing_key(),
+    )
     engine = connect_async(db.url("cairn_api"), CONNECTIONS)
     app = create_app(settings, engine, temporal)
     with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
         port = listener.getsockname()[1]
-        config = uvicorn.Config(app, log_config=None, access_log=False, http="httptools", lifespan="on")
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, http=Protocol, ws="websockets-sansio", lifespan="on"
+        )
         server = Quiet(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         assert await eventually(lambda: server.started)

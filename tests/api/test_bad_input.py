@@ -26,7 +26,6 @@ NOT_BUILT = {
     "volumes": [{"volume_id": str(UUID(int=1)), "mount_path": "/data"}],
     "ssh_key_id": str(UUID(int=1)),
     "user_data": "#!",
-    "on_host_lost": "keep",
 }
 TYPES: list[Any] = [1, -1, 1.5, True, [], {}, [1], {"a": 1}, "", None, [None], [[]], 10**400]
 

@@ -17,11 +17,29 @@ PLANS = {
     "stop": ("instance.claim", "instance.stop", "instance.settle"),
     "delete": ("instance.claim", "instance.delete", "instance.settle"),
     "undo": ("instance.delete", "instance.settle"),
+    "heal": (
+        "instance.claim",
+        "image.ensure",
+        "instance.create",
+        "instance.adjust",
+        "instance.start",
+        "instance.settle",
+    ),
+    "drain": (
+        *("drain.next", "instance.place_beside", "image.ensure", "instance.stop", "instance.create", "instance.start"),
+        *("instance.switch", "instance.delete", "instance.settle", "drain.settle"),
+    ),
+    "drain undone": ("instance.stay",),
     "reconcile": ("host.inventory", "host.reconcile"),
     "tick": ("tick.sweep",),
+    "samples": ("samples.coarsen",),
 }
 #: Scenarios that a user asks for, and may call off.
 ASKED = ("launch", "start", "stop", "delete")
+#: What nobody asks for.
+SYSTEM = ("reconcile", "tick", "samples")
+#: What is the same on every engine, whose own steps other scenarios try.
+ON_ONE_ENGINE = (*SYSTEM, "heal", "drain", "drain undone")
 PROCESSES = ("api", "temporal", "postgres")
 #: What a fault does by itself. An answer can be lost only where there is one.
 FAULTS = {"kill": None, "error": None, "lose_answer": ("after_effect", "after_commit")}
@@ -54,13 +72,12 @@ def every() -> list[Cell]:
     """The whole matrix."""
     cells = []
     for plan, activities in PLANS.items():
-        # System work serves all hosts alike; the scenarios plant their leftovers on the simulated engine.
-        backends = ("simulated",) if plan in ("reconcile", "tick") else ("simulated", "docker")
+        backends = ("simulated",) if plan in ON_ONE_ENGINE else ("simulated", "docker")
         for activity in activities:
             for point in points_of(activity):
                 whats = [what for what, at in FAULTS.items() if at is None or point.endswith(at)]
                 cells += [Cell(what, plan, point, backend) for what in whats for backend in backends]
-                if plan in ASKED:
+                if plan in (*ASKED, "drain"):
                     cells += [Cell("cancel", plan, point, backend) for backend in backends]
                     cells += [Cell(process, plan, point, "simulated") for process in PROCESSES]
                 if plan in ("launch", "start", "stop"):

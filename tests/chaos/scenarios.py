@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from tests import invariants
-from tests.chaos.cells import PROCESSES, Cell
+from tests.chaos.cells import PROCESSES, SYSTEM, Cell
 from tests.stack import Json, Stack, wait_for
 
 #: A cancel acts within this, whatever the step does meanwhile.
@@ -22,8 +22,12 @@ BEFORE = {"launch": "error", "start": "stopped", "stop": "running", "delete": "r
 def run(stack: Stack, cell: Cell) -> None:
     """One cell, on a stack at rest, which it leaves at rest. Fails where a promise is broken."""
     try:
-        if cell.plan in ("reconcile", "tick"):
+        if cell.plan in SYSTEM:
             _system_work(stack, cell)
+        elif cell.plan == "heal":
+            _heal(stack, cell)
+        elif cell.plan.startswith("drain"):
+            _drain(stack, cell)
         elif cell.what == "cancel":
             _cancel(stack, cell)
         elif cell.what == "delete":
@@ -136,19 +140,99 @@ def _system_work(stack: Stack, cell: Cell) -> None:
     leftover = _plant_leftover(stack, instance) if cell.plan == "reconcile" else None
     before = len(stack.hits(cell.point))
     stack.fault(cell.point, cell.what)
+    if cell.plan == "samples":
+        _plant_old_samples(stack, instance)
     accepted = stack.launch()
     stack.wait_for_hit(cell.point, before)
     stack.completed(accepted)
+    if cell.plan == "samples":
+        _expect_coarser(stack, instance)
     wait_for("the leftover is removed", lambda: leftover not in invariants.machines(stack), 30)
+
+
+def _heal(stack: Stack, cell: Cell) -> None:
+    """What somebody stopped behind our back runs again, whatever happens to the run that sees to it."""
+    instance = stack.running()
+    project = f"/projects/{instance['project_id']}"
+    stack.request("PATCH", project, json={"drift_policy": "heal"}).raise_for_status()
+    try:
+        before = len(stack.hits(cell.point))
+        stack.fault(cell.point, cell.what)
+        url = f"{stack.simulator_url}/hosts/{instance['host']}/machines/{instance['container_id']}"
+        httpx.put(url, json={"state": "stopped", "memory_mb": 1}).raise_for_status()
+        stack.wait_for_hit(cell.point, before, 30)
+        wait_for("it is healed", lambda: _is_well(stack, instance), 60)
+    finally:
+        stack.wait_for_api()
+        stack.request("PATCH", project, json={"drift_policy": "report"}).raise_for_status()
+
+
+def _is_well(stack: Stack, instance: Json) -> bool:
+    now = stack.instance(instance)
+    machine = next(m for m in stack.simulated_machines() if m["id"] == now["container_id"])
+    return (
+        now["status"] == "running" and not now["drift"] and machine["state"] == "running" and machine["memory_mb"] > 1
+    )
+
+
+def _drain(stack: Stack, cell: Cell) -> None:
+    """What was on the host is elsewhere, once, or, where the drain was called off, where it was or elsewhere."""
+    instance = stack.running()
+    (host,) = (host for host in stack.list("/hosts") if host["name"] == instance["host"])
+    undone = cell.plan == "drain undone"
+    held = "instance.start.before" if undone else cell.point
+    before, undoing = len(stack.hits(held)), len(stack.hits(cell.point))
+    alone = cell.what == "cancel" or cell.what in PROCESSES
+    stack.plant(*([_at(held, "pause")] if undone or alone else []), *([] if alone else [_at(cell.point, cell.what)]))
+    accepted = stack.accept("POST", f"/hosts/{host['id']}/drain")
+    try:
+        stack.wait_for_hit(held, before)
+        if undone or cell.what == "cancel":
+            answer = stack.cancel(accepted)
+            assert answer.status_code in (httpx.codes.ACCEPTED, httpx.codes.CONFLICT), answer.text
+        if undone:
+            stack.wait_for_hit(cell.point, undoing)
+        if cell.what in PROCESSES:
+            stack.kill(cell.what)
+        if alone:
+            stack.plant()
+        row = stack.ended(accepted)
+        assert row["state"] == "completed" or (row["state"] == "cancelled" and (undone or cell.what == "cancel")), row
+        if row["state"] == "completed":
+            assert stack.instance(instance)["host"] != host["name"]
+    finally:
+        stack.plant()
+        stack.ended(accepted)
+        stack.request("POST", f"/hosts/{host['id']}/uncordon").raise_for_status()
+    _expect(stack, instance, "running")
 
 
 def _plant_leftover(stack: Stack, instance: Json) -> str:
     """A machine with our labels whose row is unknown: a create that ended after everybody had forgotten it."""
     (machine,) = (m for m in stack.simulated_machines() if m["id"] == instance["container_id"])
     id = str(uuid.uuid4())
-    copy = {"image": machine["image"], "ports": [], "labels": machine["labels"] | {"io.cairn.id": id}}
+    copy = {name: machine[name] for name in ("image", "vcpus", "memory_mb")}
+    copy |= {"ports": [], "labels": machine["labels"] | {"io.cairn.id": id}}
     httpx.post(f"{stack.simulator_url}/hosts/{instance['host']}/machines/cairn-instance-{id}", json=copy)
     return id
+
+
+def _plant_old_samples(stack: Stack, instance: Json) -> None:
+    """A minute that is to be made coarser, half an hour ago; nothing later has been yet."""
+    stack.sql("DELETE FROM samples")
+    stack.sql(
+        "INSERT INTO samples SELECT project_id, id, 10, date_bin('60 s', now(), 'epoch') - interval '30 min' + n * "
+        "interval '10 s', 10 * n, 1000, 2, n, n, n, n FROM instances, generate_series(0, 5) AS n WHERE id = %s",
+        instance["id"],
+    )
+
+
+def _expect_coarser(stack: Stack, instance: Json) -> None:
+    def rows() -> list[tuple[Any, ...]]:
+        asked = "SELECT cpu_percent, memory_bytes, rx_bytes FROM samples WHERE instance_id = %s AND seconds = 60"
+        return stack.sql(f"{asked} ORDER BY at LIMIT 1", instance["id"])
+
+    assert wait_for("a minute's samples are one", rows, 30) == [(25, 1000, 5)]
 
 
 def _expect(stack: Stack, accepted: Json, status: str) -> None:

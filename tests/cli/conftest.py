@@ -1,10 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+from websockets.sync.server import ServerConnection
 
-from tests.cli.fake import FakeApi
+from tests.cli.fake import FakeApi, FakeStreams
 
 
 @pytest.fixture
@@ -15,3 +16,19 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeApi]:
     yield fake
     fake.server.shutdown()
     fake.server.server_close()
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[ServerConnection], None]], FakeStreams]]:
+    """Makes an API whose WebSockets are served by a function of the test's."""
+    made: list[FakeStreams] = []
+
+    def make(serve: Callable[[ServerConnection], None]) -> FakeStreams:
+        made.append(FakeStreams(serve))
+        monkeypatch.setenv("CAIRN_API_URL", made[0].url)
+        monkeypatch.setenv("CAIRN_API_KEY", "secret-key")
+        return made[0]
+
+    yield make
+    for one in made:
+        one.server.shutdown()

@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 import threading
 from collections import defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from typer.testing import CliRunner, Result
+from websockets.datastructures import Headers
+from websockets.http11 import Request as WebRequest
+from websockets.http11 import Response
+from websockets.sync.server import ServerConnection
+from websockets.sync.server import serve as sync_serve
 
 from cli.main import app
 
 WORKFLOW = "0199b3f0-0000-7000-8000-00000000000a"
+HOST = "0199b3f0-0000-7000-8000-000000000002"
 INSTANCE = "0199b3f0-0000-7000-8000-000000000001"
 WHEN = "2026-01-01T12:00:00Z"
 
@@ -92,6 +99,31 @@ class FakeApi:
         return [request for request in self.requests if f"{request.method} {request.path}" == route]
 
 
+class FakeStreams:
+    """An API on which WebSockets may be opened: ``serve`` gets each, its instance is the only other thing there.
+
+    ``refusal``: what opening is answered with instead. ``opened``: the paths, with their queries, and the keys.
+    """
+
+    def __init__(self, serve: Callable[[ServerConnection], None]) -> None:
+        self.refusal: Answer | None = None
+        self.opened: list[tuple[str, str | None]] = []
+
+        def answered(connection: ServerConnection, request: WebRequest) -> Response | None:
+            if "Upgrade" not in request.headers:
+                return _response(Answer(200, [instance()]))
+            self.opened.append((request.path, request.headers.get("X-API-Key")))
+            return _response(self.refusal) if self.refusal else None
+
+        self.server = sync_serve(serve, "127.0.0.1", 0, process_request=answered)
+        self.url = f"http://127.0.0.1:{self.server.socket.getsockname()[1]}/v1"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+def _response(answer: Answer) -> Response:
+    return Response(answer.status, "", Headers({"Content-Length": str(len(answer.body()))}), answer.body())
+
+
 def cairn(*args: str) -> Result:
     return CliRunner().invoke(app, list(args), catch_exceptions=False)
 
@@ -114,6 +146,30 @@ def instance(name: str = "web", **over: Any) -> dict[str, Any]:
         "workflow_id": WORKFLOW,
         **over,
     }
+
+
+def host(name: str = "rack-1", **over: Any) -> dict[str, Any]:
+    return {
+        "id": HOST,
+        "name": name,
+        "backend": "docker",
+        "state": "ready",
+        "reachable": True,
+        "capacity": {"vcpus": 8.0, "memory_mb": 16384},
+        "allocated": {"vcpus": 2.5, "memory_mb": 1024},
+        "ports_held": 3,
+        "labels": {"disk": "ssd"},
+        "versions": {"agent": "0.2.0"},
+        "agent_url": "https://10.0.0.2:7000",
+        "last_seen_at": WHEN,
+        "created_at": WHEN,
+        **over,
+    }
+
+
+def sample(**over: Any) -> dict[str, Any]:
+    figures = dict.fromkeys(("rx_bytes", "tx_bytes", "read_bytes", "written_bytes"), 1536)
+    return {"at": WHEN, "seconds": 10, "cpu_percent": 12.34, "memory_bytes": 3 << 20, "pids": 2, **figures, **over}
 
 
 def step(name: str, state: str = "completed", **over: Any) -> dict[str, Any]:

@@ -38,7 +38,8 @@ def test_client_commands_load_no_server_libraries(api: FakeApi) -> None:
     code = (
         "import sys\nfrom cli.main import app\n"
         "try: app(['instance', 'list'])\nexcept SystemExit: pass\n"
-        "print([m for m in ('sqlalchemy', 'temporalio', 'fastapi', 'docker', 'pydantic_settings') if m in sys.modules])"
+        "names = 'sqlalchemy', 'temporalio', 'fastapi', 'docker', 'pydantic_settings', 'websockets'\n"
+        "print([m for m in names if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
@@ -52,6 +53,9 @@ def test_mistyped_command_is_a_usage_error_with_a_suggestion() -> None:
 
 CLIENT_COMMANDS = (
     [["instance", verb] for verb in ("launch", "list", "show", "start", "stop", "rm")]
+    + [["instance", verb] for verb in ("logs", "stats", "exec", "terminal")]
+    + [["host", verb] for verb in ("list", "show", "token", "join", "cordon", "uncordon", "drain", "rm")]
+    + [["project", verb] for verb in ("show", "set")]
     + [["workflow", verb] for verb in ("list", "show", "wait", "cancel")]
     + [["event", "watch"], ["faults", "list"]]
     + [[name] for name, place in COMMANDS.items() if place.example]

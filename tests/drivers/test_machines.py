@@ -146,3 +146,25 @@ def test_users_labels_cannot_pass_for_ours(site: Site) -> None:
     machines = site.machines()
     machines.create(wanted)
     assert [m.id for m in machines.inventory()] == [wanted.id]
+
+
+def test_usage_is_of_running_machines_of_the_owner_alone(site: Site) -> None:
+    machines, wanted, stopped, foreign = site.machines(), spec(), spec(), spec()
+    other = site.machines(host_id=uuid4())
+    for mine in (wanted, stopped):
+        machines.create(mine)
+        machines.start(mine.id, never)
+    other.create(foreign)
+    other.start(foreign.id, never)
+    machines.stop(stopped.id, 0, never)
+    try:
+        (first,) = machines.sample()
+        (second,) = machines.sample()
+        assert (first.id, first.project_id, first.generation) == (wanted.id, wanted.project_id, wanted.generation)
+        assert second.at > first.at
+        assert second.cpu_seconds >= first.cpu_seconds
+        assert first.memory_bytes > 0
+        machines.delete(wanted.id)
+        assert machines.sample() == []
+    finally:
+        other.delete(foreign.id)

@@ -84,3 +84,16 @@ def test_newer_generation_is_not_touched() -> None:
     with pytest.raises(Superseded) as refused:
         OWNER.check_adoptable(SPEC.model_copy(update={"generation": 2}), LABELS)
     assert not refused.value.retryable
+
+
+@pytest.mark.parametrize(("generation", "what"), [(4, "replaced"), (3, "foreign"), (2, "foreign")])
+def test_older_placement_on_another_host_of_ours_with_the_same_engine_is_replaced(generation: int, what: str) -> None:
+    elsewhere = Owner(installation=OWNER.installation, host_id=uuid4())
+    wanted = SPEC.model_copy(update={"generation": generation})
+    if what == "replaced":
+        assert elsewhere.check_adoptable(wanted, LABELS) is False
+    else:
+        with pytest.raises(ForeignObject):
+            elsewhere.check_adoptable(wanted, LABELS)
+    with pytest.raises(ForeignObject):
+        Owner(installation=uuid4(), host_id=OWNER.host_id).check_adoptable(wanted, LABELS)

@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import docker.errors
 import pytest
+import requests
 
 from drivers.docker import CALL_SECONDS, DockerMachines
 from model.errors import EngineUnavailable
@@ -116,6 +119,7 @@ def test_every_call_gives_a_silent_engine_up_in_time(
         lambda: behind.stop(running.id, 0, never),
         lambda: behind.delete(running.id),
         behind.inventory,
+        behind.sample,
         *[unconnected.inventory] * 3,
     ]
     proxy.silent.set()
@@ -167,3 +171,27 @@ def test_connections_that_broke_meanwhile_are_replaced(
     behind.create(wanted)
     behind.start(wanted.id, never)
     assert [m.running for m in machines.inventory()] == [True]
+
+
+def test_failed_start_says_what_the_engine_said_and_its_causes_end() -> None:
+    """An error that was its own cause could not be told to anybody."""
+    said = "could not find bridge docker0: route ip+net: no such network interface"
+
+    class Broken:
+        def start(self, engine_id: str) -> None:
+            answer = requests.Response()
+            answer.status_code = 500
+            raise docker.errors.APIError("500 Server Error", response=answer, explanation=said)
+
+    machines = DockerMachines("unix:///none", installation=uuid4(), host_id=uuid4(), publish_address="127.0.0.1")
+    machine = uuid4()
+    machines._remember(machine, "e-1")
+    machines._engine._connected = Broken()  # type: ignore[assignment]
+    with pytest.raises(EngineUnavailable, match="docker0") as failed:
+        machines.start(machine, lambda: False)
+    causes: list[BaseException] = []
+    cause: BaseException | None = failed.value
+    while cause is not None:
+        assert cause not in causes
+        causes.append(cause)
+        cause = cause.__cause__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import time
@@ -363,3 +364,41 @@ def test_copy_of_a_machine_of_ours_is_not_ours(machines: DockerMachines, sdk: do
     finally:
         sdk.remove_container(copy["Id"], force=True)
         sdk.remove_image(f"{repository}:latest", force=True)
+
+
+def test_usage_of_a_busy_loop_is_its_limit_and_of_an_idle_one_nothing(machines: DockerMachines) -> None:
+    busy, idle = spec(vcpus=0.2, cmd=["/bin/sh", "-c", "while :; do :; done"]), spec()
+    for wanted in (busy, idle):
+        machines.create(wanted)
+        machines.start(wanted.id, never)
+    before = {reading.id: reading for reading in machines.sample()}
+    time.sleep(3)
+    after = {reading.id: reading for reading in machines.sample()}
+    used = {id: (after[id].cpu_seconds - then.cpu_seconds) / (after[id].at - then.at) for id, then in before.items()}
+    assert used[busy.id] == pytest.approx(0.2, rel=0.25)
+    assert used[idle.id] < 0.01
+    assert 0 < after[idle.id].memory_bytes < 64 << 20
+    assert after[busy.id].pids >= 1
+
+
+def test_usage_counts_what_a_machine_sends(machines: DockerMachines, sdk: docker.APIClient) -> None:
+    wanted = spec()
+    machines.create(wanted)
+    machines.start(wanted.id, never)
+    (before,) = machines.sample()
+    run(sdk, wanted, "ping", "-c", "3", "-i", "0.1", "-W", "1", "-s", "1000", "172.17.0.1")
+    (after,) = machines.sample()
+    assert after.tx_bytes - before.tx_bytes >= 3000
+
+
+def test_usage_of_many_is_read_in_one_round_and_leaves_no_connection(machines: DockerMachines) -> None:
+    many = [spec(memory_mb=16) for _ in range(8)]
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(machines.create, many))
+        list(threads.map(lambda wanted: machines.start(wanted.id, never), many))
+    machines.sample()
+    before = len(os.listdir("/proc/self/fd"))
+    began = time.monotonic()
+    assert {reading.id for reading in machines.sample()} == {wanted.id for wanted in many}
+    assert time.monotonic() - began < 4, "one after another it would be eight seconds"
+    assert len(os.listdir("/proc/self/fd")) <= before

@@ -17,12 +17,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from temporalio.client import WorkflowHandle
 
+from activities.drains import Round
 from activities.runs import CONTROL, RunEnded
 from model.base import new_id
 from model.errors import EngineRefused, EngineUnavailable, InstanceExited, NotReady, PortTaken
 from model.instances import OwnedMachine
 from tests.services import eventually
-from tests.workflows.stage import HOST, Gate, Stage, Theatre, fails, server, theatre
+from tests.workflows.stage import HOST, Gate, Stage, Theatre, fails, order, server, theatre
 
 FOLDER = Path(__file__).parent
 #: The step in the middle of each plan, where it fails, is retried, or is cancelled.
@@ -31,7 +32,11 @@ MIDDLE = {
     "StartInstance": "instance.start",
     "StopInstance": "instance.stop",
     "DeprovisionInstance": "instance.delete",
+    "HealInstance": "instance.start",
+    "MoveInstance": "instance.start",
+    "DrainHost": "drain.next",
 }
+FIRST = {"ProvisionInstance": "instance.place", "MoveInstance": "instance.place_beside", "DrainHost": "drain.next"}
 Prepare = Callable[[Stage], object]
 Case = tuple[str, str, Prepare, dict[str, Any]]
 
@@ -40,7 +45,7 @@ def cases() -> list[Case]:
     """(kind, outcome, what the activities do, what the order says)."""
     found: list[Case] = []
     for kind, step in MIDDLE.items():
-        first = "instance.place" if kind == "ProvisionInstance" else "instance.claim"
+        first = FIRST.get(kind, "instance.claim")
 
         def failed(stage: Stage, step: str = step) -> None:
             stage.script[step].append(fails(EngineRefused("no")))
@@ -48,7 +53,8 @@ def cases() -> list[Case]:
         def retried(stage: Stage, step: str = step, first: str = first) -> None:
             stage.script[first].append(fails(ConnectionError("database away")))
             stage.script[step] += [fails(EngineUnavailable("away")), fails(EngineUnavailable("away"))]
-            stage.script["instance.settle"].append(fails(ConnectionError("database away")))
+            for settle in ("instance.settle", "drain.settle"):
+                stage.script[settle].append(fails(ConnectionError("database away")))
 
         def late(stage: Stage, step: str = step) -> None:
             stage.always[step] = fails(EngineUnavailable("away"))
@@ -88,7 +94,30 @@ def cases() -> list[Case]:
     def nowhere(stage: Stage) -> None:
         stage.placed = False
 
+    def lost(stage: Stage) -> None:
+        stage.leaves = None
+
+    def stopped(stage: Stage) -> None:
+        stage.was_running = False
+
+    def moves(stage: Stage) -> None:
+        stage.rounds = [
+            Round(moves=[order("MoveInstance"), order("MoveInstance")], busy=0, stuck=[]),
+            Round(moves=[], busy=1, stuck=[]),
+        ]
+
+    def stuck(stage: Stage) -> None:
+        moves(stage)
+        stage.script["instance.create"].append(fails(EngineRefused("no")))
+        stage.rounds.append(Round(moves=[], busy=0, stuck=["web"]))
+
     found += [
+        ("HealInstance", "recreated", lambda stage: None, {"recreate": True}),
+        ("HealInstance", "stopped", stopped, {}),
+        ("MoveInstance", "host-lost", lost, {"host_lost": True}),
+        ("MoveInstance", "stopped", stopped, {}),
+        ("DrainHost", "moves", moves, {}),
+        ("DrainHost", "stuck", stuck, {}),
         ("ProvisionInstance", "port-replaced", replaced, {}),
         ("ProvisionInstance", "port-replaced-failed", replaced_in_vain, {}),
         ("ProvisionInstance", "fixed-port-taken", replaced, {"fixed_ports": [20000]}),
@@ -143,7 +172,7 @@ def leftovers(stage: Stage) -> None:
 
 
 def passing(stage: Stage) -> None:
-    for name in ("host.inventory", "tick.sweep"):
+    for name in ("host.inventory", "samples.coarsen", "tick.sweep"):
         stage.script[name].append(fails(EngineUnavailable("away")))
 
 
@@ -156,6 +185,8 @@ async def main(version: str) -> None:
     } | {
         "Tick-completed": lambda play: record_system(play, "Tick", lambda _: None),
         "Tick-retried": lambda play: record_system(play, "Tick", passing),
+        "CoarsenSamples-completed": lambda play: record_system(play, "CoarsenSamples", lambda _: None),
+        "CoarsenSamples-retried": lambda play: record_system(play, "CoarsenSamples", passing),
         "ReconcileHost-completed": lambda play: record_system(play, "ReconcileHost", lambda _: None, HOST),
         "ReconcileHost-retried": lambda play: record_system(play, "ReconcileHost", passing, HOST),
         "ReconcileHost-leftovers": lambda play: record_system(play, "ReconcileHost", leftovers, HOST),

@@ -10,27 +10,28 @@ import psycopg
 import pytest
 
 import migrations
+from model.base import new_id
+from model.hosts import Backend
 from model.schema import Base
+from model.settings import Settings
 from tests.services import Database
-from worker.database import driver_url, migrate
+from worker.data_folder import StackError
+from worker.database import HostSeed, driver_url, migrate, seed
 
-READ_BY_API = (
-    "installation projects api_keys hosts host_ports instance_types instances workflows events idempotency_keys quotas"
-)
-READ_BY_WORKER = (
-    "installation projects hosts host_ports instance_types instances workflows events idempotency_keys quotas"
-)
+READ = "installation projects hosts host_ports host_tokens instance_types instances workflows events idempotency_keys"
+READ_BY_ALL = f"{READ} quotas pulses samples"
+#: Rights on whole tables; those on single columns are tried below.
 RIGHTS = {
-    ("cairn_api", "SELECT"): READ_BY_API,
-    ("cairn_api", "INSERT"): "instances workflows events idempotency_keys",
-    ("cairn_api", "UPDATE"): "instances workflows idempotency_keys quotas",
-    ("cairn_api", "DELETE"): "",
-    ("cairn_worker", "SELECT"): READ_BY_WORKER,
-    ("cairn_worker", "INSERT"): "host_ports events",
-    ("cairn_worker", "UPDATE"): "hosts instances workflows quotas",
-    ("cairn_worker", "DELETE"): "host_ports idempotency_keys",
+    ("cairn_api", "SELECT"): f"{READ_BY_ALL} api_keys",
+    ("cairn_api", "INSERT"): "host_tokens instances workflows events idempotency_keys pulses samples",
+    ("cairn_api", "UPDATE"): "host_tokens instances workflows idempotency_keys quotas pulses",
+    ("cairn_api", "DELETE"): "hosts host_tokens",
+    ("cairn_worker", "SELECT"): READ_BY_ALL,
+    ("cairn_worker", "INSERT"): "host_ports workflows events pulses samples",
+    ("cairn_worker", "UPDATE"): "hosts instances workflows quotas pulses",
+    ("cairn_worker", "DELETE"): "host_ports host_tokens idempotency_keys samples",
 }
-PER_PROJECT = {"instances", "workflows", "events", "idempotency_keys", "quotas"}
+PER_PROJECT = {"instances", "workflows", "events", "idempotency_keys", "quotas", "samples"}
 
 
 def config(database: Database) -> alembic.config.Config:
@@ -85,7 +86,7 @@ def test_role_is_no_more_than_a_role(database: Database, role: str) -> None:
 @pytest.mark.parametrize(
     ("role", "statement"),
     [
-        ("cairn_api", "UPDATE hosts SET cpus = 1000"),
+        ("cairn_api", "UPDATE hosts SET allocated_vcpus = 0"),
         ("cairn_api", "DELETE FROM instances"),
         ("cairn_api", "INSERT INTO api_keys SELECT * FROM api_keys"),
         ("cairn_api", "UPDATE projects SET name = 'x'"),
@@ -111,7 +112,7 @@ def test_tables_of_projects_are_guarded_row_by_row(database: Database) -> None:
         (table, role) for table in PER_PROJECT for role in ("cairn_api", "cairn_worker")
     }
     spanned = {row["tablename"] for row in policies if row["qual"] == "true"}
-    assert spanned == {"instances", "workflows"}
+    assert spanned == {"instances", "workflows", "samples"}
     assert all(row["with_check"] == row["qual"] for row in policies)
 
 
@@ -136,3 +137,27 @@ def test_database_refuses_what_must_not_be(database: Database) -> None:
         database.rows("UPDATE hosts SET state = 'sleepy'")
     with pytest.raises(psycopg.errors.CheckViolation):
         database.rows("UPDATE quotas SET instances_reserved = -1")
+
+
+def test_a_name_that_a_machine_has_stops_the_seed_and_says_what_to_do(database: Database) -> None:
+    def seeded(name: str, backend: Backend) -> None:
+        host = HostSeed(
+            id=new_id(),
+            name=name,
+            backend=backend,
+            cpus=1,
+            memory_mb=1,
+            credential=bytes(32),
+            public_key=bytes(32),
+            fingerprint=bytes(32),
+        )
+        url = database.url("cairn_owner")
+        seed(url, installation=new_id(), api_key="another", hosts=[host], settings=Settings(quota_instances=1))
+
+    with pytest.raises(StackError, match=r"'one'.*CAIRN_HOST_NAME"):
+        seeded("one", "docker")
+    database.rows("UPDATE hosts SET name = 'sim-1' WHERE name = 'one'")
+    with pytest.raises(StackError, match="cairn host rm sim-1"):
+        seeded("sim-1", "simulated")
+    assert database.one("SELECT instances_limit FROM quotas")["instances_limit"] is None, "all of it or nothing"
+    seeded("three", "docker")

@@ -27,13 +27,6 @@ from worker import engine
 TAKEN_UP_SECONDS = 15
 
 
-@pytest.fixture
-def docker_engine() -> Iterator[docker.DockerClient]:
-    client = docker.DockerClient(base_url=engine.SOCKET)
-    yield client
-    client.close()
-
-
 def held(stack: Stack, point: str, *, action: str = "pause", seconds: float = 0) -> Json:
     """A launch on the Docker engine that is held at ``point``."""
     before = len(stack.hits(point))

@@ -14,6 +14,7 @@ class Live(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
+        self.wfile.write(b'{"data": [{"reachable": true}]}')
     def log_message(self, *_): pass
 http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["CAIRN_API_PORT"])), Live).serve_forever()
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from model.base import new_id
-from model.hosts import AgentHost
+from model.secrets import new_key
 from model.settings import Settings
-from worker import data_folder, ports, postgres, stack
+from worker import data_folder, identity, ports, postgres, stack
 from worker.data_folder import StackError
 
 NOTHING = (0, 0)
@@ -42,8 +41,10 @@ def test_only_who_needs_the_database_is_told_where_it_is(plan: stack.Plan) -> No
 
 def test_agent_serves_this_machine_and_the_simulated_hosts(plan: stack.Plan) -> None:
     agent = stack.programs(plan, {})["host_agent"].env
-    hosts = [AgentHost.model_validate(host) for host in json.loads(agent["CAIRN_AGENT_HOSTS"])]
-    assert [(host.name, host.backend) for host in hosts] == [
+    known = identity.read(Path(agent["CAIRN_AGENT_IDENTITY"]))
+    assert known is not None
+    assert known.membership is not None
+    assert [(host.name, host.backend) for host in known.membership.hosts] == [
         ("local", "docker"),
         ("sim-1", "simulated"),
         ("sim-2", "simulated"),
@@ -69,7 +70,7 @@ def test_folder_of_another_installation_is_refused(tmp_path: Path) -> None:
 
 def test_deleting_a_folder_leaves_what_is_not_ours(tmp_path: Path) -> None:
     data_folder.make(tmp_path)
-    data_folder.api_key(tmp_path)
+    data_folder.kept(tmp_path / "api-key", new_key)
     (tmp_path / "thesis.txt").write_text("precious")
     data_folder.delete(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

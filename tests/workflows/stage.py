@@ -20,16 +20,18 @@ from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
 import activities.interceptor
+from activities.drains import DrainEnd, Round
 from activities.hosts import Inventory
 from activities.instances import Placement, PlaceRequest, Settlement, StopRequest
 from activities.registry import methods
 from activities.runs import CONTROL, host_queue, start
+from activities.samples import Coarsened
 from activities.sweeper import Swept
 from model.base import new_id
 from model.instances import MachineSpec, MachineState, OwnedMachine, Port
 from model.workflows import Failure, Order
 from worker.temporal import DYNAMIC_CONFIG, SEARCH_ATTRIBUTES, find_binary
-from workflows import instances, system
+from workflows.plans import PLANS
 
 HOST = "one"
 Act = Callable[[], Awaitable[Any]]
@@ -72,6 +74,11 @@ class Stage:
         self.ports: Iterator[int] = iter(range(20000, 30000))
         self.specs: list[MachineSpec] = []
         self.placed = True
+        #: Whether the instance ran before, and whether its old host can be reached.
+        self.was_running = True
+        self.leaves: str | None = HOST
+        self.rounds: list[Round] = []
+        self.drained: list[DrainEnd] = []
         self.leftovers: list[list[OwnedMachine]] = []
         #: Whether a cancelled activity ends as if nothing had happened.
         self.swallow = False
@@ -118,7 +125,38 @@ class Control:
     @activity.defn(name="instance.claim")
     async def claim(self, order: Order) -> Placement:
         await self._stage.play()
-        return Placement(host=HOST if self._stage.placed else None, spec=self._stage.spec(order, 1))
+        host = HOST if self._stage.placed else None
+        return Placement(host=host, spec=self._stage.spec(order, 1), was_running=self._stage.was_running)
+
+    @activity.defn(name="instance.place_beside")
+    async def place_beside(self, request: PlaceRequest) -> Placement:
+        order = request.order
+        await self._stage.play(f" avoiding {len(request.avoid_ports)}" if request.avoid_ports else "")
+        return Placement(
+            host=HOST,
+            spec=self._stage.spec(order, 2 + len(request.avoid_ports)),
+            was_running=self._stage.was_running,
+            leaves=self._stage.leaves,
+            old_spec=self._stage.spec(order, 1),
+        )
+
+    @activity.defn(name="instance.switch")
+    async def switch(self, order: Order) -> None:
+        await self._stage.play()
+
+    @activity.defn(name="instance.stay")
+    async def stay(self, order: Order) -> None:
+        await self._stage.play()
+
+    @activity.defn(name="drain.next")
+    async def next(self, order: Order) -> Round:
+        await self._stage.play()
+        return self._stage.rounds.pop(0) if self._stage.rounds else Round(moves=[], busy=0, stuck=[])
+
+    @activity.defn(name="drain.settle")
+    async def end(self, end: DrainEnd) -> None:
+        await self._stage.play(f" {end.outcome}")
+        self._stage.drained.append(end)
 
     @activity.defn(name="instance.settle")
     async def settle(self, settlement: Settlement) -> None:
@@ -135,6 +173,11 @@ class Control:
         await self._stage.play()
         return Swept()
 
+    @activity.defn(name="samples.coarsen")
+    async def coarsen(self) -> Coarsened:
+        await self._stage.play()
+        return Coarsened()
+
 
 class Engine:
     """Stands in for the activities of a host's queue."""
@@ -150,6 +193,10 @@ class Engine:
     async def create(self, spec: MachineSpec) -> str:
         await self._stage.play()
         return "e-1"
+
+    @activity.defn(name="instance.adjust")
+    async def adjust(self, spec: MachineSpec) -> None:
+        await self._stage.play()
 
     @activity.defn(name="instance.start")
     async def start(self, spec: MachineSpec) -> MachineState:
@@ -243,7 +290,7 @@ async def theatre(client: Client, *, cached: int = 100, agent: bool = True) -> A
     control = Worker(
         client,
         task_queue=CONTROL,
-        workflows=[*instances.PLANS, *system.PLANS],
+        workflows=PLANS,
         activities=methods(Control(stage)),  # type: ignore[arg-type]
         max_cached_workflows=cached,
         **common,

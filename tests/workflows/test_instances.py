@@ -334,3 +334,93 @@ async def test_change_that_cannot_be_taken_back_says_so(play: Theatre) -> None:
     assert not settled.undone
     assert settled.failure is not None
     assert "could not be undone: no such container" in settled.failure.message
+
+
+HEAL = ["instance.claim", "image.ensure", "instance.create", "instance.adjust"]
+MOVE = [
+    "instance.place_beside",
+    "image.ensure",
+    "instance.stop",
+    "instance.create",
+    "instance.start",
+    "instance.switch",
+    "instance.delete generation 1",
+]
+
+
+async def test_heal_makes_what_is_missing_and_starts_what_ran(play: Theatre) -> None:
+    assert await play.run("HealInstance") is None
+    assert play.stage.calls == [*HEAL, "instance.start", "instance.settle completed"]
+    play.stage.calls.clear()
+    play.stage.was_running = False
+    assert await play.run("HealInstance") is None
+    assert play.stage.calls == [*HEAL, "instance.stop", "instance.settle completed"]
+
+
+async def test_heal_of_what_cannot_be_changed_makes_it_anew(play: Theatre) -> None:
+    assert await play.run("HealInstance", recreate=True) is None
+    assert play.stage.calls[:3] == ["instance.claim", "instance.delete generation 1", "image.ensure"]
+
+
+async def test_move_stops_the_old_before_it_starts_the_new(play: Theatre) -> None:
+    assert await play.run("MoveInstance") is None
+    assert play.stage.calls == [*MOVE, "instance.settle completed"]
+    assert play.stage.settled[0].facts is not None
+
+
+async def test_move_from_a_lost_host_does_not_touch_it(play: Theatre) -> None:
+    play.stage.leaves = None
+    assert await play.run("MoveInstance", host_lost=True) is None
+    touched = [step for step in MOVE if step not in ("instance.stop", "instance.delete generation 1")]
+    assert play.stage.calls == [*touched, "instance.settle completed"]
+
+
+async def test_move_of_what_is_stopped_starts_nothing(play: Theatre) -> None:
+    play.stage.was_running = False
+    assert await play.run("MoveInstance") is None
+    assert not {"instance.start", "instance.stop"} & set(play.stage.calls)
+
+
+@pytest.mark.parametrize(("how", "outcome"), [("fails", "failed"), ("cancel", "cancelled")])
+async def test_move_that_does_not_start_is_undone_new_one_first(play: Theatre, how: str, outcome: str) -> None:
+    gate = Gate()
+    play.stage.script["instance.start"].append(fails(InstanceExited("gone")) if how == "fails" else gate)
+    handle = await play.start("MoveInstance")
+    if how == "cancel":
+        await gate.reached.wait()
+        await handle.cancel()
+    await play.end(handle)
+    assert play.stage.calls == [
+        *MOVE[:5],
+        "undo instance.delete generation 2",
+        "undo instance.create",
+        "undo instance.stop",
+        "undo instance.start",
+        "undo instance.stay",
+        f"instance.settle {outcome}",
+    ]
+
+
+@pytest.mark.parametrize("step", ["instance.switch", "instance.delete"])
+async def test_cancel_of_a_move_that_switches_comes_too_late(play: Theatre, step: str) -> None:
+    gate = Gate(swallow=True)
+    play.stage.script[step].append(gate)
+    handle = await play.start("MoveInstance")
+    await gate.reached.wait()
+    await handle.cancel()
+    await asyncio.sleep(0.3)
+    gate.opened.set()
+    assert await play.end(handle) is None
+    assert play.stage.calls == [*MOVE, "instance.settle completed"]
+
+
+async def test_move_whose_old_machine_cannot_be_removed_leaves_it_to_the_inventory(play: Theatre) -> None:
+    play.stage.always["instance.delete"] = fails(EngineRefused("no"))
+    assert await play.run("MoveInstance") is None
+    assert play.stage.calls == [*MOVE, "instance.settle completed"]
+
+
+async def test_move_takes_another_port_where_the_engine_finds_one_taken(play: Theatre) -> None:
+    play.stage.script["instance.start"].append(fails(PortTaken("taken", port=20000)))
+    assert await play.run("MoveInstance") is None
+    assert play.stage.calls == [*MOVE[:5], "instance.place_beside avoiding 1", *MOVE[1:], "instance.settle completed"]

@@ -24,6 +24,12 @@ async def test_tick_sweeps(play: Theatre) -> None:
     assert play.stage.calls == ["tick.sweep"]
 
 
+async def test_samples_are_made_coarser_though_the_database_was_away(play: Theatre) -> None:
+    play.stage.script["samples.coarsen"].append(fails(ConnectionError("database away")))
+    await run(play, "CoarsenSamples")
+    assert play.stage.calls == ["samples.coarsen"] * 2
+
+
 async def test_inventory_without_leftovers_is_one_look(play: Theatre) -> None:
     await run(play, "ReconcileHost", HOST)
     assert play.stage.calls == ["host.inventory removing 0", "host.reconcile 0"]

@@ -1,0 +1,135 @@
+"""The steps of a drain: everything on a host moves elsewhere, a few at a time."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Literal
+from uuid import UUID
+
+import structlog
+from sqlalchemy import Engine, or_, select, update
+from sqlalchemy.orm import Session
+from temporalio import activity
+
+from activities import orders
+from activities.database import transaction, use_project
+from activities.fleet import Limits
+from activities.instances import settle_instance
+from activities.runs import Histories, claim, end, record
+from model.base import Frozen
+from model.hosts import LEASE, MARGIN, Host, HostState, is_reachable
+from model.instances import Instance, Status
+from model.workflows import NEVER_STARTED, Failure, Order, Outcome, State, Step, Workflow
+
+log = structlog.get_logger()
+#: Moves of one host at a time.
+AT_ONCE = 4
+
+
+class Round(Frozen):
+    """What a drain does next: moves to carry out, how many instances it has to wait for, which it cannot move."""
+
+    moves: list[Order]
+    busy: int
+    stuck: list[str]
+
+
+class DrainEnd(Frozen):
+    order: Order
+    outcome: Outcome
+    failure: Failure | None = None
+
+
+class HostDrains:
+    """Drains in the database. Runs on the control queue."""
+
+    def __init__(self, engine: Engine, histories: Histories, limits: Limits) -> None:
+        self._engine = engine
+        self._histories = histories
+        self._limits = limits
+
+    @activity.defn(name="drain.next")
+    def next(self, order: Order) -> Round:
+        """Claim the run; order the next moves. Those that it ordered and that have not begun come again."""
+        with transaction(self._engine, order.project_id) as session:
+            claim(session, order)
+            children = select(Workflow).where(Workflow.parent_id == order.workflow_id)
+            waiting = session.scalars(children.where(Workflow.state == State.ACCEPTED)).all()
+            moves = [Order.model_validate(row.order) for row in waiting]
+            failed: dict[UUID, str] = {
+                row.resource_id: (row.error or {}).get("code", row.state)
+                for row in session.execute(
+                    select(Workflow.resource_id, Workflow.state, Workflow.error).where(
+                        Workflow.parent_id == order.workflow_id, Workflow.state.in_((State.FAILED, State.CANCELLED))
+                    )
+                )
+            }
+            here = or_(Instance.host_id == order.resource_id, Instance.next_host_id == order.resource_id)
+            host = session.get_one(Host, order.resource_id)
+            stuck, busy = [], 0
+            for instance in session.scalars(select(Instance).where(here).order_by(Instance.id).with_for_update()).all():
+                lost = self._is_lost(host, instance)
+                if instance.id in failed or instance.status == Status.ERROR or lost == "stuck":
+                    mine = instance.project_id == order.project_id
+                    why = failed.get(instance.id, "it is in error" if lost == "here" else "its host is silent")
+                    stuck.append(f"{instance.name if mine else 'one of another project'} ({why})")
+                elif instance.status not in (Status.RUNNING, Status.STOPPED):
+                    busy += 1
+                elif len(moves) < AT_ONCE and lost != "wait":
+                    moves.append(
+                        orders.change(
+                            session,
+                            instance,
+                            "MoveInstance",
+                            because=f"drain: {order.name}",
+                            deadline_seconds=self._limits.deadline_launch,
+                            grace_seconds=self._limits.stop_grace,
+                            host_lost=lost == "lost",
+                            parent_id=order.workflow_id,
+                        )
+                    )
+                else:
+                    busy += 1
+            use_project(session, order.project_id)
+            return Round(moves=moves, busy=busy, stuck=stuck)
+
+    def _is_lost(self, host: Host, instance: Instance) -> Literal["here", "lost", "wait", "stuck"]:
+        """Whether the host can be asked to let the instance go, and else what its policy says."""
+        if is_reachable(host.last_seen_at):
+            return "here"
+        if instance.on_host_lost == "keep" or host.last_seen_at is None:
+            return "stuck"
+        silent = dt.datetime.now(dt.UTC) - host.last_seen_at
+        due = LEASE + MARGIN if instance.on_host_lost == "replace" else self._limits.fenced_after
+        return "lost" if silent > due else "wait"
+
+    @activity.defn(name="drain.settle")
+    def settle(self, drained: DrainEnd) -> None:
+        """End the run: the host is cordoned, or as it was before."""
+        steps = self._histories.steps(drained.order.workflow_id)
+        with transaction(self._engine, drained.order.project_id) as session:
+            settle_host(session, drained.order, drained.outcome, drained.failure, steps)
+
+
+def settle_host(
+    session: Session, order: Order, outcome: Outcome, failure: Failure | None, steps: list[Step] | None
+) -> None:
+    """End a drain's run, and its moves that have not begun. Once: a row that ended is left alone."""
+    row = end(session, order, outcome, failure, steps)
+    if row is None:
+        return
+    for child in session.scalars(
+        select(Workflow).where(Workflow.parent_id == order.workflow_id, Workflow.state == State.ACCEPTED)
+    ).all():
+        use_project(session, child.project_id)
+        settle_instance(session, Order.model_validate(child.order), "cancelled", NEVER_STARTED, [])
+        session.flush()
+    use_project(session, order.project_id)
+    state = HostState(row.prior_status or HostState.CORDONED) if outcome == "cancelled" else HostState.CORDONED
+    session.execute(update(Host).where(Host.id == order.resource_id).values(state=state))
+    record(
+        session,
+        order,
+        (f"host.{state}", {"name": order.name, "from": HostState.DRAINING, "to": state}),
+        (f"workflow.{outcome}", {"kind": order.kind, "error": row.error}),
+    )

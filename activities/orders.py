@@ -1,0 +1,79 @@
+"""Runs that the platform itself asks for: their rows, as the API writes them for a user.
+
+Written in the transaction that found out that they are needed; the sweeper starts them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func, insert, text
+from sqlalchemy.orm import Session
+
+from activities.database import use_project
+from activities.runs import record
+from model.base import new_id
+from model.instances import STABLE, VERBS, Instance, Status
+from model.workflows import Order, Workflow
+
+ACTOR = "system"
+_CALL_SWEEPER = text("SELECT pg_notify('cairn_sweep', '')")
+
+
+def change(
+    session: Session,
+    instance: Instance,
+    kind: str,
+    *,
+    because: str,
+    deadline_seconds: float,
+    parent_id: UUID | None = None,
+    **more: Any,
+) -> Order:
+    """Order a change of an instance that is at rest, whose row the caller has locked; leaves its project in use."""
+    verb = VERBS[kind]
+    if instance.status not in STABLE:
+        raise RuntimeError(f"{kind} of an instance that is {instance.status}: somebody works on it")
+    order = Order(
+        workflow_id=new_id(),
+        project_id=instance.project_id,
+        kind=kind,
+        resource_type="instance",
+        resource_id=instance.id,
+        name=instance.name,
+        request_id=because,
+        deadline_seconds=deadline_seconds,
+        fixed_ports=[port["host_port"] for port in instance.wanted_ports if port["host_port"]],
+        **more,
+    )
+    use_project(session, instance.project_id)
+    prior = instance.status
+    write(session, order, prior_status=prior, parent_id=parent_id)
+    instance.status = verb.during
+    instance.workflow_id = order.workflow_id
+    instance.version += 1
+    instance.updated_at = func.now()
+    session.flush()
+    data = {"name": instance.name, "from": prior, "to": Status(verb.during), "because": because}
+    record(session, order, (f"instance.{verb.during}", data))
+    return order
+
+
+def write(session: Session, order: Order, *, prior_status: str | None = None, parent_id: UUID | None = None) -> None:
+    """The row of a run; with ``parent_id``, one that only its parent starts."""
+    session.execute(
+        insert(Workflow).values(
+            id=order.workflow_id,
+            project_id=order.project_id,
+            kind=order.kind,
+            resource_type=order.resource_type,
+            resource_id=order.resource_id,
+            actor=ACTOR,
+            order=order.model_dump(mode="json"),
+            prior_status=prior_status,
+            parent_id=parent_id,
+        )
+    )
+    if parent_id is None:
+        session.execute(_CALL_SWEEPER)

@@ -1,0 +1,336 @@
+"""Streams of instances, through the agents of their hosts: logs, usage, commands, terminals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+from urllib.parse import quote
+from uuid import UUID
+
+import aiohttp
+import orjson
+from fastapi import APIRouter, Query, Request, Response, WebSocket
+from fastapi.responses import PlainTextResponse
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from sqlalchemy import select
+from starlette.websockets import WebSocketDisconnect, WebSocketState
+
+from api.agent_client import BROKEN, Agents, Opened, Socket, Target, exit_code, said
+from api.caller import SUBPROTOCOL, Authenticated, Caller, authenticate
+from api.envelope import Envelope, answer
+from api.errors import RESPONSES
+from api.http import StreamBroken
+from api.instance_schemas import split_words
+from api.instances import MINE
+from api.streamed import Streamed, first_of
+from model.errors import CairnError, HostUnreachable, InvalidState, NotFound, ValidationFailed
+from model.hosts import Host, is_reachable
+from model.instances import Instance, Status
+from model.streams import Resize, Run, Size, Tail
+
+router = APIRouter(tags=["streams"], responses=RESPONSES)
+
+#: Of each of a command's outputs, bytes.
+OUTPUT_LIMIT = 1 << 20
+MOST_WORDS = 1000
+#: A terminal's: characters, and bytes on the way to its agent, where it is part of one line.
+MOST_COMMAND, MOST_COMMAND_BYTES = 2000, 7000
+#: A terminal's agent hangs up sooner, and says why.
+WRITE_SECONDS = 75.0
+#: A close code of ours is this and the status that the same error has over HTTP.
+CLOSE_CODES = 4000
+ENDED, STOPPING = 1000, 1012
+#: A close frame has room for no more.
+REASON_BYTES = 123
+_QUERY = (
+    select(
+        *(Instance.id, Instance.name, Instance.status, Instance.host_id, Instance.workflow_id),
+        *(Host.name.label("host"), Host.last_seen_at, Host.agent_url, Host.fingerprint),
+    )
+    .outerjoin(Host, Host.id == Instance.host_id)
+    .where(MINE)
+)
+TailQuery = Annotated[Tail | None, Query(description="Only the last so many lines (default: all that is kept)")]
+
+
+class Exec(BaseModel):
+    """`POST /v1/instances/{id}/exec`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    #: A list, or a string that is split into words: no shell runs it.
+    cmd: Annotated[
+        list[Annotated[str, Field(max_length=65536, pattern=r"^[^\x00]*$")]],
+        BeforeValidator(split_words, json_schema_input_type=str | list[str]),
+        Field(min_length=1, max_length=MOST_WORDS),
+    ]
+    #: Seconds, after which the command is ended.
+    timeout: Annotated[float, Field(gt=0, le=600, strict=True)] = 30
+
+
+class ExecResult(BaseModel):
+    """What the command did. ``truncated``: more than 1 MiB of one of its outputs is not shown."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+    truncated: bool
+
+
+@router.get("/v1/instances/{instance_id}/logs", response_class=PlainTextResponse)
+async def logs(
+    request: Request, instance_id: UUID, caller: Authenticated, tail: TailQuery = None, follow: bool = False
+) -> Response:
+    """What the instance's program writes, stdout and stderr as they come. With `follow=true` until it ends."""
+    target = await _target(caller, instance_id)
+    await caller.commit()
+    opened = await _agents(request).open(target, "logs", _logs_query(tail, follow))
+    body = _until_stopping(request.app.state.stopping, opened)
+    return Streamed(body, "text/plain; charset=utf-8", opened.close)
+
+
+@router.post("/v1/instances/{instance_id}/exec", response_model=Envelope[ExecResult])
+async def exec_(request: Request, instance_id: UUID, caller: Authenticated, body: Exec) -> Response:
+    """Run a command inside a running instance. It is ended at its time-out (504), and where the caller goes."""
+    target = await _target(caller, instance_id, running=True)
+    await caller.commit()
+    run = Run(argv=body.cmd, timeout=body.timeout, limit=OUTPUT_LIMIT)
+    running = asyncio.ensure_future(_agents(request).run(target, run))
+    await first_of(asyncio.shield(running), _gone(request), request.app.state.stopping.wait())
+    if not running.done():
+        running.cancel()
+        raise target.unknown("it was ended, because its caller went or this API stops")
+    outcome = running.result()
+    data = {
+        "exit_code": outcome.end.exit_code,
+        **said(outcome.stdout, outcome.stderr),
+        "truncated": outcome.end.truncated,
+    }
+    return answer(request, data)
+
+
+@router.websocket("/v1/ws/logs/{instance_id}")
+async def follow_logs(socket: WebSocket, instance_id: UUID, tail: TailQuery = None) -> None:
+    """The logs and what comes, as binary messages."""
+    async with _told(socket):
+        target = await _enter(socket, instance_id)
+        opened = await _agents(socket).open(target, "logs", _logs_query(tail, True))
+        try:
+            await _accept(socket)
+            await _relay(socket, _each(opened, opened.it.content.iter_any(), socket.send_bytes), _ignored(socket))
+        finally:
+            opened.close()
+
+
+@router.websocket("/v1/ws/stats/{instance_id}")
+async def follow_stats(socket: WebSocket, instance_id: UUID) -> None:
+    """What the instance uses, about once a second: a JSON object in each text message."""
+    async with _told(socket):
+        target = await _enter(socket, instance_id, running=True)
+        opened = await _agents(socket).open(target, "stats", {})
+
+        async def send(line: bytes) -> None:
+            await socket.send_text(line.decode(errors="replace").strip())
+
+        try:
+            await _accept(socket)
+            await _relay(socket, _each(opened, aiter(opened.it.content), send), _ignored(socket))
+        finally:
+            opened.close()
+
+
+@router.websocket("/v1/ws/terminal/{instance_id}")
+async def terminal(
+    socket: WebSocket,
+    instance_id: UUID,
+    command: Annotated[str | None, Query(max_length=MOST_COMMAND, pattern=r"^[^\x00]*$")] = None,
+    columns: Size = 80,
+    rows: Size = 24,
+) -> None:
+    """A terminal in the instance: bytes as binary messages; sizes, and how it ended, as JSON in text messages."""
+    async with _told(socket):
+        target = await _enter(socket, instance_id, running=True)
+        query = {"columns": str(columns), "rows": str(rows)}
+        if command:
+            query["command"] = _words(command)
+        opened = await _agents(socket).connect(target, "terminal", query)
+        try:
+            await _accept(socket)
+            await _relay(socket, _shown(opened, socket), _typed(opened, socket))
+        finally:
+            opened.close()
+
+
+async def nowhere(socket: WebSocket) -> None:
+    """Any other WebSocket: as any other path."""
+    async with _told(socket):
+        caller = await authenticate(socket)
+        await caller.connection.close()
+        raise NotFound(f"there is no WebSocket {socket.url.path}")
+
+
+async def _shown(opened: Opened[Socket], socket: WebSocket) -> None:
+    async for message in opened.it:
+        if message.type is aiohttp.WSMsgType.BINARY:
+            await socket.send_bytes(message.data)
+        elif message.type is aiohttp.WSMsgType.TEXT:
+            await socket.send_json({"exit_code": exit_code(opened.target, message.data)})
+            return
+    raise opened.target.lost("its agent broke off")
+
+
+async def _typed(opened: Opened[Socket], socket: WebSocket) -> None:
+    agent = opened.it
+    while True:
+        message = await socket.receive()
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message.get("code", ENDED))
+        try:
+            # While it waits, it does not see the client go.
+            async with asyncio.timeout(WRITE_SECONDS):
+                if message.get("bytes"):
+                    await agent.send_bytes(message["bytes"])
+                elif message.get("text"):
+                    await agent.send_str(_resize(message["text"]).model_dump_json())
+        except TimeoutError:
+            raise opened.target.lost("its agent takes no more") from None
+        except ConnectionError:
+            pass  # what it still shows is read to its end
+
+
+def _resize(text: str) -> Resize:
+    try:
+        return Resize.model_validate_json(text)
+    except ValidationError:
+        problem = 'expected {"resize": {"columns": …, "rows": …}} in a text message, and what is typed in binary ones'
+        raise ValidationFailed(problem, fields=[{"field": "resize", "message": problem}]) from None
+
+
+async def _target(caller: Caller, instance_id: UUID, *, running: bool = False) -> Target:
+    """Raises NotFound, InvalidState, HostUnreachable."""
+    found = await caller.execute(_QUERY, {"project_id": caller.project_id, "instance_id": instance_id})
+    row = found.one_or_none()
+    if row is None:
+        raise NotFound(f"there is no instance {instance_id}")
+    if row.host_id is None or (running and row.status != Status.RUNNING):
+        wanted = "not running" if running else "on no host"
+        raise InvalidState(
+            f"instance {row.name} is {wanted}: its state is {row.status}",
+            state=row.status,
+            workflow_id=str(row.workflow_id),
+        )
+    unreachable = HostUnreachable(
+        f"host {row.host} cannot be reached: its agent has not renewed its lease; try again", host=row.host
+    )
+    if not is_reachable(row.last_seen_at):
+        raise unreachable
+    if row.agent_url is None or row.fingerprint is None:
+        raise HostUnreachable(f"host {row.host} cannot be reached: its agent serves no streams", host=row.host)
+    return Target(row.id, row.name, row.host_id, row.host, row.agent_url, row.fingerprint)
+
+
+async def _enter(socket: WebSocket, instance_id: UUID, *, running: bool = False) -> Target:
+    caller = await authenticate(socket)
+    try:
+        return await _target(caller, instance_id, running=running)
+    finally:
+        await caller.connection.close()
+
+
+def _agents(connection: Request | WebSocket) -> Agents:
+    agents: Agents = connection.app.state.agents
+    return agents
+
+
+def _logs_query(tail: int | None, follow: bool) -> dict[str, str]:
+    return {"follow": "true" if follow else "false"} | ({} if tail is None else {"tail": str(tail)})
+
+
+def _words(command: str) -> str:
+    """As an agent is told them: a JSON list."""
+    problem = "expected a command"
+    try:
+        if words := split_words(command):
+            told: str = orjson.dumps(words).decode()
+            if len(quote(told)) <= MOST_COMMAND_BYTES:
+                return told
+            problem = "it is too long"
+    except ValueError as error:
+        problem = str(error)
+    raise ValidationFailed(f"command: {problem}", fields=[{"field": "command", "message": problem}])
+
+
+async def _until_stopping(stopping: asyncio.Event, opened: Opened[aiohttp.ClientResponse]) -> AsyncIterator[bytes]:
+    """The body of an answer. Where the API stops it ends there; where the agent breaks off it is cut."""
+    watching = asyncio.ensure_future(stopping.wait())
+    watching.add_done_callback(lambda _: opened.close())
+    try:
+        async for data in opened.it.content.iter_any():
+            yield data
+    except BROKEN as error:
+        if not stopping.is_set():
+            raise StreamBroken(f"host {opened.target.host}: {error or type(error).__name__}") from error
+    finally:
+        watching.cancel()
+
+
+async def _each(
+    opened: Opened[aiohttp.ClientResponse],
+    items: AsyncIterator[bytes],
+    send: Callable[[bytes], Coroutine[Any, Any, None]],
+) -> None:
+    while True:
+        try:
+            item = await anext(items, None)
+        except BROKEN as error:
+            raise opened.target.lost("its agent broke off") from error
+        if item is None:
+            return
+        await send(item)
+
+
+async def _ignored(socket: WebSocket) -> None:
+    """Until the client goes; what it says is not for us."""
+    while (await socket.receive())["type"] != "websocket.disconnect":
+        pass
+    raise WebSocketDisconnect
+
+
+async def _relay(socket: WebSocket, out: Coroutine[Any, Any, None], back: Coroutine[Any, Any, None]) -> None:
+    """Both ways, until the stream has ended, the client has gone or the API stops."""
+    stopping: asyncio.Event = socket.app.state.stopping
+    await first_of(out, back, stopping.wait())
+    await socket.close(STOPPING if stopping.is_set() else ENDED)
+
+
+async def _accept(socket: WebSocket) -> None:
+    await socket.accept(SUBPROTOCOL if _is_browser(socket) else None)
+
+
+def _is_browser(socket: WebSocket) -> bool:
+    return SUBPROTOCOL in socket.scope["subprotocols"]
+
+
+@asynccontextmanager
+async def _told(socket: WebSocket) -> AsyncIterator[None]:
+    """Errors as the client can see them: an HTTP answer, or a close code where it has none, or does not see it."""
+    try:
+        yield
+    except WebSocketDisconnect:
+        pass
+    except CairnError as error:
+        if socket.application_state is WebSocketState.CONNECTING:
+            if not _is_browser(socket):
+                raise
+            await _accept(socket)
+        reason = f"{error.code}: {error.message}".encode()[:REASON_BYTES].decode(errors="ignore")
+        with contextlib.suppress(WebSocketDisconnect):
+            await socket.close(CLOSE_CODES + error.status, reason)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

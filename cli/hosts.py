@@ -1,0 +1,170 @@
+"""``cairn host``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from cli import render
+from cli.client import Client, is_loopback, workflow_of
+from cli.errors import CommandFailed
+from cli.join import join
+from cli.options import pairs, seconds
+from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait, require_completed, watch
+from cli.render import All, Format, Limit, Output
+
+app = typer.Typer(no_args_is_help=True, help="Hosts: let machines join, look at them, empty and remove them.")
+app.command(epilog="Example: cairn host join --url https://cairn.example.org --name rack-1")(join)
+
+Name = Annotated[str, typer.Argument(help="Name or id.", show_default=False)]
+
+
+@app.command("list", epilog="Example: cairn host list -o json")
+def list_(limit: Limit = 50, everything: All = False, output: Output = Format.TABLE) -> None:
+    """List hosts, newest first, with what is held of what they have."""
+    with Client() as client:
+        rows, more = client.pages("/hosts", {}, None if everything else limit)
+    if output is Format.JSON:
+        render.print_json(rows)
+    else:
+        render.print_table(
+            ["NAME", "STATE", "BACKEND", "VCPUS", "MEMORY", "PORTS", "SEEN", "LABELS", "ID"],
+            [
+                [
+                    row["name"],
+                    _state(row),
+                    row["backend"],
+                    f"{row['allocated']['vcpus']:g}/{row['capacity']['vcpus']:g}",
+                    f"{row['allocated']['memory_mb']}/{row['capacity']['memory_mb']} MiB",
+                    str(row["ports_held"]),
+                    _seen(row),
+                    render.pairs(row.get("labels")),
+                    row["id"],
+                ]
+                for row in rows
+            ],
+            wide=["LABELS", "ID"],
+        )
+    if more:
+        render.say(f"there are more than {limit}; show them with --all or a higher --limit")
+
+
+@app.command(epilog="Example: cairn host show rack-1")
+def show(name: Name, output: Output = Format.TABLE) -> None:
+    """Show one host."""
+    with Client() as client:
+        _print(client.host(name), output)
+
+
+@app.command(epilog="Example: cairn host token --label disk=ssd --expires 15m")
+def token(
+    name: Annotated[
+        str | None,
+        typer.Option(help="Only a host of this name joins with it; one that has it may change its keys."),
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", "-l", help="k=v that the host gets; may be repeated.")
+    ] = None,
+    expires: Annotated[str, typer.Option(help="How long it is valid: 90s, 15m, 1h, at most 7d.")] = "1h",
+    output: Output = Format.TABLE,
+) -> None:
+    """Make a token with which one machine can join, once. Prints it alone."""
+    body = {"name": name, "labels": pairs("--label", label), "expires_in_seconds": seconds("--expires", expires)}
+    with Client() as client:
+        asked = {k: v for k, v in body.items() if v}
+        # Sent once: each time makes another token, and one whose answer is lost would be valid without being seen.
+        made = client.request("POST", "/hosts/tokens", body=asked, patience=0)["data"]
+        url = client.endpoint.api_url
+    if output is Format.JSON:
+        render.print_json(made)
+    else:
+        typer.echo(made["token"])
+    seen = " (as it sees the API)" if is_loopback(url) else ""
+    render.say(f"on the machine that joins{seen}, until {made['expires_at']}, with the token in CAIRN_JOIN_TOKEN:")
+    render.say(f"  cairn host join --url {url}" + (f" --name {name}" if name else ""))
+
+
+@app.command(epilog="Example: cairn host cordon rack-1")
+def cordon(name: Name, output: Output = Format.TABLE) -> None:
+    """Place nothing more on a host; what is there stays."""
+    _set_state(name, "cordon", output)
+
+
+@app.command(epilog="Example: cairn host uncordon rack-1")
+def uncordon(name: Name, output: Output = Format.TABLE) -> None:
+    """Place instances on a host again."""
+    _set_state(name, "uncordon", output)
+
+
+@app.command(epilog="Example: cairn host drain rack-1 --timeout 1800")
+def drain(name: Name, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT, output: Output = Format.TABLE) -> None:
+    """Move everything that is on a host elsewhere, a few instances at a time; place nothing more on it."""
+    failure: CommandFailed | None = None
+    with Client() as client:
+        envelope = client.request("POST", f"/hosts/{client.host(name)['id']}/drain")
+        host, workflow_id = envelope["data"], workflow_of(envelope)
+        if workflow_id and wait:
+            render.say(f"drain {host['name']}: workflow {workflow_id}")
+            try:
+                ended = watch(client, workflow_id, timeout)
+                host = client.get(f"/hosts/{host['id']}")
+                require_completed(ended)
+            except CommandFailed as found:
+                failure = found
+        elif workflow_id:
+            render.say(f"drain {host['name']} accepted; wait for it: cairn workflow wait {workflow_id}")
+    _print(host, output)
+    if failure:
+        raise failure
+
+
+@app.command(epilog="Example: cairn host rm rack-1")
+def rm(name: Name) -> None:
+    """Forget a host on which nothing is placed. Its agent's credential is void from then on."""
+    with Client() as client:
+        host = client.host(name)
+        try:
+            client.request("DELETE", f"/hosts/{host['id']}")
+        except CommandFailed as failure:
+            # It was there a moment ago: an answer was lost, and asking again found it gone.
+            if failure.code != "not_found":
+                raise
+    render.say(f"host {host['name']} is removed; end its agent on the machine itself")
+
+
+def _set_state(name: str, verb: str, output: Format) -> None:
+    with Client() as client:
+        _print(client.request("POST", f"/hosts/{client.host(name)['id']}/{verb}")["data"], output)
+
+
+def _print(host: dict[str, Any], output: Format) -> None:
+    if output is Format.JSON:
+        render.print_json(host)
+        return
+    capacity, allocated = host["capacity"], host["allocated"]
+    render.print_facts(
+        [
+            ("name", host["name"]),
+            ("id", host["id"]),
+            ("state", _state(host)),
+            ("backend", host["backend"]),
+            ("vcpus", f"{allocated['vcpus']:g} held of {capacity['vcpus']:g}"),
+            ("memory", f"{allocated['memory_mb']} MiB held of {capacity['memory_mb']} MiB"),
+            ("ports", f"{host['ports_held']} held"),
+            ("labels", render.pairs(host.get("labels"))),
+            ("versions", ", ".join(f"{what} {number}" for what, number in (host.get("versions") or {}).items())),
+            ("agent", host.get("agent_url") or ""),
+            ("seen", _seen(host)),
+            ("created", f"{host['created_at']} ({render.age(host['created_at'])} ago)"),
+        ]
+    )
+
+
+def _state(host: dict[str, Any]) -> str:
+    return str(host["state"]) if host["reachable"] else f"{host['state']} (unreachable)"
+
+
+def _seen(host: dict[str, Any]) -> str:
+    seen = host.get("last_seen_at")
+    return f"{render.age(seen)} ago" if seen else "never"

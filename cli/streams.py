@@ -1,0 +1,152 @@
+"""``cairn instance logs``, ``stats``, ``exec`` and ``terminal``: into a running instance, through its host's agent."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.live import Live
+
+from cli import render
+from cli.client import Client
+from cli.options import seconds
+from cli.render import Format, Output
+
+Name = Annotated[str, typer.Argument(help="Name or id.", show_default=False)]
+Command = Annotated[list[str], typer.Argument(metavar="-- CMD...", help="What to run, after --.", show_default=False)]
+#: What the API takes for itself, beyond the time of a command.
+EXTRA_SECONDS = 15.0
+COLUMNS = ("AT", "OVER", "CPU", "MEMORY", "PIDS", "RECEIVED", "SENT", "READ", "WRITTEN")
+WIDTH = 16
+
+
+def logs(
+    name: Name,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written, until Ctrl-C.")] = False,
+    tail: Annotated[int | None, typer.Option(min=0, help="Only the last so many lines.", show_default=False)] = None,
+) -> None:
+    """Print what an instance wrote."""
+    with Client() as client:
+        params = {"tail": tail, "follow": "true" if follow else None}
+        path = f"/instances/{client.instance(name)['id']}/logs"
+        given = {key: value for key, value in params.items() if value is not None}
+        with client.text(path, given, endless=follow) as answer:
+            for chunk in answer.iter_bytes():
+                sys.stdout.buffer.write(chunk)
+                sys.stdout.buffer.flush()
+
+
+def stats(
+    name: Name,
+    since: Annotated[
+        str | None,
+        typer.Option(help="Of so long: 10m, 24h, 30d (default: 1h); coarser the longer.", show_default=False),
+    ] = None,
+    live: Annotated[bool, typer.Option("--live", help="As it is measured, until Ctrl-C.")] = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Show what an instance uses: CPU (100 is one whole CPU), memory, processes, bytes since its start."""
+    with Client() as client:
+        id = client.instance(name)["id"]
+        if live:
+            _watch(client, id, output)
+            return
+        then = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=seconds("--since", since)) if since else None
+        rows, _ = client.pages(f"/instances/{id}/stats", {"since": then and then.isoformat()}, None)
+    if output is Format.JSON:
+        render.print_json(rows)
+    else:
+        render.print_table(COLUMNS, [_cells(row) for row in rows])
+
+
+def exec_(
+    name: Name,
+    command: Command,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that it may take, at most 600.")] = 30.0,
+    output: Output = Format.TABLE,
+) -> None:
+    """Run a command in an instance; ends with the command's own exit code."""
+    with Client() as client:
+        path = f"/instances/{client.instance(name)['id']}/exec"
+        # Not sent again whatever happens: nobody knows whether the command may run twice.
+        done = client.request(
+            "POST", path, body={"cmd": command, "timeout": timeout}, patience=0, timeout=timeout + EXTRA_SECONDS
+        )["data"]
+    if output is Format.JSON:
+        render.print_json(done)
+    else:
+        sys.stdout.write(done["stdout"])
+        sys.stdout.flush()
+        sys.stderr.write(done["stderr"])
+    if done.get("truncated"):
+        render.say("its output was longer than an answer may be, and is cut")
+    raise typer.Exit(int(done["exit_code"]))
+
+
+def terminal(
+    name: Name,
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="-- CMD...", help="What to run there (default: a shell), after --.", show_default=False),
+    ] = None,
+) -> None:
+    """Open a terminal in an instance; ends with the command's exit code.
+
+    Typed at the start of a line, ~. leaves it.
+    """
+    from cli.terminal import attach, size
+
+    with Client() as client:
+        instance = client.instance(name)
+        columns, rows = size()
+        params: dict[str, Any] = {"columns": columns, "rows": rows}
+        if command:
+            params["command"] = shlex.join(command)
+        with client.socket(f"/ws/terminal/{instance['id']}", params) as connection:
+            code = attach(connection, sys.stdin.fileno())
+    raise typer.Exit(code)
+
+
+def _watch(client: Client, id: str, output: Format) -> None:
+    from websockets.exceptions import ConnectionClosed
+
+    from cli.terminal import lost
+
+    console = render.out()
+    in_place = Live(console=console, auto_refresh=False) if output is Format.TABLE and console.is_terminal else None
+    head = output is Format.TABLE and in_place is None
+    with client.socket(f"/ws/stats/{id}", {}) as connection, in_place or contextlib.nullcontext():
+        try:
+            for frame in connection:
+                sample = json.loads(frame)
+                if head:
+                    typer.echo(_line(COLUMNS))
+                    head = False
+                if in_place:
+                    in_place.update(render.grid([COLUMNS, _cells(sample)]), refresh=True)
+                else:
+                    typer.echo(json.dumps(sample) if output is Format.JSON else _line(_cells(sample)))
+        except ConnectionClosed as closed:
+            raise lost(closed) from None
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "".join(cell.ljust(WIDTH) for cell in cells).rstrip()
+
+
+def _cells(sample: dict[str, Any]) -> list[str]:
+    at = render.time_of(sample.get("at"))
+    return [
+        f"{at.astimezone():%m-%d %H:%M:%S}" if at else "",
+        render.span(sample["seconds"]) if "seconds" in sample else "",
+        f"{sample['cpu_percent']:.1f} %",
+        render.size(sample["memory_bytes"]),
+        str(sample["pids"]),
+        *(render.size(sample[f"{what}_bytes"]) for what in ("rx", "tx", "read", "written")),
+    ]

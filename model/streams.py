@@ -1,0 +1,70 @@
+"""What the API and an agent say to each other about streams.
+
+Paths of an agent are ``/hosts/{host}/instances/{instance}/{verb}``, each with a ticket for just that:
+
+    GET  logs?tail=&follow=        the bytes
+    GET  stats                     one JSON object a line
+    POST exec                      a Run; frames: 1 byte of kind, 4 of length (big-endian), the bytes
+    WS   terminal?columns=&rows=&command=   command: a JSON list. First a text frame, {"open": true} or {"error": …};
+                                   then as API clients see it
+    GET  read?path=, PUT write?path=        tar archives
+
+An error is its status and ``{"code", "message", "details"}``.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from model.base import Frozen
+
+HEAD = struct.Struct(">BI")
+STDOUT, STDERR, END = 1, 2, 3
+#: A command's words together, and what one WebSocket message may have.
+MOST_BYTES = 1 << 20
+Size = Annotated[int, Field(ge=1, le=10_000)]
+Tail = Annotated[int, Field(ge=0, le=10_000_000)]
+
+
+class Extent(Frozen):
+    """Of a terminal, in characters."""
+
+    columns: Size
+    rows: Size
+
+
+class Resize(Frozen):
+    """What a client of a terminal says in a text message."""
+
+    resize: Extent
+
+
+class Run(Frozen):
+    """A command to run. Output beyond ``limit`` bytes of a channel is read and thrown away."""
+
+    argv: Annotated[list[str], Field(min_length=1)]
+    timeout: Annotated[float, Field(gt=0)]
+    limit: Annotated[int, Field(ge=0)]
+
+
+class Failure(Frozen):
+    """An error of ``model.errors``."""
+
+    code: str
+    message: str
+    details: dict[str, Any] = {}
+
+
+class End(Frozen):
+    """The last frame of a command: how it ended."""
+
+    exit_code: int | None = None
+    truncated: bool = False
+    error: Failure | None = None
+
+
+def frame(kind: int, data: bytes) -> bytes:
+    return HEAD.pack(kind, len(data)) + data

@@ -1,0 +1,48 @@
+"""The plans of hosts: drains and their moves."""
+
+from __future__ import annotations
+
+from temporalio.client import WorkflowExecutionStatus
+
+from activities.drains import Round
+from model.errors import EngineRefused
+from tests.services import eventually
+from tests.workflows.stage import Gate, Theatre, fails, order
+
+
+def moves(count: int) -> Round:
+    return Round(moves=[order("MoveInstance") for _ in range(count)], busy=0, stuck=[])
+
+
+async def test_drain_carries_out_its_moves_round_by_round(play: Theatre) -> None:
+    play.stage.rounds = [moves(3), Round(moves=[], busy=1, stuck=[]), moves(1)]
+    await play.run("DrainHost", resource_type="host")
+    assert play.stage.calls.count("drain.next") == 4
+    assert play.stage.calls.count("instance.switch") == 4
+    assert play.stage.drained[-1].outcome == "completed"
+
+
+async def test_drain_goes_on_after_a_move_that_failed_and_says_what_is_left(play: Theatre) -> None:
+    play.stage.rounds = [moves(2), Round(moves=[], busy=0, stuck=["web"])]
+    play.stage.script["instance.create"].append(fails(EngineRefused("no")))
+    handle = await play.start("DrainHost", resource_type="host")
+    assert await eventually(lambda: play.stage.drained)
+    (end,) = play.stage.drained
+    assert (end.outcome, end.failure and end.failure.code) == ("failed", "not_drained")
+    assert end.failure is not None
+    assert "web" in end.failure.message
+    assert [settled.outcome for settled in play.stage.settled].count("completed") == 1
+    assert (await handle.describe()).status is WorkflowExecutionStatus.FAILED
+
+
+async def test_drain_that_is_cancelled_undoes_the_moves_under_way(play: Theatre) -> None:
+    gate = Gate()
+    play.stage.script["instance.start"].append(gate)
+    play.stage.rounds = [moves(1), moves(1)]
+    handle = await play.start("DrainHost", resource_type="host")
+    await gate.reached.wait()
+    await handle.cancel()
+    assert await eventually(lambda: play.stage.drained)
+    assert play.stage.drained[-1].outcome == "cancelled"
+    assert [settled.outcome for settled in play.stage.settled] == ["cancelled"]
+    assert play.stage.calls.count("drain.next") == 1

@@ -1,0 +1,347 @@
+"""What an agent serves: streams of its hosts' instances, each against a ticket that the API signed.
+
+All of it runs on a thread and an event loop of its own, so that nothing here delays a lease. Engines' reads block, so
+each stream has threads of a pool that steps know nothing of. A thread asks its engine for more only when the client
+has taken what came before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import socket
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import Future
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import orjson
+import structlog
+import uvloop
+from pydantic import TypeAdapter, ValidationError
+from starlette.applications import Starlette
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from api.streamed import Streamed, first_of, keep_alive
+from drivers.streams import Output, Stream, Streams, Terminal
+from model.errors import (
+    BodyTooLarge,
+    CairnError,
+    CommandTimeout,
+    NotFound,
+    TooManyStreams,
+    Unauthenticated,
+    Unsupported,
+    ValidationFailed,
+)
+from model.settings import Settings
+from model.streams import END, MOST_BYTES, STDERR, STDOUT, End, Failure, Resize, Run, Size, Tail, frame
+from model.tickets import Gate, Ticket, Verb
+from worker.agent_http import Server
+from worker.identity import Keys
+from worker.open_streams import OpenStreams, Upload
+
+#: At once: of the agent, and of one instance.
+STREAMS, OF_ONE = 128, 16
+#: One reads, one writes.
+THREADS = 2 * STREAMS
+#: A terminal's program that reads nothing for so long is hung up: until then its client's going is not seen.
+WRITE_SECONDS = 60.0
+#: A program's terminal ends a little before the program does.
+EXIT_LOOKS, EXIT_LOOK_SECONDS = 50, 0.05
+
+log = structlog.get_logger()
+T = TypeVar("T")
+_TAIL, _SIZE, _COMMAND = TypeAdapter(Tail), TypeAdapter(Size), TypeAdapter(list[str])
+_NO_MORE: Any = object()
+
+
+class AgentServer:
+    """The application. ``hosts``: those of the agent; None: their driver has no streams."""
+
+    def __init__(self, hosts: Mapping[UUID, Streams | None], gate: Gate) -> None:
+        self._hosts = hosts
+        self._gate = gate
+        self._open: Counter[UUID] = Counter()
+        self._streams = OpenStreams(THREADS)
+        path = "/hosts/{host:uuid}/instances/{instance:uuid}"
+        self.app = Starlette(
+            routes=[
+                Route(f"{path}/logs", self._logs),
+                Route(f"{path}/stats", self._stats),
+                Route(f"{path}/exec", self._exec, methods=["POST"]),
+                Route(f"{path}/read", self._read),
+                Route(f"{path}/write", self._write, methods=["PUT"]),
+                WebSocketRoute(f"{path}/terminal", self._terminal),
+            ],
+            exception_handlers={CairnError: _refuse},  # type: ignore[dict-item]  # it gets just these
+        )
+
+    async def run(self, keys: Keys, listener: socket.socket, stopping: asyncio.Event) -> None:
+        """Serve until ``stopping``. First, what an earlier life of the agent left running is ended."""
+        loop, told, ended = uvloop.new_event_loop(), asyncio.Event(), Future[None]()
+
+        def serve() -> None:
+            try:
+                with asyncio.Runner(loop_factory=lambda: loop) as runner:
+                    runner.run(self._serve(keys, listener, told))
+                ended.set_result(None)
+            except BaseException as error:
+                ended.set_exception(error)
+
+        threading.Thread(target=serve, name="streams", daemon=True).start()
+        serving = asyncio.wrap_future(ended)
+        try:
+            await first_of(stopping.wait(), asyncio.shield(serving))
+        finally:  # also where the agent ends for another reason: the process would wait for blocked threads
+            with contextlib.suppress(RuntimeError):  # its loop is closed already
+                loop.call_soon_threadsafe(told.set)
+        await serving
+
+    async def _serve(self, keys: Keys, listener: socket.socket, stopping: asyncio.Event) -> None:
+        try:
+            for streams in self._hosts.values():
+                if streams is not None:
+                    try:
+                        await self._streams.blocking(streams.end_forgotten)
+                    except CairnError as error:  # an engine that does not answer may keep it
+                        log.warning("streams.not_tidied", error=error.message)
+            await Server(self.app, keys, listener).run_until(stopping, self._streams.end)
+        finally:
+            self._streams.shut_down()
+
+    async def _logs(self, request: Request) -> Response:
+        streams, instance = self._let_in(request, "logs")
+        asked = request.query_params
+        tail = _checked(_TAIL, "tail", asked["tail"]) if "tail" in asked else None
+        follow = asked.get("follow") == "true"
+        return await self._streamed(instance, lambda: streams.logs(instance, tail=tail, follow=follow), self._pulled)
+
+    async def _stats(self, request: Request) -> Response:
+        streams, instance = self._let_in(request, "stats")
+
+        async def lines(stream: Any) -> AsyncIterator[bytes]:
+            async for usage in self._pulled(stream):
+                yield usage.model_dump_json().encode() + b"\n"
+
+        return await self._streamed(instance, lambda: streams.stats(instance), lines)
+
+    async def _read(self, request: Request) -> Response:
+        streams, instance = self._let_in(request, "read")
+        path = request.query_params.get("path", "")
+        return await self._streamed(instance, lambda: streams.get(instance, path), self._pulled)
+
+    async def _write(self, request: Request) -> Response:
+        streams, instance = self._let_in(request, "write")
+        upload = Upload(request)
+        with self._slot(instance):
+            self._streams.hold(upload)
+            try:
+                await self._streams.blocking(streams.put, instance, request.query_params.get("path", ""), upload)
+            finally:
+                self._streams.let_go(upload)
+        return Response(status_code=204)
+
+    async def _exec(self, request: Request) -> Response:
+        streams, instance = self._let_in(request, "exec")
+        run = _checked(TypeAdapter(Run), "body", orjson.loads(await _body(request)))
+
+        async def frames(command: Any) -> AsyncIterator[bytes]:
+            written = {"stdout": 0, "stderr": 0}
+            code, failure = None, None
+            try:
+                async for output in self._pulled(command):
+                    if kept := _kept(output, run.limit - written[output.channel]):
+                        yield frame(STDOUT if output.channel == "stdout" else STDERR, kept)
+                    written[output.channel] += len(output.data)
+                code = await self._streams.blocking(command.exit_code)
+            except CairnError as error:
+                failure = Failure(code=error.code, message=error.message, details=error.details)
+            end = End(exit_code=code, truncated=max(written.values()) > run.limit, error=failure)
+            yield frame(END, end.model_dump_json().encode())
+
+        def start() -> Any:
+            return streams.run(instance, run.argv, timeout_seconds=run.timeout)
+
+        return await self._streamed(instance, start, frames)
+
+    async def _terminal(self, socket: WebSocket) -> None:
+        streams, instance = self._let_in(socket, "terminal")
+        asked = socket.query_params
+        columns, rows = (_checked(_SIZE, name, asked.get(name, "")) for name in ("columns", "rows"))
+        argv = _checked(_COMMAND, "command", orjson.loads(asked["command"])) if "command" in asked else None
+        await socket.accept()
+        try:
+            with self._slot(instance):
+                terminal = await self._streams.open(
+                    lambda: streams.terminal(instance, argv, columns=columns, rows=rows)
+                )
+                try:
+                    await socket.send_json({"open": True})
+                    await self._both_ways(socket, terminal)
+                finally:
+                    self._streams.let_go(terminal)
+        except CairnError as error:
+            failure = Failure(code=error.code, message=error.message, details=error.details)
+            with contextlib.suppress(WebSocketDisconnect):
+                await socket.send_text(f'{{"error": {failure.model_dump_json()}}}')
+                await socket.close()
+        except WebSocketDisconnect:
+            pass
+
+    async def _both_ways(self, socket: WebSocket, terminal: Terminal) -> None:
+        async def show() -> None:
+            while data := await self._streams.blocking(terminal.read):
+                await socket.send_bytes(data)
+            await socket.send_json({"exit_code": await self._exit_code(terminal)})
+            await socket.close()
+
+        async def type_in() -> None:
+            while True:
+                message = await socket.receive()
+                if message["type"] == "websocket.disconnect":
+                    return
+                if message.get("bytes"):
+                    await self._typed(terminal, message["bytes"])
+                elif message.get("text"):
+                    with contextlib.suppress(ValidationError):  # the API lets no such pass
+                        size = Resize.model_validate_json(message["text"]).resize
+                        await self._streams.blocking(terminal.resize, size.columns, size.rows)
+
+        await first_of(show(), type_in())
+
+    async def _typed(self, terminal: Terminal, data: bytes) -> None:
+        try:
+            async with asyncio.timeout(WRITE_SECONDS):
+                await self._streams.blocking(terminal.write, data)
+        except TimeoutError:
+            problem = f"the program read nothing of what was typed for {WRITE_SECONDS:g} s: the terminal was closed"
+            raise CommandTimeout(problem, timeout=WRITE_SECONDS) from None
+
+    async def _exit_code(self, terminal: Terminal) -> int | None:
+        """None: it is not known, for the machine went, or because the program goes on without its terminal."""
+        with contextlib.suppress(NotFound):
+            for _ in range(EXIT_LOOKS):
+                code: int | None = await self._streams.blocking(terminal.exit_code)
+                if code is not None:
+                    return code
+                await asyncio.sleep(EXIT_LOOK_SECONDS)
+        return None
+
+    def _let_in(self, connection: HTTPConnection, verb: Verb) -> tuple[Streams, UUID]:
+        """Raises Unauthenticated, NotFound, Unsupported."""
+        host, instance = connection.path_params["host"], connection.path_params["instance"]
+        scheme, _, token = connection.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            raise Unauthenticated("a ticket is missing")
+        self._gate.check(token, Ticket(instance=instance, verb=verb), host)
+        if host not in self._hosts:
+            raise NotFound("this agent does not serve this host")
+        streams = self._hosts[host]
+        if streams is None:
+            raise Unsupported(verb, "simulated")
+        return streams, instance
+
+    @contextlib.contextmanager
+    def _slot(self, instance: UUID) -> Iterator[None]:
+        give_back = self._take_slot(instance)
+        try:
+            yield
+        finally:
+            give_back()
+
+    def _take_slot(self, instance: UUID) -> Callable[[], None]:
+        if self._open.total() >= STREAMS or self._open[instance] >= OF_ONE:
+            raise TooManyStreams("as many streams as are allowed are open already: close some, and try again")
+        self._open[instance] += 1
+
+        def give_back() -> None:
+            self._open[instance] -= 1
+            if not self._open[instance]:
+                del self._open[instance]
+
+        return give_back
+
+    async def _streamed(
+        self, instance: UUID, start: Callable[[], Stream[T]], pull: Callable[[Stream[T]], AsyncIterator[bytes]]
+    ) -> Response:
+        """The answer of a stream that ``start`` opens."""
+        give_back = self._take_slot(instance)
+        try:
+            stream = await self._streams.open(start)
+        except BaseException:
+            give_back()
+            raise
+
+        def ended() -> None:
+            give_back()
+            self._streams.let_go(stream)
+
+        return Streamed(pull(stream), "application/octet-stream", ended)
+
+    async def _pulled(self, stream: Stream[T]) -> AsyncIterator[T]:
+        while (item := await self._streams.blocking(next, stream, _NO_MORE)) is not _NO_MORE:
+            yield item
+
+
+def _kept(output: Output, room: int) -> bytes:
+    return output.data[: max(room, 0)]
+
+
+def _checked(kind: TypeAdapter[T], name: str, value: Any) -> T:
+    try:
+        return kind.validate_python(value)
+    except ValidationError as error:
+        raise ValidationFailed(f"{name}: {error.errors()[0]['msg']}", fields=[]) from None
+
+
+async def _body(request: Request) -> bytes:
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > 2 * MOST_BYTES:
+            raise BodyTooLarge("the body is too large")
+    return body
+
+
+async def _refuse(connection: HTTPConnection, error: CairnError) -> Response:
+    failure = Failure(code=error.code, message=error.message, details=error.details)
+    return Response(failure.model_dump_json(), error.status, media_type="application/json")
+
+
+def listen(settings: Settings, api_url: str) -> socket.socket:
+    """Where an agent serves streams: the address that its platform sees, unless the settings say another."""
+    # Strangers' connections must not use up the files that leases and steps open.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    try:
+        address = settings.agent_address or way_to(api_url)
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        return keep_alive(socket.create_server((address, settings.agent_port), family=family, backlog=256))
+    except OSError as error:
+        raise SystemExit(
+            f"the agent cannot serve streams: {error}; CAIRN_AGENT_ADDRESS must be an address of this machine "
+            "(unset: that of its way to the API), and CAIRN_AGENT_PORT free there (0: any)"
+        ) from error
+
+
+def way_to(api_url: str) -> str:
+    """This machine's own address on the way to the API. Nothing is sent."""
+    where = urlsplit(api_url)
+    port = where.port or (443 if where.scheme == "https" else 80)
+    family, _, _, _, address = socket.getaddrinfo(where.hostname, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect(address)
+        return str(probe.getsockname()[0])
+
+
+def url_of(listener: socket.socket) -> str:
+    address, port = listener.getsockname()[:2]
+    return f"https://[{address}]:{port}" if ":" in address else f"https://{address}:{port}"

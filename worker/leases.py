@@ -1,0 +1,146 @@
+"""The leases of an agent's hosts: renewed while it can work, with what their engines hold.
+
+A lease says "I can be given work": it is renewed through the API, and only while Temporal answers too. So a host
+that is cut off from either looks lost, and what happens then is one thing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from uuid import UUID
+
+import httpx
+import structlog
+from temporalio.client import Client
+from temporalio.service import RPCError
+
+from drivers.machines import Machines
+from model.errors import CairnError
+from model.hosts import RENEW_SECONDS
+from model.instances import digest_of
+from worker import fence
+from worker.identity import Membership
+
+log = structlog.get_logger()
+#: For one question to the API, or to Temporal.
+PATIENCE = 3.0
+#: After a failure: so that the first chance is taken.
+RETRY_SECONDS = 1.0
+
+
+#: What an API, a proxy in front of it, Temporal or an engine may do to a renewal: it is tried again.
+MAY_PASS = (httpx.HTTPError, RPCError, CairnError, RuntimeError, ValueError, LookupError, TypeError, OSError)
+
+
+class Refused(Exception):
+    """The platform does not know the agent's credential (any more): it must not work."""
+
+
+class Leases:
+    """One loop that looks at the engines, one that tells the API."""
+
+    def __init__(
+        self,
+        membership: Membership,
+        machines: Mapping[UUID, Machines],
+        temporal: Client,
+        *,
+        agent_url: str | None,
+        versions: dict[str, str],
+        look_seconds: float,
+        identity: Path,
+        ensure_fence: Callable[[], None],
+        on_ticket_keys: Callable[[list[str]], None],
+    ) -> None:
+        self._membership = membership
+        self._machines = machines
+        self._temporal = temporal
+        self._agent_url = agent_url
+        self._versions = versions
+        self._look_seconds = look_seconds
+        self._identity = identity
+        self._ensure_fence = ensure_fence
+        self._on_ticket_keys = on_ticket_keys
+        self._inventories: dict[UUID, str | None] = dict.fromkeys(machines)
+        self._news = asyncio.Event()
+
+    async def run(self) -> None:
+        async with httpx.AsyncClient(
+            base_url=self._membership.api_url,
+            headers={"Authorization": f"Bearer {self._membership.credential}"},
+            timeout=PATIENCE,
+            trust_env=False,
+        ) as http:
+            await asyncio.gather(self._look(), self._renew(http))
+
+    async def _look(self) -> None:
+        """Keep the digests of what the engines hold."""
+        while True:
+            for host, machines in self._machines.items():
+                digest: str | None = None
+                try:
+                    found = await asyncio.to_thread(machines.inventory)
+                    digest = digest_of(found)
+                    if any(machine.fenced for machine in found):
+                        await asyncio.to_thread(self._ensure_fence)
+                except CairnError as error:
+                    log.warning("inventory.failed", host_id=str(host), error=error.message)
+                except Exception:  # an odd answer of an engine ends nothing here
+                    log.exception("inventory.failed", host_id=str(host))
+                if digest != self._inventories[host]:
+                    self._inventories[host] = digest
+                    self._news.set()
+            await asyncio.sleep(self._look_seconds)
+
+    async def _renew(self, http: httpx.AsyncClient) -> None:
+        working = True
+        while True:
+            try:
+                async with asyncio.timeout(2 * PATIENCE):
+                    await self._temporal.service_client.check_health()
+                    await self._renew_once(http)
+            except (
+                httpx.HTTPError,
+                RPCError,
+                CairnError,
+                RuntimeError,
+                ValueError,
+                LookupError,
+                TypeError,
+                OSError,
+            ) as error:
+                if working:
+                    log.warning("lease.not_renewed", error=str(error) or type(error).__name__)
+                working = False
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            if not working:
+                log.info("lease.renewed_again")
+            working = True
+            await self._until_next()
+
+    async def _until_next(self) -> None:
+        """Until the next renewal is due; what changed on an engine is told within a second."""
+        try:
+            async with asyncio.timeout(RENEW_SECONDS):
+                await asyncio.sleep(RETRY_SECONDS)
+                await self._news.wait()
+        except TimeoutError:
+            pass
+
+    async def _renew_once(self, http: httpx.AsyncClient) -> None:
+        asked_at = fence.clock()
+        await asyncio.to_thread(fence.close, self._identity, self._machines)
+        self._news.clear()
+        hosts = [{"id": str(host), "inventory": digest} for host, digest in self._inventories.items()]
+        body = {"hosts": hosts, "agent_url": self._agent_url, "versions": self._versions}
+        answer = await http.post("/hosts/lease", json=body)
+        if answer.status_code == httpx.codes.UNAUTHORIZED:
+            log.error("lease.refused", advice="the host was removed, or joined anew: join again with a new token")
+            raise Refused
+        answer.raise_for_status()
+        granted = answer.json()["data"]
+        fence.write_lease(self._identity, asked_at, granted["fence_after_seconds"])
+        self._on_ticket_keys(granted["ticket_keys"])

@@ -1,0 +1,7 @@
+"""Every plan that there is, as workers register them."""
+
+from __future__ import annotations
+
+from workflows import hosts, instances, system
+
+PLANS = [*instances.PLANS, *hosts.PLANS, *system.PLANS]
