@@ -2,6 +2,8 @@
 
 UV_VERSION := 0.13.8
 READY      := .venv/.ready
+# Most of a test's time is waiting: more processes than cores.
+TEST_PROCESSES ?= 3
 on         = $(filter-out 0 no false,$($(1)))
 
 .DEFAULT_GOAL := help
@@ -38,7 +40,7 @@ doctor: $(READY) ## Check what the platform needs of this machine
 
 test: lint ## Everything, on a real Docker engine; installs what it needs
 	@.venv/bin/cairn doctor --install
-	.venv/bin/pytest
+	.venv/bin/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 chaos: $(READY) ## Kill everything everywhere, at length (CAIRN_CHAOS_SEED=N repeats a run)
 	@.venv/bin/cairn doctor --install

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import random
 from collections.abc import Iterator
+
+# Before the tests are collected: every process of one run draws the same samples.
+os.environ.setdefault("CAIRN_CHAOS_SEED", str(random.randrange(1_000_000)))  # noqa: S311
 
 import docker
 import pytest

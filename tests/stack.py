@@ -10,7 +10,6 @@ import fcntl
 import itertools
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -37,7 +36,10 @@ Json = dict[str, Any]
 IMAGE = engine.IMAGE
 #: Every stack gets this many ports of its own, so that stacks beside each other do not meet on the engine.
 PORTS, FIRST_PORT, BLOCKS = 300, 21_000, 25
-_blocks = itertools.count(random.randrange(BLOCKS))  # noqa: S311 - test runs beside each other begin elsewhere
+#: The processes of one test run have blocks of their own; runs beside each other begin elsewhere.
+STRETCH = 8
+_first = int(os.environ["CAIRN_CHAOS_SEED"]) + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) * STRETCH
+_blocks = itertools.cycle(range(_first, _first + STRETCH))
 START_SECONDS, STOP_SECONDS = 90.0, 40.0
 TERMINAL = ("completed", "failed", "cancelled")
 #: Short, so that a test sees several of each.

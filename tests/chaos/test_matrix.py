@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import queue
-import random
 import time
 import traceback
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from tests.chaos.cells import Cell, sample, unreached
 from tests.stack import Stack
 
 PART = os.environ.get("CAIRN_CHAOS", "0.08")
-SEED = int(os.environ.get("CAIRN_CHAOS_SEED") or random.randrange(1_000_000))  # noqa: S311
+SEED = int(os.environ["CAIRN_CHAOS_SEED"])
 STACKS = int(os.environ.get("CAIRN_CHAOS_STACKS", "3"))
 ONLY = os.environ.get("CAIRN_CHAOS_ONLY", "")
 

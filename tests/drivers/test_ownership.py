@@ -13,6 +13,8 @@ from tests.drivers.conftest import spec
 OWNER = Owner(installation=uuid4(), host_id=uuid4())
 SPEC = spec(generation=3)
 LABELS = OWNER.labels(SPEC)
+#: Of something else; the same in every run, so that tests keep their names.
+OTHER = UUID(int=1)
 NAME = machine_name(SPEC.id)
 
 
@@ -43,9 +45,9 @@ def test_users_labels_are_kept_apart() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("installation", str(uuid4())),
+        ("installation", str(OTHER)),
         ("installation", ""),
-        ("host", str(uuid4())),
+        ("host", str(OTHER)),
         ("kind", "volume"),
         ("id", "web"),
         ("generation", "new"),
@@ -63,7 +65,7 @@ def test_one_absent_label_is_enough_too(name: str) -> None:
     assert OWNER.owned(NAME, {key: value for key, value in LABELS.items() if key != f"io.cairn.{name}"}) is None
 
 
-@pytest.mark.parametrize("name", ["web", "", f"cairn-instance-{uuid4()}"])
+@pytest.mark.parametrize("name", ["web", "", f"cairn-instance-{OTHER}"])
 def test_labels_under_another_name_are_a_copys(name: str) -> None:
     assert OWNER.owned(name, LABELS) is None
 

@@ -21,7 +21,7 @@ from tests.stack import Json, Stack, wait_for
 
 #: A lost host takes a minute to be one. One of these is tried each time, all of them with CAIRN_CHAOS=all.
 LOST = ("dies", "replace", "fence", "hears nothing")
-SEED = int(os.environ.get("CAIRN_CHAOS_SEED") or random.randrange(1_000_000))  # noqa: S311 - a test's choice
+SEED = int(os.environ["CAIRN_CHAOS_SEED"])
 CHOSEN = LOST if os.environ.get("CAIRN_CHAOS") == "all" else (random.Random(SEED).choice(LOST),)  # noqa: S311
 #: Lease and margin, a tick, and the start of a run that nobody asked for.
 LOST_SECONDS = 60
