@@ -17,7 +17,7 @@ from activities.fleet import Limits
 from activities.instances import settle_instance
 from activities.runs import Histories, claim, end, record
 from model.base import Frozen
-from model.hosts import LEASE, MARGIN, Host, HostState, is_reachable
+from model.hosts import LEASE, MARGIN, Host, HostState, fenced_after, is_reachable
 from model.instances import Instance, Status
 from model.workflows import NEVER_STARTED, Failure, Order, Outcome, State, Step, Workflow
 
@@ -100,7 +100,9 @@ class HostDrains:
         if instance.on_host_lost == "keep" or host.last_seen_at is None:
             return "stuck"
         silent = dt.datetime.now(dt.UTC) - host.last_seen_at
-        due = LEASE + MARGIN if instance.on_host_lost == "replace" else self._limits.fenced_after
+        due = LEASE + MARGIN
+        if instance.on_host_lost == "fence":
+            due = max(due, fenced_after(host, self._limits.fence_after))
         return "lost" if silent > due else "wait"
 
     @activity.defn(name="drain.settle")

@@ -21,6 +21,8 @@ log = structlog.get_logger()
 AT_LEAST_EVERY = dt.timedelta(minutes=10)
 #: A process that was silent for longer was away: silence of a host says nothing until it has been back for a while.
 AWAY = dt.timedelta(seconds=25)
+#: The same of the tick, in ticks, where they are far apart.
+AWAY_TICKS = 2.5
 #: Moves that one pass asks for, and when one that failed is asked for again.
 MOVES, MOVE_AGAIN = 50, dt.timedelta(seconds=60)
 #: What hosts and judges of hosts depend on.
@@ -40,16 +42,17 @@ class Limits(Frozen):
     fence_after: float
     deadline_launch: float
     stop_grace: float = 10
+    tick_seconds: float = 10
 
     @property
-    def fenced_after(self) -> dt.timedelta:
-        """Silence of a host after which what is fenced must have been stopped there."""
-        return dt.timedelta(seconds=self.fence_after) + MARGIN
+    def tick_away(self) -> dt.timedelta:
+        """Silence of the tick after which it was away."""
+        return max(AWAY, dt.timedelta(seconds=AWAY_TICKS * self.tick_seconds))
 
 
-def beat(process: str) -> dict[str, object]:
-    """Parameters of BEAT: the process works."""
-    return {"process": process, "away": AWAY}
+def beat(process: str, away: dt.timedelta = AWAY) -> dict[str, object]:
+    """Parameters of BEAT: the process works, and does so more often than ``away``."""
+    return {"process": process, "away": away}
 
 
 def to_reconcile(session: Session, limits: Limits) -> list[str]:
@@ -91,10 +94,17 @@ def replace_lost(session: Session, limits: Limits) -> int:
     now = func.now()
     lost = dt.timedelta(seconds=(LEASE + MARGIN).total_seconds())
     steady = session.execute(
-        select(func.count()).where(Pulse.process.in_((API, TICK)), Pulse.since < now - lost, Pulse.seen_at > now - AWAY)
+        select(func.count()).where(
+            Pulse.since < now - lost,
+            or_(
+                and_(Pulse.process == API, Pulse.seen_at > now - AWAY),
+                and_(Pulse.process == TICK, Pulse.seen_at > now - limits.tick_away),
+            ),
+        )
     ).scalar_one()
     if steady < len((API, TICK)):
         return 0
+    granted = func.make_interval(0, 0, 0, 0, 0, 0, func.coalesce(Host.fence_after, limits.fence_after))
     found = session.execute(
         select(Instance.id, Host.name.label("host"))
         .join(Host, Host.id == Instance.host_id)
@@ -104,7 +114,7 @@ def replace_lost(session: Session, limits: Limits) -> int:
             Instance.status == Status.RUNNING,
             or_(
                 Instance.on_host_lost == "replace",
-                and_(Instance.on_host_lost == "fence", Host.last_seen_at < now - limits.fenced_after),
+                and_(Instance.on_host_lost == "fence", Host.last_seen_at < now - MARGIN - granted),
             ),
             ~and_(
                 Workflow.kind == "MoveInstance",

@@ -13,7 +13,7 @@ from temporalio import activity
 from activities import orders
 from activities.database import transaction, use_project
 from activities.fleet import Limits
-from drivers.machines import Machines
+from drivers.machines import Fence, Machines
 from model.base import Frozen
 from model.drift import Drift, compare
 from model.errors import CairnError
@@ -34,6 +34,8 @@ class Inventory(Frozen):
     machines: list[OwnedMachine]
     #: Before this nothing of it was looked at.
     asked_at: dt.datetime | None = None
+    #: What does not run because the fence stopped it.
+    fence_stopped: list[UUID] = []
 
 
 class HostRecords:
@@ -85,7 +87,7 @@ class HostRecords:
                 leftovers += unknown
             if (warning is None) != (host.warning is None):
                 self._tell_operator(session, host, warning)
-            settled = self._find_drift(session, host, found, inventory.asked_at)
+            settled = self._find_drift(session, host, found, inventory)
             done = settled and not leftovers
             session.execute(
                 update(Host)
@@ -94,14 +96,12 @@ class HostRecords:
             )
         return leftovers
 
-    def _find_drift(
-        self, session: Session, host: Host, found: dict[UUID, OwnedMachine], asked_at: dt.datetime | None
-    ) -> bool:
+    def _find_drift(self, session: Session, host: Host, found: dict[UUID, OwnedMachine], inventory: Inventory) -> bool:
         """Record and, where the project asks for it, mend; whether nothing is left to be looked at again."""
         settled = True
         now = dt.datetime.now(dt.UTC)
         # What changed after the look began is left to the next one.
-        began = asked_at - CLOCKS if asked_at else host.reconciled_at
+        began = inventory.asked_at - CLOCKS if inventory.asked_at else host.reconciled_at
         older = Instance.updated_at < (began or func.now())
         at_rest = Instance.status.in_((Status.RUNNING, Status.STOPPED))
         # By id: whoever locks several instances does it in this order.
@@ -119,12 +119,16 @@ class HostRecords:
             )
             if drift is None and instance.drift is None:
                 continue
-            settled &= self._note(session, instance.id, instance.version, drift, now)
+            # What the fence stopped was stopped by us; its host is back, and it is still there.
+            ours = drift is not None and drift.kind == "stopped" and instance.id in inventory.fence_stopped
+            settled &= self._note(session, instance.id, instance.version, drift, now, ours=ours)
         unsettled = here.where(~(at_rest & older), Instance.status != Status.ERROR).limit(1)
         return settled and session.execute(unsettled).first() is None
 
-    def _note(self, session: Session, instance_id: UUID, version: int, drift: Drift | None, now: dt.datetime) -> bool:
-        """Write down what was found of one instance; whether it needs no further look."""
+    def _note(
+        self, session: Session, instance_id: UUID, version: int, drift: Drift | None, now: dt.datetime, *, ours: bool
+    ) -> bool:
+        """Write down what was found of one instance; whether it needs no further look. ``ours``: mend it anyway."""
         instance = session.scalars(
             select(Instance)
             .where(Instance.id == instance_id, Instance.version == version)
@@ -148,8 +152,6 @@ class HostRecords:
         if drift is None:
             return True
         policy = session.scalar(select(Project.drift_policy).where(Project.id == instance.project_id))
-        # What the fence stopped was stopped by us; its host is back, and it is still there.
-        ours = drift.kind == "stopped" and instance.on_host_lost == "fence"
         if policy != "heal" and not ours:
             return True
         if drift.heal_after is None or drift.heal_after <= now:
@@ -195,9 +197,10 @@ class HostRecords:
 class HostEngine:
     """One host's engine as a whole. Runs on that host's queue."""
 
-    def __init__(self, host: str, machines: Machines) -> None:
+    def __init__(self, host: str, machines: Machines, fence: Fence) -> None:
         self._host = host
         self._machines = machines
+        self._fence = fence
 
     @activity.defn(name="host.inventory", no_thread_cancel_exception=True)
     def inventory(self, leftovers: list[OwnedMachine]) -> Inventory:
@@ -209,7 +212,11 @@ class HostEngine:
             except CairnError as error:  # the others go all the same
                 failed = failed or error
             else:
+                self._fence.forget(machine.id)
                 log.warning("host.leftover_removed", host=self._host, instance=str(machine.id))
         if failed is not None:
             raise failed
-        return Inventory(host=self._host, machines=self._machines.inventory())
+        found = self._machines.inventory()
+        down = [machine.id for machine in found if machine.fenced and not machine.running]
+        stopped = [machine for machine in down if self._fence.has_stopped(machine)]
+        return Inventory(host=self._host, machines=found, fence_stopped=stopped)

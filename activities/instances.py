@@ -13,10 +13,10 @@ from temporalio import activity
 from activities.database import transaction
 from activities.placement import Capacity, place, release, release_next, switch
 from activities.runs import Histories, claim, end, others, record
-from drivers.machines import Machines
+from drivers.machines import Fence, Machines
 from model.base import Frozen
 from model.errors import HostIsBack, NoCapacity, NotReady, Superseded
-from model.hosts import Host, is_reachable
+from model.hosts import Host, fenced_after, is_reachable
 from model.instances import STABLE, VERBS, Instance, MachineSpec, MachineState, Port, Status
 from model.projects import ProjectQuota
 from model.workflows import Failure, Order, Outcome, Step
@@ -108,7 +108,7 @@ class InstanceRecords:
                 spec=_next_spec(instance),
                 was_running=row.prior_status == Status.RUNNING,
                 leaves=old.name if old is not None and not order.host_lost else None,
-                fence_seconds=self._capacity.fenced_after,
+                fence_seconds=fenced_after(new, self._capacity.fence_after).total_seconds(),
                 old_spec=_spec(instance),
             )
 
@@ -118,7 +118,7 @@ class InstanceRecords:
         lost = host.name == request.silent_host and not is_reachable(host.last_seen_at)
         if lost and instance.on_host_lost == "fence" and host.last_seen_at is not None:
             silent = dt.datetime.now(dt.UTC) - host.last_seen_at
-            lost = silent.total_seconds() > self._capacity.fenced_after
+            lost = silent > fenced_after(host, self._capacity.fence_after)
         return lost or bool({port["host_port"] for port in ports} & set(request.avoid_ports))
 
     @activity.defn(name="instance.switch")
@@ -176,10 +176,9 @@ class InstanceRecords:
 class InstanceEngine:
     """Machines of one host. Runs on that host's queue."""
 
-    def __init__(self, machines: Machines, ensure_fence: Callable[[], None]) -> None:
-        """``ensure_fence``: returns when what is fenced on this host will be stopped, should its lease lapse."""
+    def __init__(self, machines: Machines, fence: Fence) -> None:
         self._machines = machines
-        self._ensure_fence = ensure_fence
+        self._fence = fence
 
     @activity.defn(name="image.ensure", no_thread_cancel_exception=True)
     def ensure_image(self, spec: MachineSpec) -> None:
@@ -188,14 +187,18 @@ class InstanceEngine:
     @activity.defn(name="instance.create", no_thread_cancel_exception=True)
     def create(self, spec: MachineSpec) -> str:
         if spec.fenced:
-            self._ensure_fence()
+            self._fence.check_open()
         return self._machines.create(spec)
 
     @activity.defn(name="instance.start", no_thread_cancel_exception=True)
     def start(self, spec: MachineSpec) -> MachineState:
-        if spec.fenced:
-            self._ensure_fence()
-        return self._machines.start(spec.id, activity.is_cancelled)
+        if not spec.fenced:
+            return self._machines.start(spec.id, activity.is_cancelled)
+        self._fence.check_open()
+        state = self._machines.start(spec.id, activity.is_cancelled)
+        # Only now: one that the fence stopped, and whose start was given up, is started by the next look at it.
+        self._fence.forget(spec.id)
+        return state
 
     @activity.defn(name="instance.adjust", no_thread_cancel_exception=True)
     def adjust(self, spec: MachineSpec) -> None:
@@ -208,6 +211,7 @@ class InstanceEngine:
     @activity.defn(name="instance.delete", no_thread_cancel_exception=True)
     def delete(self, spec: MachineSpec) -> None:
         self._machines.delete(spec.id, spec.generation)
+        self._fence.forget(spec.id)
 
 
 def settle_instance(

@@ -23,8 +23,8 @@ class Capacity(Frozen):
     port_range: tuple[int, int]
     overcommit_cpu: float
     overcommit_memory: float
-    #: Seconds without a sign of its host after which what is fenced must have been stopped there.
-    fenced_after: float = 45
+    #: Of a host that was never granted a lease: see ``Host.fence_after``.
+    fence_after: float = 30
 
 
 def has_room(

@@ -102,7 +102,7 @@ class Sweeper:
     def _look_at_hosts(self, ticking: bool) -> list[str]:
         with transaction(self._engine) as session:
             if ticking:
-                session.execute(BEAT, beat(TICK))
+                session.execute(BEAT, beat(TICK, self._limits.tick_away))
             hosts = to_reconcile(session, self._limits)
         if ticking:
             with transaction(self._engine) as session:

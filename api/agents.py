@@ -52,6 +52,7 @@ class AgentRoute(APIRoute):
 router = APIRouter(prefix="/v1/hosts", tags=["agents"], responses=RESPONSES, route_class=AgentRoute)
 log = structlog.get_logger()
 MOST_HOSTS = 500
+MOST_FENCE_SECONDS = 10_000_000
 X25519_BYTES = 32
 #: Names of simulated hosts; the embedded platform makes them as they are asked for.
 SIMULATED = re.compile(r"sim-[0-9]+")
@@ -138,18 +139,23 @@ class HostLease(BaseModel):
 
 
 class Renew(BaseModel):
-    """``POST /v1/hosts/lease``."""
+    """``POST /v1/hosts/lease``. Of an agent that is not ``working`` (Temporal does not answer it) nothing is renewed:
+    it hears where all is now."""
 
     model_config = ConfigDict(extra="forbid")
 
     hosts: Annotated[list[HostLease], Field(min_length=1, max_length=MOST_HOSTS)]
     agent_url: AgentUrl | None = None
     versions: dict[LabelName, Version] | None = Field(default=None, max_length=16)
+    #: What the agent was granted last, and goes by until it hears the answer.
+    fence_after_seconds: Annotated[float, Field(ge=0, le=MOST_FENCE_SECONDS)] | None = None
+    working: bool = True
 
 
 class Renewed(BaseModel):
     renew_seconds: float
     fence_after_seconds: float
+    temporal_address: str
     ticket_keys: list[str]
     hosts: list[dict[str, str]]
 
@@ -187,12 +193,19 @@ Authenticated = Annotated[Agent, Depends(_agent, scope="function")]
 _RENEW = text(
     """
     UPDATE hosts h SET last_seen_at = now(), inventory = coalesce(w.inventory, h.inventory),
+        -- What it goes by may be longer than what it is granted here, until it has heard of that.
+        fence_after = greatest(
+            cast(:granted AS double precision), coalesce(cast(:goes_by AS double precision), h.fence_after)
+        ),
         agent_url = coalesce(:agent_url, h.agent_url), versions = h.versions || coalesce(cast(:versions AS jsonb), '{}')
     FROM (SELECT id, inventory FROM unnest(cast(:ids AS uuid[]), cast(:inventories AS text[])) AS u(id, inventory)) w
     JOIN hosts before ON before.id = w.id
     WHERE h.id = w.id AND h.credential = :credential
     RETURNING h.id, h.name, h.state, w.inventory IS DISTINCT FROM before.inventory AND w.inventory IS NOT NULL AS news
     """
+)
+_KNOWN = text(
+    "SELECT id, name, state, false AS news FROM hosts WHERE id = ANY(cast(:ids AS uuid[])) AND credential = :credential"
 )
 _CALL_SWEEPER = text("SELECT pg_notify('cairn_sweep', '')")
 
@@ -297,23 +310,24 @@ def _as_seen_by(request: Request, address: str) -> str:
 async def renew(request: Request, body: Renew, agent: Authenticated) -> Response:
     """Renew the leases of the agent's hosts, and say what their engines hold."""
     settings: Settings = request.app.state.settings
-    rows = (
-        await agent.connection.execute(
-            _RENEW,
-            {
-                "ids": [str(host.id) for host in body.hosts],
-                "inventories": [host.inventory for host in body.hosts],
-                "agent_url": body.agent_url,
-                "versions": None if body.versions is None else orjson.dumps(body.versions).decode(),
-                "credential": agent.credential,
-            },
-        )
-    ).all()
+    asked = {"ids": [str(host.id) for host in body.hosts], "credential": agent.credential}
+    if body.working:
+        told = {
+            "inventories": [host.inventory for host in body.hosts],
+            "agent_url": body.agent_url,
+            "versions": None if body.versions is None else orjson.dumps(body.versions).decode(),
+            "granted": settings.fence_after,
+            "goes_by": body.fence_after_seconds,
+        }
+        rows = (await agent.connection.execute(_RENEW, asked | told)).all()
+    else:
+        rows = (await agent.connection.execute(_KNOWN, asked)).all()
     if any(row.news for row in rows):
         await agent.connection.execute(_CALL_SWEEPER)
     data = {
         "renew_seconds": RENEW_SECONDS,
         "fence_after_seconds": settings.fence_after,
+        "temporal_address": _as_seen_by(request, settings.temporal_address),
         "ticket_keys": ticket_keys(settings),
         "hosts": [{"id": row.id, "name": row.name, "state": row.state} for row in rows],
     }

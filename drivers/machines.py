@@ -28,6 +28,19 @@ class Cancelled(Exception):
 Check = Callable[[], bool]
 
 
+class Fence(Protocol):
+    """What stops the fenced machines of an agent's hosts where those may count as lost."""
+
+    def check_open(self) -> None:
+        """Before what is fenced is made or started: it watches, and the lease holds. Raises FenceFailed."""
+
+    def has_stopped(self, machine: UUID) -> bool:
+        """Whether it was the fence that stopped the machine, which has not been started since."""
+
+    def forget(self, machine: UUID) -> None:
+        """The machine was started again, or is gone."""
+
+
 class Machines(Protocol):
     """Machines of one host: containers or VMs."""
 

@@ -69,6 +69,9 @@ class Host(Base):
     fingerprint: Mapped[bytes | None] = mapped_column(LargeBinary)
     #: When its lease was renewed last.
     last_seen_at: Mapped[dt.datetime | None]
+    #: Seconds without a renewal after which its agent stops what is fenced: the longest of all that it may go by,
+    #: as the answer that said a shorter one may have been lost. None: it has had no lease yet.
+    fence_after: Mapped[float | None]
     #: What its agent last said it holds, and what of that was found right when, as digests of inventories.
     inventory: Mapped[str | None]
     reconciled: Mapped[str | None]
@@ -82,6 +85,11 @@ class Host(Base):
         CheckConstraint("allocated_vcpus >= 0 AND allocated_memory_mb >= 0", name="never_negative"),
         Index("ix_hosts_credential", "credential"),
     )
+
+
+def fenced_after(host: Host, default: float) -> dt.timedelta:
+    """Silence of a host after which what is fenced must have been stopped there. ``default``: CAIRN_FENCE_AFTER."""
+    return dt.timedelta(seconds=default if host.fence_after is None else host.fence_after) + MARGIN
 
 
 class HostToken(Base):

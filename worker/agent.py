@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -27,18 +27,18 @@ from activities.instances import InstanceEngine
 from activities.interceptor import ActivityInterceptor
 from activities.registry import methods
 from activities.runs import host_queue
-from drivers.machines import Machines
+from drivers.machines import Fence, Machines
 from drivers.streams import Streams
 from model import logs
 from model.hosts import AgentHost
 from model.settings import Settings
 from model.tickets import Gate
-from worker import agent_server, fence, identity
+from worker import agent_server, fence, identity, joining
 from worker.agent_server import AgentServer
 from worker.identity import Keys, Membership
 from worker.leases import Leases, Refused
 from worker.samples import Samples
-from worker.temporal_client import connect
+from worker.temporal_link import TemporalLink
 
 #: Steps of one host at once. Most wait for the engine, or for an instance to become ready.
 STEPS = 32
@@ -94,46 +94,52 @@ def driver(host: AgentHost, installation: UUID, settings: Settings) -> Machines:
 
 async def run(settings: Settings) -> None:
     keys, membership = read_identity(settings)
+    path = identity_file(settings)
     told = {"temporal_address": membership.temporal_address, "temporal_namespace": membership.temporal_namespace}
     unset = {name: value for name, value in told.items() if name not in settings.model_fields_set}
     settings = settings.model_copy(update=unset)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    connecting = asyncio.ensure_future(connect(settings))
-    await asyncio.wait({connecting, asyncio.ensure_future(stopping.wait())}, return_when=asyncio.FIRST_COMPLETED)
-    if not connecting.done():
-        connecting.cancel()
-        return
-    client = connecting.result()
     machines = {host.id: driver(host, membership.installation, settings) for host in membership.hosts}
     gate = Gate(membership.ticket_keys)
     listener = agent_server.listen(settings, membership.api_url)
     serves = AgentServer({host.id: streams(host, membership.installation, settings) for host in membership.hosts}, gate)
+    temporal = TemporalLink(
+        settings, follows="temporal_address" in unset, remember=partial(joining.remember_temporal, path)
+    )
     leases = Leases(
         membership,
         machines,
-        client,
+        temporal,
         agent_url=agent_server.url_of(listener),
         versions={"agent": version("cairn-platform")},
         look_seconds=settings.reconcile_interval,
-        identity=identity_file(settings),
+        identity=path,
         ensure_fence=partial(fence.ensure, settings),
         on_ticket_keys=gate.learn,
     )
+    stopped = asyncio.create_task(stopping.wait())
+    leasing = asyncio.create_task(leases.run())
+    granted = asyncio.create_task(leases.granted.wait())
+    beside: set[asyncio.Task[None]] = {leasing}
+    serving: asyncio.Task[None] | None = None
+    await asyncio.wait({leasing, granted, stopped}, return_when=asyncio.FIRST_COMPLETED)
     async with AsyncExitStack() as workers:
-        for worker in step_workers(client, membership.hosts, machines, partial(fence.check_open, settings)):
-            await workers.enter_async_context(worker)
-        log.info("agent.ready", hosts=[host.name for host in membership.hosts])
-        stopped = asyncio.create_task(stopping.wait())
-        serving = asyncio.create_task(serves.run(keys, listener, stopping))
-        beside = {asyncio.create_task(leases.run()), asyncio.create_task(Samples(membership, machines).run()), serving}
+        if granted.done():
+            temporal.workers = step_workers(temporal.client, membership.hosts, machines, fence.AgentFence(settings))
+            for worker in temporal.workers:
+                await workers.enter_async_context(worker)
+            log.info("agent.ready", hosts=[host.name for host in membership.hosts])
+            serving = asyncio.create_task(serves.run(keys, listener, stopping))
+            beside |= {asyncio.create_task(Samples(membership, machines).run()), serving}
         await asyncio.wait({*beside, stopped}, return_when=asyncio.FIRST_COMPLETED)
         ended = [task for task in beside if task.done()]
         for task in beside - {serving}:
             task.cancel()
         stopping.set()
-        await serving
+        if serving is not None:
+            await serving
         for task in ended:
             if isinstance(task.exception(), Refused):
                 raise SystemExit("the platform does not know this host any more: it takes no steps")
@@ -141,13 +147,16 @@ async def run(settings: Settings) -> None:
 
 
 def step_workers(
-    client: Client, hosts: list[AgentHost], machines: Mapping[UUID, Machines], ensure_fence: Callable[[], None]
+    client: Client, hosts: list[AgentHost], machines: Mapping[UUID, Machines], fence: Fence
 ) -> list[Worker]:
     """A Temporal worker for each host's queue."""
     threads = ThreadPoolExecutor(max(STEPS, 4 * len(hosts)), thread_name_prefix="step")
     workers = []
     for host in hosts:
-        engines = [InstanceEngine(machines[host.id], ensure_fence), HostEngine(host.name, machines[host.id])]
+        engines = [
+            InstanceEngine(machines[host.id], fence),
+            HostEngine(host.name, machines[host.id], fence),
+        ]
         workers.append(
             Worker(
                 client,

@@ -36,7 +36,6 @@ from activities.runs import CONTROL, Histories
 from activities.samples import SampleRecords
 from activities.sweeper import LOST_AFTER, Sweeper
 from model import logs
-from model.hosts import MARGIN
 from model.settings import Settings
 from worker.database import connect as connect_database
 from worker.temporal_client import connect
@@ -61,13 +60,14 @@ async def run(settings: Settings) -> None:
         fence_after=settings.fence_after,
         deadline_launch=settings.deadline_launch,
         stop_grace=settings.stop_grace,
+        tick_seconds=settings.tick_seconds,
     )
     sweeper = Sweeper(engine, client, limits)
     capacity = Capacity(
         port_range=settings.port_range,
         overcommit_cpu=settings.overcommit_cpu,
         overcommit_memory=settings.overcommit_memory,
-        fenced_after=settings.fence_after + MARGIN.total_seconds(),
+        fence_after=settings.fence_after,
     )
     records = [
         InstanceRecords(engine, capacity, histories),

@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import UUID
@@ -28,6 +28,7 @@ from drivers.machines import Machines
 from model import logs
 from model.base import Frozen
 from model.errors import CairnError
+from model.instances import OwnedMachine
 from model.settings import Settings
 from worker import data_folder
 
@@ -76,6 +77,38 @@ def read_lease(identity: Path) -> Lease | None:
         return None
 
 
+class Engines(Frozen):
+    """Where the agent finds its engines, this time."""
+
+    docker_host: str
+    simulator_url: str
+
+
+def has_stopped(identity: Path, machine: UUID) -> bool:
+    return _stopped(identity, machine).exists()
+
+
+def forget(identity: Path, machine: UUID) -> None:
+    _stopped(identity, machine).unlink(missing_ok=True)
+
+
+def _stopped(identity: Path, machine: UUID) -> Path:
+    """An empty file for each machine that was stopped here, and must be told from one that ended by itself."""
+    return identity.with_suffix(".stopped") / str(machine)
+
+
+def stop(identity: Path, machines: Machines, machine: OwnedMachine) -> None:
+    """Stop a fenced machine for its host's sake. Also one that does not seem to run: a paused one would go on when
+    it is woken. Raises CairnError."""
+    note = _stopped(identity, machine.id)
+    if machine.running:
+        note.parent.mkdir(mode=0o700, exist_ok=True)
+        note.touch(0o600)
+    machines.stop(machine.id, 0, lambda: False)
+    if machine.running:
+        note.touch(0o600)  # a start that ended meanwhile has removed it
+
+
 def ensure(settings: Settings) -> None:
     """Start the fence of this agent, where it does not run: to be called before a fenced machine is made or started,
     and whenever one is seen.
@@ -84,6 +117,9 @@ def ensure(settings: Settings) -> None:
     """
     if settings.agent_identity is None:
         raise RuntimeError("an agent without an identity has nothing to fence")
+    engines = Engines(docker_host=settings.docker_host, simulator_url=settings.simulator_url)
+    if read_engines(settings.agent_identity) != engines:
+        data_folder.write(_engines(settings.agent_identity), engines.model_dump_json())
     mark = _mark(settings.agent_identity)
     mark.touch(0o600)  # one that is about to end for want of work sees it, and stays
     lock = _lock(mark)
@@ -108,6 +144,17 @@ def _mark(identity: Path) -> Path:
     return identity.with_suffix(".fence")
 
 
+def _engines(identity: Path) -> Path:
+    return identity.with_suffix(".engines")
+
+
+def read_engines(identity: Path) -> Engines | None:
+    try:
+        return Engines.model_validate_json(_engines(identity).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
 def _lock(mark: Path) -> int | None:
     """The descriptor that makes its holder the one fence of the agent; None: there is one."""
     lock = os.open(mark, os.O_RDWR | os.O_CREAT, 0o600)
@@ -128,35 +175,76 @@ def main() -> None:
     if os.fork():
         os._exit(0)
     os.setsid()
-    from worker.agent import driver, identity_file, read_identity
+    from worker.agent import identity_file
 
     settings = Settings()
     logs.configure(settings.log_level, settings.log_format, "fence")
-    _, membership = read_identity(settings)
-    lock = _lock(_mark(identity_file(settings)))
+    identity = identity_file(settings)
+    lock = _lock(_mark(identity))
     with os.fdopen(int(sys.argv[1]), "wb") as say:
         say.write(b"1")
     if lock is not None:
-        machines = {host.id: driver(host, membership.installation, settings) for host in membership.hosts}
-        watch(identity_file(settings), machines)
+        keep_watch(identity, Hosts(settings).now, lock)
 
 
-def watch(identity: Path, hosts: Mapping[UUID, Machines]) -> None:
-    """Until there has been nothing to fence for a while."""
-    idle_looks, marked = 0, 0.0
+class Hosts:
+    """The hosts of the agent, and their engines, as they are now: the fence may be older than both."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._known: tuple[object, ...] = ()
+        self._machines: Mapping[UUID, Machines] = {}
+
+    def now(self) -> Mapping[UUID, Machines]:
+        from worker.agent import driver, identity_file, read_identity
+
+        path = identity_file(self._settings)
+        _, membership = read_identity(self._settings)
+        engines = read_engines(path)
+        known = (membership.installation, membership.hosts, engines)
+        if known != self._known:
+            settings = self._settings.model_copy(update=engines.model_dump() if engines else {})
+            self._machines = {host.id: driver(host, membership.installation, settings) for host in membership.hosts}
+            self._known = known
+        return self._machines
+
+
+def keep_watch(identity: Path, hosts: Callable[[], Mapping[UUID, Machines]], lock: int) -> None:
+    """Watch until there is nothing to do, and nobody has asked meanwhile. ``lock`` is given back."""
+    kept: int | None = lock
+    while kept is not None:
+        seen = watch(identity, hosts)
+        os.close(kept)
+        # Whoever asked before this found the lock held, and counts on us; whoever asks from now on starts another.
+        kept = _lock(_mark(identity)) if _asked(identity) != seen else None
+
+
+def _asked(identity: Path) -> int:
+    """Changes whenever a fence is asked for."""
+    return _mark(identity).stat().st_mtime_ns
+
+
+def watch(identity: Path, hosts: Callable[[], Mapping[UUID, Machines]]) -> int:
+    """Until there has been nothing to fence for a while; the last asking that was seen."""
+    idle_looks, seen = 0, 0
     lapsed = False
+    now: Mapping[UUID, Machines] = {}
     with ThreadPoolExecutor(STOPS) as threads:
         # Looks are counted, and not seconds: a machine that slept wakes up to one look at least.
         while idle_looks < IDLE_LOOKS:
             idle_looks += 1
-            asked = _mark(identity).stat().st_mtime
-            if asked != marked:
-                idle_looks, marked = 0, asked
+            asked = _asked(identity)
+            if asked != seen:
+                idle_looks, seen = 0, asked
+            try:
+                now = hosts()
+            except (Exception, SystemExit) as error:  # the hosts that it knew are watched all the same
+                log.warning("fence.identity_unread", error=str(error))
             lease = read_lease(identity)
             was, lapsed = lapsed, lease is None or lease.lapsed()
             if lapsed and not was:
                 log.warning("fence.closed", lease=lease.model_dump() if lease else None)
-            for machines in hosts.values():
+            for machines in now.values():
                 try:
                     fenced = [machine for machine in machines.inventory() if machine.fenced]
                 except Exception as error:  # whatever it is, the next look may do better, and nobody else looks
@@ -166,18 +254,18 @@ def watch(identity: Path, hosts: Mapping[UUID, Machines]) -> None:
                 if fenced:
                     idle_looks = 0
                 if lapsed:
-                    # Also those that do not seem to run: a paused one would go on when it is woken.
-                    list(threads.map(lambda machine, on=machines: _stop(on, machine.id, machine.running), fenced))
+                    list(threads.map(lambda machine, on=machines: _try_to_stop(identity, on, machine), fenced))
             time.sleep(LOOK_SECONDS)
+    return seen
 
 
-def _stop(machines: Machines, machine: UUID, running: bool) -> None:
+def _try_to_stop(identity: Path, machines: Machines, machine: OwnedMachine) -> None:
     try:
-        machines.stop(machine, 0, lambda: False)
-        if running:
-            log.warning("fence.stopped", instance=str(machine))
+        stop(identity, machines, machine)
+        if machine.running:
+            log.warning("fence.stopped", instance=str(machine.id))
     except Exception as error:  # the next look tries again
-        log.error("fence.not_stopped", instance=str(machine), error=str(error))
+        log.error("fence.not_stopped", instance=str(machine.id), error=str(error))
 
 
 def close(identity: Path, hosts: Mapping[UUID, Machines]) -> None:
@@ -188,15 +276,32 @@ def close(identity: Path, hosts: Mapping[UUID, Machines]) -> None:
     for machines in hosts.values():
         for machine in machines.inventory():
             if machine.fenced:
-                machines.stop(machine.id, 0, lambda: False)
+                stop(identity, machines, machine)
 
 
-def check_open(settings: Settings) -> None:
-    """Before what is fenced is made or started: the fence watches, and the lease holds. Raises FenceFailed."""
-    ensure(settings)
-    lease = read_lease(settings.agent_identity) if settings.agent_identity else None
-    if lease is None or lease.lapsed():
-        raise FenceFailed("the host's lease has lapsed: what is fenced is not started there until it is renewed")
+class AgentFence:
+    """The fence, as the steps of its agent see it: the port of ``drivers.machines``."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    @property
+    def _identity(self) -> Path:
+        if self._settings.agent_identity is None:
+            raise RuntimeError("an agent without an identity has nothing to fence")
+        return self._settings.agent_identity
+
+    def check_open(self) -> None:
+        ensure(self._settings)
+        lease = read_lease(self._identity)
+        if lease is None or lease.lapsed():
+            raise FenceFailed("the host's lease has lapsed: what is fenced is not started there until it is renewed")
+
+    def has_stopped(self, machine: UUID) -> bool:
+        return has_stopped(self._identity, machine)
+
+    def forget(self, machine: UUID) -> None:
+        forget(self._identity, machine)
 
 
 if __name__ == "__main__":

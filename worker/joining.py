@@ -127,6 +127,15 @@ def _as_it_is(path: Path, known: Identity | None, wanted: Wanted, told: dict[str
     return now
 
 
+def remember_temporal(path: Path, address: str) -> None:
+    """The platform has moved its Temporal server: what the agent goes by at its next start."""
+    with _alone(path):
+        known = identity.read(path)
+        if known is not None and known.membership is not None:
+            membership = known.membership.model_copy(update={"temporal_address": address})
+            identity.write(path, known.model_copy(update={"membership": membership}))
+
+
 def _request(wanted: Wanted, keys: Keys, credential: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **facts,

@@ -7,13 +7,15 @@ that is cut off from either looks lost, and what happens then is one thing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import httpx
 import structlog
-from temporalio.client import Client
 from temporalio.service import RPCError
 
 from drivers.machines import Machines
@@ -22,6 +24,7 @@ from model.hosts import RENEW_SECONDS
 from model.instances import digest_of
 from worker import fence
 from worker.identity import Membership
+from worker.temporal_link import TemporalLink
 
 log = structlog.get_logger()
 #: For one question to the API, or to Temporal.
@@ -45,7 +48,7 @@ class Leases:
         self,
         membership: Membership,
         machines: Mapping[UUID, Machines],
-        temporal: Client,
+        temporal: TemporalLink,
         *,
         agent_url: str | None,
         versions: dict[str, str],
@@ -65,8 +68,13 @@ class Leases:
         self._on_ticket_keys = on_ticket_keys
         self._inventories: dict[UUID, str | None] = dict.fromkeys(machines)
         self._news = asyncio.Event()
+        self._heard_at = -math.inf
+        #: Set with the first lease: before it, an agent is not to take steps. Its host may have been removed, and
+        #: another may have the name.
+        self.granted = asyncio.Event()
 
     async def run(self) -> None:
+        """Raises Refused where the platform does not know the agent; else it does not end."""
         async with httpx.AsyncClient(
             base_url=self._membership.api_url,
             headers={"Authorization": f"Bearer {self._membership.credential}"},
@@ -99,21 +107,13 @@ class Leases:
         while True:
             try:
                 async with asyncio.timeout(2 * PATIENCE):
-                    await self._temporal.service_client.check_health()
+                    await self._temporal.check()
                     await self._renew_once(http)
-            except (
-                httpx.HTTPError,
-                RPCError,
-                CairnError,
-                RuntimeError,
-                ValueError,
-                LookupError,
-                TypeError,
-                OSError,
-            ) as error:
+            except MAY_PASS as error:
                 if working:
                     log.warning("lease.not_renewed", error=str(error) or type(error).__name__)
                 working = False
+                await self._hear(http)
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             if not working:
@@ -135,12 +135,35 @@ class Leases:
         await asyncio.to_thread(fence.close, self._identity, self._machines)
         self._news.clear()
         hosts = [{"id": str(host), "inventory": digest} for host, digest in self._inventories.items()]
-        body = {"hosts": hosts, "agent_url": self._agent_url, "versions": self._versions}
-        answer = await http.post("/hosts/lease", json=body)
-        if answer.status_code == httpx.codes.UNAUTHORIZED:
-            log.error("lease.refused", advice="the host was removed, or joined anew: join again with a new token")
-            raise Refused
-        answer.raise_for_status()
-        granted = answer.json()["data"]
+        lease = fence.read_lease(self._identity)
+        goes_by = lease.fence_after if lease is not None else None
+        granted = await self._ask(http, hosts=hosts, versions=self._versions, fence_after_seconds=goes_by)
         fence.write_lease(self._identity, asked_at, granted["fence_after_seconds"])
         self._on_ticket_keys(granted["ticket_keys"])
+        self.granted.set()
+        await self._temporal.told(granted["temporal_address"])
+
+    async def _hear(self, http: httpx.AsyncClient) -> None:
+        """While nothing can be renewed: what the platform says all the same. Its Temporal may have moved."""
+        if fence.clock() - self._heard_at < RENEW_SECONDS:
+            return
+        with contextlib.suppress(*MAY_PASS):
+            async with asyncio.timeout(2 * PATIENCE):
+                told = await self._ask(http, hosts=[{"id": str(host)} for host in self._machines], working=False)
+                await self._temporal.told(told["temporal_address"])
+
+    async def _ask(self, http: httpx.AsyncClient, **more: object) -> Any:
+        self._heard_at = fence.clock()
+        answer = await http.post("/hosts/lease", json={"agent_url": self._agent_url} | more)
+        if answer.status_code == httpx.codes.UNAUTHORIZED:
+            log.error("lease.refused", advice="the host was removed, or joined anew: join again with a new token")
+            await asyncio.to_thread(self._leave)
+            raise Refused
+        answer.raise_for_status()
+        return answer.json()["data"]
+
+    def _leave(self) -> None:
+        """What is fenced here ends with the last lease, and not before: a host that joins anew is back by then."""
+        if any(machine.fenced for machines in self._machines.values() for machine in machines.inventory()):
+            self._ensure_fence()
+            fence.close(self._identity, self._machines)

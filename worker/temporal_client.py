@@ -18,14 +18,19 @@ async def connect(settings: Settings, *, lazy: bool = False) -> Client:
     waited = False
     while True:
         try:
-            return await Client.connect(
-                settings.temporal_address,
-                namespace=settings.temporal_namespace,
-                data_converter=pydantic_data_converter,
-                lazy=lazy,
-            )
-        except RuntimeError as error:  # what the SDK raises while nobody listens
+            return await connect_once(settings, lazy=lazy)
+        except RuntimeError as error:
             if not waited:
                 log.warning("temporal.waiting", address=settings.temporal_address, error=str(error))
             waited = True
             await asyncio.sleep(0.2)
+
+
+async def connect_once(settings: Settings, *, lazy: bool = False) -> Client:
+    """Raises RuntimeError, which is what the SDK has for a server that does not answer."""
+    return await Client.connect(
+        settings.temporal_address,
+        namespace=settings.temporal_namespace,
+        data_converter=pydantic_data_converter,
+        lazy=lazy,
+    )

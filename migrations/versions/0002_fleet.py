@@ -25,6 +25,7 @@ def upgrade() -> None:
     op.add_column("hosts", sa.Column("public_key", sa.LargeBinary(), nullable=True))
     op.add_column("hosts", sa.Column("agent_url", sa.String(), nullable=True))
     op.add_column("hosts", sa.Column("fingerprint", sa.LargeBinary(), nullable=True))
+    op.add_column("hosts", sa.Column("fence_after", sa.Double(), nullable=True))
     op.add_column("hosts", sa.Column("inventory", sa.String(), nullable=True))
     op.add_column("hosts", sa.Column("reconciled", sa.String(), nullable=True))
     op.add_column("hosts", sa.Column("reconciled_at", sa.DateTime(timezone=True), nullable=True))
@@ -97,7 +98,7 @@ def upgrade() -> None:
 # The API lets hosts join and renews their leases; what they hold is the workers' alone.
 HOST_COLUMNS = (
     "id, name, backend, state, cpus, memory_mb, labels, versions, credential, public_key, agent_url, fingerprint, "
-    "last_seen_at, inventory"
+    "last_seen_at, fence_after, inventory"
 )
 GRANTS = [
     f"GRANT INSERT ({HOST_COLUMNS}), UPDATE ({HOST_COLUMNS}), DELETE ON hosts TO cairn_api",
