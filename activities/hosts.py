@@ -36,6 +36,8 @@ class Inventory(Frozen):
     asked_at: dt.datetime | None = None
     #: What does not run because the fence stopped it.
     fence_stopped: list[UUID] = []
+    #: The host's lease had lapsed, as its agent sees it: what is fenced there was stopped, and may not start.
+    fence_closed: bool = False
 
 
 class HostRecords:
@@ -118,6 +120,9 @@ class HostRecords:
                 now=now,
             )
             if drift is None and instance.drift is None:
+                continue
+            if inventory.fence_closed and instance.on_host_lost == "fence":
+                settled = False  # it starts again when the lease is renewed, or elsewhere
                 continue
             # What the fence stopped was stopped by us; its host is back, and it is still there.
             ours = drift is not None and drift.kind == "stopped" and instance.id in inventory.fence_stopped
@@ -216,7 +221,8 @@ class HostEngine:
                 log.warning("host.leftover_removed", host=self._host, instance=str(machine.id))
         if failed is not None:
             raise failed
+        closed = self._fence.is_closed()
         found = self._machines.inventory()
         down = [machine.id for machine in found if machine.fenced and not machine.running]
         stopped = [machine for machine in down if self._fence.has_stopped(machine)]
-        return Inventory(host=self._host, machines=found, fence_stopped=stopped)
+        return Inventory(host=self._host, machines=found, fence_stopped=stopped, fence_closed=closed)

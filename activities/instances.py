@@ -187,14 +187,14 @@ class InstanceEngine:
     @activity.defn(name="instance.create", no_thread_cancel_exception=True)
     def create(self, spec: MachineSpec) -> str:
         if spec.fenced:
-            self._fence.check_open()
+            self._fence.check_open(activity.is_cancelled)
         return self._machines.create(spec)
 
     @activity.defn(name="instance.start", no_thread_cancel_exception=True)
     def start(self, spec: MachineSpec) -> MachineState:
         if not spec.fenced:
             return self._machines.start(spec.id, activity.is_cancelled)
-        self._fence.check_open()
+        self._fence.check_open(activity.is_cancelled)
         state = self._machines.start(spec.id, activity.is_cancelled)
         # Only now: one that the fence stopped, and whose start was given up, is started by the next look at it.
         self._fence.forget(spec.id)

@@ -31,8 +31,14 @@ Check = Callable[[], bool]
 class Fence(Protocol):
     """What stops the fenced machines of an agent's hosts where those may count as lost."""
 
-    def check_open(self) -> None:
-        """Before what is fenced is made or started: it watches, and the lease holds. Raises FenceFailed."""
+    def is_closed(self) -> bool:
+        """Whether the lease has lapsed: everything fenced is stopped, or about to be."""
+
+    def check_open(self, cancelled: Check) -> None:
+        """Before what is fenced is made or started: it watches, and the lease holds. Waits a little for the lease.
+
+        Raises FenceFailed where the fence does not start, LeaseLapsed, Cancelled.
+        """
 
     def has_stopped(self, machine: UUID) -> bool:
         """Whether it was the fence that stopped the machine, which has not been started since."""

@@ -174,6 +174,12 @@ class NotReady(CairnError):
     code, status, retryable = "not_ready", 409, True
 
 
+class LeaseLapsed(CairnError):
+    """What is fenced is not started on a host whose lease has lapsed: it may run elsewhere by now, or soon."""
+
+    code, status, retryable = "lease_lapsed", 503, False
+
+
 class HostIsBack(CairnError):
     """The host that was lost is there again: what was to be placed elsewhere stays."""
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -42,11 +43,14 @@ class Machine:
             check=False,
         )
 
-    def start(self, name: str, token: str, **more: str) -> None:
-        """Join, as a unit or a container does: the same command and environment at every start."""
+    def start(self, name: str, token: str, within: Sequence[str] = (), **more: str) -> None:
+        """Join, as a unit or a container does: the same command and environment at every start.
+
+        ``within``: what the command begins with, such as ``Namespace.enter``.
+        """
         with (self.folder / f"{name}.log").open("ab") as log:
             self.agents[name] = subprocess.Popen(
-                [CAIRN, "host", "join"],
+                [*within, CAIRN, "host", "join"],
                 env=self.environ(CAIRN_JOIN_TOKEN=token, CAIRN_HOST_NAME=name, **more),
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -68,6 +68,8 @@ class Stack:
         low = FIRST_PORT + next(_blocks) % BLOCKS * PORTS
         self.port_range = (low, low + PORTS - 1)
         simulator = ports.choose("127.0.0.1", set(), self.port_range)
+        #: Those that its hosts use.
+        self.engines = [engine.SOCKET]
         self.simulator_url = f"http://127.0.0.1:{simulator}"
         self._command = [str(Path(sys.executable).with_name("cairn")), "up", "--docker" if docker else "--no-docker"]
         self._environ = (
@@ -319,16 +321,18 @@ class Stack:
     # Engines
 
     def containers(self, instance_id: str | None = None) -> list[Container]:
-        """What the Docker engine has of this installation, or of one instance of it."""
+        """What its Docker engines have of this installation, or of one instance of it."""
         labels = [f"io.cairn.installation={json.loads((self.data / 'installation.json').read_bytes())['installation']}"]
         if instance_id:
             labels.append(f"io.cairn.id={instance_id}")
-        client = docker.DockerClient(base_url=engine.SOCKET, timeout=30)
-        try:
-            found: list[Container] = client.containers.list(all=True, filters={"label": labels}, ignore_removed=True)
-            return found
-        finally:
-            client.close()
+        found: list[Container] = []
+        for url in self.engines:
+            client = docker.DockerClient(base_url=url, timeout=30)
+            try:
+                found += client.containers.list(all=True, filters={"label": labels}, ignore_removed=True)
+            finally:
+                client.close()
+        return found
 
     def simulated_machines(self) -> list[Json]:
         """What the simulated engine has."""

@@ -24,10 +24,10 @@ from uuid import UUID
 import structlog
 from pydantic import ValidationError
 
-from drivers.machines import Machines
+from drivers.machines import Cancelled, Check, Machines
 from model import logs
 from model.base import Frozen
-from model.errors import CairnError
+from model.errors import CairnError, LeaseLapsed
 from model.instances import OwnedMachine
 from model.settings import Settings
 from worker import data_folder
@@ -37,6 +37,8 @@ LOOK_SECONDS = 1.0
 #: After so many looks in a row without a fenced machine it ends.
 IDLE_LOOKS = 30
 STOPS = 8
+#: How long a step waits for a lease that has lapsed: two renewals.
+WAIT_SECONDS = 10.0
 
 
 class Lease(Frozen):
@@ -291,11 +293,21 @@ class AgentFence:
             raise RuntimeError("an agent without an identity has nothing to fence")
         return self._settings.agent_identity
 
-    def check_open(self) -> None:
-        ensure(self._settings)
+    def is_closed(self) -> bool:
         lease = read_lease(self._identity)
-        if lease is None or lease.lapsed():
-            raise FenceFailed("the host's lease has lapsed: what is fenced is not started there until it is renewed")
+        return lease is None or lease.lapsed()
+
+    def check_open(self, cancelled: Check) -> None:
+        ensure(self._settings)
+        until = time.monotonic() + WAIT_SECONDS
+        while self.is_closed():
+            if cancelled():
+                raise Cancelled
+            if time.monotonic() > until:
+                raise LeaseLapsed(
+                    "the host's lease has lapsed: what is fenced is not started there until it is renewed"
+                )
+            time.sleep(LOOK_SECONDS / 4)
 
     def has_stopped(self, machine: UUID) -> bool:
         return has_stopped(self._identity, machine)

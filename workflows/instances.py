@@ -20,7 +20,7 @@ with workflow.unsafe.imports_passed_through():
         Settlement,
         StopRequest,
     )
-    from model.errors import PortTaken
+    from model.errors import LeaseLapsed, PortTaken
     from model.instances import MachineState
     from model.workflows import Failure, Order, Outcome
 
@@ -220,7 +220,7 @@ def elsewhere(error: ActivityError, request: PlaceRequest, placement: Placement)
     port = taken_port(error)
     if port is not None and len(request.avoid_ports) < PORT_TRIES and port not in request.order.fixed_ports:
         return request.model_copy(update={"avoid_ports": [*request.avoid_ports, port]})
-    if was_silent(error) and remaining(request.order) > LEAST:
+    if (was_silent(error) or is_fenced_off(error)) and remaining(request.order) > LEAST:
         return request.model_copy(update={"silent_host": placement.host})
     raise error
 
@@ -229,6 +229,11 @@ def was_silent(error: ActivityError) -> bool:
     """Whether nobody took the step up."""
     cause = error.cause
     return isinstance(cause, TimeoutError) and cause.type is TimeoutType.SCHEDULE_TO_START
+
+
+def is_fenced_off(error: ActivityError) -> bool:
+    """Whether the host takes steps and has lost its lease. Each try lasts a while: it waits for a new lease."""
+    return isinstance(error.cause, ApplicationError) and error.cause.type == LeaseLapsed.code
 
 
 def taken_port(error: ActivityError) -> int | None:

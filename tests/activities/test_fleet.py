@@ -112,6 +112,24 @@ def test_machine_that_should_not_run_is_stopped(platform: Platform, worker_engin
     assert platform.instance(order)["status"] == "stopped"
 
 
+def test_what_the_fence_stopped_is_started_again_and_what_ended_by_itself_is_reported(
+    platform: Platform, worker_engine: Engine
+) -> None:
+    order = platform.running(wanted_host="one", on_host_lost="fence")
+    settled_a_while_ago(platform)
+    down = Inventory(host="one", machines=[machine(order, running=False)])
+    records = HostRecords(worker_engine, LIMITS)
+    ActivityEnvironment().run(records.reconcile, down)
+    assert platform.instance(order)["drift"]["kind"] == "stopped"
+    assert orders(platform, "HealInstance") == []
+    stopped = down.model_copy(update={"fence_stopped": [order.resource_id], "fence_closed": True})
+    ActivityEnvironment().run(records.reconcile, stopped)
+    assert orders(platform, "HealInstance") == [], "not while its lease has lapsed"
+    assert platform.db.one("SELECT reconciled FROM hosts WHERE name = 'one'")["reconciled"] is None
+    ActivityEnvironment().run(records.reconcile, stopped.model_copy(update={"fence_closed": False}))
+    assert len(orders(platform, "HealInstance")) == 1
+
+
 def test_operator_is_told_of_many_unknown_machines_once(platform: Platform, worker_engine: Engine) -> None:
     unknown = [OwnedMachine(engine_id=str(n), id=new_id(), generation=1, running=True) for n in range(8)]
     for _ in range(2):
@@ -293,6 +311,37 @@ def test_what_is_fenced_moves_only_when_its_agent_must_have_stopped_it(
     assert replaced(worker_engine) == 0
     lose(platform, 76)
     assert replaced(worker_engine) == 1
+
+
+def test_a_fence_that_was_granted_longer_is_waited_for(platform: Platform, worker_engine: Engine) -> None:
+    """The settings say 60 s by now: the host has heard of something else."""
+    order = platform.running(wanted_host="one", on_host_lost="fence")
+    platform.db.rows("UPDATE hosts SET fence_after = 200")
+    lose(platform, 214)
+    assert replaced(worker_engine) == 0
+    launched = platform.launch("late", wanted_host="two", on_host_lost="fence")
+    placed = platform.place(launched)
+    platform.db.rows("UPDATE hosts SET last_seen_at = now() - interval '210 seconds' WHERE name = 'two'")
+    silent = PlaceRequest(order=launched, silent_host="two")
+    assert platform.run(platform.records.place, silent) == placed
+    lose(platform, 216)
+    assert replaced(worker_engine) == 1
+    platform.db.rows("UPDATE hosts SET last_seen_at = now() WHERE name = 'two'")
+    (row,) = orders(platform, "MoveInstance")
+    beside = platform.run(platform.records.place_beside, PlaceRequest(order=Order.model_validate(row["order"])))
+    assert (beside.host, beside.fence_seconds) == ("two", 215)
+    assert order.resource_id == beside.spec.id
+
+
+def test_a_tick_that_is_rare_is_not_taken_for_one_that_is_away(platform: Platform, worker_engine: Engine) -> None:
+    platform.running(wanted_host="one", on_host_lost="replace")
+    lose(platform, 100)
+    platform.db.rows("UPDATE pulses SET seen_at = now() - interval '61 seconds' WHERE process = 'tick'")
+    assert replaced(worker_engine) == 0
+    rare = LIMITS.model_copy(update={"tick_seconds": 60})
+    with transaction(worker_engine) as session:
+        session.execute(BEAT, beat(TICK, rare.tick_away))
+        assert replace_lost(session, rare) == 1
 
 
 @pytest.mark.parametrize("away", [API, TICK])

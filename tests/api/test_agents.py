@@ -45,10 +45,10 @@ async def register(api: Api, token: str, body: Json) -> httpx.Response:
         return await http.post("/v1/hosts/register", json=body | {"token": token})
 
 
-async def renew(api: Api, number: int, host_id: str) -> httpx.Response:
+async def renew(api: Api, number: int, host_id: str, **more: Any) -> httpx.Response:
     headers = {"Authorization": f"Bearer credential-{number}"}
     async with httpx.AsyncClient(base_url=api.url, timeout=30, headers=headers) as http:
-        return await http.post("/v1/hosts/lease", json={"hosts": [{"id": host_id}]})
+        return await http.post("/v1/hosts/lease", json={"hosts": [{"id": host_id}]} | more)
 
 
 def joined(answer: httpx.Response) -> str:
@@ -219,3 +219,27 @@ async def test_a_lease_with_a_bad_address_or_that_is_no_json(api: Api) -> None:
 def test_where_temporal_is_for_a_machine_that_joins(met: str, temporal: str, told: str) -> None:
     scope = {"type": "http", "scheme": "http", "path": "/", "headers": [(b"host", f"{met}:8080".encode())]}
     assert agents._as_seen_by(Request(scope), temporal) == told
+
+
+async def test_the_longest_fence_that_an_agent_may_go_by_is_kept(api: Api) -> None:
+    host = joined(await register(api, await new_token(api), machine()))
+    assert row(api, host)["fence_after"] is None
+    for goes_by, kept in ((None, 30), (90, 90), (None, 90), (30, 30), (5, 30)):
+        answer = await renew(api, 1, host, fence_after_seconds=goes_by)
+        assert (answer.status_code, answer.json()["data"]["fence_after_seconds"]) == (200, 30)
+        assert row(api, host)["fence_after"] == kept
+    for bad in (-1, "x", 1e8, float("inf")):
+        content = json.dumps({"hosts": [{"id": host}], "fence_after_seconds": bad})
+        async with httpx.AsyncClient(base_url=api.url, headers={"Authorization": "Bearer credential-1"}) as http:
+            answer = await http.post("/v1/hosts/lease", content=content, headers=JSON)
+        assert answer.status_code in (400, 422), bad
+
+
+async def test_an_agent_that_cannot_work_renews_nothing_and_hears_where_temporal_is(api: Api) -> None:
+    host = joined(await register(api, await new_token(api), machine()))
+    before = row(api, host)
+    answer = await renew(api, 1, host, working=False, agent_url="https://10.9.9.9:1")
+    assert answer.status_code == 200
+    assert answer.json()["data"]["temporal_address"]
+    assert row(api, host) == before
+    refused(await renew(api, 2, host, working=False), 401, "unauthenticated")

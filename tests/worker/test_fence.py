@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -11,11 +12,16 @@ from uuid import UUID
 
 import pytest
 
+from drivers.machines import Cancelled
 from model.base import new_id
-from model.errors import EngineUnavailable
+from model.errors import EngineUnavailable, LeaseLapsed
+from model.hosts import AgentHost
 from model.instances import OwnedMachine
 from model.settings import Settings
 from worker import fence
+from worker.identity import Identity, Membership, new_keys, path_of, write
+
+INSTALLATION = new_id()
 
 
 class Machines:
@@ -48,7 +54,8 @@ def watching(identity: Path, machines: Any, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(fence, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(fence, "IDLE_LOOKS", 10)
     identity.with_suffix(".fence").touch()
-    thread = threading.Thread(target=fence.watch, args=(identity, {new_id(): machines}), daemon=True)
+    hosts = {new_id(): machines}
+    thread = threading.Thread(target=fence.watch, args=(identity, lambda: hosts), daemon=True)
     thread.start()
     return thread
 
@@ -115,10 +122,117 @@ def test_nothing_is_touched_while_the_lease_holds(identity: Path) -> None:
 def test_what_is_fenced_is_not_started_under_a_lapsed_lease(identity: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fence, "ensure", lambda settings: None)
     settings = Settings(agent_identity=identity)
-    with pytest.raises(fence.FenceFailed):
-        fence.check_open(settings)
+    monkeypatch.setattr(fence, "WAIT_SECONDS", 0.3)
+    ours = fence.AgentFence(settings)
+    with pytest.raises(LeaseLapsed):
+        ours.check_open(lambda: False)
+    with pytest.raises(Cancelled):
+        ours.check_open(lambda: True)
     fence.write_lease(identity, fence.clock(), 30)
-    fence.check_open(settings)
+    ours.check_open(lambda: True)
     fence.write_lease(identity, fence.clock() - 31, 30)
-    with pytest.raises(fence.FenceFailed):
-        fence.check_open(settings)
+    assert ours.is_closed()
+    with pytest.raises(LeaseLapsed):
+        ours.check_open(lambda: False)
+    monkeypatch.setattr(fence, "WAIT_SECONDS", 5)
+    threading.Timer(0.3, fence.write_lease, (identity, fence.clock(), 30)).start()
+    ours.check_open(lambda: False)
+
+
+def test_it_tells_what_it_stopped_from_what_ended_by_itself(identity: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machines = Machines(True, True, False)
+    stopped, ended, other = machines.fenced
+    machines.running.pop(ended)
+    fence.write_lease(identity, fence.clock() - 10, 5)
+    watching(identity, machines, monkeypatch)
+    until(lambda: stopped not in machines.running)
+    ours = fence.AgentFence(Settings(agent_identity=identity))
+    assert [ours.has_stopped(machine) for machine in (stopped, ended, other)] == [True, False, False]
+    fence.write_lease(identity, fence.clock(), 60)
+    for _ in range(2):
+        ours.forget(stopped)
+    assert not ours.has_stopped(stopped)
+
+
+def test_a_host_that_joins_its_agent_later_is_watched(identity: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fence, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(fence, "IDLE_LOOKS", 10)
+    fence._mark(identity).touch()
+    first, second = Machines(True), Machines(True)
+    hosts = {new_id(): first}
+    fails = [False]
+
+    def now() -> dict[UUID, Machines]:
+        if fails[0]:
+            raise OSError("the identity is being written")
+        return dict(hosts)
+
+    thread = threading.Thread(target=fence.watch, args=(identity, now), daemon=True)
+    thread.start()
+    until(lambda: not first.running)
+    hosts[new_id()] = second
+    until(lambda: not second.running)
+    fails[0] = True
+    time.sleep(0.1)
+    second.running = dict.fromkeys(second.fenced, True)
+    until(lambda: not second.running)
+    first.fenced, second.fenced = {}, {}
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_hosts_and_engines_are_read_again_when_they_change(tmp_path: Path) -> None:
+    path = path_of(tmp_path, "rack-1")
+    keys = new_keys("rack-1")
+    one, two = (AgentHost(id=new_id(), name=f"sim-{n}", backend="simulated") for n in (1, 2))
+
+    def joined(*hosts: AgentHost) -> None:
+        membership = Membership(
+            api_url="http://127.0.0.1:1/v1",
+            installation=INSTALLATION,
+            temporal_address="127.0.0.1:1",
+            temporal_namespace="default",
+            credential="c",
+            hosts=list(hosts),
+            ticket_keys=[],
+        )
+        write(path, Identity(keys=keys, membership=membership))
+
+    settings = Settings(agent_identity=path)
+    hosts = fence.Hosts(settings)
+    joined(one)
+    before = hosts.now()
+    assert set(before) == {one.id}
+    assert hosts.now() is before
+    joined(one, two)
+    assert set(hosts.now()) == {one.id, two.id}
+    engines = fence.Engines(docker_host="unix:///elsewhere", simulator_url="http://127.0.0.1:2")
+    fence._engines(path).write_text(engines.model_dump_json())
+    changed = hosts.now()
+    assert changed is not before
+    assert changed is hosts.now()
+
+
+def test_who_asks_while_it_is_about_to_leave_is_not_left_alone(identity: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has looked for the last time, and still holds the lock: whoever asks then finds a fence, and relies on it."""
+    mark = fence._mark(identity)
+    mark.touch()
+    watched = []
+
+    def watch(identity: Path, hosts: object) -> int:
+        seen = fence._asked(identity)
+        watched.append(seen)
+        if len(watched) == 1:
+            time.sleep(0.05)
+            assert fence._lock(mark) is None
+            mark.touch()
+        return seen
+
+    monkeypatch.setattr(fence, "watch", watch)
+    lock = fence._lock(mark)
+    assert lock is not None
+    fence.keep_watch(identity, dict, lock)
+    assert len(watched) == 2
+    free = fence._lock(mark)
+    assert free is not None
+    os.close(free)
