@@ -49,6 +49,7 @@ def examine(settings: Settings) -> list[Finding]:
         *_namespaces(),
         _temporal(),
         *_docker(settings),
+        *_network_programs(),
         _disk(settings.data_dir),
         *_ports(settings),
     ]
@@ -60,6 +61,7 @@ def doctor(install: Install = False, output: render.Output = render.Format.TABLE
     if install:
         try:
             engine.ensure_base_image(engine.ensure(settings, render.say), render.say)
+            engine.ensure_programs(settings, render.say)
         except StackError as error:
             raise CommandFailed(str(error), "cannot_install", Exit.FAILED) from None
     findings = examine(settings)
@@ -141,6 +143,15 @@ def _docker(settings: Settings) -> Iterator[Finding]:
     there = engine.has_base_image(url)
     fix = None if there else "'cairn up' makes it; 'cairn doctor --install' too"
     yield Finding(name="base image", found=there, works=there, detail=engine.IMAGE, fix=fix, required=False)
+
+
+def _network_programs() -> Iterator[Finding]:
+    """A platform does without: tests give hosts networks of their own."""
+    missing = engine.missing_programs()
+    for name, package in engine.NETWORK_PROGRAMS.items():
+        found = name not in missing
+        fix = None if found else f"only for tests: 'cairn doctor --install' as root, or install {package}"
+        yield Finding(name=name, found=found, works=found, fix=fix, required=False)
 
 
 def _disk(folder: Path) -> Finding:

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import docker
@@ -22,6 +22,9 @@ from worker.data_folder import StackError, is_alive
 IMAGE = "cairn/base:latest"
 SOCKET = "unix:///var/run/docker.sock"
 PACKAGES = ("docker.io", "iptables", "busybox-static")
+#: Programs for networks, and the packages that they are in. (A process's own PATH may lack their folder.)
+NETWORK_PROGRAMS = {"ip": "iproute2", "iptables": "iptables"}
+SYSTEM_FOLDERS = "/usr/local/sbin:/usr/sbin:/sbin"
 DAEMON_LOG = Path("/var/log/cairn-dockerd.log")
 PID_FILE = Path("/var/run/docker.pid")
 #: Where killed engines leave the numbers of their processes; one that still "exists" keeps the next from starting.
@@ -96,8 +99,27 @@ def _install(reason: str, report: Report) -> None:
     if not (shutil.which("apt-get") and Path("/etc/debian_version").exists()):
         raise StackError(f"{reason}: install and start Docker (https://docs.docker.com/engine/install)")
     report(f"No Docker engine here: installing {', '.join(PACKAGES)} from the distribution.")
+    _apt_get(PACKAGES)
+
+
+def missing_programs() -> dict[str, str]:
+    """Those for networks that are not there: program → package."""
+    path = f"{os.environ.get('PATH', os.defpath)}:{SYSTEM_FOLDERS}"
+    return {name: package for name, package in NETWORK_PROGRAMS.items() if not shutil.which(name, path=path)}
+
+
+def ensure_programs(settings: Settings, report: Report) -> None:
+    """Install what is missing, where that is possible and allowed; raises StackError where it fails."""
+    packages = sorted(missing_programs().values())
+    if not packages or os.geteuid() or not settings.install_engine or not shutil.which("apt-get"):
+        return
+    report(f"Installing {', '.join(packages)} from the distribution.")
+    _apt_get(packages)
+
+
+def _apt_get(packages: Iterable[str]) -> None:
     environ = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
+    for command in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
         result = subprocess.run(
             ["apt-get", "-q", *command],
             env=environ,

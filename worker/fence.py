@@ -222,8 +222,11 @@ def keep_watch(identity: Path, hosts: Callable[[], Mapping[UUID, Machines]], loc
 
 
 def _asked(identity: Path) -> int:
-    """Changes whenever a fence is asked for."""
-    return _mark(identity).stat().st_mtime_ns
+    """Changes whenever a fence is asked for. 0: the identity was deleted."""
+    try:
+        return _mark(identity).stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def watch(identity: Path, hosts: Callable[[], Mapping[UUID, Machines]]) -> int:
@@ -231,13 +234,19 @@ def watch(identity: Path, hosts: Callable[[], Mapping[UUID, Machines]]) -> int:
     idle_looks, seen = 0, 0
     lapsed = False
     now: Mapping[UUID, Machines] = {}
+    #: Those on which nothing was fenced at the last look, and nobody has asked since.
+    empty: set[UUID] = set()
     with ThreadPoolExecutor(STOPS) as threads:
         # Looks are counted, and not seconds: a machine that slept wakes up to one look at least.
         while idle_looks < IDLE_LOOKS:
             idle_looks += 1
             asked = _asked(identity)
+            if asked == 0:
+                log.warning("fence.identity_deleted")
+                return 0
             if asked != seen:
                 idle_looks, seen = 0, asked
+                empty.clear()
             try:
                 now = hosts()
             except (Exception, SystemExit) as error:  # the hosts that it knew are watched all the same
@@ -246,15 +255,19 @@ def watch(identity: Path, hosts: Callable[[], Mapping[UUID, Machines]]) -> int:
             was, lapsed = lapsed, lease is None or lease.lapsed()
             if lapsed and not was:
                 log.warning("fence.closed", lease=lease.model_dump() if lease else None)
-            for machines in now.values():
+            for host, machines in now.items():
                 try:
                     fenced = [machine for machine in machines.inventory() if machine.fenced]
                 except Exception as error:  # whatever it is, the next look may do better, and nobody else looks
-                    log.warning("fence.engine_away", error=str(error))
-                    idle_looks = 0
+                    if host not in empty:
+                        log.warning("fence.engine_away", error=str(error))
+                        idle_looks = 0
                     continue
                 if fenced:
                     idle_looks = 0
+                    empty.discard(host)
+                else:
+                    empty.add(host)
                 if lapsed:
                     list(threads.map(lambda machine, on=machines: _try_to_stop(identity, on, machine), fenced))
             time.sleep(LOOK_SECONDS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -72,6 +74,7 @@ class Fleet:
     def _end_agents(self) -> None:
         for name in list(self.machine.agents):
             self.machine.end(name)
+        shutil.rmtree(self.machine.folder)  # what fences still watch goes by it
 
     def remove(self) -> None:
         self._made.close()
@@ -243,3 +246,36 @@ def test_a_host_cut_from_temporal_or_from_the_api_is_lost_and_nothing_fenced_run
         assert runs_on(stack, instance, "own-engine")
         (moved,) = stack.get("/workflows", kind="MoveInstance", resource_id=instance["id"])
         assert moved["state"] == "completed"
+
+
+@pytest.mark.timeout(300)
+def test_a_removed_host_that_comes_back_is_refused_and_what_is_fenced_there_ends(
+    fleet: Fleet, docker_engine: docker.DockerClient
+) -> None:
+    stack, machine = fleet.stack, fleet.machine
+    secret = token(stack)
+    machine.start("removed", secret)
+    host = machine.host("removed")
+    fenced, other = (
+        stack.running(backend="docker", host="removed", on_host_lost=policy) for policy in ("fence", "keep")
+    )
+    machine.end("removed", signal.SIGKILL)
+    for instance in (fenced, other):
+        stack.accept("DELETE", f"/instances/{instance['id']}?force=true")
+    mine = {"all": True, "filters": {"label": f"io.cairn.host={host['id']}"}}
+    try:
+        wait_for("it is empty", lambda: stack.request("DELETE", f"/hosts/{host['id']}").status_code == 204, 60)
+        machine.start("removed", secret)
+        wait_for("it is refused", lambda: "lease.refused" in machine.log("removed"), 20)
+        machine.agents["removed"].wait(20)
+        assert machine.log("removed").count("agent.ready") == 1, "it took steps"
+        names = {f"cairn-instance-{fenced['id']}": "exited", f"cairn-instance-{other['id']}": "running"}
+
+        def states() -> dict[str, str]:
+            return {str(container.name): container.status for container in docker_engine.containers.list(**mine)}
+
+        wait_for("what is fenced ends, and nothing else", lambda: states() == names, FENCE_AFTER + 12)
+    finally:
+        machine.agents.pop("removed", None)
+        for container in docker_engine.containers.list(**mine):
+            container.remove(force=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import subprocess
 import tarfile
 from pathlib import Path
 from uuid import uuid4
@@ -48,6 +50,30 @@ def test_nothing_is_installed_where_that_is_forbidden(tmp_path: Path, monkeypatc
     monkeypatch.setattr(engine, "SOCKET", f"unix://{tmp_path}/none.sock")
     with pytest.raises(StackError, match="CAIRN_INSTALL_ENGINE"):
         engine.ensure(Settings(install_engine=False), pytest.fail, {})
+
+
+def test_missing_programs_are_installed_by_their_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "SYSTEM_FOLDERS", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    asked: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    for name in ("apt-get", "ip"):
+        (tmp_path / name).touch(0o755)
+    assert engine.missing_programs() == {"iptables": "iptables"}
+    engine.ensure_programs(Settings(install_engine=False), pytest.fail)
+    assert asked == []
+    engine.ensure_programs(Settings(), print)
+    assert asked[-1][-1] == "iptables"
+    (tmp_path / "iptables").touch(0o755)
+    asked.clear()
+    engine.ensure_programs(Settings(), pytest.fail)
+    assert asked == []
 
 
 def test_pid_file_of_a_dead_daemon_is_forgotten_and_of_a_living_one_kept(tmp_path: Path) -> None:

@@ -102,6 +102,24 @@ def test_it_looks_before_it_leaves_and_leaves_when_there_is_nothing(
     assert fence._lock(identity.with_suffix(".fence")) is not None
 
 
+def test_it_does_not_wait_for_an_engine_that_has_gone_with_nothing_fenced_on_it(
+    identity: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty, unknown = Machines(), Machines()
+    thread = watching(identity, empty, monkeypatch)
+    time.sleep(0.05)
+    empty.away = 1_000_000
+    thread.join(5)
+    assert not thread.is_alive()
+    unknown.away = 1_000_000
+    thread = watching(identity, unknown, monkeypatch)
+    time.sleep(0.5)
+    assert thread.is_alive()
+    fence._mark(identity).unlink()  # with the identity
+    thread.join(5)
+    assert not thread.is_alive()
+
+
 def test_lapsed_lease_is_renewed_only_when_everything_fenced_is_stopped(identity: Path) -> None:
     machines = Machines(True, False)
     fence.write_lease(identity, fence.clock() - 10, 5)

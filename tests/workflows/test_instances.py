@@ -14,6 +14,7 @@ from model.errors import (
     EngineUnavailable,
     ImageNotFound,
     InstanceExited,
+    LeaseLapsed,
     NoCapacity,
     NotReady,
     PortTaken,
@@ -310,6 +311,23 @@ async def test_host_that_is_silent_until_the_deadline(temporal: WorkflowEnvironm
         assert failure is not None
         assert (failure.code, failure.step) == ("deadline_exceeded", "image.ensure")
         assert play.stage.calls == ["instance.place", "instance.settle failed"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "placed"), [("ProvisionInstance", "instance.place"), ("MoveInstance", "instance.place_beside")]
+)
+async def test_host_that_has_lost_its_lease_is_left_by_what_is_fenced(play: Theatre, kind: str, placed: str) -> None:
+    play.stage.script["instance.start"].append(fails(LeaseLapsed("the host's lease has lapsed")))
+    assert await play.run(kind) is None
+    assert play.stage.calls.count(placed) == 2
+
+
+async def test_heal_does_not_wait_for_a_lease(play: Theatre) -> None:
+    """While a run works on it, nothing else moves it."""
+    play.stage.script["instance.start"].append(fails(LeaseLapsed("the host's lease has lapsed")))
+    failure = await play.run("HealInstance")
+    assert failure is not None
+    assert failure.code == "lease_lapsed"
 
 
 async def test_deadline_cuts_a_step_that_hangs(play: Theatre) -> None:
