@@ -174,6 +174,19 @@ def test_options_and_a_new_address_are_remembered(path: Path, platform: Platform
     assert identity.read(path) == kept
 
 
+def test_where_temporal_is_now_is_remembered_with_all_else(path: Path, platform: Platform) -> None:
+    joining.remember_temporal(path, "nowhere:1")
+    assert identity.read(path) is None
+    before = join(path, platform)
+    joining.remember_temporal(path, "elsewhere:7233")
+    after = identity.read(path)
+    assert after is not None
+    assert after.membership is not None
+    assert before.membership is not None
+    assert after.membership == before.membership.model_copy(update={"temporal_address": "elsewhere:7233"})
+    assert after.keys == before.keys
+
+
 def test_an_agent_gets_its_options_and_no_key_of_the_platform(path: Path, platform: Platform) -> None:
     kept = join(path, platform, options={"CAIRN_TEMPORAL_ADDRESS": "temporal:7233"})
     keys = ("CAIRN_API_KEY", "CAIRN_JOIN_TOKEN", "CAIRN_DATABASE_URL", "CAIRN_TICKET_KEY", "cairn_ticket_key")
