@@ -78,7 +78,10 @@ class Machine:
         return httpx.post(url, json=body, headers=headers, trust_env=False).status_code
 
     def host(self, name: str) -> Json:
-        return wait_for(f"host {name} has its lease:\n{self.log(name)}", lambda: self._reachable(name), 30)
+        try:
+            return wait_for(f"host {name} has its lease", lambda: self._reachable(name), 60)
+        except AssertionError as late:
+            raise AssertionError(f"{late}:\n{self.log(name)}") from None
 
     def _reachable(self, name: str) -> Json | None:
         hosts = self.stack.list("/hosts")

@@ -20,7 +20,7 @@ from temporalio.client import WorkflowHandle
 from activities.drains import Round
 from activities.runs import CONTROL, RunEnded
 from model.base import new_id
-from model.errors import EngineRefused, EngineUnavailable, InstanceExited, NotReady, PortTaken
+from model.errors import EngineRefused, EngineUnavailable, InstanceExited, LeaseLapsed, NotReady, PortTaken
 from model.instances import OwnedMachine
 from tests.services import eventually
 from tests.workflows.stage import HOST, Gate, Stage, Theatre, fails, order, server, theatre
@@ -81,6 +81,9 @@ def cases() -> list[Case]:
     def replaced_in_vain(stage: Stage) -> None:
         stage.script["instance.start"] += [fails(PortTaken("taken", port=20000)), fails(InstanceExited("gone"))]
 
+    def lapsed(stage: Stage) -> None:
+        stage.script["instance.start"].append(fails(LeaseLapsed("the host's lease has lapsed")))
+
     def undo_failed(stage: Stage) -> None:
         stage.script["instance.start"].append(fails(InstanceExited("gone")))
         stage.always["undo instance.delete"] = fails(EngineRefused("no"))
@@ -116,6 +119,9 @@ def cases() -> list[Case]:
         ("HealInstance", "stopped", stopped, {}),
         ("MoveInstance", "host-lost", lost, {"host_lost": True}),
         ("MoveInstance", "stopped", stopped, {}),
+        ("ProvisionInstance", "lease-lapsed", lapsed, {}),
+        ("MoveInstance", "lease-lapsed", lapsed, {}),
+        ("HealInstance", "fenced-off", lapsed, {}),
         ("DrainHost", "moves", moves, {}),
         ("DrainHost", "stuck", stuck, {}),
         ("ProvisionInstance", "port-replaced", replaced, {}),
