@@ -21,6 +21,8 @@ from tests.network import Engine, Namespace, Relay
 from tests.stack import Json, Stack, wait_for
 from worker import engine
 
+#: Its first test sets all of it up.
+pytestmark = pytest.mark.timeout(300)
 FENCE_AFTER = 8
 #: What all hosts have for instances of one vCPU: those on Docker engines, and simulated ones.
 DOCKER_CPUS, SIMULATED_CPUS, SIMULATED_HOSTS = 4, 20, 4
@@ -126,7 +128,6 @@ def test_launches_spread_over_hosts_with_engines_and_networks_of_their_own(fleet
     assert there == {instance["id"] for instance in instances if instance["host"] == "own-engine"}
 
 
-@pytest.mark.timeout(300)
 def test_two_hundred_launches_at_once_fill_the_fleet_exactly_and_no_further(fleet: Fleet) -> None:
     stack = fleet.stack
     stack.sql("UPDATE hosts SET cpus = %s WHERE backend = 'simulated'", SIMULATED_CPUS)
@@ -196,7 +197,6 @@ def runs_on(stack: Stack, instance: Json, host: str) -> bool:
     return (now["host"], now["status"]) == (host, "running")
 
 
-@pytest.mark.timeout(300)
 def test_a_host_cut_from_temporal_or_from_the_api_is_lost_and_nothing_fenced_runs_twice(fleet: Fleet) -> None:
     stack = fleet.stack
     there = {
@@ -248,7 +248,6 @@ def test_a_host_cut_from_temporal_or_from_the_api_is_lost_and_nothing_fenced_run
         assert moved["state"] == "completed"
 
 
-@pytest.mark.timeout(300)
 def test_a_removed_host_that_comes_back_is_refused_and_what_is_fenced_there_ends(
     fleet: Fleet, docker_engine: docker.DockerClient
 ) -> None:
