@@ -47,6 +47,8 @@ class Order(Frozen):
     recreate: bool = False
     #: Host ports that the user named: these are never replaced by others.
     fixed_ports: list[int] = []
+    #: Of a run that goes on where another has ended (its history was long): the first of them, which claimed the row.
+    first_run_id: str | None = None
 
 
 class Failure(Frozen):

@@ -384,6 +384,21 @@ def test_drain_waits_for_what_others_work_on(platform: Platform, drains: HostDra
     assert (found.moves, found.busy) == ([], 1)
 
 
+def test_drain_that_goes_on_in_a_new_run_owns_its_row_still(platform: Platform, drains: HostDrains) -> None:
+    platform.running(wanted_host="one")
+    order = drain(platform)
+    (child,) = platform.run(drains.next, order, run_id="first").moves
+    with pytest.raises(RunEnded):
+        platform.run(drains.next, order, run_id="second")
+    carry_out(platform, child)
+    goes_on = order.model_copy(update={"first_run_id": "first", "deadline_seconds": 5})
+    for _ in range(2):
+        assert platform.run(drains.next, goes_on, run_id="second").moves == []
+    assert platform.workflow(order)["run_id"] == "first"
+    platform.run(drains.settle, DrainEnd(order=goes_on, outcome="completed"))
+    assert platform.workflow(order)["state"] == "completed"
+
+
 # What an attack found
 
 
