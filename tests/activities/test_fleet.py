@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from psycopg.types.json import Jsonb
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
+from sqlalchemy.event import listens_for
 from temporalio.testing import ActivityEnvironment
 
 from activities.database import transaction
@@ -154,6 +155,23 @@ def test_only_hosts_that_changed_are_looked_at(platform: Platform, worker_engine
 def test_silent_host_is_not_looked_at(platform: Platform, worker_engine: Engine) -> None:
     platform.db.rows("UPDATE hosts SET inventory = 'x', last_seen_at = now() - interval '20 seconds'")
     assert wanted(worker_engine) == []
+
+
+def test_look_at_hosts_reads_what_changed_and_not_all_that_is_there(platform: Platform, worker_engine: Engine) -> None:
+    platform.running(wanted_host="one")
+    asked: list[tuple[str, Any]] = []
+    with transaction(worker_engine) as session:
+
+        @listens_for(session.connection(), "before_cursor_execute")
+        def note(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+            asked.append((statement, parameters))
+
+        to_reconcile(session, LIMITS)
+        statement, parameters = asked[-1]
+        session.execute(text("SET LOCAL enable_seqscan = off"))  # as where there are many
+        plan = "\n".join(session.connection().exec_driver_sql(f"EXPLAIN {statement}", parameters).scalars())
+    assert "ix_instances_host" in plan
+    assert "updated_at > hosts_1.reconciled_at" in plan.partition("Index Cond")[2].partition("\n")[0]
 
 
 # Placement
