@@ -17,6 +17,7 @@ from uuid import UUID
 import orjson
 import structlog
 from fastapi import APIRouter, Depends, Request, Response
+from fastapi.exceptions import HTTPException, RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy import Row, select, text, update
@@ -36,20 +37,41 @@ from model.settings import Settings
 from model.tickets import verifying_key
 
 
-class AgentRoute(APIRoute):
-    """Agents have no API key: what is wrong with their bodies is said without looking for one."""
+class JoiningRoute(APIRoute):
+    """Who joins has no API key: what is wrong with its body is said without looking for one."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
-        async def handle_agent(request: Request) -> Response:
+        async def handle_joining(request: Request) -> Response:
             request.state.authenticated = True
             return await handle(request)
 
-        return handle_agent
+        return handle_joining
 
 
-router = APIRouter(prefix="/v1/hosts", tags=["agents"], responses=RESPONSES, route_class=AgentRoute)
+class MemberRoute(APIRoute):
+    """For agents that have joined. A body that is no JSON is found before its sender was asked who it is: what is
+    wrong with it is said to those only who show a host's credential."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_member(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except (RequestValidationError, HTTPException):
+                if not getattr(request.state, "authenticated", False):
+                    async with request.app.state.engine.connect() as connection:
+                        await _credential(request, connection)
+                    request.state.authenticated = True
+                raise
+
+        return handle_member
+
+
+router = APIRouter(prefix="/v1/hosts", tags=["agents"], responses=RESPONSES)
+joining, members = APIRouter(route_class=JoiningRoute), APIRouter(route_class=MemberRoute)
 log = structlog.get_logger()
 MOST_HOSTS = 500
 X25519_BYTES = 32
@@ -174,11 +196,16 @@ async def _connected(request: Request) -> AsyncIterator[AsyncConnection]:
 async def _agent(
     request: Request, connection: Annotated[AsyncConnection, Depends(_connected, scope="function")]
 ) -> Agent:
+    return Agent(connection, await _credential(request, connection))
+
+
+async def _credential(request: Request, connection: AsyncConnection) -> bytes:
+    """The digest of what the agent shows of itself. Raises Unauthenticated where no host has it."""
     credential = digest(key_of(request))
     known = await connection.execute(select(Host.id).where(Host.credential == credential).limit(1))
     if known.one_or_none() is None:
         raise Unauthenticated("the host's credential is not valid: has the host been removed, or joined anew?")
-    return Agent(connection, credential)
+    return credential
 
 
 Connected = Annotated[AsyncConnection, Depends(_connected, scope="function")]
@@ -197,7 +224,7 @@ _RENEW = text(
 _CALL_SWEEPER = text("SELECT pg_notify('cairn_sweep', '')")
 
 
-@router.post("/register", status_code=201, response_model=Envelope[Registered])
+@joining.post("/register", status_code=201, response_model=Envelope[Registered])
 async def register(request: Request, body: Register, connection: Connected) -> Response:
     """Join with a one-time token: what the agent must know of its platform.
 
@@ -293,7 +320,7 @@ def _as_seen_by(request: Request, address: str) -> str:
     return f"[{met}]:{port}" if ":" in met else f"{met}:{port}"
 
 
-@router.post("/lease", response_model=Envelope[Renewed])
+@members.post("/lease", response_model=Envelope[Renewed])
 async def renew(request: Request, body: Renew, agent: Authenticated) -> Response:
     """Renew the leases of the agent's hosts, and say what their engines hold."""
     settings: Settings = request.app.state.settings
@@ -323,3 +350,7 @@ async def renew(request: Request, body: Renew, agent: Authenticated) -> Response
 def ticket_keys(settings: Settings) -> list[str]:
     key = settings.ticket_key
     return [verifying_key(key.get_secret_value())] if key else []
+
+
+for _routes in (joining, members):
+    router.include_router(_routes)

@@ -202,8 +202,17 @@ async def test_a_lease_with_a_bad_address_or_that_is_no_json(api: Api) -> None:
             content = json.dumps({"hosts": [{"id": host}], "agent_url": url})
             answer = await http.post("/v1/hosts/lease", content=content, headers=JSON)
             assert answer.status_code == 422, (url, answer.text)
-        for path in ("register", "lease"):
+        for path in ("register", "lease", "samples"):
             refused(await http.post(f"/v1/hosts/{path}", content="{", headers=JSON), 400, "malformed")
+
+
+async def test_what_is_wrong_with_a_body_is_told_to_agents_alone(shared_api: Api) -> None:
+    for credential in ({}, {"Authorization": "Bearer nobody"}, {"X-API-Key": shared_api.db.api_key}):
+        async with httpx.AsyncClient(base_url=shared_api.url, headers=credential) as http:
+            for path in ("lease", "samples"):
+                for content in ("{", "{}", "[]", ""):
+                    answer = await http.post(f"/v1/hosts/{path}", content=content, headers=JSON)
+                    refused(answer, 401, "unauthenticated")
 
 
 @pytest.mark.parametrize(
