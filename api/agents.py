@@ -348,8 +348,9 @@ async def renew(request: Request, body: Renew, agent: Authenticated) -> Response
 
 
 def ticket_keys(settings: Settings) -> list[str]:
-    key = settings.ticket_key
-    return [verifying_key(key.get_secret_value())] if key else []
+    """What agents check tickets with: that of the key in use first."""
+    keys = (settings.ticket_key, settings.ticket_key_other)
+    return [verifying_key(key.get_secret_value()) for key in keys if key]
 
 
 for _routes in (joining, members):

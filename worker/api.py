@@ -12,7 +12,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from api.app import create_app
 from api.streamed import PING_SECONDS, PONG_SECONDS, keep_alive
 from model import logs
-from model.settings import Settings
+from model.settings import Settings, of_process
 from model.streams import MOST_BYTES
 from worker.database import connect_async
 from worker.temporal_client import connect
@@ -63,7 +63,7 @@ class Server(uvicorn.Server):
 
 
 def main() -> None:
-    settings = Settings()
+    settings = of_process()
     logs.configure(settings.log_level, settings.log_format, "api")
     uvloop.run(serve(settings))
 

@@ -37,7 +37,7 @@ from activities.samples import SampleRecords
 from activities.sweeper import LOST_AFTER, Sweeper
 from model import logs
 from model.hosts import MARGIN
-from model.settings import Settings
+from model.settings import Settings, of_process
 from worker.database import connect as connect_database
 from worker.temporal_client import connect
 from workflows.plans import PLANS
@@ -47,7 +47,7 @@ log = structlog.get_logger()
 
 
 def main() -> None:
-    settings = Settings()
+    settings = of_process()
     logs.configure(settings.log_level, settings.log_format, "control")
     uvloop.run(run(settings))
 

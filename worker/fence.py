@@ -28,7 +28,7 @@ from drivers.machines import Machines
 from model import logs
 from model.base import Frozen
 from model.errors import CairnError
-from model.settings import Settings
+from model.settings import Settings, of_process
 from worker import data_folder
 
 log = structlog.get_logger()
@@ -130,7 +130,7 @@ def main() -> None:
     os.setsid()
     from worker.agent import driver, identity_file, read_identity
 
-    settings = Settings()
+    settings = of_process()
     logs.configure(settings.log_level, settings.log_format, "fence")
     _, membership = read_identity(settings)
     lock = _lock(_mark(identity_file(settings)))
