@@ -11,9 +11,11 @@ from uuid import uuid4
 import httpx
 import pytest
 from fastapi import Request
+from pydantic import SecretStr
 
 from api import agents
 from model.secrets import digest
+from model.tickets import new_signing_key
 from tests.api.conftest import Api
 
 Json = dict[str, Any]
@@ -130,6 +132,38 @@ async def test_a_token_that_is_unknown_or_late(api: Api) -> None:
     api.db.rows("UPDATE host_tokens SET expires_at = now() - interval '1 second'")
     refused(await register(api, token, machine()), 401, "unauthenticated")
     assert (await renew(api, 1, str(uuid4()))).status_code == 401
+
+
+async def test_same_request_for_a_token_again_is_answered_with_the_same_token(api: Api) -> None:
+    async def ask(key: str, **body: Any) -> httpx.Response:
+        return await api.http.post("/v1/hosts/tokens", json=body, headers={"Idempotency-Key": key})
+
+    answers = await asyncio.gather(*(ask("k-1", name="rack-1") for _ in range(8)))
+    assert {answer.status_code for answer in answers} == {201}
+    assert len({answer.text.partition('"meta"')[0] for answer in answers}) == 1
+    token = answers[0].json()["data"]["token"]
+    (kept,) = api.db.rows("SELECT * FROM host_tokens")
+    assert kept["digest"] == digest(token)
+    stored = str(api.db.rows("SELECT * FROM idempotency_keys")) + str(kept)
+    assert token not in stored
+    refused(await ask("k-1", name="rack-2"), 409, "idempotency_mismatch")
+    assert (await ask("k-2", name="rack-1")).json()["data"]["token"] != token
+    host = joined(await register(api, token, machine()))
+    assert (await ask("k-1", name="rack-1")).json()["data"]["token"] == token, "and it is good for that host alone"
+    assert joined(await register(api, token, machine())) == host
+
+
+async def test_token_is_shown_again_while_the_ticket_key_is_changed_and_not_after_that(api: Api) -> None:
+    async def ask() -> httpx.Response:
+        return await api.http.post("/v1/hosts/tokens", headers={"Idempotency-Key": "k"})
+
+    before, old = (await ask()).json()["data"], api.app.state.settings.ticket_key
+    new = SecretStr(new_signing_key())
+    api.app.state.settings = api.app.state.settings.model_copy(update={"ticket_key": new, "ticket_key_other": old})
+    assert (await ask()).json()["data"] == before
+    api.app.state.settings = api.app.state.settings.model_copy(update={"ticket_key_other": None})
+    refused(await ask(), 409, "idempotency_mismatch")
+    assert len(api.db.rows("SELECT 1 FROM host_tokens")) == 1
 
 
 async def test_labels_are_the_tokens_before_they_are_the_machines(api: Api) -> None:
