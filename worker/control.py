@@ -56,19 +56,20 @@ async def run(settings: Settings) -> None:
     client = await connect(settings)
     engine = connect_database(settings.database_url.get_secret_value(), THREADS)
     histories = Histories(client, asyncio.get_running_loop())
-    limits = Limits(
-        reconcile_interval=settings.reconcile_interval,
-        fence_after=settings.fence_after,
-        deadline_launch=settings.deadline_launch,
-        stop_grace=settings.stop_grace,
-    )
-    sweeper = Sweeper(engine, client, limits)
     capacity = Capacity(
         port_range=settings.port_range,
         overcommit_cpu=settings.overcommit_cpu,
         overcommit_memory=settings.overcommit_memory,
         fenced_after=settings.fence_after + MARGIN.total_seconds(),
     )
+    limits = Limits(
+        reconcile_interval=settings.reconcile_interval,
+        fence_after=settings.fence_after,
+        deadline_launch=settings.deadline_launch,
+        capacity=capacity,
+        stop_grace=settings.stop_grace,
+    )
+    sweeper = Sweeper(engine, client, limits)
     records = [
         InstanceRecords(engine, capacity, histories),
         HostRecords(engine, limits),

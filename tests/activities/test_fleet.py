@@ -21,9 +21,9 @@ from model.base import new_id
 from model.errors import HostIsBack, NoCapacity, NotReady
 from model.instances import OwnedMachine, digest_of
 from model.workflows import Failure, Order
-from tests.activities.conftest import NoHistories, Platform
+from tests.activities.conftest import CAPACITY, NoHistories, Platform
 
-LIMITS = Limits(reconcile_interval=10, fence_after=60, deadline_launch=60)
+LIMITS = Limits(reconcile_interval=10, fence_after=60, deadline_launch=60, capacity=CAPACITY)
 PORT = [{"host_port": None, "container_port": 80, "protocol": "tcp"}]
 
 
@@ -299,7 +299,56 @@ def test_what_is_replaced_moves_after_lease_and_margin_once(platform: Platform, 
     platform.settle(moving, "failed", "engine_refused")
     assert platform.instance(order)["status"] == "running"
     assert replaced(worker_engine) == 0, "not at once again"
-    platform.db.rows("UPDATE workflows SET finished_at = now() - interval '2 minutes' WHERE kind = 'MoveInstance'")
+    pass_minutes(platform, 2)
+    assert replaced(worker_engine) == 1
+
+
+def fail_move(platform: Platform, engine: Engine, code: str) -> None:
+    assert replaced(engine) == 1
+    (*_, row) = orders(platform, "MoveInstance")
+    moving = Order.model_validate(row["order"])
+    platform.run(platform.records.settle, failing(moving, code))
+
+
+def pass_minutes(platform: Platform, minutes: float) -> None:
+    platform.db.rows(
+        "UPDATE workflows SET finished_at = finished_at - make_interval(secs => %s) WHERE kind = 'MoveInstance'",
+        minutes * 60,
+    )
+
+
+def test_move_that_fails_is_asked_for_less_and_less_often_until_the_host_was_back(
+    platform: Platform, worker_engine: Engine
+) -> None:
+    platform.running(wanted_host="one", on_host_lost="replace")
+    lose(platform, 100_000)
+    for wait in (1, 2, 4, 8, 16, 30, 30):
+        fail_move(platform, worker_engine, "engine_refused")
+        pass_minutes(platform, wait - 0.1)
+        assert replaced(worker_engine) == 0
+        pass_minutes(platform, 0.2)
+    fail_move(platform, worker_engine, "engine_refused")
+    platform.db.rows("UPDATE workflows SET created_at = now() - interval '1 hour' WHERE kind = 'MoveInstance'")
+    lose(platform, 60)
+    pass_minutes(platform, 1.1)
+    fail_move(platform, worker_engine, "engine_refused")
+    pass_minutes(platform, 1.1)
+    assert replaced(worker_engine) == 1
+
+
+def test_move_that_found_no_room_is_asked_for_soon_after_there_is_some(
+    platform: Platform, worker_engine: Engine
+) -> None:
+    platform.running(wanted_host="one", on_host_lost="replace")
+    lose(platform, 100_000)
+    platform.db.rows("UPDATE hosts SET state = 'cordoned' WHERE name = 'two'")
+    for _ in range(5):
+        fail_move(platform, worker_engine, "no_capacity")
+        pass_minutes(platform, 30.1)
+    fail_move(platform, worker_engine, "no_capacity")
+    pass_minutes(platform, 5.1)
+    assert replaced(worker_engine) == 0
+    platform.db.rows("UPDATE hosts SET state = 'ready' WHERE name = 'two'")
     assert replaced(worker_engine) == 1
 
 
