@@ -110,6 +110,7 @@ class Workflow(Base):
         CheckConstraint("(state IN ('completed', 'failed', 'cancelled')) = (finished_at IS NOT NULL)", name="finished"),
         Index("ix_workflows_state", "project_id", "state", "id"),
         Index("ix_workflows_resource", "project_id", "resource_id", "id"),
+        Index("ix_workflows_parent", "parent_id", "id", postgresql_where=text("parent_id IS NOT NULL")),
         Index("ix_workflows_open", "checked_at", postgresql_where=text("state IN ('accepted', 'running')")),
     )
 
