@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import binascii
 import datetime as dt
-import re
 from base64 import b64decode
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Annotated, Any
@@ -30,7 +29,7 @@ from api.errors import RESPONSES
 from api.instance_schemas import LabelName, LabelValue, Name, Text
 from model.base import new_id
 from model.errors import NameTaken, Unauthenticated, Unavailable, ValidationFailed
-from model.hosts import RENEW_SECONDS, Backend, Host, HostToken
+from model.hosts import RENEW_SECONDS, Backend, Host, HostToken, is_simulated_name
 from model.projects import Installation
 from model.secrets import digest
 from model.settings import Settings
@@ -75,8 +74,6 @@ joining, members = APIRouter(route_class=JoiningRoute), APIRouter(route_class=Me
 log = structlog.get_logger()
 MOST_HOSTS = 500
 X25519_BYTES = 32
-#: Names of simulated hosts; the embedded platform makes them as they are asked for.
-SIMULATED = re.compile(r"sim-[0-9]+")
 #: What makes a machine that asks again the one that asked before.
 WHO = ("credential", "public_key", "fingerprint")
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
@@ -240,9 +237,7 @@ async def register(request: Request, body: Register, connection: Connected) -> R
     if token.name is not None and token.name != body.name:
         raise Unauthenticated(f"the token is for a host named '{token.name}'")
     settings: Settings = request.app.state.settings
-    if SIMULATED.fullmatch(body.name) or body.name == settings.host_name:
-        said = f"'{body.name}' is kept for a host of the platform itself: join under another name (--name)"
-        raise ValidationFailed(said, fields=[{"field": "name", "message": said}])
+    check_free_name(body.name, settings)
     values: dict[str, Any] = {
         "backend": body.engines[0],
         "cpus": body.capacity.cpus,
@@ -266,6 +261,13 @@ async def register(request: Request, body: Register, connection: Connected) -> R
         "ticket_keys": ticket_keys(settings),
     }
     return answer(request, data, 201)
+
+
+def check_free_name(name: str, settings: Settings) -> None:
+    """Raises ValidationFailed where no machine can join under the name."""
+    if is_simulated_name(name) or name == settings.host_name:
+        said = f"'{name}' is kept for a host of the platform itself: join under another name (--name)"
+        raise ValidationFailed(said, fields=[{"field": "name", "message": said}])
 
 
 async def _join(connection: AsyncConnection, token: Row[Any], name: str, values: dict[str, Any]) -> UUID:

@@ -12,6 +12,7 @@ from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from api.accept import Acceptance, Answered
+from api.agents import check_free_name
 from api.caller import Authenticated, Caller
 from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES
@@ -107,6 +108,8 @@ async def token(request: Request, caller: Operator, body: TokenCreate | None = N
     `Idempotency-Key`, and never otherwise: what is kept of it is a digest."""
     body = body or TokenCreate()
     settings: Settings = request.app.state.settings
+    if body.name is not None:
+        check_free_name(body.name, settings)
     acceptance = Acceptance(request, caller)
     token_id = new_id()
     if answered := await acceptance.answered_before(token_id, body.model_dump(mode="json")):
