@@ -21,7 +21,7 @@ from model.errors import CairnError
 from model.hosts import RENEW_SECONDS
 from model.instances import digest_of
 from worker import fence
-from worker.identity import Membership
+from worker.identity import Membership, api_client
 
 log = structlog.get_logger()
 #: For one question to the API, or to Temporal.
@@ -67,12 +67,7 @@ class Leases:
         self._news = asyncio.Event()
 
     async def run(self) -> None:
-        async with httpx.AsyncClient(
-            base_url=self._membership.api_url,
-            headers={"Authorization": f"Bearer {self._membership.credential}"},
-            timeout=PATIENCE,
-            trust_env=False,
-        ) as http:
+        async with api_client(self._membership, PATIENCE) as http:
             await asyncio.gather(self._look(), self._renew(http))
 
     async def _look(self) -> None:
@@ -101,16 +96,7 @@ class Leases:
                 async with asyncio.timeout(2 * PATIENCE):
                     await self._temporal.service_client.check_health()
                     await self._renew_once(http)
-            except (
-                httpx.HTTPError,
-                RPCError,
-                CairnError,
-                RuntimeError,
-                ValueError,
-                LookupError,
-                TypeError,
-                OSError,
-            ) as error:
+            except MAY_PASS as error:
                 if working:
                     log.warning("lease.not_renewed", error=str(error) or type(error).__name__)
                 working = False
