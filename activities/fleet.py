@@ -6,10 +6,12 @@ import datetime as dt
 
 import structlog
 from sqlalchemy import and_, func, or_, select, text, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from activities import orders
+from activities.placement import Capacity, room_beside
 from model.base import Frozen
+from model.errors import NoCapacity
 from model.hosts import LEASE, MARGIN, Host
 from model.instances import Instance, Status
 from model.projects import Pulse
@@ -23,8 +25,10 @@ AT_LEAST_EVERY = dt.timedelta(minutes=10)
 AWAY = dt.timedelta(seconds=25)
 #: The same of the tick, in ticks, where they are far apart.
 AWAY_TICKS = 2.5
-#: Moves that one pass asks for, and when one that failed is asked for again.
-MOVES, MOVE_AGAIN = 50, dt.timedelta(seconds=60)
+#: Moves that one pass looks at. One that failed is asked for again after a minute, then after twice as long each time,
+#: at most half an hour; five minutes where some host has room (it may lack a port, or an image).
+MOVES = 50
+MOVE_AGAIN, AT_MOST, AT_MOST_WITH_ROOM = (dt.timedelta(minutes=minutes) for minutes in (1, 30, 5))
 #: What hosts and judges of hosts depend on.
 API, TICK = "api", "tick"
 BEAT = text(
@@ -41,6 +45,7 @@ class Limits(Frozen):
     reconcile_interval: float
     fence_after: float
     deadline_launch: float
+    capacity: Capacity
     stop_grace: float = 10
     tick_seconds: float = 10
 
@@ -105,8 +110,27 @@ def replace_lost(session: Session, limits: Limits) -> int:
     if steady < len((API, TICK)):
         return 0
     granted = func.make_interval(0, 0, 0, 0, 0, 0, func.coalesce(Host.fence_after, limits.fence_after))
+    move = aliased(Workflow)
+    # Since the host is silent: when it is heard of again, all of this begins anew.
+    tries = (
+        select(func.count())
+        .where(
+            move.project_id == Instance.project_id,
+            move.resource_id == Instance.id,
+            move.kind == "MoveInstance",
+            move.created_at > Host.last_seen_at,
+        )
+        .scalar_subquery()
+    )
+    doubled = MOVE_AGAIN * func.pow(2, func.least(func.greatest(tries, 1), 10) - 1)
+    failed = and_(Workflow.kind == "MoveInstance", Workflow.state != State.COMPLETED)
+    due = or_(~failed, Workflow.finished_at < now - func.least(doubled, AT_MOST))
+    may_be_due = and_(
+        Workflow.error["code"].astext == NoCapacity.code,
+        Workflow.finished_at < now - func.least(doubled, AT_MOST_WITH_ROOM),
+    )
     found = session.execute(
-        select(Instance.id, Host.name.label("host"))
+        select(Instance.id, Host.name.label("host"), due.label("due"))
         .join(Host, Host.id == Instance.host_id)
         .join(Workflow, Workflow.id == Instance.workflow_id)
         .where(
@@ -116,12 +140,10 @@ def replace_lost(session: Session, limits: Limits) -> int:
                 Instance.on_host_lost == "replace",
                 and_(Instance.on_host_lost == "fence", Host.last_seen_at < now - MARGIN - granted),
             ),
-            ~and_(
-                Workflow.kind == "MoveInstance",
-                Workflow.state != State.COMPLETED,
-                Workflow.finished_at > now - MOVE_AGAIN,
-            ),
+            or_(due, may_be_due),
         )
+        # Those that wait for room keep no other from its turn.
+        .order_by(due.desc(), func.random())
         .limit(MOVES)
     ).all()
     moved = 0
@@ -131,7 +153,7 @@ def replace_lost(session: Session, limits: Limits) -> int:
             .where(Instance.id == row.id, Instance.status == Status.RUNNING)
             .with_for_update(skip_locked=True)
         ).one_or_none()
-        if instance is not None:
+        if instance is not None and (row.due or room_beside(session, instance, limits.capacity)):
             log.warning("instance.host_lost", instance=str(instance.id), host=row.host, policy=instance.on_host_lost)
             orders.change(
                 session,

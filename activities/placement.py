@@ -130,6 +130,13 @@ def place(
     raise refusal
 
 
+def room_beside(session: Session, instance: Instance, capacity: Capacity) -> bool:
+    """Whether some host, other than its own, has room for the instance just now. Ports are not looked at."""
+    room = has_room(instance.vcpus, instance.memory_mb, capacity)
+    found = select(Host.id).where(eligible(instance, beside=True), leased, room).limit(1)
+    return session.execute(found).first() is not None
+
+
 def release(session: Session, instance: Instance) -> None:
     """Give back all capacity and ports. An instance that holds none: nothing happens."""
     release_next(session, instance)

@@ -72,7 +72,7 @@ async def start(client: Client, order: Order) -> WorkflowHandle[Any, Any]:
 
 def claim(session: Session, order: Order) -> Workflow:
     """Make the calling run the owner of its row. Raises RunEnded where the row does not wait for it."""
-    run_id = activity.info().workflow_run_id
+    run_id = order.first_run_id or activity.info().workflow_run_id
     row = session.execute(
         update(Workflow)
         .where(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import binascii
 import datetime as dt
-import re
 from base64 import b64decode
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Annotated, Any
@@ -17,6 +16,7 @@ from uuid import UUID
 import orjson
 import structlog
 from fastapi import APIRouter, Depends, Request, Response
+from fastapi.exceptions import HTTPException, RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy import Row, select, text, update
@@ -29,33 +29,52 @@ from api.errors import RESPONSES
 from api.instance_schemas import LabelName, LabelValue, Name, Text
 from model.base import new_id
 from model.errors import NameTaken, Unauthenticated, Unavailable, ValidationFailed
-from model.hosts import RENEW_SECONDS, Backend, Host, HostToken
+from model.hosts import RENEW_SECONDS, Backend, Host, HostToken, is_simulated_name
 from model.projects import Installation
 from model.secrets import digest
 from model.settings import Settings
 from model.tickets import verifying_key
 
 
-class AgentRoute(APIRoute):
-    """Agents have no API key: what is wrong with their bodies is said without looking for one."""
+class JoiningRoute(APIRoute):
+    """Who joins has no API key: what is wrong with its body is said without looking for one."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
-        async def handle_agent(request: Request) -> Response:
+        async def handle_joining(request: Request) -> Response:
             request.state.authenticated = True
             return await handle(request)
 
-        return handle_agent
+        return handle_joining
 
 
-router = APIRouter(prefix="/v1/hosts", tags=["agents"], responses=RESPONSES, route_class=AgentRoute)
+class MemberRoute(APIRoute):
+    """For agents that have joined. A body that is no JSON is found before its sender was asked who it is: what is
+    wrong with it is said to those only who show a host's credential."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_member(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except (RequestValidationError, HTTPException):
+                if not getattr(request.state, "authenticated", False):
+                    async with request.app.state.engine.connect() as connection:
+                        await _credential(request, connection)
+                    request.state.authenticated = True
+                raise
+
+        return handle_member
+
+
+router = APIRouter(prefix="/v1/hosts", tags=["agents"], responses=RESPONSES)
+joining, members = APIRouter(route_class=JoiningRoute), APIRouter(route_class=MemberRoute)
 log = structlog.get_logger()
 MOST_HOSTS = 500
 MOST_FENCE_SECONDS = 10_000_000
 X25519_BYTES = 32
-#: Names of simulated hosts; the embedded platform makes them as they are asked for.
-SIMULATED = re.compile(r"sim-[0-9]+")
 #: What makes a machine that asks again the one that asked before.
 WHO = ("credential", "public_key", "fingerprint")
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
@@ -180,11 +199,16 @@ async def _connected(request: Request) -> AsyncIterator[AsyncConnection]:
 async def _agent(
     request: Request, connection: Annotated[AsyncConnection, Depends(_connected, scope="function")]
 ) -> Agent:
+    return Agent(connection, await _credential(request, connection))
+
+
+async def _credential(request: Request, connection: AsyncConnection) -> bytes:
+    """The digest of what the agent shows of itself. Raises Unauthenticated where no host has it."""
     credential = digest(key_of(request))
     known = await connection.execute(select(Host.id).where(Host.credential == credential).limit(1))
     if known.one_or_none() is None:
         raise Unauthenticated("the host's credential is not valid: has the host been removed, or joined anew?")
-    return Agent(connection, credential)
+    return credential
 
 
 Connected = Annotated[AsyncConnection, Depends(_connected, scope="function")]
@@ -210,7 +234,7 @@ _KNOWN = text(
 _CALL_SWEEPER = text("SELECT pg_notify('cairn_sweep', '')")
 
 
-@router.post("/register", status_code=201, response_model=Envelope[Registered])
+@joining.post("/register", status_code=201, response_model=Envelope[Registered])
 async def register(request: Request, body: Register, connection: Connected) -> Response:
     """Join with a one-time token: what the agent must know of its platform.
 
@@ -226,9 +250,7 @@ async def register(request: Request, body: Register, connection: Connected) -> R
     if token.name is not None and token.name != body.name:
         raise Unauthenticated(f"the token is for a host named '{token.name}'")
     settings: Settings = request.app.state.settings
-    if SIMULATED.fullmatch(body.name) or body.name == settings.host_name:
-        said = f"'{body.name}' is kept for a host of the platform itself: join under another name (--name)"
-        raise ValidationFailed(said, fields=[{"field": "name", "message": said}])
+    check_free_name(body.name, settings)
     values: dict[str, Any] = {
         "backend": body.engines[0],
         "cpus": body.capacity.cpus,
@@ -252,6 +274,13 @@ async def register(request: Request, body: Register, connection: Connected) -> R
         "ticket_keys": ticket_keys(settings),
     }
     return answer(request, data, 201)
+
+
+def check_free_name(name: str, settings: Settings) -> None:
+    """Raises ValidationFailed where no machine can join under the name."""
+    if is_simulated_name(name) or name == settings.host_name:
+        said = f"'{name}' is kept for a host of the platform itself: join under another name (--name)"
+        raise ValidationFailed(said, fields=[{"field": "name", "message": said}])
 
 
 async def _join(connection: AsyncConnection, token: Row[Any], name: str, values: dict[str, Any]) -> UUID:
@@ -306,7 +335,7 @@ def _as_seen_by(request: Request, address: str) -> str:
     return f"[{met}]:{port}" if ":" in met else f"{met}:{port}"
 
 
-@router.post("/lease", response_model=Envelope[Renewed])
+@members.post("/lease", response_model=Envelope[Renewed])
 async def renew(request: Request, body: Renew, agent: Authenticated) -> Response:
     """Renew the leases of the agent's hosts, and say what their engines hold."""
     settings: Settings = request.app.state.settings
@@ -335,5 +364,10 @@ async def renew(request: Request, body: Renew, agent: Authenticated) -> Response
 
 
 def ticket_keys(settings: Settings) -> list[str]:
-    key = settings.ticket_key
-    return [verifying_key(key.get_secret_value())] if key else []
+    """What agents check tickets with: that of the key in use first."""
+    keys = (settings.ticket_key, settings.ticket_key_other)
+    return [verifying_key(key.get_secret_value()) for key in keys if key]
+
+
+for _routes in (joining, members):
+    router.include_router(_routes)

@@ -17,6 +17,7 @@ from api.agent_client import Agents
 from api.bells import Bells
 from api.dispatcher import Dispatcher
 from api.http import Http
+from api.open_streams import OpenStreams
 from api.pulse import beat
 from model.settings import Settings
 
@@ -29,7 +30,8 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client) -> Fas
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         beside = [
-            asyncio.create_task(work) for work in (app.state.dispatcher.run(), app.state.bells.run(), beat(engine))
+            asyncio.create_task(work)
+            for work in (app.state.dispatcher.run(), app.state.bells.run(), app.state.open_streams.run(), beat(engine))
         ]
         yield
         app.state.stopping.set()
@@ -52,6 +54,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client) -> Fas
     app.state.dispatcher = Dispatcher(temporal, engine)
     app.state.bells = Bells(settings.database_url.get_secret_value())
     app.state.agents = Agents(settings.ticket_key)
+    app.state.open_streams = OpenStreams(engine, settings.project_streams)
     app.state.stopping = asyncio.Event()
     app.state.capacity = Capacity(
         port_range=settings.port_range,

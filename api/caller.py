@@ -44,11 +44,14 @@ _documented = (
 class Caller:
     """An authenticated request: its project, its actor, and its open transaction."""
 
-    def __init__(self, engine: AsyncEngine, connection: AsyncConnection, project_id: UUID, actor: str) -> None:
+    def __init__(
+        self, engine: AsyncEngine, connection: AsyncConnection, project_id: UUID, actor: str, key_id: UUID
+    ) -> None:
         self._engine = engine
         self._connection = connection
         self.project_id = project_id
         self.actor = actor
+        self.key_id = key_id
 
     async def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
         return await self._connection.execute(statement, parameters)
@@ -64,7 +67,7 @@ class Caller:
 
     def on(self, connection: AsyncConnection) -> Caller:
         """The same caller, in another of its transactions."""
-        return Caller(self._engine, connection, self.project_id, self.actor)
+        return Caller(self._engine, connection, self.project_id, self.actor, self.key_id)
 
     @asynccontextmanager
     async def again(self) -> AsyncIterator[AsyncConnection]:
@@ -104,7 +107,7 @@ async def authenticate(request: HTTPConnection) -> Caller:
         raise malformed or NotFound("there is no such project")
     request.state.authenticated = True
     structlog.contextvars.bind_contextvars(project_id=str(row.project_id))
-    return Caller(engine, connection, row.project_id, f"key:{row.name}")
+    return Caller(engine, connection, row.project_id, f"key:{row.name}", row.id)
 
 
 async def _caller(

@@ -12,16 +12,18 @@ from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from api.accept import Acceptance, Answered
+from api.agents import check_free_name
 from api.caller import Authenticated, Caller
 from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES
 from api.instance_schemas import LabelName, LabelValue, Name
 from api.paging import Paging, page_of
 from model.base import new_id
-from model.errors import Forbidden, InUse, InvalidState, NotFound
+from model.errors import Forbidden, IdempotencyMismatch, InUse, InvalidState, NotFound
 from model.hosts import Host, HostPort, HostState, HostToken, InstanceType, is_reachable
 from model.projects import Project
-from model.secrets import digest, new_join_token
+from model.secrets import digest, join_token_of, new_join_token
+from model.settings import Settings
 from model.workflows import TERMINAL, Order, Workflow
 
 router = APIRouter(prefix="/v1", responses=RESPONSES)
@@ -102,14 +104,23 @@ async def show(request: Request, host_id: UUID, caller: Authenticated) -> Respon
 
 @router.post("/hosts/tokens", tags=["hosts"], status_code=201, response_model=Envelope[TokenView])
 async def token(request: Request, caller: Operator, body: TokenCreate | None = None) -> Response:
-    """A token with which one host can join, once. It is shown here, and never again."""
+    """A token with which one host can join, once. It is shown here, and to the same request again with the same
+    `Idempotency-Key`, and never otherwise: what is kept of it is a digest."""
     body = body or TokenCreate()
-    secret = new_join_token()
+    settings: Settings = request.app.state.settings
+    if body.name is not None:
+        check_free_name(body.name, settings)
+    acceptance = Acceptance(request, caller)
+    token_id = new_id()
+    if answered := await acceptance.answered_before(token_id, body.model_dump(mode="json")):
+        return answer(request, await _token_again(caller, answered.resource_id, settings), 201)
+    key = settings.ticket_key
+    secret = join_token_of(token_id, key.get_secret_value()) if key else new_join_token()
     row = (
         await caller.execute(
             insert(HostToken)
             .values(
-                id=new_id(),
+                id=token_id,
                 digest=digest(secret),
                 name=body.name,
                 labels=body.labels,
@@ -121,6 +132,16 @@ async def token(request: Request, caller: Operator, body: TokenCreate | None = N
     ).one()
     data = {"token": secret, "name": body.name, "labels": body.labels, "expires_at": row.expires_at}
     return answer(request, data, 201)
+
+
+async def _token_again(caller: Caller, token_id: UUID, settings: Settings) -> dict[str, Any]:
+    """What was answered when the token was made: it is made again from its id and the key that it was made with."""
+    found = await caller.execute(select(HostToken.__table__).where(HostToken.id == token_id))
+    row = found.one_or_none()
+    for key in (settings.ticket_key, settings.ticket_key_other):
+        if row is not None and key and digest(secret := join_token_of(token_id, key.get_secret_value())) == row.digest:
+            return {"token": secret, "name": row.name, "labels": row.labels, "expires_at": row.expires_at}
+    raise IdempotencyMismatch("the token that this Idempotency-Key stands for cannot be shown again: take a new key")
 
 
 @router.post("/hosts/{host_id}/cordon", tags=["hosts"], response_model=Envelope[HostView])

@@ -13,6 +13,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from sqlalchemy import select, text
 
 from api.agents import Authenticated as AuthenticatedAgent
+from api.agents import MemberRoute
 from api.caller import ENTER, Authenticated
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
@@ -22,6 +23,7 @@ from model.instances import Instance
 from model.samples import EARLY, FINEST, KEPT, LATE, Sample
 
 router = APIRouter(prefix="/v1", responses=RESPONSES)
+members = APIRouter(prefix="/hosts", route_class=MemberRoute)
 #: Machines of one request; samples of one answer.
 MOST_MACHINES, MOST_SAMPLES = 200, 500
 #: Who asks for the last hour means what is there, though it took a moment to ask.
@@ -100,7 +102,7 @@ _FIGURES = tuple(SampleView.model_fields)
 _columns = [Sample.__table__.c[name] for name in _FIGURES]
 
 
-@router.post("/hosts/samples", response_model=Envelope[Kept], tags=["agents"])
+@members.post("/samples", response_model=Envelope[Kept], tags=["agents"])
 async def tell(request: Request, body: Told, agent: AuthenticatedAgent) -> Response:
     """What the agent's machines used in the ten seconds from `at` on. The first that is told of them counts."""
     now = dt.datetime.now(dt.UTC)
@@ -124,6 +126,9 @@ async def tell(request: Request, body: Told, agent: AuthenticatedAgent) -> Respo
         )
         written += result.rowcount
     return answer(request, {"written": written})
+
+
+router.include_router(members)
 
 
 @router.get("/instances/{instance_id}/stats", response_model=Envelope[list[SampleView]], tags=["instances"])

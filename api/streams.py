@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import Annotated, Any
 from urllib.parse import quote
 from uuid import UUID
@@ -25,8 +25,9 @@ from api.errors import RESPONSES
 from api.http import StreamBroken
 from api.instance_schemas import split_words
 from api.instances import MINE
+from api.open_streams import Held, OpenStreams
 from api.streamed import Streamed, first_of
-from model.errors import CairnError, HostUnreachable, InvalidState, NotFound, ValidationFailed
+from model.errors import CairnError, HostUnreachable, InvalidState, NotFound, Unauthenticated, ValidationFailed
 from model.hosts import Host, is_reachable
 from model.instances import Instance, Status
 from model.streams import Resize, Run, Size, Tail
@@ -86,24 +87,36 @@ async def logs(
 ) -> Response:
     """What the instance's program writes, stdout and stderr as they come. With `follow=true` until it ends."""
     target = await _target(caller, instance_id)
-    await caller.commit()
-    opened = await _agents(request).open(target, "logs", _logs_query(tail, follow))
-    body = _until_stopping(request.app.state.stopping, opened)
-    return Streamed(body, "text/plain; charset=utf-8", opened.close)
+    held = _hold(request, caller)
+    try:
+        await caller.commit()
+        opened = await _agents(request).open(target, "logs", _logs_query(tail, follow))
+    except BaseException:
+        held.close()
+        raise
+
+    def end() -> None:
+        opened.close()
+        held.close()
+
+    body = _until_stopping(request.app.state.stopping, held.revoked, opened)
+    return Streamed(body, "text/plain; charset=utf-8", end)
 
 
 @router.post("/v1/instances/{instance_id}/exec", response_model=Envelope[ExecResult])
 async def exec_(request: Request, instance_id: UUID, caller: Authenticated, body: Exec) -> Response:
     """Run a command inside a running instance. It is ended at its time-out (504), and where the caller goes."""
     target = await _target(caller, instance_id, running=True)
-    await caller.commit()
-    run = Run(argv=body.cmd, timeout=body.timeout, limit=OUTPUT_LIMIT)
-    running = asyncio.ensure_future(_agents(request).run(target, run))
-    await first_of(asyncio.shield(running), _gone(request), request.app.state.stopping.wait())
-    if not running.done():
-        running.cancel()
-        raise target.unknown("it was ended, because its caller went or this API stops")
-    outcome = running.result()
+    with closing(_hold(request, caller)) as held:
+        await caller.commit()
+        run = Run(argv=body.cmd, timeout=body.timeout, limit=OUTPUT_LIMIT)
+        running = asyncio.ensure_future(_agents(request).run(target, run))
+        ends = (_gone(request), request.app.state.stopping.wait(), held.revoked.wait())
+        await first_of(asyncio.shield(running), *ends)
+        if not running.done():
+            running.cancel()
+            raise target.unknown("it was ended, because its caller went, its key was revoked or this API stops")
+        outcome = running.result()
     data = {
         "exit_code": outcome.end.exit_code,
         **said(outcome.stdout, outcome.stderr),
@@ -235,9 +248,16 @@ async def _target(caller: Caller, instance_id: UUID, *, running: bool = False) -
 async def _enter(socket: WebSocket, instance_id: UUID, *, running: bool = False) -> Target:
     caller = await authenticate(socket)
     try:
-        return await _target(caller, instance_id, running=running)
+        target = await _target(caller, instance_id, running=running)
+        socket.state.held = _hold(socket, caller)
+        return target
     finally:
         await caller.connection.close()
+
+
+def _hold(connection: Request | WebSocket, caller: Caller) -> Held:
+    streams: OpenStreams = connection.app.state.open_streams
+    return streams.hold(caller)
 
 
 def _agents(connection: Request | WebSocket) -> Agents:
@@ -263,9 +283,12 @@ def _words(command: str) -> str:
     raise ValidationFailed(f"command: {problem}", fields=[{"field": "command", "message": problem}])
 
 
-async def _until_stopping(stopping: asyncio.Event, opened: Opened[aiohttp.ClientResponse]) -> AsyncIterator[bytes]:
-    """The body of an answer. Where the API stops it ends there; where the agent breaks off it is cut."""
-    watching = asyncio.ensure_future(stopping.wait())
+async def _until_stopping(
+    stopping: asyncio.Event, revoked: asyncio.Event, opened: Opened[aiohttp.ClientResponse]
+) -> AsyncIterator[bytes]:
+    """The body of an answer. Where the API stops it ends there; where the agent breaks off, or the key is revoked, it
+    is cut."""
+    watching = asyncio.ensure_future(first_of(stopping.wait(), revoked.wait()))
     watching.add_done_callback(lambda _: opened.close())
     try:
         async for data in opened.it.content.iter_any():
@@ -300,9 +323,12 @@ async def _ignored(socket: WebSocket) -> None:
 
 
 async def _relay(socket: WebSocket, out: Coroutine[Any, Any, None], back: Coroutine[Any, Any, None]) -> None:
-    """Both ways, until the stream has ended, the client has gone or the API stops."""
+    """Both ways, until the stream has ended, the client has gone, its key is revoked or the API stops."""
     stopping: asyncio.Event = socket.app.state.stopping
-    await first_of(out, back, stopping.wait())
+    revoked: asyncio.Event = socket.state.held.revoked
+    await first_of(out, back, stopping.wait(), revoked.wait())
+    if revoked.is_set():
+        raise Unauthenticated("the API key was revoked")
     await socket.close(STOPPING if stopping.is_set() else ENDED)
 
 
@@ -329,6 +355,9 @@ async def _told(socket: WebSocket) -> AsyncIterator[None]:
         reason = f"{error.code}: {error.message}".encode()[:REASON_BYTES].decode(errors="ignore")
         with contextlib.suppress(WebSocketDisconnect):
             await socket.close(CLOSE_CODES + error.status, reason)
+    finally:
+        if held := getattr(socket.state, "held", None):
+            held.close()
 
 
 async def _gone(request: Request) -> None:

@@ -46,6 +46,8 @@ class WorkflowView(BaseModel):
     started_at: str | None
     finished_at: str | None
     retry_of: str | None
+    #: The workflow that started it, of which it is a part.
+    parent_id: str | None
     error: ErrorView | None
     temporal_url: str
     steps: list[Step] | None = None
@@ -59,9 +61,12 @@ async def index(
     state: Annotated[State | None, Query()] = None,
     kind: Annotated[str | None, Query(max_length=63, pattern=r"^[A-Za-z]+$")] = None,
     resource_id: UUID | None = None,
+    parent_id: UUID | None = None,
 ) -> Response:
-    """Workflows, newest first."""
+    """Workflows, newest first. `parent_id`: those that are parts of another, as the moves of a drain."""
     query = _query.where(Workflow.project_id == caller.project_id)
+    if parent_id is not None:
+        query = query.where(Workflow.parent_id == parent_id)
     for column, wanted in ((Workflow.state, state), (Workflow.kind, kind), (Workflow.resource_id, resource_id)):
         if wanted is not None:
             query = query.where(column == wanted)
@@ -178,6 +183,7 @@ def view(row: Row[Any], settings: Settings) -> dict[str, Any]:
         "started_at": row.started_at,
         "finished_at": row.finished_at,
         "retry_of": row.retry_of,
+        "parent_id": row.parent_id,
         "error": row.error,
         "temporal_url": f"{settings.temporal_ui_url}/namespaces/{settings.temporal_namespace}/workflows/{row.id}",
     }

@@ -94,6 +94,7 @@ _HINTS = {
     "in_use": "see what uses it; what is on a host moves away with: cairn host drain NAME",
     "unavailable": "the platform is starting, or its database is away: see cairn doctor, then repeat",
     "host_unreachable": "see whether its agent runs and reaches the platform: cairn host list",
+    "outcome_unknown": "it may have run, in part or whole: look at what it should have done before you run it again",
     "engine_unavailable": "see whether the engine of the host runs: cairn doctor",
 }
 

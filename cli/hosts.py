@@ -73,8 +73,7 @@ def token(
     body = {"name": name, "labels": pairs("--label", label), "expires_in_seconds": seconds("--expires", expires)}
     with Client() as client:
         asked = {k: v for k, v in body.items() if v}
-        # Sent once: each time makes another token, and one whose answer is lost would be valid without being seen.
-        made = client.request("POST", "/hosts/tokens", body=asked, patience=0)["data"]
+        made = client.request("POST", "/hosts/tokens", body=asked)["data"]
         url = client.endpoint.api_url
     if output is Format.JSON:
         render.print_json(made)

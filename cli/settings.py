@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cli.errors import usage
-from model.settings import Settings
+from model.settings import Settings, problem_of
 
 
 def read_settings(**given: Any) -> Settings:
@@ -15,6 +15,4 @@ def read_settings(**given: Any) -> Settings:
     try:
         return Settings(**given)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = "CAIRN_" + "_".join(str(part) for part in first["loc"]).upper()
-        raise usage(f"{name}: {first['msg']}", "see docs/configuration.md") from None
+        raise usage(problem_of(error), "see docs/configuration.md") from None

@@ -16,6 +16,9 @@ app = typer.Typer(no_args_is_help=True, help="Look at workflows, wait for them a
 
 WorkflowId = Annotated[str, typer.Argument(metavar="ID", help="Id of the workflow.")]
 
+#: Of the moves of a drain, how many are shown.
+PARTS = 50
+
 
 @app.command("list", epilog="Example: cairn workflow list --state running --instance web")
 def list_(
@@ -36,32 +39,23 @@ def list_(
     if output is Format.JSON:
         render.print_json(rows)
     else:
-        render.print_table(
-            ["ID", "KIND", "STATE", "TOOK", "AGE", "RESOURCE", "ERROR"],
-            [
-                [
-                    row["id"],
-                    row["kind"],
-                    row["state"],
-                    render.between(row.get("started_at"), row.get("finished_at")),
-                    render.age(row["created_at"]),
-                    row["resource_id"],
-                    str((row.get("error") or {}).get("code") or ""),
-                ]
-                for row in rows
-            ],
-            wide=["RESOURCE", "ERROR"],
-        )
+        _table(rows)
     if more:
         render.say(f"there are more than {limit}; show them with --all or a higher --limit")
 
 
 @app.command(epilog="Example: cairn workflow show 0199b3f0-0000-7000-8000-000000000001")
 def show(workflow: WorkflowId, output: Output = Format.TABLE) -> None:
-    """Show one workflow and its steps."""
+    """Show one workflow and its steps; of a drain, also its moves."""
     with Client() as client:
         found = client.get(f"/workflows/{checked_id(workflow)}", steps="true")
+        parts: list[dict[str, Any]] = []
+        if found["kind"] == "DrainHost" and output is not Format.JSON:
+            parts, _ = client.pages("/workflows", {"parent_id": found["id"]}, PARTS)
     _print(found, output)
+    if parts:
+        render.out().print("moves, newest first", style="bold")
+        _table(parts)
 
 
 @app.command(epilog="Example: cairn workflow wait 0199b3f0-0000-7000-8000-000000000001 --timeout 60")
@@ -88,6 +82,25 @@ def cancel(
     if ended["state"] != "cancelled":
         message = f"workflow {workflow} {ended['state']} before the cancel reached it"
         raise CommandFailed(message, "not_cancelled", Exit.FAILED, "remove what it made: cairn instance rm NAME")
+
+
+def _table(rows: list[dict[str, Any]]) -> None:
+    render.print_table(
+        ["ID", "KIND", "STATE", "TOOK", "AGE", "RESOURCE", "ERROR"],
+        [
+            [
+                row["id"],
+                row["kind"],
+                row["state"],
+                render.between(row.get("started_at"), row.get("finished_at")),
+                render.age(row["created_at"]),
+                row["resource_id"],
+                str((row.get("error") or {}).get("code") or ""),
+            ]
+            for row in rows
+        ],
+        wide=["RESOURCE", "ERROR"],
+    )
 
 
 def _print_end(workflow: dict[str, Any], output: Format) -> None:

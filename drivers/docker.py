@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import re
 import threading
 import time
@@ -19,6 +18,7 @@ from docker.types import LogConfig
 from docker.utils import convert_filters
 
 from drivers import docker_usage, faults
+from drivers.docker_details import CPU_PERIOD, Details, limits
 from drivers.docker_engine import CALL_SECONDS, CONFLICT, NOT_FOUND, SERVER_ERROR, DockerEngine, calling, said
 from drivers.docker_pull import Pull
 from drivers.machines import Cancelled, Check
@@ -31,7 +31,7 @@ from model.errors import (
     NotFound,
     PortTaken,
 )
-from model.instances import MachineSpec, MachineState, OwnedMachine, Port
+from model.instances import MachineSpec, MachineState, OwnedMachine
 from model.samples import Reading
 
 #: A pull may be silent for so long between two lines of progress.
@@ -39,11 +39,8 @@ PULL_SECONDS = 60
 #: Changing calls at once: more only wait inside the engine, past their time-out.
 CHANGES = threading.BoundedSemaphore(8)
 ROOM_SECONDS = 30
-CPU_PERIOD = 100_000
 POLL_SECONDS = 0.05
 PROVEN = 256
-#: Details of a container are looked at again after this at the latest.
-DETAILS_SECONDS = 60
 LOG_LINES = 10
 
 # Why a start failed is in the engine's text alone: it answers 500 for a port that is taken as for any
@@ -65,8 +62,7 @@ class DockerMachines:
         # Containers that this process made: an engine's id is never given twice, so their
         # start needs no second proof of ownership. Small, and lost with the process, as it may be.
         self._proven: dict[UUID, str] = {}
-        #: What was seen of containers, by their ids, and until when it is believed.
-        self._details: dict[str, tuple[float, dict[str, Any]]] = {}
+        self._details = Details()
         self._asked_at = int(time.time())
 
     @property
@@ -185,6 +181,7 @@ class DockerMachines:
                 )
             if health in ("none", "healthy"):
                 networks = found["NetworkSettings"]["Networks"].values()
+                self._details.note(engine_id, found)
                 addresses = [network["IPAddress"] for network in networks if network["IPAddress"]]
                 return MachineState(engine_id=engine_id, private_ip=addresses[0] if addresses else None)
             if health == "unhealthy":
@@ -208,7 +205,7 @@ class DockerMachines:
             found = self._engine.own(spec.id)
             if found is None:
                 raise NotFound(f"{machine_name(spec.id)} is not on the engine")
-            if _limits(found) == (spec.vcpus, spec.memory_mb):
+            if limits(found) == (spec.vcpus, spec.memory_mb):
                 return
             memory = f"{spec.memory_mb}m"
             self._client.update_container(
@@ -218,7 +215,7 @@ class DockerMachines:
                 mem_limit=memory,
                 memswap_limit=memory,
             )
-            self._details.pop(found["Id"], None)
+            self._details.forget(found["Id"])
             faults.reached("after_effect")
 
     def stop(self, machine: UUID, grace_seconds: float, cancelled: Check) -> None:
@@ -283,22 +280,20 @@ class DockerMachines:
     def inventory(self) -> list[OwnedMachine]:
         with calling():
             self._forget_updated()
-            known: dict[str, tuple[float, dict[str, Any]]] = {}
+            seen: set[str] = set()
             machines = []
             for found in self._client.containers(all=True, filters={"label": self._owner.filters()}):
                 ours = self._owner.owned(found["Names"][0].removeprefix("/"), found["Labels"] or {})
                 if ours is None:
                     continue
                 details = self._details.get(found["Id"])
-                if details is None or details[0] < time.monotonic():
+                if details is None:
                     try:
                         inspected = self._client.inspect_container(found["Id"])
                     except docker.errors.NotFound:
                         continue
-                    # Not all at the same time again.
-                    until = time.monotonic() + DETAILS_SECONDS * random.uniform(0.7, 1)  # noqa: S311
-                    details = (until, _observed(inspected))
-                known[found["Id"]] = details
+                    details = self._details.note(found["Id"], inspected)
+                seen.add(found["Id"])
                 machines.append(
                     OwnedMachine(
                         engine_id=found["Id"],
@@ -306,10 +301,10 @@ class DockerMachines:
                         generation=ours[1],
                         running=found["State"] == "running",
                         fenced=FENCED in found["Labels"],
-                        **details[1],
+                        **details,
                     )
                 )
-            self._details = known
+            self._details.keep(seen)
             return machines
 
     def _forget_updated(self) -> None:
@@ -323,7 +318,7 @@ class DockerMachines:
         answer = self._client.get(url, params=asked, timeout=CALL_SECONDS)
         answer.raise_for_status()
         for line in answer.content.splitlines():
-            self._details.pop(orjson.loads(line)["id"], None)
+            self._details.forget(orjson.loads(line)["id"])
 
     def sample(self) -> list[Reading]:
         with calling():
@@ -343,26 +338,6 @@ class DockerMachines:
                 for engine_id, usage in docker_usage.read(self._listening, list(ours))
                 for id, generation, project_id in [ours[engine_id]]
             ]
-
-
-def _limits(inspected: dict[str, Any]) -> tuple[float, int]:
-    """vCPUs and MiB; 0: no limit."""
-    config = inspected["HostConfig"]
-    quota, period = config.get("CpuQuota") or 0, config.get("CpuPeriod") or CPU_PERIOD
-    vcpus = quota / period if quota > 0 else (config.get("NanoCpus") or 0) / 1e9
-    return round(vcpus, 3), (config.get("Memory") or 0) >> 20
-
-
-def _observed(inspected: dict[str, Any]) -> dict[str, Any]:
-    """What an inventory says of a container beyond that it is there."""
-    vcpus, memory_mb = _limits(inspected)
-    ports = [
-        Port(host_port=int(binding["HostPort"] or 0), container_port=int(inside), protocol=protocol)
-        for name, bindings in (inspected["HostConfig"].get("PortBindings") or {}).items()
-        for inside, _, protocol in [name.partition("/")]
-        for binding in bindings or []
-    ]
-    return {"image": inspected["Config"]["Image"], "vcpus": vcpus, "memory_mb": memory_mb, "ports": ports}
 
 
 def _pause(cancelled: Check) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from enum import StrEnum
 from typing import Literal
 from uuid import UUID
@@ -33,6 +34,11 @@ MARGIN = dt.timedelta(seconds=15)
 def is_reachable(last_seen_at: dt.datetime | None) -> bool:
     """Computed where it is read, never stored: whether the host's lease holds."""
     return last_seen_at is not None and dt.datetime.now(dt.UTC) - last_seen_at < LEASE
+
+
+def is_simulated_name(name: str) -> bool:
+    """Whether the embedded platform names a simulated host so; it makes them as they are asked for."""
+    return re.fullmatch(r"sim-[0-9]+", name) is not None
 
 
 class AgentHost(Frozen):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import secrets
+from base64 import urlsafe_b64encode
+from uuid import UUID
 
 
 def new_key() -> str:
@@ -17,6 +20,12 @@ def new_credential() -> str:
 
 def new_join_token() -> str:
     return f"cairn_join_{secrets.token_urlsafe(32)}"
+
+
+def join_token_of(token_id: UUID, key: str) -> str:
+    """The token of this id that somebody with the key can make again, and nobody else: HMAC-SHA256 (RFC 2104)."""
+    made = hmac.digest(key.encode(), b"cairn join token " + token_id.bytes, "sha256")
+    return f"cairn_join_{urlsafe_b64encode(made).decode().rstrip('=')}"
 
 
 def digest(secret: str) -> bytes:

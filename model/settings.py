@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -24,15 +24,22 @@ def _parse_port_range(value: object) -> object:
     return value
 
 
+def _check_ticket_key(value: SecretStr) -> SecretStr:
+    from model.tickets import check_signing_key  # what it needs is large, and most processes have no such key
+
+    return SecretStr(check_signing_key(value.get_secret_value()))
+
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 PortRange = Annotated[tuple[Port, Port], NoDecode, BeforeValidator(_parse_port_range)]
 Seconds = Annotated[float, Field(gt=0)]
+TicketKey = Annotated[SecretStr, AfterValidator(_check_ticket_key)]
 
 
 class Settings(BaseSettings):
     """Every setting of every process. A field's description is its documentation."""
 
-    model_config = SettingsConfigDict(env_prefix="CAIRN_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="CAIRN_", extra="ignore", frozen=True, hide_input_in_errors=True)
 
     data_dir: Path = Field(Path(".cairn"), description="Folder of the embedded stack's state")
     api_host: str = Field("127.0.0.1", description="Address the API listens on")
@@ -63,6 +70,7 @@ class Settings(BaseSettings):
     quota_instances: int | None = Field(None, ge=0, description="Instances per project (default: no limit)")
     quota_vcpus: int | None = Field(None, ge=0, description="vCPUs per project (default: no limit)")
     quota_memory_mb: int | None = Field(None, ge=0, description="Memory per project, MiB (default: no limit)")
+    project_streams: int = Field(100, ge=1, description="Streams that a project may have open at once, of each API")
     deadline_launch: Seconds = Field(300, description="Seconds a launch may take before it is undone")
     deadline_start: Seconds = Field(300, description="Seconds a start may take")
     deadline_stop: Seconds = Field(300, description="Seconds a stop may take")
@@ -72,8 +80,11 @@ class Settings(BaseSettings):
     )
     reconcile_interval: Seconds = Field(10, description="Seconds between two looks of an agent at its engine")
     tick_seconds: Seconds = Field(10, description="Seconds between two ticks")
-    ticket_key: SecretStr | None = Field(
+    ticket_key: TicketKey | None = Field(
         None, description="Key that the API signs tickets for agents with: Ed25519, PEM (all APIs the same)"
+    )
+    ticket_key_other: TicketKey | None = Field(
+        None, description="Another whose tickets agents take: the next before the key is changed, the last after it"
     )
     fence_after: Seconds = Field(
         30, description="Seconds without a lease after which an agent stops instances of on_host_lost: fence"
@@ -95,6 +106,21 @@ class Settings(BaseSettings):
     faults_file: Path | None = Field(None, description="Fault points' file; testing only")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged")
     log_format: Literal["json", "console"] = Field("json", description="How log lines look")
+
+
+def problem_of(error: ValidationError) -> str:
+    """Which variable is wrong, and how; not what it says, as that may be secret."""
+    first = error.errors()[0]
+    name = "CAIRN_" + "_".join(str(part) for part in first["loc"]).upper()
+    return f"{name}: {first['msg']}"
+
+
+def of_process() -> Settings:
+    """The settings of this process; ends it where one is wrong, saying which."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise SystemExit(f"{problem_of(error)} (see docs/configuration.md)") from None
 
 
 def table() -> str:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -42,6 +43,17 @@ def new_signing_key() -> str:
     """A private key, PEM."""
     key = Ed25519PrivateKey.generate()
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+
+
+def check_signing_key(value: str) -> str:
+    """The key, PEM, with its lines apart also where they were written as ``\\n``. Raises ValueError."""
+    value = value.replace("\\n", "\n")
+    try:
+        if isinstance(load_pem_private_key(value.encode(), None), Ed25519PrivateKey):
+            return value
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        pass
+    raise ValueError("expected an Ed25519 private key in PEM, without a password: openssl genpkey -algorithm ed25519")
 
 
 def verifying_key(signing_key: str) -> str:

@@ -47,6 +47,8 @@ class Order(Frozen):
     recreate: bool = False
     #: Host ports that the user named: these are never replaced by others.
     fixed_ports: list[int] = []
+    #: Of a run that goes on where another has ended (its history was long): the first of them, which claimed the row.
+    first_run_id: str | None = None
 
 
 class Failure(Frozen):
@@ -108,6 +110,7 @@ class Workflow(Base):
         CheckConstraint("(state IN ('completed', 'failed', 'cancelled')) = (finished_at IS NOT NULL)", name="finished"),
         Index("ix_workflows_state", "project_id", "state", "id"),
         Index("ix_workflows_resource", "project_id", "resource_id", "id"),
+        Index("ix_workflows_parent", "parent_id", "id", postgresql_where=text("parent_id IS NOT NULL")),
         Index("ix_workflows_open", "checked_at", postgresql_where=text("state IN ('accepted', 'running')")),
     )
 

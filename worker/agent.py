@@ -31,7 +31,7 @@ from drivers.machines import Fence, Machines
 from drivers.streams import Streams
 from model import logs
 from model.hosts import AgentHost
-from model.settings import Settings
+from model.settings import Settings, of_process
 from model.tickets import Gate
 from worker import agent_server, fence, identity, joining
 from worker.agent_server import AgentServer
@@ -46,7 +46,7 @@ log = structlog.get_logger()
 
 
 def main() -> None:
-    settings = Settings()
+    settings = of_process()
     logs.configure(settings.log_level, settings.log_format, "agent")
     uvloop.run(run(settings))
 

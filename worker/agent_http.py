@@ -15,15 +15,15 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from api.streamed import PING_SECONDS, PONG_SECONDS, first_of
-from model.streams import MOST_BYTES
+from api.streamed import first_of
 from worker.identity import Keys
+from worker.websocket import OPTIONS, TOO_LONG, is_too_long
 
 #: From a connection's start to the end of its request's head; TLS has as long before that.
 HEAD_SECONDS = 10.0
 LINGER_SECONDS = 1.0
-#: Of a request, bytes; of one of its lines, what the WebSocket parser takes.
-MOST_HEAD, MOST_LINE = 16384, 8000
+#: Of a request, bytes.
+MOST_HEAD = 16384
 #: Connections whose request has not come. One more, and the oldest of them is cut.
 SILENT = 256
 STOP_SECONDS = 2
@@ -53,9 +53,8 @@ class Protocol(H11Protocol):
             self._heard()
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        # The WebSocket parser would leave a longer line without an answer.
-        if max(len(event.target), *(len(name) + len(value) for name, value in event.headers)) > MOST_LINE:
-            self.send_400_response("A line of the request is too long.")
+        if is_too_long(event.target, event.headers):
+            self.send_400_response(TOO_LONG)
         else:
             super().handle_websocket_upgrade(event)
 
@@ -84,11 +83,7 @@ class Server(uvicorn.Server):
                 app,
                 ssl_context_factory=lambda config, default: context,
                 h11_max_incomplete_event_size=MOST_HEAD,
-                ws="websockets-sansio",
-                ws_max_size=MOST_BYTES,
-                ws_ping_interval=PING_SECONDS,
-                ws_ping_timeout=PONG_SECONDS,
-                ws_per_message_deflate=False,
+                **OPTIONS,
                 lifespan="off",
                 log_config=None,
                 access_log=False,

@@ -10,16 +10,16 @@ import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.app import create_app
-from api.streamed import PING_SECONDS, PONG_SECONDS, keep_alive
+from api.streamed import keep_alive
 from model import logs
-from model.settings import Settings
-from model.streams import MOST_BYTES
+from model.settings import Settings, of_process
 from worker.database import connect_async
 from worker.temporal_client import connect
+from worker.websocket import OPTIONS, TOO_LONG, is_too_long
 
 CONNECTIONS = 20
-#: Of a request's head, bytes beyond its first piece; of a WebSocket's, a line, as its own parser takes it.
-MOST_HEAD, MOST_LINE = 64 * 1024, 8000
+#: Of a request's head, bytes beyond its first piece.
+MOST_HEAD = 64 * 1024
 
 
 class Protocol(HttpToolsProtocol):
@@ -45,9 +45,8 @@ class Protocol(HttpToolsProtocol):
                 self.send_400_response("The request's head is too large.")
 
     def handle_websocket_upgrade(self) -> None:
-        # The WebSocket parser would leave a longer line without an answer.
-        if max(len(self.url), *(len(name) + len(value) for name, value in self.headers)) > MOST_LINE:
-            self.send_400_response("A line of the request is too long.")
+        if is_too_long(self.url, self.headers):
+            self.send_400_response(TOO_LONG)
         else:
             super().handle_websocket_upgrade()
 
@@ -63,7 +62,7 @@ class Server(uvicorn.Server):
 
 
 def main() -> None:
-    settings = Settings()
+    settings = of_process()
     logs.configure(settings.log_level, settings.log_format, "api")
     uvloop.run(serve(settings))
 
@@ -81,11 +80,7 @@ async def serve(settings: Settings) -> None:
         timeout_graceful_shutdown=10,
         timeout_keep_alive=75,
         http=Protocol,
-        ws="websockets-sansio",
-        ws_max_size=MOST_BYTES,
-        ws_ping_interval=PING_SECONDS,
-        ws_ping_timeout=PONG_SECONDS,
-        ws_per_message_deflate=False,
+        **OPTIONS,
     )
     server = Server(config)
     server.stopping = app.state.stopping

@@ -36,7 +36,7 @@ from activities.runs import CONTROL, Histories
 from activities.samples import SampleRecords
 from activities.sweeper import LOST_AFTER, Sweeper
 from model import logs
-from model.settings import Settings
+from model.settings import Settings, of_process
 from worker.database import connect as connect_database
 from worker.temporal_client import connect
 from workflows.plans import PLANS
@@ -46,7 +46,7 @@ log = structlog.get_logger()
 
 
 def main() -> None:
-    settings = Settings()
+    settings = of_process()
     logs.configure(settings.log_level, settings.log_format, "control")
     uvloop.run(run(settings))
 
@@ -55,20 +55,21 @@ async def run(settings: Settings) -> None:
     client = await connect(settings)
     engine = connect_database(settings.database_url.get_secret_value(), THREADS)
     histories = Histories(client, asyncio.get_running_loop())
-    limits = Limits(
-        reconcile_interval=settings.reconcile_interval,
-        fence_after=settings.fence_after,
-        deadline_launch=settings.deadline_launch,
-        stop_grace=settings.stop_grace,
-        tick_seconds=settings.tick_seconds,
-    )
-    sweeper = Sweeper(engine, client, limits)
     capacity = Capacity(
         port_range=settings.port_range,
         overcommit_cpu=settings.overcommit_cpu,
         overcommit_memory=settings.overcommit_memory,
         fence_after=settings.fence_after,
     )
+    limits = Limits(
+        reconcile_interval=settings.reconcile_interval,
+        fence_after=settings.fence_after,
+        deadline_launch=settings.deadline_launch,
+        capacity=capacity,
+        stop_grace=settings.stop_grace,
+        tick_seconds=settings.tick_seconds,
+    )
+    sweeper = Sweeper(engine, client, limits)
     records = [
         InstanceRecords(engine, capacity, histories),
         HostRecords(engine, limits),

@@ -29,7 +29,7 @@ from model import logs
 from model.base import Frozen
 from model.errors import CairnError, LeaseLapsed
 from model.instances import OwnedMachine
-from model.settings import Settings
+from model.settings import Settings, of_process
 from worker import data_folder
 
 log = structlog.get_logger()
@@ -179,7 +179,7 @@ def main() -> None:
     os.setsid()
     from worker.agent import identity_file
 
-    settings = Settings()
+    settings = of_process()
     logs.configure(settings.log_level, settings.log_format, "fence")
     identity = identity_file(settings)
     lock = _lock(_mark(identity))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from model.hosts import AgentHost
+from model.hosts import AgentHost, is_simulated_name
 from model.secrets import digest, new_credential
 from worker import identity
 from worker.identity import Identity, Keys, Membership
@@ -28,7 +28,10 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 RESERVED = "embedded"
 BACKEND = "docker"
 #: Settings that open something of the platform, written in whatever case: an agent has a credential of its own.
-KEYS_OF_PLATFORM = ("CAIRN_JOIN_TOKEN", "CAIRN_API_KEY", "CAIRN_DATABASE_URL", "CAIRN_TICKET_KEY")
+KEYS_OF_PLATFORM = (
+    *("CAIRN_JOIN_TOKEN", "CAIRN_API_KEY", "CAIRN_DATABASE_URL"),
+    *("CAIRN_TICKET_KEY", "CAIRN_TICKET_KEY_OTHER"),
+)
 #: Digests of used tokens that are kept, the newest ones.
 MOST_TOKENS = 20
 
@@ -59,6 +62,8 @@ def checked_name(name: str) -> str:
         raise JoinError(f"'{name}' cannot be a host's name: letters, digits, '.', '_' and '-', at most 63 of them")
     if name == RESERVED:
         raise JoinError(f"'{RESERVED}' is the agent of a platform on this machine: take another name")
+    if is_simulated_name(name):
+        raise JoinError(f"'{name}' is kept for a simulated host of the platform: take another name")
     return name
 
 

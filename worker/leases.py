@@ -23,7 +23,7 @@ from model.errors import CairnError
 from model.hosts import RENEW_SECONDS
 from model.instances import digest_of
 from worker import fence
-from worker.identity import Membership
+from worker.identity import Membership, api_client
 from worker.temporal_link import TemporalLink
 
 log = structlog.get_logger()
@@ -75,12 +75,7 @@ class Leases:
 
     async def run(self) -> None:
         """Raises Refused where the platform does not know the agent; else it does not end."""
-        async with httpx.AsyncClient(
-            base_url=self._membership.api_url,
-            headers={"Authorization": f"Bearer {self._membership.credential}"},
-            timeout=PATIENCE,
-            trust_env=False,
-        ) as http:
+        async with api_client(self._membership, PATIENCE) as http:
             await asyncio.gather(self._look(), self._renew(http))
 
     async def _look(self) -> None:

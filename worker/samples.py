@@ -20,7 +20,7 @@ import structlog
 from drivers.machines import Machines
 from model.errors import CairnError
 from model.samples import BUFFERED, FINEST, Reading
-from worker.identity import Membership
+from worker.identity import Membership, api_client
 
 log = structlog.get_logger()
 #: Machines that one request tells of; the API takes no more.
@@ -51,12 +51,7 @@ class Samples:
         self._news = asyncio.Event()
 
     async def run(self) -> None:
-        async with httpx.AsyncClient(
-            base_url=self._membership.api_url,
-            headers={"Authorization": f"Bearer {self._membership.credential}"},
-            timeout=PATIENCE,
-            trust_env=False,
-        ) as http:
+        async with api_client(self._membership, PATIENCE) as http:
             measuring = [
                 self._measure(host, machines, n / len(self._machines) * FINEST * SPREAD)
                 for n, (host, machines) in enumerate(self._machines.items())

@@ -35,7 +35,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from model import logs
-from model.settings import Settings
+from model.settings import of_process
 
 Machine = dict[str, Any]
 
@@ -188,7 +188,7 @@ def application(engine: Engine) -> Starlette:
 
 
 def main() -> None:
-    settings = Settings()
+    settings = of_process()
     logs.configure(settings.log_level, settings.log_format, "simulator")
     uvloop.install()
     folder = Path(os.environ.get("CAIRN_SIMULATOR_DATA", settings.data_dir / "simulator"))

@@ -23,7 +23,7 @@ import structlog
 from model.hosts import AgentHost
 from model.secrets import digest, new_credential, new_key
 from model.settings import Settings
-from model.tickets import new_signing_key, verifying_key
+from model.tickets import check_signing_key, new_signing_key, verifying_key
 from worker import data_folder, database, identity, ports, postgres, temporal
 from worker.children import Child, Program
 from worker.data_folder import Endpoint, Installation, StackError
@@ -127,7 +127,7 @@ def planned(settings: Settings, docker_host: str | None) -> Iterator[Plan]:
             docker_host=docker_host,
             identity=data_folder.installation(folder, settings.installation, settings.simulated_hosts),
             api_key=data_folder.kept(folder / "api-key", new_key),
-            ticket_key=data_folder.kept(folder / "ticket-key", new_signing_key),
+            ticket_key=_ticket_key(folder / "ticket-key"),
             agent=known.keys,
             agent_credential=known.membership.credential if known.membership else new_credential(),
             api_port=api_port,
@@ -169,6 +169,13 @@ def _ports(settings: Settings) -> tuple[int, int, int, str | None]:
     found = [port or ports.choose(address, taken, settings.port_range) for address, port, _ in wanted]
     url = f"{simulator.scheme}://{simulator.hostname}:{found[3]}" if settings.simulated_hosts else None
     return found[0], found[1], found[2], url
+
+
+def _ticket_key(path: Path) -> str:
+    try:
+        return check_signing_key(data_folder.kept(path, new_signing_key))
+    except ValueError as error:
+        raise StackError(f"{path}: {error}; or remove it, and another is made") from None
 
 
 def programs(plan: Plan, environ: Mapping[str, str]) -> dict[str, Program]:

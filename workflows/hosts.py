@@ -10,7 +10,7 @@ from temporalio import workflow
 from temporalio.common import SearchAttributePair, TypedSearchAttributes
 from temporalio.exceptions import ApplicationError, ChildWorkflowError
 
-from workflows.options import on_control, on_host, remaining
+from workflows.options import LEAST, continued, on_control, on_host, remaining
 from workflows.saga import Saga, Settle, call, carry_out
 
 with workflow.unsafe.imports_passed_through():
@@ -22,8 +22,8 @@ with workflow.unsafe.imports_passed_through():
 #: A pass that takes longer has been overtaken by the next.
 PASS = timedelta(seconds=60)
 ROUNDS = 3
-#: Between two looks at instances that something else works on.
-LOOK_AGAIN = timedelta(seconds=2)
+#: Between two looks at instances that something else works on: doubled until it is the longest.
+LOOK_AGAIN, LOOK_AGAIN_AT_MOST = timedelta(seconds=2), timedelta(seconds=30)
 
 
 @workflow.defn
@@ -45,21 +45,33 @@ class ReconcileHost:
 
 @workflow.defn
 class DrainHost:
-    """Move everything that is on a host elsewhere, a few at a time. Cancelled, the moves under way are undone."""
+    """Move everything that is on a host elsewhere, a few at a time. Cancelled, the moves under way are undone.
+
+    A long one goes on in a new run before its history is too long.
+    """
 
     @workflow.run
     async def run(self, order: Order) -> None:
         async def plan(saga: Saga) -> None:
+            pause = LOOK_AGAIN
             while True:
                 step = await saga.step(HostDrains.next, order, on_control(remaining(order)))
                 if step.moves:
+                    pause = LOOK_AGAIN
                     # All of them are seen to their end, also when the drain is called off.
                     ended = await asyncio.gather(*(move(child) for child in step.moves), return_exceptions=True)
                     for problem in ended:
                         if isinstance(problem, BaseException):
                             raise problem
+                elif step.busy and remaining(order) > LEAST:
+                    await workflow.sleep(pause)
+                    pause = min(2 * pause, LOOK_AGAIN_AT_MOST)
                 elif step.busy:
-                    await workflow.sleep(LOOK_AGAIN)
+                    raise ApplicationError(
+                        f"{step.busy} instances are still worked on, and the time for the drain is over",
+                        type="deadline_exceeded",
+                        non_retryable=True,
+                    )
                 elif step.stuck:
                     names = ", ".join(step.stuck[:10])
                     raise ApplicationError(
@@ -69,6 +81,9 @@ class DrainHost:
                     )
                 else:
                     return
+                if workflow.info().is_continue_as_new_suggested():
+                    # Between two rounds nothing is open: no child, no undo.
+                    workflow.continue_as_new(continued(order))
 
         await carry_out(order, plan, _settling(order))
 

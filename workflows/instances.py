@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 
 from temporalio import workflow
@@ -51,13 +52,8 @@ class ProvisionInstance:
     @workflow.run
     async def run(self, order: Order) -> None:
         async def plan(saga: Saga) -> MachineState:
-            request = PlaceRequest(order=order)
-            while True:
-                placement = await saga.step(InstanceRecords.place, request, on_control(remaining(order), poll=True))
-                try:
-                    return await self._launch(saga, order, placement)
-                except ActivityError as error:
-                    request = elsewhere(error, request, placement)
+            facts, _ = await placed(saga, order, InstanceRecords.place, self._launch)
+            return facts
 
         await carry_out(order, plan, settling(order))
 
@@ -161,16 +157,8 @@ class MoveInstance:
     @workflow.run
     async def run(self, order: Order) -> None:
         async def plan(saga: Saga) -> MachineState:
-            request = PlaceRequest(order=order)
             undo = [Undo(InstanceRecords.stay, order, on_control())]
-            while True:
-                there = on_control(remaining(order), poll=True)
-                placement = await saga.step(InstanceRecords.place_beside, request, there, undo=undo)
-                try:
-                    facts = await self._make(saga, order, placement)
-                    break
-                except ActivityError as error:
-                    request, undo = elsewhere(error, request, placement), []
+            facts, placement = await placed(saga, order, InstanceRecords.place_beside, self._make, undo)
             await shielded(self._switch(saga, order, placement))
             return facts
 
@@ -213,6 +201,23 @@ class MoveInstance:
         if not placement.was_running:
             return MachineState(engine_id=made, private_ip=None)
         return await saga.step(InstanceEngine.start, spec, there())
+
+
+async def placed(
+    saga: Saga,
+    order: Order,
+    place: Callable[[InstanceRecords, PlaceRequest], Placement],
+    make: Callable[[Saga, Order, Placement], Awaitable[MachineState]],
+    undo: Sequence[Undo] = (),
+) -> tuple[MachineState, Placement]:
+    """Place and make, and again where another placement may help. ``undo``: of all placements together."""
+    request = PlaceRequest(order=order)
+    while True:
+        placement = await saga.step(place, request, on_control(remaining(order), poll=True), undo=undo)
+        try:
+            return await make(saga, order, placement), placement
+        except ActivityError as error:
+            request, undo = elsewhere(error, request, placement), ()
 
 
 def elsewhere(error: ActivityError, request: PlaceRequest, placement: Placement) -> PlaceRequest:

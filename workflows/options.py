@@ -36,6 +36,12 @@ def remaining(order: Order) -> timedelta:
     return max(timedelta(seconds=order.deadline_seconds) - elapsed, LEAST)
 
 
+def continued(order: Order) -> Order:
+    """The order of the run that goes on where this one ends: with what is left of its time, as the owner of its row."""
+    first = workflow.info().first_execution_run_id
+    return order.model_copy(update={"deadline_seconds": remaining(order).total_seconds(), "first_run_id": first})
+
+
 def on_control(within: timedelta | None = None, *, poll: bool = False) -> ActivityConfig:
     """A transaction; without ``within`` tried until it succeeds. ``poll``: NotReady is expected."""
     return ActivityConfig(

@@ -75,6 +75,14 @@ def upgrade() -> None:
     op.create_index(
         "ix_instances_next_host", "instances", ["next_host_id"], postgresql_where=sa.text("next_host_id IS NOT NULL")
     )
+    op.create_index(
+        "ix_workflows_parent", "workflows", ["parent_id", "id"], postgresql_where=sa.text("parent_id IS NOT NULL")
+    )
+    # Which of a host's instances changed lately, every few seconds.
+    op.drop_index("ix_instances_host", "instances")
+    op.create_index(
+        "ix_instances_host", "instances", ["host_id", "updated_at"], postgresql_where=sa.text("host_id IS NOT NULL")
+    )
     op.create_table(
         "samples",
         sa.Column("project_id", sa.Uuid(), nullable=False),

@@ -22,6 +22,8 @@ from tests.services import PORT_RANGE, Database, database, temporal_server, work
 
 __all__ = ["database", "temporal_server", "worker_engine"]
 
+CAPACITY = Capacity(port_range=PORT_RANGE, overcommit_cpu=4, overcommit_memory=1)
+
 
 class NoHistories:
     """Runs without a Temporal server have a step each."""
@@ -160,5 +162,4 @@ class Platform:
 
 @pytest.fixture
 def platform(database: Database, worker_engine: Engine) -> Platform:
-    capacity = Capacity(port_range=PORT_RANGE, overcommit_cpu=4, overcommit_memory=1)
-    return Platform(database, InstanceRecords(worker_engine, capacity, NoHistories()))  # type: ignore[arg-type]
+    return Platform(database, InstanceRecords(worker_engine, CAPACITY, NoHistories()))  # type: ignore[arg-type]

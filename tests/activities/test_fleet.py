@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from psycopg.types.json import Jsonb
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
+from sqlalchemy.event import listens_for
 from temporalio.testing import ActivityEnvironment
 
 from activities.database import transaction
@@ -20,9 +21,9 @@ from model.base import new_id
 from model.errors import HostIsBack, NoCapacity, NotReady
 from model.instances import OwnedMachine, digest_of
 from model.workflows import Failure, Order
-from tests.activities.conftest import NoHistories, Platform
+from tests.activities.conftest import CAPACITY, NoHistories, Platform
 
-LIMITS = Limits(reconcile_interval=10, fence_after=60, deadline_launch=60)
+LIMITS = Limits(reconcile_interval=10, fence_after=60, deadline_launch=60, capacity=CAPACITY)
 PORT = [{"host_port": None, "container_port": 80, "protocol": "tcp"}]
 
 
@@ -174,6 +175,23 @@ def test_silent_host_is_not_looked_at(platform: Platform, worker_engine: Engine)
     assert wanted(worker_engine) == []
 
 
+def test_look_at_hosts_reads_what_changed_and_not_all_that_is_there(platform: Platform, worker_engine: Engine) -> None:
+    platform.running(wanted_host="one")
+    asked: list[tuple[str, Any]] = []
+    with transaction(worker_engine) as session:
+
+        @listens_for(session.connection(), "before_cursor_execute")
+        def note(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+            asked.append((statement, parameters))
+
+        to_reconcile(session, LIMITS)
+        statement, parameters = asked[-1]
+        session.execute(text("SET LOCAL enable_seqscan = off"))  # as where there are many
+        plan = "\n".join(session.connection().exec_driver_sql(f"EXPLAIN {statement}", parameters).scalars())
+    assert "ix_instances_host" in plan
+    assert "updated_at > hosts_1.reconciled_at" in plan.partition("Index Cond")[2].partition("\n")[0]
+
+
 # Placement
 
 
@@ -299,7 +317,56 @@ def test_what_is_replaced_moves_after_lease_and_margin_once(platform: Platform, 
     platform.settle(moving, "failed", "engine_refused")
     assert platform.instance(order)["status"] == "running"
     assert replaced(worker_engine) == 0, "not at once again"
-    platform.db.rows("UPDATE workflows SET finished_at = now() - interval '2 minutes' WHERE kind = 'MoveInstance'")
+    pass_minutes(platform, 2)
+    assert replaced(worker_engine) == 1
+
+
+def fail_move(platform: Platform, engine: Engine, code: str) -> None:
+    assert replaced(engine) == 1
+    (*_, row) = orders(platform, "MoveInstance")
+    moving = Order.model_validate(row["order"])
+    platform.run(platform.records.settle, failing(moving, code))
+
+
+def pass_minutes(platform: Platform, minutes: float) -> None:
+    platform.db.rows(
+        "UPDATE workflows SET finished_at = finished_at - make_interval(secs => %s) WHERE kind = 'MoveInstance'",
+        minutes * 60,
+    )
+
+
+def test_move_that_fails_is_asked_for_less_and_less_often_until_the_host_was_back(
+    platform: Platform, worker_engine: Engine
+) -> None:
+    platform.running(wanted_host="one", on_host_lost="replace")
+    lose(platform, 100_000)
+    for wait in (1, 2, 4, 8, 16, 30, 30):
+        fail_move(platform, worker_engine, "engine_refused")
+        pass_minutes(platform, wait - 0.1)
+        assert replaced(worker_engine) == 0
+        pass_minutes(platform, 0.2)
+    fail_move(platform, worker_engine, "engine_refused")
+    platform.db.rows("UPDATE workflows SET created_at = now() - interval '1 hour' WHERE kind = 'MoveInstance'")
+    lose(platform, 60)
+    pass_minutes(platform, 1.1)
+    fail_move(platform, worker_engine, "engine_refused")
+    pass_minutes(platform, 1.1)
+    assert replaced(worker_engine) == 1
+
+
+def test_move_that_found_no_room_is_asked_for_soon_after_there_is_some(
+    platform: Platform, worker_engine: Engine
+) -> None:
+    platform.running(wanted_host="one", on_host_lost="replace")
+    lose(platform, 100_000)
+    platform.db.rows("UPDATE hosts SET state = 'cordoned' WHERE name = 'two'")
+    for _ in range(5):
+        fail_move(platform, worker_engine, "no_capacity")
+        pass_minutes(platform, 30.1)
+    fail_move(platform, worker_engine, "no_capacity")
+    pass_minutes(platform, 5.1)
+    assert replaced(worker_engine) == 0
+    platform.db.rows("UPDATE hosts SET state = 'ready' WHERE name = 'two'")
     assert replaced(worker_engine) == 1
 
 
@@ -431,6 +498,21 @@ def test_drain_waits_for_what_others_work_on(platform: Platform, drains: HostDra
     order = drain(platform)
     found = platform.run(drains.next, order)
     assert (found.moves, found.busy) == ([], 1)
+
+
+def test_drain_that_goes_on_in_a_new_run_owns_its_row_still(platform: Platform, drains: HostDrains) -> None:
+    platform.running(wanted_host="one")
+    order = drain(platform)
+    (child,) = platform.run(drains.next, order, run_id="first").moves
+    with pytest.raises(RunEnded):
+        platform.run(drains.next, order, run_id="second")
+    carry_out(platform, child)
+    goes_on = order.model_copy(update={"first_run_id": "first", "deadline_seconds": 5})
+    for _ in range(2):
+        assert platform.run(drains.next, goes_on, run_id="second").moves == []
+    assert platform.workflow(order)["run_id"] == "first"
+    platform.run(drains.settle, DrainEnd(order=goes_on, outcome="completed"))
+    assert platform.workflow(order)["state"] == "completed"
 
 
 # What an attack found

@@ -11,9 +11,9 @@ from activities.fleet import Limits
 from activities.hosts import HostRecords, Inventory
 from model.base import new_id
 from model.instances import OwnedMachine
-from tests.activities.conftest import Platform
+from tests.activities.conftest import CAPACITY, Platform
 
-LIMITS = Limits(reconcile_interval=10, fence_after=30, deadline_launch=60)
+LIMITS = Limits(reconcile_interval=10, fence_after=30, deadline_launch=60, capacity=CAPACITY)
 
 
 def machine(id: UUID, generation: int = 1) -> OwnedMachine:

@@ -16,10 +16,10 @@ from activities.fleet import Limits
 from activities.runs import start
 from activities.sweeper import Sweeper, Swept
 from model.workflows import Order
-from tests.activities.conftest import Platform
+from tests.activities.conftest import CAPACITY, Platform
 from tests.services import TemporalServer
 
-LIMITS = Limits(reconcile_interval=10, fence_after=30, deadline_launch=60)
+LIMITS = Limits(reconcile_interval=10, fence_after=30, deadline_launch=60, capacity=CAPACITY)
 
 
 @pytest_asyncio.fixture

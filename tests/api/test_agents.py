@@ -11,9 +11,11 @@ from uuid import uuid4
 import httpx
 import pytest
 from fastapi import Request
+from pydantic import SecretStr
 
 from api import agents
 from model.secrets import digest
+from model.tickets import new_signing_key
 from tests.api.conftest import Api
 
 Json = dict[str, Any]
@@ -132,6 +134,38 @@ async def test_a_token_that_is_unknown_or_late(api: Api) -> None:
     assert (await renew(api, 1, str(uuid4()))).status_code == 401
 
 
+async def test_same_request_for_a_token_again_is_answered_with_the_same_token(api: Api) -> None:
+    async def ask(key: str, **body: Any) -> httpx.Response:
+        return await api.http.post("/v1/hosts/tokens", json=body, headers={"Idempotency-Key": key})
+
+    answers = await asyncio.gather(*(ask("k-1", name="rack-1") for _ in range(8)))
+    assert {answer.status_code for answer in answers} == {201}
+    assert len({answer.text.partition('"meta"')[0] for answer in answers}) == 1
+    token = answers[0].json()["data"]["token"]
+    (kept,) = api.db.rows("SELECT * FROM host_tokens")
+    assert kept["digest"] == digest(token)
+    stored = str(api.db.rows("SELECT * FROM idempotency_keys")) + str(kept)
+    assert token not in stored
+    refused(await ask("k-1", name="rack-2"), 409, "idempotency_mismatch")
+    assert (await ask("k-2", name="rack-1")).json()["data"]["token"] != token
+    host = joined(await register(api, token, machine()))
+    assert (await ask("k-1", name="rack-1")).json()["data"]["token"] == token, "and it is good for that host alone"
+    assert joined(await register(api, token, machine())) == host
+
+
+async def test_token_is_shown_again_while_the_ticket_key_is_changed_and_not_after_that(api: Api) -> None:
+    async def ask() -> httpx.Response:
+        return await api.http.post("/v1/hosts/tokens", headers={"Idempotency-Key": "k"})
+
+    before, old = (await ask()).json()["data"], api.app.state.settings.ticket_key
+    new = SecretStr(new_signing_key())
+    api.app.state.settings = api.app.state.settings.model_copy(update={"ticket_key": new, "ticket_key_other": old})
+    assert (await ask()).json()["data"] == before
+    api.app.state.settings = api.app.state.settings.model_copy(update={"ticket_key_other": None})
+    refused(await ask(), 409, "idempotency_mismatch")
+    assert len(api.db.rows("SELECT 1 FROM host_tokens")) == 1
+
+
 async def test_labels_are_the_tokens_before_they_are_the_machines(api: Api) -> None:
     token = await new_token(api, labels={"rack": "1"})
     host = joined(await register(api, token, machine(labels={"rack": "2", "disk": "ssd"})))
@@ -146,7 +180,8 @@ async def test_labels_are_the_tokens_before_they_are_the_machines(api: Api) -> N
 
 async def test_names_of_the_platforms_own_hosts_are_kept_for_them(api: Api) -> None:
     for name in ("sim-1", "sim-300", "local"):
-        token = await new_token(api, name=name)
+        refused(await api.http.post("/v1/hosts/tokens", json={"name": name}), 422, "validation_failed")
+        token = await new_token(api)
         refused(await register(api, token, machine(name=name)), 422, "validation_failed")
     joined(await register(api, await new_token(api, name="sim-a"), machine(name="sim-a")))
 
@@ -202,8 +237,17 @@ async def test_a_lease_with_a_bad_address_or_that_is_no_json(api: Api) -> None:
             content = json.dumps({"hosts": [{"id": host}], "agent_url": url})
             answer = await http.post("/v1/hosts/lease", content=content, headers=JSON)
             assert answer.status_code == 422, (url, answer.text)
-        for path in ("register", "lease"):
+        for path in ("register", "lease", "samples"):
             refused(await http.post(f"/v1/hosts/{path}", content="{", headers=JSON), 400, "malformed")
+
+
+async def test_what_is_wrong_with_a_body_is_told_to_agents_alone(shared_api: Api) -> None:
+    for credential in ({}, {"Authorization": "Bearer nobody"}, {"X-API-Key": shared_api.db.api_key}):
+        async with httpx.AsyncClient(base_url=shared_api.url, headers=credential) as http:
+            for path in ("lease", "samples"):
+                for content in ("{", "{}", "[]", ""):
+                    answer = await http.post(f"/v1/hosts/{path}", content=content, headers=JSON)
+                    refused(answer, 401, "unauthenticated")
 
 
 @pytest.mark.parametrize(

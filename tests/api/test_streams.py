@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
+import aiohttp
+import httpx
 import pytest
 from websockets.asyncio.client import connect
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from api.agent_client import Opened, Target
+from api.open_streams import OpenStreams
 from tests.api.conftest import Api
+from tests.services import eventually
 
 AGENT = "https://127.0.0.1:1"  # nobody listens there
 
@@ -73,6 +80,108 @@ async def test_another_project_and_an_absent_instance_look_the_same(api: Api) ->
     absent = await api.http.get("/v1/instances/00000000-0000-0000-0000-000000000000/logs")
     for answer in (theirs, absent):
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+
+
+class Talking:
+    """An agent whose streams never end by themselves."""
+
+    def __init__(self) -> None:
+        self.open_now = 0
+
+    async def open(self, target: Target, *_: Any) -> Opened[Any]:
+        return self._opened(target)
+
+    async def connect(self, target: Target, *_: Any) -> Opened[Any]:
+        return self._opened(target)
+
+    async def run(self, *_: Any) -> Any:
+        await asyncio.sleep(60)
+
+    async def close(self) -> None:
+        pass
+
+    def _opened(self, target: Target) -> Opened[Any]:
+        ended = asyncio.Event()
+        self.open_now += 1
+
+        def close() -> None:
+            self.open_now -= 1
+            ended.set()
+
+        async def lines() -> AsyncIterator[bytes]:
+            yield b"x"
+            await ended.wait()
+            raise aiohttp.ClientPayloadError("closed")
+
+        async def messages() -> AsyncIterator[Any]:
+            yield aiohttp.WSMessage(aiohttp.WSMsgType.BINARY, b"x", None)
+            await ended.wait()
+
+        return Opened(target, Answer(lines, messages()), close)
+
+
+class Answer:
+    """Of an agent: over HTTP, or a WebSocket's."""
+
+    def __init__(self, lines: Any, messages: AsyncIterator[Any]) -> None:
+        self.content = SimpleNamespace(iter_any=lines)
+        self._messages = messages
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self._messages
+
+
+def terminal(api: Api, instance: dict[str, Any]) -> Any:
+    url = f"{api.url.replace('http', 'ws', 1)}/v1/ws/terminal/{instance['id']}"
+    return connect(url, additional_headers={"X-API-Key": api.db.api_key}, proxy=None)
+
+
+async def test_project_has_so_many_streams_and_no_more(api: Api) -> None:
+    instance = await placed(api, "web")
+    agents = api.app.state.agents = Talking()
+    api.app.state.open_streams = OpenStreams(api.app.state.engine, 2)
+    path = f"/v1/instances/{instance['id']}"
+    async with api.http.stream("GET", f"{path}/logs?follow=true") as first, terminal(api, instance) as second:
+        assert first.status_code == 200
+        await second.recv()
+        assert await refused(api, instance) == [(429, "too_many_streams")] * 2 + [(429, "other")] * 3
+        answer = await api.http.get(f"{path}/logs")
+        assert int(answer.headers["retry-after"]) > 0
+        other = api.db.project("other")
+        async with api.as_(other) as http:
+            assert (await http.get(f"{path}/logs")).status_code == 404
+    assert await eventually(lambda: agents.open_now == 0)
+    for _ in range(4):
+        async with api.http.stream("GET", f"{path}/logs?follow=true") as again:
+            assert again.status_code == 200
+        assert await eventually(lambda: agents.open_now == 0)
+
+
+async def test_streams_end_when_the_key_that_opened_them_is_revoked(api: Api) -> None:
+    instance = await placed(api, "web")
+    agents = api.app.state.agents = Talking()
+    looks = api.app.state.open_streams
+    running = asyncio.ensure_future(api.http.post(f"/v1/instances/{instance['id']}/exec", json={"cmd": "sleep 60"}))
+    async with (
+        api.http.stream("GET", f"/v1/instances/{instance['id']}/logs?follow=true") as logs,
+        terminal(api, instance) as shell,
+    ):
+        written = logs.aiter_raw()
+        assert await anext(written) == b"x"
+        assert await shell.recv() == b"x"
+        await looks.look()
+        assert agents.open_now == 2
+        api.db.rows("UPDATE api_keys SET revoked_at = now()")
+        await looks.look()
+        with pytest.raises(ConnectionClosed) as closed:
+            await asyncio.wait_for(shell.recv(), 5)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 4401
+        with pytest.raises(httpx.RemoteProtocolError):  # cut, so that nobody takes it for the end
+            await asyncio.wait_for(anext(written), 5)
+        assert (await running).json()["error"]["code"] == "outcome_unknown"
+        assert await eventually(lambda: agents.open_now == 0)
+    await looks.look()
 
 
 @pytest.mark.parametrize("command", ["x" * 2001, "a\0b", "é" * 2000, "'"])

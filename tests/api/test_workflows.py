@@ -31,6 +31,16 @@ async def test_list_filters_and_pages(api: Api) -> None:
     assert await found(limit=2, cursor=page["meta"]["next_cursor"]) == [ids[2]]
 
 
+async def test_parts_of_a_workflow_are_found_by_it(api: Api) -> None:
+    whole, *parts = [(await api.launch(f"w-{n}"))["meta"]["workflow_id"] for n in range(3)]
+    api.db.rows("UPDATE workflows SET parent_id = %s WHERE id = ANY(%s::uuid[])", whole, parts)
+    found = (await api.http.get("/v1/workflows", params={"parent_id": whole})).json()["data"]
+    assert [(row["id"], row["parent_id"]) for row in found] == [(id, whole) for id in reversed(parts)]
+    assert (await api.http.get(f"/v1/workflows/{whole}")).json()["data"]["parent_id"] is None
+    async with api.as_(api.db.project("other")) as http:
+        assert (await http.get("/v1/workflows", params={"parent_id": whole})).json()["data"] == []
+
+
 async def test_wait_returns_at_the_end_or_at_the_timeout(api: Api) -> None:
     workflow_id = (await api.launch())["meta"]["workflow_id"]
     began = time.monotonic()

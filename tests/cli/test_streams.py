@@ -88,6 +88,14 @@ def test_exec_ends_as_the_command_did(api: FakeApi) -> None:
     assert result.exit_code == 3
 
 
+def test_exec_whose_outcome_nobody_knows_says_what_to_do(api: FakeApi) -> None:
+    api.on("GET /instances", Answer(200, [instance()]))
+    api.on(f"POST /instances/{INSTANCE}/exec", Answer(502, error={"code": "outcome_unknown", "message": "cut off"}))
+    result = cairn("instance", "exec", "web", "--", "ls")
+    assert result.exit_code == Exit.FAILED
+    assert "before you run it again" in result.stderr
+
+
 def test_exec_is_never_sent_twice(api: FakeApi) -> None:
     api.on("GET /instances", Answer(200, [instance()]))
     api.on(f"POST /instances/{INSTANCE}/exec", Answer(0))

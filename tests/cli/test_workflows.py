@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from uuid import uuid4
 
 import pytest
 
@@ -19,6 +20,16 @@ def test_show_has_steps_undos_attempts_and_the_link(api: FakeApi) -> None:
     assert api.requests[0].query == {"steps": "true"}
     for expected in ("attempt 3", "[bold]exited[/bold] 1", "undo instance.delete", "http://127.0.0.1:8233/x"):
         assert expected in result.stdout
+
+
+def test_show_of_a_drain_lists_its_moves(api: FakeApi) -> None:
+    api.on(f"GET /workflows/{WORKFLOW}", Answer(200, workflow("running", kind="DrainHost")))
+    moves = [workflow(state, id=str(uuid4()), kind="MoveInstance") for state in ("running", "completed")]
+    api.on("GET /workflows", Answer(200, moves))
+    shown = cairn("workflow", "show", WORKFLOW).stdout
+    assert all(move["id"] in shown for move in moves)
+    assert api.requests[-1].query["parent_id"] == WORKFLOW
+    assert "moves" not in cairn("workflow", "show", WORKFLOW, "-o", "json").stdout
 
 
 def test_wait_ends_with_the_workflows_own_end(api: FakeApi) -> None:

@@ -402,3 +402,24 @@ def test_usage_of_many_is_read_in_one_round_and_leaves_no_connection(machines: D
     assert {reading.id for reading in machines.sample()} == {wanted.id for wanted in many}
     assert time.monotonic() - began < 4, "one after another it would be eight seconds"
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_inventory_inspects_nothing_that_was_just_started_and_sees_an_update_all_the_same(
+    machines: DockerMachines, sdk: docker.APIClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = spec(memory_mb=64)
+    machines.create(wanted)
+    machines.start(wanted.id, never)
+    inspected: list[str] = []
+    inspect_container = machines._client.inspect_container
+
+    def note(engine_id: str) -> Any:
+        inspected.append(engine_id)
+        return inspect_container(engine_id)
+
+    monkeypatch.setattr(machines._client, "inspect_container", note)
+    (found,) = machines.inventory()
+    assert (found.memory_mb, found.vcpus, found.image, inspected) == (64, wanted.vcpus, wanted.image, [])
+    sdk.update_container(machine_name(wanted.id), mem_limit="128m", memswap_limit="128m")
+    assert until(lambda: [machine.memory_mb for machine in machines.inventory()] == [128])
+    assert inspected == [found.engine_id]

@@ -74,6 +74,7 @@ def test_history_is_of_the_end_that_its_name_says(path: Path) -> None:
         "undo-failed": "FAILED",
         "stuck": "FAILED",
         "fenced-off": "FAILED",
+        "continued": "CONTINUED_AS_NEW",
     }
     # A delete that has begun runs to its end.
     expected = "COMPLETED" if kind == "DeprovisionInstance" and outcome.startswith("cancel") else ends.get(outcome)

@@ -22,6 +22,7 @@ import pytest_asyncio
 from pydantic import SecretStr
 
 from api.agent_client import Agents, Target, exit_code
+from api.agents import ticket_keys
 from drivers.streams import Output, Usage
 from model.errors import (
     CairnError,
@@ -252,6 +253,17 @@ async def test_new_keys_of_the_api_replace_the_old(site: Site) -> None:
         await site.agents.open(site.target, "logs", {})
     with pytest.raises(HostUnreachable, match="ticket"):  # so the command has not run
         await site.agents.run(site.target, Run(argv=["a" * 500_000], timeout=5, limit=10))
+
+
+async def test_while_the_api_changes_its_key_tickets_of_both_are_taken(site: Site) -> None:
+    new = new_signing_key()
+    settings = Settings(ticket_key=SecretStr(new), ticket_key_other=SecretStr(KEY))
+    site.gate.learn(ticket_keys(settings))
+    for key in (KEY, new):
+        assert await site.status("logs", site.ticket("logs", key=key)) == 200
+    assert await site.status("logs", site.ticket("logs", key=new_signing_key())) == 401
+    site.gate.learn(ticket_keys(Settings(ticket_key=SecretStr(new))))
+    assert await site.status("logs", site.ticket("logs", key=KEY)) == 401
 
 
 async def test_another_certificate_is_refused_before_the_ticket_is_shown() -> None:

@@ -189,7 +189,7 @@ def test_where_temporal_is_now_is_remembered_with_all_else(path: Path, platform:
 
 def test_an_agent_gets_its_options_and_no_key_of_the_platform(path: Path, platform: Platform) -> None:
     kept = join(path, platform, options={"CAIRN_TEMPORAL_ADDRESS": "temporal:7233"})
-    keys = ("CAIRN_API_KEY", "CAIRN_JOIN_TOKEN", "CAIRN_DATABASE_URL", "CAIRN_TICKET_KEY", "cairn_ticket_key")
+    keys = ("CAIRN_API_KEY", "CAIRN_JOIN_TOKEN", "CAIRN_DATABASE_URL", "CAIRN_TICKET_KEY", "cairn_ticket_key_other")
     environ = dict.fromkeys(keys, "k") | {"CAIRN_LOG_LEVEL": "debug"}
     assert joining.agent_environ(path, kept, environ) == {
         "CAIRN_LOG_LEVEL": "debug",
@@ -213,7 +213,7 @@ def test_one_agent_per_identity(path: Path, platform: Platform, monkeypatch: pyt
     assert len(started) == 2
 
 
-@pytest.mark.parametrize("name", ["", "../up", "a/b", "-a", "a b", "a" * 64, "embedded", "é"])
+@pytest.mark.parametrize("name", ["", "../up", "a/b", "-a", "a b", "a" * 64, "embedded", "sim-7", "é"])
 def test_a_name_that_no_host_may_have(name: str) -> None:
     with pytest.raises(JoinError):
         joining.checked_name(name)

@@ -34,6 +34,8 @@ from worker.temporal import DYNAMIC_CONFIG, SEARCH_ATTRIBUTES, find_binary
 from workflows.plans import PLANS
 
 HOST = "one"
+#: Events of a history after which the server suggests that it goes on in a new one: so many that no short run sees it.
+LONG = 150
 Act = Callable[[], Awaitable[Any]]
 
 
@@ -257,7 +259,8 @@ class Theatre:
 @asynccontextmanager
 async def server() -> AsyncIterator[WorkflowEnvironment]:
     attributes = [part for name, kind in SEARCH_ATTRIBUTES.items() for part in ("--search-attribute", f"{name}={kind}")]
-    tuned = [part for key, value in DYNAMIC_CONFIG.items() for part in ("--dynamic-config-value", f"{key}={value}")]
+    config = DYNAMIC_CONFIG | {"limit.historyCount.suggestContinueAsNew": str(LONG)}
+    tuned = [part for key, value in config.items() for part in ("--dynamic-config-value", f"{key}={value}")]
     async with await WorkflowEnvironment.start_local(
         dev_server_existing_path=str(find_binary()),
         dev_server_extra_args=[*attributes, *tuned],

@@ -1,0 +1,88 @@
+"""The streams that are open in this API process: how many a project may have, and that a key which is revoked ends
+those that it opened."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from uuid import UUID
+
+import structlog
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from api.caller import Caller
+from model.errors import TooManyStreams
+from model.projects import ApiKey
+
+#: Between two looks at the keys of open streams; while the database is away, streams go on.
+LOOK_SECONDS = 30.0
+log = structlog.get_logger()
+
+
+class Held:
+    """The place of one stream."""
+
+    def __init__(self, let_go: Callable[[Held], None]) -> None:
+        #: Set where the key that opened the stream is valid no more.
+        self.revoked = asyncio.Event()
+        self._let_go: Callable[[Held], None] | None = let_go
+
+    def close(self) -> None:
+        """Give the place back; more than once does nothing more."""
+        let_go, self._let_go = self._let_go, None
+        if let_go is not None:
+            let_go(self)
+
+
+class OpenStreams:
+    def __init__(self, engine: AsyncEngine, most: int) -> None:
+        self._engine = engine
+        self._most = most
+        self._count: Counter[UUID] = Counter()
+        self._by_key: defaultdict[UUID, set[Held]] = defaultdict(set)
+
+    def hold(self, caller: Caller) -> Held:
+        """Raises TooManyStreams where the caller's project has as many as it may."""
+        project_id, key_id = caller.project_id, caller.key_id
+        if self._count[project_id] >= self._most:
+            raise TooManyStreams(
+                f"the project has {self._most} streams open, as many as it may: close one, or try again",
+                limit=self._most,
+            )
+
+        def let_go(held: Held) -> None:
+            self._count[project_id] -= 1
+            self._by_key[key_id].discard(held)
+            if not self._count[project_id]:
+                del self._count[project_id]
+            if not self._by_key[key_id]:
+                del self._by_key[key_id]
+
+        held = Held(let_go)
+        self._count[project_id] += 1
+        self._by_key[key_id].add(held)
+        return held
+
+    async def run(self) -> None:
+        """Look at the keys, while the process lives."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                await self.look()
+            except (SQLAlchemyError, OSError, TimeoutError) as error:
+                log.info("streams.keys_unknown", error=str(error).partition("\n")[0])
+
+    async def look(self) -> None:
+        keys = list(self._by_key)
+        if not keys:
+            return
+        valid = select(ApiKey.id).where(ApiKey.id.in_(keys), ApiKey.revoked_at.is_(None))
+        async with self._engine.connect() as connection:
+            known = set((await connection.execute(valid)).scalars())
+        for key in set(keys) - known:
+            log.warning("streams.key_revoked", key_id=str(key), streams=len(self._by_key[key]))
+            for held in self._by_key[key]:
+                held.revoked.set()
