@@ -38,7 +38,7 @@ from model.settings import Settings
 from model.streams import END, Run, frame
 from model.tickets import Gate, Ticket, Verb, new_signing_key, sign, verifying_key
 from tests.services import eventually
-from worker import agent_http, agent_server
+from worker import agent_http, agent_server, websocket
 from worker.agent_server import OF_ONE, AgentServer, url_of, way_to
 from worker.identity import Keys, new_keys
 from worker.open_streams import OpenStreams
@@ -357,8 +357,8 @@ async def test_terminal_and_its_end(site: Site) -> None:
 
 
 async def test_idle_terminal_is_kept_alive_by_pings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent_http, "PING_SECONDS", 0.1)
-    monkeypatch.setattr(agent_http, "PONG_SECONDS", 0.3)
+    monkeypatch.setitem(websocket.OPTIONS, "ws_ping_interval", 0.1)
+    monkeypatch.setitem(websocket.OPTIONS, "ws_ping_timeout", 0.3)
     async with serving() as site:
         opened = await site.agents.connect(site.target, "terminal", {"columns": "80", "rows": "24"})
         receiving = asyncio.create_task(opened.it.receive_bytes())
