@@ -25,7 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from api.caller import check_body, key_of
 from api.envelope import Envelope, answer
-from api.errors import RESPONSES
+from api.errors import RESPONSES, also
 from api.instance_schemas import LabelName, LabelValue, Name, Text
 from model.base import new_id
 from model.errors import NameTaken, Unauthenticated, Unavailable, ValidationFailed
@@ -52,6 +52,7 @@ class AgentRoute(APIRoute):
 router = APIRouter(prefix="/v1/hosts", tags=["agents"], responses=RESPONSES, route_class=AgentRoute)
 log = structlog.get_logger()
 MOST_HOSTS = 500
+HOST_ID = "0199b3f0-0000-7000-8000-000000000001"  # in examples
 X25519_BYTES = 32
 #: Names of simulated hosts; the embedded platform makes them as they are asked for.
 SIMULATED = re.compile(r"sim-[0-9]+")
@@ -101,7 +102,22 @@ class Capacity(BaseModel):
 class Register(BaseModel):
     """``POST /v1/hosts/register``."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "token": "as-cairn-host-token-printed-it",
+                    "name": "rack-1",
+                    "engines": ["docker"],
+                    "capacity": {"cpus": 16, "memory_mb": 65536},
+                    "public_key": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+                    "fingerprint": "0" * 64,
+                    "credential_digest": "0" * 64,
+                }
+            ]
+        },
+    )
 
     token: Annotated[Text, Field(max_length=200)]
     name: Name
@@ -140,7 +156,7 @@ class HostLease(BaseModel):
 class Renew(BaseModel):
     """``POST /v1/hosts/lease``."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"hosts": [{"id": HOST_ID}]}]})
 
     hosts: Annotated[list[HostLease], Field(min_length=1, max_length=MOST_HOSTS)]
     agent_url: AgentUrl | None = None
@@ -197,7 +213,7 @@ _RENEW = text(
 _CALL_SWEEPER = text("SELECT pg_notify('cairn_sweep', '')")
 
 
-@router.post("/register", status_code=201, response_model=Envelope[Registered])
+@router.post("/register", status_code=201, responses=also(409), response_model=Envelope[Registered])
 async def register(request: Request, body: Register, connection: Connected) -> Response:
     """Join with a one-time token: what the agent must know of its platform.
 
@@ -293,7 +309,7 @@ def _as_seen_by(request: Request, address: str) -> str:
     return f"[{met}]:{port}" if ":" in met else f"{met}:{port}"
 
 
-@router.post("/lease", response_model=Envelope[Renewed])
+@router.post("/lease", operation_id="renew_leases", response_model=Envelope[Renewed])
 async def renew(request: Request, body: Renew, agent: Authenticated) -> Response:
     """Renew the leases of the agent's hosts, and say what their engines hold."""
     settings: Settings = request.app.state.settings

@@ -30,10 +30,14 @@ from model.errors import (
 
 log = structlog.get_logger()
 
-#: For OpenAPI: what any route may answer.
-RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorEnvelope} for status in (400, 401, 404, 409, 412, 413, 415, 422, 429, 502, 503, 504)
-}
+
+def also(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For a route's ``responses``: errors that do not follow from its method and headers (api/openapi.py)."""
+    return {status: {"model": ErrorEnvelope} for status in statuses}
+
+
+#: What any route may answer.
+RESPONSES = also(401, 422, 503)
 
 
 class MethodNotAllowed(CairnError):

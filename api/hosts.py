@@ -6,7 +6,8 @@ import datetime as dt
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
+from fastapi.params import Security
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -35,7 +36,8 @@ async def _operator(caller: Authenticated) -> Caller:
     return caller
 
 
-Operator = Annotated[Caller, Depends(_operator, scope="function")]
+#: The scope is for the document alone: it says there which operations need such a key.
+Operator = Annotated[Caller, Security(_operator, scope="function", scopes=["operator"])]
 #: A drain has as long as its moves take.
 DRAIN_SECONDS = 24 * 3600.0
 _held = select(func.count()).where(HostPort.host_id == Host.id).scalar_subquery().label("ports_held")
@@ -68,7 +70,9 @@ class HostView(BaseModel):
 class TokenCreate(BaseModel):
     """``POST /v1/hosts/tokens``. With a ``name``, only that host can join, also in the place of one that has it."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"labels": {"disk": "ssd"}, "expires_in_seconds": 900}]}
+    )
 
     name: Name | None = None
     labels: dict[LabelName, LabelValue] = Field(default={}, max_length=64)
@@ -97,6 +101,7 @@ async def index(request: Request, caller: Authenticated, page: Paging) -> Respon
 
 @router.get("/hosts/{host_id}", tags=["hosts"], response_model=Envelope[HostView])
 async def show(request: Request, host_id: UUID, caller: Authenticated) -> Response:
+    """One host."""
     return answer(request, _view(await _find(caller, host_id)))
 
 

@@ -76,7 +76,7 @@ async def show(request: Request, workflow_id: UUID, caller: Authenticated, steps
     return answer(request, await _view(request, caller, row, steps=steps))
 
 
-@router.get("/{workflow_id}/wait", response_model=Envelope[WorkflowView])
+@router.get("/{workflow_id}/wait", operation_id="wait_for_workflow", response_model=Envelope[WorkflowView])
 async def wait(
     request: Request,
     workflow_id: UUID,
