@@ -16,8 +16,9 @@ from uuid import UUID
 
 import orjson
 import structlog
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Request, Response, Security
 from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy import Row, select, text, update
 from sqlalchemy.dialects.postgresql import insert
@@ -187,8 +188,13 @@ async def _connected(request: Request) -> AsyncIterator[AsyncConnection]:
         yield connection
 
 
+_documented = HTTPBearer(auto_error=False, scheme_name="HostCredential")
+
+
 async def _agent(
-    request: Request, connection: Annotated[AsyncConnection, Depends(_connected, scope="function")]
+    request: Request,
+    connection: Annotated[AsyncConnection, Depends(_connected, scope="function")],
+    _credential: Annotated[Any, Security(_documented)],
 ) -> Agent:
     credential = digest(key_of(request))
     known = await connection.execute(select(Host.id).where(Host.credential == credential).limit(1))

@@ -51,19 +51,17 @@ class Usage(BaseModel):
 
 
 _ID = "0199b3f0-0000-7000-8000-000000000001"
-_EXAMPLE: JsonValue = {
-    "at": "2026-01-02T03:04:00Z",
-    "machines": [
-        {"id": _ID, "project_id": _ID, "generation": 1, "cpu_percent": 3.5, "memory_bytes": 7340032, "pids": 2}
-        | dict.fromkeys(("rx_bytes", "tx_bytes", "read_bytes", "written_bytes"), 0)
-    ],
-}
+_ZERO: dict[str, JsonValue] = dict.fromkeys(("rx_bytes", "tx_bytes", "read_bytes", "written_bytes"), 0)
+_USAGE: dict[str, JsonValue] = {"generation": 1, "cpu_percent": 3.5, "memory_bytes": 7340032, "pids": 2}
+_EXAMPLES: list[JsonValue] = [
+    {"at": "2026-01-02T03:04:00Z", "machines": [{"id": _ID, "project_id": _ID} | _USAGE | _ZERO]},
+]
 
 
 class Told(BaseModel):
     """``POST /v1/hosts/samples``: the ten seconds from ``at`` on."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [_EXAMPLE]})
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": _EXAMPLES})
 
     at: Time
     machines: Annotated[list[Usage], Field(min_length=1, max_length=MOST_MACHINES)]
