@@ -75,6 +75,13 @@ def document(app: FastAPI) -> Json:
     return found
 
 
+def allowed(app: FastAPI, path: str) -> list[str]:
+    """The methods that a path has, as the document says."""
+    known = [(template, method.upper()) for template, method, _ in _operations(app.openapi())]
+    here = [method for template, method in known if template == path]
+    return here or [method for template, method in known if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", template), path)]
+
+
 def operation_id(path: str, method: str, *, is_list: bool = False, is_stream: bool = False) -> str:
     """verb_noun: ``POST /v1/instances/{instance_id}/start`` is start_instance. It changes with the path alone, so what
     was generated from it goes on working. A route may name another (``operation_id=``)."""
