@@ -103,7 +103,14 @@ class Acceptance:
         """A running workflow whose row this transaction asks to cancel."""
         self._cancels.append(workflow_id)
 
-    async def write(self, order: Order, event: str, data: dict[str, Any], prior_status: str | None = None) -> None:
+    async def write(
+        self,
+        order: Order,
+        event: str,
+        data: dict[str, Any],
+        prior_status: str | None = None,
+        retry_of: UUID | None = None,
+    ) -> None:
         """Write the workflow's row and its event."""
         self._order = order
         await self._caller.execute(
@@ -117,6 +124,7 @@ class Acceptance:
                 "actor": self._caller.actor,
                 "order": order.model_dump(mode="json"),
                 "prior_status": prior_status,
+                "retry_of": retry_of,
             },
         )
         await self._record(event, order.resource_type, order.resource_id, order.workflow_id, data)

@@ -1,4 +1,4 @@
-"""``/v1/hosts`` and ``/v1/instance-types``: where instances run, and how large they are."""
+"""``/v1/hosts``: where instances run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from api.instance_schemas import LabelName, LabelValue, Name
 from api.paging import Paging, page_of
 from model.base import new_id
 from model.errors import Forbidden, InUse, InvalidState, NotFound
-from model.hosts import Host, HostPort, HostState, HostToken, InstanceType, is_reachable
+from model.hosts import Host, HostPort, HostState, HostToken, is_reachable
 from model.projects import Project
 from model.secrets import digest, new_join_token
 from model.workflows import TERMINAL, Order, Workflow
@@ -84,13 +84,6 @@ class TokenView(BaseModel):
     name: str | None
     labels: dict[str, str]
     expires_at: dt.datetime
-
-
-class InstanceTypeView(BaseModel):
-    name: str
-    vcpus: float
-    memory_mb: int
-    disk_gb: int
 
 
 @router.get("/hosts", tags=["hosts"], response_model=Envelope[list[HostView]])
@@ -206,14 +199,6 @@ async def _find(caller: Caller, host_id: UUID) -> Row[Any]:
     if row is None:
         raise NotFound(f"there is no host {host_id}")
     return row
-
-
-@router.get("/instance-types", tags=["instances"], response_model=Envelope[list[InstanceTypeView]])
-async def types(request: Request, caller: Authenticated) -> Response:
-    """The sizes that instances come in, smallest first."""
-    kind = InstanceType
-    rows = await caller.execute(select(kind.__table__).order_by(kind.vcpus, kind.memory_mb, kind.disk_gb))
-    return answer(request, [dict(row._mapping) for row in rows])
 
 
 def _view(row: Row[Any]) -> dict[str, Any]:

@@ -61,11 +61,12 @@ def document(app: FastAPI) -> Json:
     )
     schemas = found["components"]["schemas"]
     found["components"] |= {"responses": error_components(), "parameters": PARAMETERS, "headers": HEADERS}
+    _close_maps(schemas)
     operations = list(_operations(found))
     for path, method, operation in operations:
         data = _data(operation, schemas)
-        _name(path, method, operation, is_list=data.get("type") == "array")
-        _say_what(operation)
+        function = _name(path, method, operation, is_list=data.get("type") == "array")
+        _say_what(operation, function)
         if path.startswith("/v1"):
             _add_headers(path, method, operation, versioned="version" in data.get("properties", {}))
             _add_errors(path, method, operation)
@@ -113,6 +114,18 @@ def _singular(word: str) -> str:
     return word.removesuffix("s")
 
 
+def _close_maps(found: Any) -> None:
+    """A map whose names have a pattern takes no others; pydantic leaves that out."""
+    if isinstance(found, dict):
+        if "patternProperties" in found:
+            found.setdefault("additionalProperties", False)
+        for value in found.values():
+            _close_maps(value)
+    elif isinstance(found, list):
+        for value in found:
+            _close_maps(value)
+
+
 def _operations(found: Json) -> Iterator[tuple[str, str, Json]]:
     for path, item in found["paths"].items():
         for method in _METHODS:
@@ -131,21 +144,27 @@ def _data(operation: Json, schemas: Json) -> Json:
     return {}
 
 
-def _name(path: str, method: str, operation: Json, *, is_list: bool) -> None:
+def _name(path: str, method: str, operation: Json, *, is_list: bool) -> str | None:
+    """Give it its id; the name of its function, where the route gave no id."""
     # A streamed answer is the one of which FastAPI knows no type.
     success = operation["responses"].get("200", {})
     is_stream = method == "get" and bool(success) and "content" not in success
     if is_stream:
         success["content"] = EVENT_STREAM_CONTENT
     made_up = re.sub(r"\W", "_", path) + f"_{method}"  # by FastAPI, behind the function's name
-    if operation["operationId"].endswith(made_up):
-        operation["operationId"] = operation_id(path, method, is_list=is_list, is_stream=is_stream)
+    if not operation["operationId"].endswith(made_up):
+        return None
+    function: str = operation["operationId"].removesuffix(made_up)
+    operation["operationId"] = operation_id(path, method, is_list=is_list, is_stream=is_stream)
+    return function
 
 
-def _say_what(operation: Json) -> None:
-    """The docstring's first sentence is the summary: FastAPI would take the function's name."""
+def _say_what(operation: Json, function: str | None) -> None:
+    """The docstring's first sentence is the summary, where FastAPI took the function's name for one."""
     for status, answer in operation["responses"].items():
         answer["description"] = reason(status, answer["description"])
+    if function is not None and operation["summary"] != function.replace("_", " ").title():
+        return
     text = " ".join(operation.get("description", "").split())
     for stop in re.finditer(r"[.:;](?= |$)", text):
         head = text[: stop.start()]
@@ -218,7 +237,8 @@ def _add_links(operations: list[tuple[str, str, Json]]) -> None:
             for (other, _), name in names.items():
                 found = re.fullmatch(re.escape(path) + r"/\{(\w+)\}(/[^{]*)?", other)
                 if found and "{" not in path:
-                    links[name] = {"operationId": name, "parameters": {found[1]: "$response.body#/data/id"}}
+                    field = "name" if found[1].endswith("_name") else "id"
+                    links[name] = {"operationId": name, "parameters": {found[1]: f"$response.body#/data/{field}"}}
         if "202" in responses:
             for name in {"get_workflow", "cancel_workflow", "retry_workflow"} & set(names.values()):
                 workflow = {"workflow_id": "$response.body#/meta/workflow_id"}

@@ -108,6 +108,7 @@ class Workflow(Base):
         CheckConstraint("(state IN ('completed', 'failed', 'cancelled')) = (finished_at IS NOT NULL)", name="finished"),
         Index("ix_workflows_state", "project_id", "state", "id"),
         Index("ix_workflows_resource", "project_id", "resource_id", "id"),
+        Index("uq_workflows_retry_of", "retry_of", unique=True, postgresql_where=text("retry_of IS NOT NULL")),
         Index("ix_workflows_open", "checked_at", postgresql_where=text("state IN ('accepted', 'running')")),
     )
 
