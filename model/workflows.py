@@ -129,6 +129,17 @@ class IdempotencyKey(Base):
     __table_args__ = (Index("ix_idempotency_keys_created_at", "created_at"),)
 
 
+class EventHorizon(Base):
+    """Up to where a project's stream of events has been purged."""
+
+    __tablename__ = "event_horizons"
+
+    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    epoch: Mapped[int]
+    xid: Mapped[int] = mapped_column(BigInteger)
+    event_id: Mapped[int] = mapped_column(BigInteger)
+
+
 class Event(Base):
     """What happened, to be read in commit order.
 

@@ -10,8 +10,15 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
-GRANTS = [
+MINE = "project_id = nullif((SELECT current_setting('cairn.project', true)), '')::uuid"
+ACCESS = [
     "GRANT INSERT, UPDATE ON instance_types TO cairn_api",
+    "GRANT DELETE ON instances, workflows, events TO cairn_worker",
+    "GRANT SELECT ON event_horizons TO cairn_api",
+    "GRANT SELECT, INSERT, UPDATE ON event_horizons TO cairn_worker",
+    "ALTER TABLE event_horizons ENABLE ROW LEVEL SECURITY",
+    f"CREATE POLICY api ON event_horizons TO cairn_api USING ({MINE}) WITH CHECK ({MINE})",
+    f"CREATE POLICY worker ON event_horizons TO cairn_worker USING ({MINE}) WITH CHECK ({MINE})",
 ]
 
 
@@ -30,7 +37,19 @@ def upgrade() -> None:
         "SET search_path = pg_catalog, public AS "
         "'SELECT EXISTS (SELECT FROM public.instances WHERE instance_type = wanted AND status <> ''deleted'')'"
     )
-    for statement in GRANTS:
+    op.create_table(
+        "event_horizons",
+        sa.Column("project_id", sa.Uuid(), nullable=False),
+        sa.Column("epoch", sa.Integer(), nullable=False),
+        sa.Column("xid", sa.BigInteger(), nullable=False),
+        sa.Column("event_id", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_event_horizons_project_id_projects")),
+        sa.PrimaryKeyConstraint("project_id", name=op.f("pk_event_horizons")),
+    )
+    # A workflow that goes is looked for among the instances.
+    op.create_index("ix_instances_workflow", "instances", ["project_id", "workflow_id"])
+    op.create_index("ix_instances_deleted", "instances", ["deleted_at"], postgresql_where=sa.text("status = 'deleted'"))
+    for statement in ACCESS:
         op.execute(statement)
 
 
