@@ -139,7 +139,8 @@ def test_keys_end_after_a_day_and_tokens_a_week_after_they_are_void(platform: Pl
         )
     for days in (8, 6):
         platform.db.rows(
-            f"INSERT INTO host_tokens (id, digest, actor, expires_at) VALUES (%s, %s, 'a', now() - interval '{days} days')",
+            "INSERT INTO host_tokens (id, digest, actor, expires_at) "
+            f"VALUES (%s, %s, 'a', now() - interval '{days} days')",
             *(new_id(), str(days).encode()),
         )
     assert run(worker_engine) == Purged(keys=1, tokens=1)
