@@ -124,9 +124,9 @@ class PurgeRecords:
         return Purged(**counts, more=time.monotonic() >= until)
 
     def _all(self, until: float, statement: Any, kept: dt.timedelta, project: UUID | None = None) -> int:
-        """Batches, until one finds less than it may take."""
+        """Batches, until one finds nothing. (The oldest of a stream may hold some that are not old enough.)"""
         removed, batch = 0, BATCH
-        while batch == BATCH and not self._is_over(until):
+        while batch and not self._is_over(until):
             began = time.monotonic()
             more = {} if project is None else {"project": project}
             with transaction(self._engine, project) as session:
