@@ -9,11 +9,12 @@ from temporalio import activity
 from activities.drains import HostDrains
 from activities.hosts import HostEngine, HostRecords
 from activities.instances import InstanceEngine, InstanceRecords
+from activities.purge import PurgeRecords
 from activities.samples import SampleRecords
 from activities.sweeper import Sweeper
 from drivers import faults
 
-CONTROL_CLASSES: tuple[type, ...] = (InstanceRecords, HostRecords, HostDrains, SampleRecords, Sweeper)
+CONTROL_CLASSES: tuple[type, ...] = (InstanceRecords, HostRecords, HostDrains, SampleRecords, PurgeRecords, Sweeper)
 HOST_CLASSES: tuple[type, ...] = (InstanceEngine, HostEngine)
 
 

@@ -22,11 +22,11 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from api.bells import Bells, wait_for
-from api.caller import Caller
+from api.caller import Caller, idempotency_key
 from api.dispatcher import Dispatcher
 from api.envelope import answer
 from model.base import new_id
-from model.errors import IdempotencyMismatch, PreconditionFailed, Unavailable, ValidationFailed, WorkflowFailed
+from model.errors import IdempotencyMismatch, PreconditionFailed, Unavailable, WorkflowFailed
 from model.workflows import TERMINAL, Event, IdempotencyKey, Order, State, Workflow
 
 _PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d+)\"?(?:$|[,;\s])", re.IGNORECASE)
@@ -77,14 +77,9 @@ class Acceptance:
         Of many at once with one key, the first holds it and the others wait here for its commit.
         Raises IdempotencyMismatch where the key came with another request.
         """
-        key = self._request.headers.get("idempotency-key")
+        key = idempotency_key(self._request)
         if key is None:
             return None
-        if not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
-            raise ValidationFailed(
-                "Idempotency-Key: 1 to 255 visible ASCII characters",
-                fields=[{"field": "Idempotency-Key", "message": "1 to 255 visible ASCII characters"}],
-            )
         asked = [self._request.method, self._request.url.path, body]
         fingerprint = hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).digest()
         held = await self._caller.execute(
@@ -108,7 +103,14 @@ class Acceptance:
         """A running workflow whose row this transaction asks to cancel."""
         self._cancels.append(workflow_id)
 
-    async def write(self, order: Order, event: str, data: dict[str, Any], prior_status: str | None = None) -> None:
+    async def write(
+        self,
+        order: Order,
+        event: str,
+        data: dict[str, Any],
+        prior_status: str | None = None,
+        retry_of: UUID | None = None,
+    ) -> None:
         """Write the workflow's row and its event."""
         self._order = order
         await self._caller.execute(
@@ -122,6 +124,7 @@ class Acceptance:
                 "actor": self._caller.actor,
                 "order": order.model_dump(mode="json"),
                 "prior_status": prior_status,
+                "retry_of": retry_of,
             },
         )
         await self._record(event, order.resource_type, order.resource_id, order.workflow_id, data)

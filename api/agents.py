@@ -15,9 +15,10 @@ from uuid import UUID
 
 import orjson
 import structlog
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Request, Response, Security
 from fastapi.exceptions import HTTPException, RequestValidationError
 from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy import Row, select, text, update
 from sqlalchemy.dialects.postgresql import insert
@@ -25,7 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from api.caller import check_body, key_of
 from api.envelope import Envelope, answer
-from api.errors import RESPONSES
+from api.errors import RESPONSES, also
 from api.instance_schemas import LabelName, LabelValue, Name, Text
 from model.base import new_id
 from model.errors import NameTaken, Unauthenticated, Unavailable, ValidationFailed
@@ -74,6 +75,7 @@ joining, members = APIRouter(route_class=JoiningRoute), APIRouter(route_class=Me
 log = structlog.get_logger()
 MOST_HOSTS = 500
 MOST_FENCE_SECONDS = 10_000_000
+HOST_ID = "0199b3f0-0000-7000-8000-000000000001"  # in examples
 X25519_BYTES = 32
 #: What makes a machine that asks again the one that asked before.
 WHO = ("credential", "public_key", "fingerprint")
@@ -121,7 +123,22 @@ class Capacity(BaseModel):
 class Register(BaseModel):
     """``POST /v1/hosts/register``."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "token": "as-cairn-host-token-printed-it",
+                    "name": "rack-1",
+                    "engines": ["docker"],
+                    "capacity": {"cpus": 16, "memory_mb": 65536},
+                    "public_key": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+                    "fingerprint": "0" * 64,
+                    "credential_digest": "0" * 64,
+                }
+            ]
+        },
+    )
 
     token: Annotated[Text, Field(max_length=200)]
     name: Name
@@ -161,7 +178,7 @@ class Renew(BaseModel):
     """``POST /v1/hosts/lease``. Of an agent that is not ``working`` (Temporal does not answer it) nothing is renewed:
     it hears where all is now."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"hosts": [{"id": HOST_ID}]}]})
 
     hosts: Annotated[list[HostLease], Field(min_length=1, max_length=MOST_HOSTS)]
     agent_url: AgentUrl | None = None
@@ -196,8 +213,13 @@ async def _connected(request: Request) -> AsyncIterator[AsyncConnection]:
         yield connection
 
 
+_documented = HTTPBearer(auto_error=False, scheme_name="HostCredential")
+
+
 async def _agent(
-    request: Request, connection: Annotated[AsyncConnection, Depends(_connected, scope="function")]
+    request: Request,
+    connection: Annotated[AsyncConnection, Depends(_connected, scope="function")],
+    _credential: Annotated[Any, Security(_documented)],
 ) -> Agent:
     return Agent(connection, await _credential(request, connection))
 
@@ -234,7 +256,8 @@ _KNOWN = text(
 _CALL_SWEEPER = text("SELECT pg_notify('cairn_sweep', '')")
 
 
-@joining.post("/register", status_code=201, response_model=Envelope[Registered])
+@joining.post("/register", status_code=201, responses=also(409), response_model=Envelope[Registered])
+@router.post("/register", status_code=201, responses=also(409), response_model=Envelope[Registered])
 async def register(request: Request, body: Register, connection: Connected) -> Response:
     """Join with a one-time token: what the agent must know of its platform.
 
@@ -335,7 +358,7 @@ def _as_seen_by(request: Request, address: str) -> str:
     return f"[{met}]:{port}" if ":" in met else f"{met}:{port}"
 
 
-@members.post("/lease", response_model=Envelope[Renewed])
+@members.post("/lease", operation_id="renew_leases", response_model=Envelope[Renewed])
 async def renew(request: Request, body: Renew, agent: Authenticated) -> Response:
     """Renew the leases of the agent's hosts, and say what their engines hold."""
     settings: Settings = request.app.state.settings

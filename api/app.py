@@ -12,7 +12,21 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from temporalio.client import Client
 
 from activities.placement import Capacity
-from api import agents, errors, events, health, hosts, instances, projects, samples, streams, workflows
+from api import (
+    agents,
+    errors,
+    events,
+    health,
+    hosts,
+    instance_types,
+    instances,
+    openapi,
+    projects,
+    retries,
+    samples,
+    streams,
+    workflows,
+)
 from api.agent_client import Agents
 from api.bells import Bells
 from api.dispatcher import Dispatcher
@@ -65,6 +79,9 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client) -> Fas
     # Agents before hosts: their paths are not ids.
     for module in (instances, streams, workflows, events, agents, samples, hosts, projects, health):
         app.include_router(module.router)
+    for module in (retries, instance_types):
+        app.include_router(module.router)
+    openapi.install(app)
     app.add_api_websocket_route("/{path:path}", streams.nowhere)
     app.add_middleware(Http, bug=errors.bug)
     return app

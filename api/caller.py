@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -118,6 +119,8 @@ async def _caller(
     caller = await authenticate(request)
     try:
         await check_body(request)
+        if request.method == "POST":
+            idempotency_key(request)
         yield caller
         if not caller.connection.closed:
             await caller.commit()
@@ -153,6 +156,15 @@ def _project(request: HTTPConnection) -> UUID | None:
         raise ValidationFailed(
             "X-Project-ID is not a UUID", fields=[{"field": "X-Project-ID", "message": "expected a UUID"}]
         ) from None
+
+
+def idempotency_key(request: HTTPConnection) -> str | None:
+    """Raises ValidationFailed."""
+    key = request.headers.get("idempotency-key")
+    if key is not None and not re.fullmatch(r"[!-~]{1,255}", key):
+        said = "1 to 255 visible ASCII characters"
+        raise ValidationFailed(f"Idempotency-Key: {said}", fields=[{"field": "Idempotency-Key", "message": said}])
+    return key
 
 
 async def check_body(request: Request) -> None:

@@ -14,7 +14,7 @@ T = TypeVar("T")
 class Nothing(BaseModel):
     """The body of a request that takes none: absent, or an empty object. Whatever is in it is refused."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{}]})
 
 
 class Meta(BaseModel):

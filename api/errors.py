@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from api.caller import authenticate
 from api.envelope import ErrorEnvelope, answer
+from api.openapi import allowed
 from model.errors import (
     BodyTooLarge,
     CairnError,
@@ -30,10 +31,14 @@ from model.errors import (
 
 log = structlog.get_logger()
 
-#: For OpenAPI: what any route may answer.
-RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorEnvelope} for status in (400, 401, 404, 409, 412, 413, 415, 422, 429, 502, 503, 504)
-}
+
+def also(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For a route's ``responses``: errors that do not follow from its method and headers (api/openapi.py)."""
+    return {status: {"model": ErrorEnvelope} for status in statuses}
+
+
+#: What any route may answer.
+RESPONSES = also(401, 422, 503)
 
 
 class MethodNotAllowed(CairnError):
@@ -110,7 +115,10 @@ def _field(location: tuple[int | str, ...]) -> str:
 async def _http(request: Request, error: HTTPException) -> Response:
     kind = _BY_STATUS.get(error.status_code, Malformed)
     said = f"{request.method} {request.url.path}: {error.detail}"
-    return await _after_authentication(request, kind(said), error.headers)
+    headers = dict(error.headers or {})
+    if kind is MethodNotAllowed and (methods := allowed(request.app, request.url.path)):
+        headers["Allow"] = ", ".join(methods)  # the router knows those of one function only
+    return await _after_authentication(request, kind(said), headers)
 
 
 async def _database(request: Request, error: Exception) -> Response:

@@ -19,7 +19,7 @@ from api.bells import Bells, wait_for
 from api.caller import Authenticated, Caller
 from api.errors import RESPONSES
 from model.errors import NotFound, ValidationFailed
-from model.workflows import TERMINAL, Event, Workflow
+from model.workflows import TERMINAL, Event, EventHorizon, Workflow
 
 router = APIRouter(tags=["events"], responses=RESPONSES)
 log = structlog.get_logger()
@@ -40,12 +40,17 @@ _settled = (Event.xid < literal_column("pg_snapshot_xmin(pg_current_snapshot()):
 
 @router.get("/v1/events", response_class=StreamingResponse)
 async def stream(request: Request, caller: Authenticated) -> StreamingResponse:
-    """The project's events, from now on, or from after `Last-Event-ID`."""
+    """The project's events, from now on, or from after `Last-Event-ID`.
+
+    Where some of those after it are not kept any more, `event: gap` comes first: read again what you follow.
+    """
     end = await _end(caller)
     # One beyond the end is of a database that is no more: the stream goes on from here, and not never.
-    position = min(_last_event_id(request) or end, end)
+    asked = _last_event_id(request)
+    gap = await gap_after(caller, asked)
+    position = min(asked or end, end)
     await caller.commit()
-    return _respond(_events(request, caller, Event.project_id == caller.project_id, position))
+    return _respond(_events(request, caller, Event.project_id == caller.project_id, position, gap=gap))
 
 
 @router.get("/v1/workflows/{workflow_id}/events", response_class=StreamingResponse)
@@ -64,13 +69,18 @@ def _respond(events: AsyncIterator[bytes]) -> StreamingResponse:
 
 
 async def _events(
-    request: Request, caller: Caller, which: ColumnElement[bool], position: Position, until: UUID | None = None
+    request: Request,
+    caller: Caller,
+    which: ColumnElement[bool],
+    position: Position,
+    until: UUID | None = None,
+    gap: bytes = b"",
 ) -> AsyncIterator[bytes]:
     bells: Bells = request.app.state.bells
     query = select(Event.__table__).where(which, _settled).order_by(*_order).limit(BATCH)
     quiet = 0.0
     # An id without data: a client that loses the connection before its first event resumes from here.
-    yield b"retry: 1000\nid: %d-%d-%d\n\n" % position
+    yield b"retry: 1000\nid: %d-%d-%d\n\n" % position + gap
     with bells.listening(str(until) if until else "") as bell:
         while not request.app.state.stopping.is_set():
             ended = False
@@ -101,6 +111,20 @@ async def _events(
             if quiet >= COMMENT_SECONDS:
                 quiet = 0.0
                 yield b": still here\n\n"
+
+
+async def gap_after(caller: Caller, position: Position | None) -> bytes:
+    """The frame that says that events after this position have been purged; none where all are there.
+
+    Who begins at `0-0-0` asks for what is kept, and misses nothing.
+    """
+    if position is None or position == (0, 0, 0):
+        return b""
+    horizon = (await caller.execute(select(EventHorizon.__table__))).one_or_none()
+    if horizon is None or (horizon.epoch, horizon.xid, horizon.event_id) <= position:
+        return b""
+    purged_until = f"{horizon.epoch}-{horizon.xid}-{horizon.event_id}"
+    return b"event: gap\ndata: %s\n\n" % orjson.dumps({"purged_until": purged_until})
 
 
 async def _end(caller: Caller) -> Position:

@@ -6,12 +6,13 @@ import asyncio
 
 import structlog
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from temporalio.service import RPCError
 
-from api.envelope import answer
-from api.errors import render
+from api.envelope import Envelope, answer
+from api.errors import also, render
 from model.errors import Unavailable
 
 router = APIRouter(prefix="/health", tags=["health"])
@@ -19,13 +20,23 @@ PATIENCE = 2
 log = structlog.get_logger()
 
 
-@router.get("/live")
+class Live(BaseModel):
+    status: str
+
+
+class Ready(Live):
+    """``checks``: dependency → ok or away."""
+
+    checks: dict[str, str]
+
+
+@router.get("/live", operation_id="get_liveness", response_model=Envelope[Live])
 async def live(request: Request) -> Response:
     """The process answers."""
     return answer(request, {"status": "ok"})
 
 
-@router.get("/ready")
+@router.get("/ready", operation_id="get_readiness", response_model=Envelope[Ready], responses=also(503))
 async def ready(request: Request) -> Response:
     """Each dependency by name. 503 without the database; without Temporal requests are accepted all the same."""
     state = request.app.state

@@ -1,4 +1,4 @@
-"""``/v1/hosts`` and ``/v1/instance-types``: where instances run, and how large they are."""
+"""``/v1/hosts``: where instances run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import datetime as dt
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
+from fastapi.params import Security
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -20,7 +21,7 @@ from api.instance_schemas import LabelName, LabelValue, Name
 from api.paging import Paging, page_of
 from model.base import new_id
 from model.errors import Forbidden, IdempotencyMismatch, InUse, InvalidState, NotFound
-from model.hosts import Host, HostPort, HostState, HostToken, InstanceType, is_reachable
+from model.hosts import Host, HostPort, HostState, HostToken, is_reachable
 from model.projects import Project
 from model.secrets import digest, join_token_of, new_join_token
 from model.settings import Settings
@@ -37,7 +38,8 @@ async def _operator(caller: Authenticated) -> Caller:
     return caller
 
 
-Operator = Annotated[Caller, Depends(_operator, scope="function")]
+#: The scope is for the document alone: it says there which operations need such a key.
+Operator = Annotated[Caller, Security(_operator, scope="function", scopes=["operator"])]
 #: A drain has as long as its moves take.
 DRAIN_SECONDS = 24 * 3600.0
 _held = select(func.count()).where(HostPort.host_id == Host.id).scalar_subquery().label("ports_held")
@@ -70,7 +72,9 @@ class HostView(BaseModel):
 class TokenCreate(BaseModel):
     """``POST /v1/hosts/tokens``. With a ``name``, only that host can join, also in the place of one that has it."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"labels": {"disk": "ssd"}, "expires_in_seconds": 900}]}
+    )
 
     name: Name | None = None
     labels: dict[LabelName, LabelValue] = Field(default={}, max_length=64)
@@ -84,13 +88,6 @@ class TokenView(BaseModel):
     expires_at: dt.datetime
 
 
-class InstanceTypeView(BaseModel):
-    name: str
-    vcpus: float
-    memory_mb: int
-    disk_gb: int
-
-
 @router.get("/hosts", tags=["hosts"], response_model=Envelope[list[HostView]])
 async def index(request: Request, caller: Authenticated, page: Paging) -> Response:
     """Hosts, with what they have, what is held of it, and how many ports are held."""
@@ -99,6 +96,7 @@ async def index(request: Request, caller: Authenticated, page: Paging) -> Respon
 
 @router.get("/hosts/{host_id}", tags=["hosts"], response_model=Envelope[HostView])
 async def show(request: Request, host_id: UUID, caller: Authenticated) -> Response:
+    """One host."""
     return answer(request, _view(await _find(caller, host_id)))
 
 
@@ -222,14 +220,6 @@ async def _find(caller: Caller, host_id: UUID) -> Row[Any]:
     if row is None:
         raise NotFound(f"there is no host {host_id}")
     return row
-
-
-@router.get("/instance-types", tags=["instances"], response_model=Envelope[list[InstanceTypeView]])
-async def types(request: Request, caller: Authenticated) -> Response:
-    """The sizes that instances come in, smallest first."""
-    kind = InstanceType
-    rows = await caller.execute(select(kind.__table__).order_by(kind.vcpus, kind.memory_mb, kind.disk_gb))
-    return answer(request, [dict(row._mapping) for row in rows])
 
 
 def _view(row: Row[Any]) -> dict[str, Any]:

@@ -78,11 +78,11 @@ def _ports(value: Any) -> Any:
     return ports
 
 
-Text = Annotated[str, AfterValidator(_text)]
+Text = Annotated[str, AfterValidator(_text), Field(json_schema_extra={"pattern": r"^[^\x00]*$"})]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 EnvName = Annotated[str, StringConstraints(pattern=r"^[^=\x00]{1,256}$")]
 LabelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
-LabelValue = Annotated[str, AfterValidator(_text), Field(max_length=255)]
+LabelValue = Annotated[Text, Field(max_length=255)]
 
 
 class PortIn(BaseModel):
@@ -117,7 +117,9 @@ class InstanceCreate(BaseModel):
     )
 
     name: Name
-    image: Annotated[str, Field(max_length=255), AfterValidator(_image)]
+    image: Annotated[
+        str, Field(max_length=255, json_schema_extra={"pattern": f"^{_IMAGE.pattern}$"}), AfterValidator(_image)
+    ]
     instance_type: Annotated[Text, Field(max_length=63)] = "basic-1"
     ports: Annotated[
         list[PortIn], BeforeValidator(_ports, json_schema_input_type=str | list[PortIn]), AfterValidator(_distinct)

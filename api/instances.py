@@ -66,7 +66,7 @@ _POSSIBLE = text(
           AND h.allocated_vcpus + t.vcpus <= h.cpus * :cpu
           AND h.allocated_memory_mb + t.memory_mb <= h.memory_mb * :memory
     ) AS fitting ON true
-    WHERE t.name = :type
+    WHERE t.name = :type AND t.retired_at IS NULL
     GROUP BY t.name
     """
 )

@@ -30,7 +30,7 @@ class ProjectView(BaseModel):
 class ProjectPatch(BaseModel):
     """``PATCH /v1/projects/{id}``: what is not named stays."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"drift_policy": "heal"}]})
 
     drift_policy: DriftPolicy | None = None
 
@@ -49,6 +49,7 @@ async def index(request: Request, caller: Authenticated) -> Response:
 
 @router.get("/{project_id}", response_model=Envelope[ProjectView])
 async def show(request: Request, project_id: UUID, caller: Authenticated) -> Response:
+    """One project: the caller's."""
     return answer(request, await _project(caller, project_id))
 
 

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import orjson
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 from sqlalchemy import select, text
 
 from api.agents import Authenticated as AuthenticatedAgent
@@ -52,10 +52,18 @@ class Usage(BaseModel):
     written_bytes: Bytes
 
 
+_ID = "0199b3f0-0000-7000-8000-000000000001"
+_ZERO: dict[str, JsonValue] = dict.fromkeys(("rx_bytes", "tx_bytes", "read_bytes", "written_bytes"), 0)
+_USAGE: dict[str, JsonValue] = {"generation": 1, "cpu_percent": 3.5, "memory_bytes": 7340032, "pids": 2}
+_EXAMPLES: list[JsonValue] = [
+    {"at": "2026-01-02T03:04:00Z", "machines": [{"id": _ID, "project_id": _ID} | _USAGE | _ZERO]},
+]
+
+
 class Told(BaseModel):
     """``POST /v1/hosts/samples``: the ten seconds from ``at`` on."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": _EXAMPLES})
 
     at: Time
     machines: Annotated[list[Usage], Field(min_length=1, max_length=MOST_MACHINES)]
@@ -102,7 +110,7 @@ _FIGURES = tuple(SampleView.model_fields)
 _columns = [Sample.__table__.c[name] for name in _FIGURES]
 
 
-@members.post("/samples", response_model=Envelope[Kept], tags=["agents"])
+@members.post("/samples", operation_id="report_samples", response_model=Envelope[Kept], tags=["agents"])
 async def tell(request: Request, body: Told, agent: AuthenticatedAgent) -> Response:
     """What the agent's machines used in the ten seconds from `at` on. The first that is told of them counts."""
     now = dt.datetime.now(dt.UTC)

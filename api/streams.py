@@ -21,7 +21,7 @@ from starlette.websockets import WebSocketDisconnect, WebSocketState
 from api.agent_client import BROKEN, Agents, Opened, Socket, Target, exit_code, said
 from api.caller import SUBPROTOCOL, Authenticated, Caller, authenticate
 from api.envelope import Envelope, answer
-from api.errors import RESPONSES
+from api.errors import RESPONSES, also
 from api.http import StreamBroken
 from api.instance_schemas import split_words
 from api.instances import MINE
@@ -60,7 +60,7 @@ TailQuery = Annotated[Tail | None, Query(description="Only the last so many line
 class Exec(BaseModel):
     """`POST /v1/instances/{id}/exec`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"cmd": ["uname", "-a"], "timeout": 10}]})
 
     #: A list, or a string that is split into words: no shell runs it.
     cmd: Annotated[
@@ -81,7 +81,7 @@ class ExecResult(BaseModel):
     truncated: bool
 
 
-@router.get("/v1/instances/{instance_id}/logs", response_class=PlainTextResponse)
+@router.get("/v1/instances/{instance_id}/logs", response_class=PlainTextResponse, responses=also(409, 502))
 async def logs(
     request: Request, instance_id: UUID, caller: Authenticated, tail: TailQuery = None, follow: bool = False
 ) -> Response:
@@ -103,7 +103,7 @@ async def logs(
     return Streamed(body, "text/plain; charset=utf-8", end)
 
 
-@router.post("/v1/instances/{instance_id}/exec", response_model=Envelope[ExecResult])
+@router.post("/v1/instances/{instance_id}/exec", response_model=Envelope[ExecResult], responses=also(502, 504))
 async def exec_(request: Request, instance_id: UUID, caller: Authenticated, body: Exec) -> Response:
     """Run a command inside a running instance. It is ended at its time-out (504), and where the caller goes."""
     target = await _target(caller, instance_id, running=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -21,6 +22,7 @@ from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES
 from api.instance_schemas import ErrorView
 from api.paging import Paging, page_of
+from api.samples import Time
 from model.errors import InvalidState, NotFound
 from model.instances import STABLE, Instance
 from model.settings import Settings
@@ -41,10 +43,10 @@ class WorkflowView(BaseModel):
     resource_id: str
     project_id: str
     actor: str
-    cancel_requested_at: str | None
-    created_at: str
-    started_at: str | None
-    finished_at: str | None
+    cancel_requested_at: dt.datetime | None
+    created_at: dt.datetime
+    started_at: dt.datetime | None
+    finished_at: dt.datetime | None
     retry_of: str | None
     #: The workflow that started it, of which it is a part.
     parent_id: str | None
@@ -60,16 +62,29 @@ async def index(
     page: Paging,
     state: Annotated[State | None, Query()] = None,
     kind: Annotated[str | None, Query(max_length=63, pattern=r"^[A-Za-z]+$")] = None,
+    resource_type: Annotated[str | None, Query(max_length=63, pattern=r"^[a-z-]+$")] = None,
     resource_id: UUID | None = None,
     parent_id: UUID | None = None,
+    created_after: Annotated[Time | None, Query()] = None,
+    created_before: Annotated[Time | None, Query()] = None,
 ) -> Response:
-    """Workflows, newest first. `parent_id`: those that are parts of another, as the moves of a drain."""
+    """Workflows, newest first: `created_after` inclusive, `created_before` exclusive. `parent_id`: those that are
+    parts of another, as the moves of a drain."""
+    wanted = {
+        "state": state,
+        "kind": kind,
+        "resource_type": resource_type,
+        "resource_id": resource_id,
+        "parent_id": parent_id,
+    }
     query = _query.where(Workflow.project_id == caller.project_id)
-    if parent_id is not None:
-        query = query.where(Workflow.parent_id == parent_id)
-    for column, wanted in ((Workflow.state, state), (Workflow.kind, kind), (Workflow.resource_id, resource_id)):
-        if wanted is not None:
-            query = query.where(column == wanted)
+    for name, value in wanted.items():
+        if value is not None:
+            query = query.where(Workflow.__table__.c[name] == value)
+    if created_after is not None:
+        query = query.where(Workflow.created_at >= created_after)
+    if created_before is not None:
+        query = query.where(Workflow.created_at < created_before)
     settings: Settings = request.app.state.settings
     return await page_of(request, caller, query, Workflow.__table__.c.id, page, lambda row: view(row, settings))
 
@@ -77,11 +92,11 @@ async def index(
 @router.get("/{workflow_id}", response_model=Envelope[WorkflowView])
 async def show(request: Request, workflow_id: UUID, caller: Authenticated, steps: bool = False) -> Response:
     """One workflow; with `steps=true` how far each step is. `steps` is null while Temporal cannot tell."""
-    row = await _find(caller, workflow_id)
+    row = await find(caller, workflow_id)
     return answer(request, await _view(request, caller, row, steps=steps))
 
 
-@router.get("/{workflow_id}/wait", response_model=Envelope[WorkflowView])
+@router.get("/{workflow_id}/wait", operation_id="wait_for_workflow", response_model=Envelope[WorkflowView])
 async def wait(
     request: Request,
     workflow_id: UUID,
@@ -90,7 +105,7 @@ async def wait(
     steps: bool = False,
 ) -> Response:
     """Answer when the workflow has ended, or as it is after `timeout` seconds."""
-    await _find(caller, workflow_id)
+    await find(caller, workflow_id)
     await caller.commit()
     row = await wait_for_end(request, caller, workflow_id, timeout)
     return answer(request, await _view(request, caller, row, steps=steps))
@@ -102,7 +117,7 @@ async def cancel(request: Request, workflow_id: UUID, caller: Authenticated, bod
 
     A delete that has begun runs to its end: what is half removed has no way back.
     """
-    row = await _find(caller, workflow_id)
+    row = await find(caller, workflow_id)
     # The resource before its workflow: the order in which everybody locks.
     await caller.execute(select(Instance.id).where(Instance.id == row.resource_id).with_for_update())
     row = (await caller.execute(_query.where(Workflow.id == workflow_id).with_for_update())).one()
@@ -129,7 +144,7 @@ async def _ask_to_end(request: Request, caller: Caller, row: Row[Any]) -> Row[An
         .where(Workflow.id == row.id)
         .values(cancel_requested_at=func.coalesce(Workflow.cancel_requested_at, func.now()))
     )
-    row = await _find(caller, row.id)
+    row = await find(caller, row.id)
     await caller.commit()
     if not at_once:
         request.app.state.dispatcher.cancel(row.id)
@@ -142,7 +157,8 @@ def _settle(session: Session, order: Order, failure: Failure) -> None:
     session.flush()
 
 
-async def _find(caller: Caller, workflow_id: UUID) -> Row[Any]:
+async def find(caller: Caller, workflow_id: UUID) -> Row[Any]:
+    """Raises NotFound."""
     found = await caller.execute(_query.where(Workflow.project_id == caller.project_id, Workflow.id == workflow_id))
     row = found.one_or_none()
     if row is None:

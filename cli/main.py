@@ -31,8 +31,9 @@ COMMANDS = {
     "demo": Place("cli.demo", "demo", "Tour: launch, kill -9 in the middle, cancel, delete.", "cairn demo"),
     "instance": Place("cli.instances", "app", "Launch instances, look at them and into them, change them."),
     "host": Place("cli.hosts", "app", "Hosts: let machines join, look at them, empty and remove them."),
+    "type": Place("cli.types", "app", "Instance types: the sizes that instances come in."),
     "project": Place("cli.projects", "app", "The project that the API key stands for, and its policies."),
-    "workflow": Place("cli.workflows", "app", "Look at workflows, wait for them and cancel them."),
+    "workflow": Place("cli.workflows", "app", "Look at workflows, wait for them, cancel and retry them."),
     "event": Place("cli.events", "app", "Watch what happens."),
     "faults": Place("cli.faults", "app", "Fault points of the platform; for testing only."),
 }

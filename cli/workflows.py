@@ -12,7 +12,7 @@ from cli.errors import CommandFailed, Exit
 from cli.progress import DEFAULT_TIMEOUT, Timeline, Timeout, Wait, require_completed, watch
 from cli.render import All, Format, Limit, Output
 
-app = typer.Typer(no_args_is_help=True, help="Look at workflows, wait for them and cancel them.")
+app = typer.Typer(no_args_is_help=True, help="Look at workflows, wait for them, cancel and retry them.")
 
 WorkflowId = Annotated[str, typer.Argument(metavar="ID", help="Id of the workflow.")]
 
@@ -26,6 +26,9 @@ def list_(
         str | None, typer.Option(help="Only in this state: accepted, running, completed, failed, cancelled.")
     ] = None,
     kind: Annotated[str | None, typer.Option(help="Only of this kind, such as ProvisionInstance.")] = None,
+    resource_type: Annotated[str | None, typer.Option(help="Only those of such resources: instance, host.")] = None,
+    since: Annotated[str | None, typer.Option(help="Only those from this time on (RFC 3339).")] = None,
+    until: Annotated[str | None, typer.Option(help="Only those from before this time (RFC 3339).")] = None,
     instance: Annotated[str | None, typer.Option(help="Only those of this instance (name or id).")] = None,
     limit: Limit = 50,
     everything: All = False,
@@ -34,7 +37,8 @@ def list_(
     """List workflows, newest first."""
     with Client() as client:
         resource = client.instance(instance)["id"] if instance else None
-        params = {"state": state, "kind": kind, "resource_id": resource}
+        params = {"state": state, "kind": kind, "resource_type": resource_type, "resource_id": resource}
+        params |= {"created_after": since, "created_before": until}
         rows, more = client.pages("/workflows", params, None if everything else limit)
     if output is Format.JSON:
         render.print_json(rows)
@@ -84,6 +88,22 @@ def cancel(
         raise CommandFailed(message, "not_cancelled", Exit.FAILED, "remove what it made: cairn instance rm NAME")
 
 
+@app.command(epilog="Example: cairn workflow retry 0199b3f0-0000-7000-8000-000000000001")
+def retry(
+    workflow: WorkflowId, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT, output: Output = Format.TABLE
+) -> None:
+    """Try a failed or cancelled workflow again, as a new one. Exits with 0 only where that completed."""
+    with Client() as client:
+        accepted = client.request("POST", f"/workflows/{checked_id(workflow)}/retry")["data"]
+        if not wait:
+            _print_end(accepted, output)
+            return
+        render.say(f"retried as workflow {accepted['id']}")
+        ended = watch(client, accepted["id"], timeout)
+    _print_end(ended, output)
+    require_completed(ended)
+
+
 def _table(rows: list[dict[str, Any]]) -> None:
     render.print_table(
         ["ID", "KIND", "STATE", "TOOK", "AGE", "RESOURCE", "ERROR"],
@@ -123,6 +143,7 @@ def _print(workflow: dict[str, Any], output: Format) -> None:
             ("state", workflow["state"]),
             ("resource", f"{workflow['resource_type']} {workflow['resource_id']}"),
             ("actor", workflow.get("actor") or ""),
+            ("retry of", workflow.get("retry_of") or ""),
             ("created", workflow["created_at"]),
             ("took", render.between(workflow.get("started_at"), workflow.get("finished_at"))),
             ("error", f"{error.get('message')} ({error.get('code')})" if error else ""),

@@ -143,6 +143,8 @@ class InstanceType(Base):
     vcpus: Mapped[float]
     memory_mb: Mapped[int]
     disk_gb: Mapped[int]
+    #: Removed: for new launches it is not there.
+    retired_at: Mapped[dt.datetime | None]
 
 
 #: name → vCPUs, memory (MiB), disk (GiB).

@@ -177,6 +177,8 @@ class Instance(Base):
         Index("ix_instances_list", "project_id", "id", postgresql_where=text("status <> 'deleted'")),
         Index("ix_instances_status", "project_id", "status", "id"),
         Index("ix_instances_host", "host_id", "updated_at", postgresql_where=text("host_id IS NOT NULL")),
+        Index("ix_instances_workflow", "project_id", "workflow_id"),
+        Index("ix_instances_deleted", "deleted_at", postgresql_where=text("status = 'deleted'")),
         Index("ix_instances_next_host", "next_host_id", postgresql_where=text("next_host_id IS NOT NULL")),
         Index("ix_instances_labels", "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}),
     )

@@ -34,6 +34,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 PortRange = Annotated[tuple[Port, Port], NoDecode, BeforeValidator(_parse_port_range)]
 Seconds = Annotated[float, Field(gt=0)]
 TicketKey = Annotated[SecretStr, AfterValidator(_check_ticket_key)]
+Days = Annotated[float, Field(gt=0, le=36500)]
 
 
 class Settings(BaseSettings):
@@ -80,6 +81,10 @@ class Settings(BaseSettings):
     )
     reconcile_interval: Seconds = Field(10, description="Seconds between two looks of an agent at its engine")
     tick_seconds: Seconds = Field(10, description="Seconds between two ticks")
+    purge_interval: Seconds = Field(3600, description="Seconds between two removals of what is kept for a while only")
+    retain_deleted: Days = Field(7, description="Days that a deleted instance's row is kept (it can be read for one)")
+    retain_events: Days = Field(30, description="Days that events are kept")
+    retain_workflows: Days = Field(90, description="Days that a workflow is kept after its end, with its steps")
     ticket_key: TicketKey | None = Field(
         None, description="Key that the API signs tickets for agents with: Ed25519, PEM (all APIs the same)"
     )

@@ -111,6 +111,7 @@ class Workflow(Base):
         Index("ix_workflows_state", "project_id", "state", "id"),
         Index("ix_workflows_resource", "project_id", "resource_id", "id"),
         Index("ix_workflows_parent", "parent_id", "id", postgresql_where=text("parent_id IS NOT NULL")),
+        Index("uq_workflows_retry_of", "retry_of", unique=True, postgresql_where=text("retry_of IS NOT NULL")),
         Index("ix_workflows_open", "checked_at", postgresql_where=text("state IN ('accepted', 'running')")),
     )
 
@@ -129,6 +130,17 @@ class IdempotencyKey(Base):
     created_at: Mapped[Now]
 
     __table_args__ = (Index("ix_idempotency_keys_created_at", "created_at"),)
+
+
+class EventHorizon(Base):
+    """Up to where a project's stream of events has been purged."""
+
+    __tablename__ = "event_horizons"
+
+    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    epoch: Mapped[int]
+    xid: Mapped[int] = mapped_column(BigInteger)
+    event_id: Mapped[int] = mapped_column(BigInteger)
 
 
 class Event(Base):

@@ -43,7 +43,12 @@ _blocks = itertools.cycle(range(_first, _first + STRETCH))
 START_SECONDS, STOP_SECONDS = 90.0, 40.0
 TERMINAL = ("completed", "failed", "cancelled")
 #: Short, so that a test sees several of each.
-QUICK = {"CAIRN_RECONCILE_INTERVAL": "2", "CAIRN_TICK_SECONDS": "2", "CAIRN_STOP_GRACE": "3"}
+QUICK = {
+    "CAIRN_RECONCILE_INTERVAL": "2",
+    "CAIRN_TICK_SECONDS": "2",
+    "CAIRN_PURGE_INTERVAL": "3",
+    "CAIRN_STOP_GRACE": "3",
+}
 
 
 def wait_for(what: str, check: Callable[[], T | None], seconds: float = 30) -> T:

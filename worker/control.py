@@ -31,6 +31,7 @@ from activities.hosts import HostRecords
 from activities.instances import InstanceRecords
 from activities.interceptor import ActivityInterceptor
 from activities.placement import Capacity
+from activities.purge import PurgeRecords, Retention
 from activities.registry import methods
 from activities.runs import CONTROL, Histories
 from activities.samples import SampleRecords
@@ -75,6 +76,7 @@ async def run(settings: Settings) -> None:
         HostRecords(engine, limits),
         HostDrains(engine, histories, limits),
         SampleRecords(engine),
+        PurgeRecords(engine, retention_of(settings)),
         sweeper,
     ]
     stopping = asyncio.Event()
@@ -110,12 +112,22 @@ async def run(settings: Settings) -> None:
     engine.dispose()
 
 
+def retention_of(settings: Settings) -> Retention:
+    return Retention(
+        deleted=timedelta(days=settings.retain_deleted),
+        events=timedelta(days=settings.retain_events),
+        workflows=timedelta(days=settings.retain_workflows),
+    )
+
+
 async def declare_schedules(client: Client, settings: Settings) -> None:
     """Create or update every schedule of the system work. Tried until Temporal is there."""
     while True:
         try:
             tick = ScheduleActionStartWorkflow("Tick", id="tick", task_queue=CONTROL)
             await _declare(client, "tick", tick, timedelta(seconds=settings.tick_seconds))
+            purge = ScheduleActionStartWorkflow("Purge", id="purge", task_queue=CONTROL)
+            await _declare(client, "purge", purge, timedelta(seconds=settings.purge_interval))
             await _forget_old_schedules(client)
             return
         except Exception as error:

@@ -9,11 +9,14 @@ from temporalio import workflow
 from workflows.options import on_control
 
 with workflow.unsafe.imports_passed_through():
+    from activities.purge import PurgeRecords
     from activities.samples import SampleRecords
     from activities.sweeper import Sweeper
 
 #: A pass that takes longer has been overtaken by the next.
 PASS = timedelta(seconds=60)
+#: A pass of the purge bounds itself; the rest of the time is for those that were interrupted.
+PURGE, PURGES = timedelta(minutes=15), 20
 
 
 @workflow.defn
@@ -34,4 +37,16 @@ class CoarsenSamples:
         await workflow.execute_activity_method(SampleRecords.coarsen, **on_control(PASS))
 
 
-PLANS = [Tick, CoarsenSamples]
+@workflow.defn
+class Purge:
+    """Started by its schedule. What is not through after some passes is left to the next."""
+
+    @workflow.run
+    async def run(self) -> None:
+        for _ in range(PURGES):
+            done = await workflow.execute_activity_method(PurgeRecords.purge, **on_control(PURGE))
+            if not done.more:
+                return
+
+
+PLANS = [Tick, CoarsenSamples, Purge]

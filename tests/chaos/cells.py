@@ -33,11 +33,12 @@ PLANS = {
     "reconcile": ("host.inventory", "host.reconcile"),
     "tick": ("tick.sweep",),
     "samples": ("samples.coarsen",),
+    "purge": ("rows.purge",),
 }
 #: Scenarios that a user asks for, and may call off.
 ASKED = ("launch", "start", "stop", "delete")
 #: What nobody asks for.
-SYSTEM = ("reconcile", "tick", "samples")
+SYSTEM = ("reconcile", "tick", "samples", "purge")
 #: What is the same on every engine, whose own steps other scenarios try.
 ON_ONE_ENGINE = (*SYSTEM, "heal", "drain", "drain undone")
 PROCESSES = ("api", "temporal", "postgres")

@@ -142,9 +142,13 @@ def _system_work(stack: Stack, cell: Cell) -> None:
     stack.fault(cell.point, cell.what)
     if cell.plan == "samples":
         _plant_old_samples(stack, instance)
+    old = _plant_what_is_too_old(stack) if cell.plan == "purge" else None
     accepted = stack.launch()
     stack.wait_for_hit(cell.point, before)
     stack.completed(accepted)
+    if old is not None:
+        wait_for("what is too old is gone", lambda: not any(_rows_of(stack, old)), 30)
+        assert stack.instance(instance)["status"] == "running"
     if cell.plan == "samples":
         _expect_coarser(stack, instance)
     wait_for("the leftover is removed", lambda: leftover not in invariants.machines(stack), 30)
@@ -215,6 +219,25 @@ def _plant_leftover(stack: Stack, instance: Json) -> str:
     copy |= {"ports": [], "labels": machine["labels"] | {"io.cairn.id": id}}
     httpx.post(f"{stack.simulator_url}/hosts/{instance['host']}/machines/cairn-instance-{id}", json=copy)
     return id
+
+
+def _plant_what_is_too_old(stack: Stack) -> Json:
+    """A deleted instance, with its workflows and events, as if all of it had happened a year ago."""
+    instance = stack.running()
+    stack.completed(stack.act("delete", instance))
+    for statement in (
+        "UPDATE instances SET deleted_at = deleted_at - interval '1 year' WHERE id = %s",
+        "UPDATE events SET created_at = created_at - interval '1 year' WHERE resource_id = %s",
+        "UPDATE workflows SET created_at = created_at - interval '1 year', started_at = started_at - interval '1 year',"
+        " finished_at = finished_at - interval '1 year' WHERE resource_id = %s",
+    ):
+        stack.sql(statement, instance["id"])
+    return instance
+
+
+def _rows_of(stack: Stack, instance: Json) -> list[int]:
+    tables = {"instances": "id", "workflows": "resource_id", "events": "resource_id"}
+    return [stack.sql(f"SELECT count(*) FROM {t} WHERE {c} = %s", instance["id"])[0][0] for t, c in tables.items()]
 
 
 def _plant_old_samples(stack: Stack, instance: Json) -> None:

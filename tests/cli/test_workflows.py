@@ -89,3 +89,20 @@ def test_event_watch_starts_where_it_is_told(api: FakeApi) -> None:
 def test_event_watch_with_a_bad_key_ends(api: FakeApi) -> None:
     api.on("GET /events", Answer(401, error={"code": "unauthenticated", "message": "unknown key"}))
     assert cairn("event", "watch").exit_code == Exit.UNREACHABLE
+
+
+def test_retry_waits_for_the_new_workflow(api: FakeApi) -> None:
+    new = "0199b3f0-0000-7000-8000-00000000000b"
+    api.on(f"POST /workflows/{WORKFLOW}/retry", Answer(202, workflow("accepted", id=new, retry_of=WORKFLOW)))
+    api.on(f"GET /workflows/{new}", Answer(200, workflow("completed", id=new, retry_of=WORKFLOW)))
+    result = cairn("workflow", "retry", WORKFLOW)
+    assert result.exit_code == 0, result.output
+    assert new in result.stdout
+
+
+def test_retry_that_is_refused_says_which_is_newer(api: FakeApi) -> None:
+    error = {"code": "invalid_state", "message": "it was retried already, by workflow x", "details": {}}
+    api.on(f"POST /workflows/{WORKFLOW}/retry", Answer(409, error=error))
+    result = cairn("workflow", "retry", WORKFLOW)
+    assert result.exit_code == Exit.REFUSED
+    assert "retried already" in result.stderr

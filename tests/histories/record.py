@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from temporalio.client import WorkflowHandle
 
 from activities.drains import Round
+from activities.purge import Purged
 from activities.runs import CONTROL, RunEnded
 from model.base import new_id
 from model.errors import EngineRefused, EngineUnavailable, InstanceExited, LeaseLapsed, NotReady, PortTaken
@@ -183,8 +184,12 @@ def leftovers(stage: Stage) -> None:
 
 
 def passing(stage: Stage) -> None:
-    for name in ("host.inventory", "samples.coarsen", "tick.sweep"):
+    for name in ("host.inventory", "samples.coarsen", "rows.purge", "tick.sweep"):
         stage.script[name].append(fails(EngineUnavailable("away")))
+
+
+def much(stage: Stage) -> None:
+    stage.purged = [Purged(events=1000, more=True), Purged(events=1)]
 
 
 async def main(version: str) -> None:
@@ -198,6 +203,9 @@ async def main(version: str) -> None:
         "Tick-retried": lambda play: record_system(play, "Tick", passing),
         "CoarsenSamples-completed": lambda play: record_system(play, "CoarsenSamples", lambda _: None),
         "CoarsenSamples-retried": lambda play: record_system(play, "CoarsenSamples", passing),
+        "Purge-completed": lambda play: record_system(play, "Purge", lambda _: None),
+        "Purge-retried": lambda play: record_system(play, "Purge", passing),
+        "Purge-again": lambda play: record_system(play, "Purge", much),
         "ReconcileHost-completed": lambda play: record_system(play, "ReconcileHost", lambda _: None, HOST),
         "ReconcileHost-retried": lambda play: record_system(play, "ReconcileHost", passing, HOST),
         "ReconcileHost-leftovers": lambda play: record_system(play, "ReconcileHost", leftovers, HOST),

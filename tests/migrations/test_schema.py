@@ -19,19 +19,19 @@ from worker.data_folder import StackError
 from worker.database import HostSeed, driver_url, migrate, seed
 
 READ = "installation projects hosts host_ports host_tokens instance_types instances workflows events idempotency_keys"
-READ_BY_ALL = f"{READ} quotas pulses samples"
+READ_BY_ALL = f"{READ} quotas pulses samples event_horizons"
 #: Rights on whole tables; those on single columns are tried below.
 RIGHTS = {
     ("cairn_api", "SELECT"): f"{READ_BY_ALL} api_keys",
-    ("cairn_api", "INSERT"): "host_tokens instances workflows events idempotency_keys pulses samples",
-    ("cairn_api", "UPDATE"): "host_tokens instances workflows idempotency_keys quotas pulses",
+    ("cairn_api", "INSERT"): "host_tokens instance_types instances workflows events idempotency_keys pulses samples",
+    ("cairn_api", "UPDATE"): "host_tokens instance_types instances workflows idempotency_keys quotas pulses",
     ("cairn_api", "DELETE"): "hosts host_tokens",
     ("cairn_worker", "SELECT"): READ_BY_ALL,
-    ("cairn_worker", "INSERT"): "host_ports workflows events pulses samples",
-    ("cairn_worker", "UPDATE"): "hosts instances workflows quotas pulses",
-    ("cairn_worker", "DELETE"): "host_ports host_tokens idempotency_keys samples",
+    ("cairn_worker", "INSERT"): "host_ports workflows events pulses samples event_horizons",
+    ("cairn_worker", "UPDATE"): "hosts instances workflows quotas pulses event_horizons",
+    ("cairn_worker", "DELETE"): "host_ports host_tokens idempotency_keys samples instances workflows events",
 }
-PER_PROJECT = {"instances", "workflows", "events", "idempotency_keys", "quotas", "samples"}
+PER_PROJECT = {"instances", "workflows", "events", "idempotency_keys", "quotas", "samples", "event_horizons"}
 
 
 def config(database: Database) -> alembic.config.Config:
@@ -89,11 +89,10 @@ def test_role_is_no_more_than_a_role(database: Database, role: str) -> None:
         ("cairn_api", "UPDATE hosts SET allocated_vcpus = 0"),
         ("cairn_api", "DELETE FROM instances"),
         ("cairn_api", "INSERT INTO api_keys SELECT * FROM api_keys"),
-        ("cairn_api", "UPDATE projects SET name = 'x'"),
         ("cairn_api", "DELETE FROM events"),
+        ("cairn_api", "UPDATE projects SET name = 'x'"),
         ("cairn_worker", "SELECT * FROM api_keys"),
         ("cairn_worker", "INSERT INTO instances SELECT * FROM instances"),
-        ("cairn_worker", "DELETE FROM events"),
         ("cairn_worker", "UPDATE installation SET epoch = 0"),
     ],
 )

@@ -23,6 +23,7 @@ import activities.interceptor
 from activities.drains import DrainEnd, Round
 from activities.hosts import Inventory
 from activities.instances import Placement, PlaceRequest, Settlement, StopRequest
+from activities.purge import Purged
 from activities.registry import methods
 from activities.runs import CONTROL, host_queue, start
 from activities.samples import Coarsened
@@ -82,6 +83,7 @@ class Stage:
         self.rounds: list[Round] = []
         self.drained: list[DrainEnd] = []
         self.leftovers: list[list[OwnedMachine]] = []
+        self.purged: list[Purged] = []
         #: Whether a cancelled activity ends as if nothing had happened.
         self.swallow = False
 
@@ -179,6 +181,11 @@ class Control:
     async def coarsen(self) -> Coarsened:
         await self._stage.play()
         return Coarsened()
+
+    @activity.defn(name="rows.purge")
+    async def purge(self) -> Purged:
+        await self._stage.play()
+        return self._stage.purged.pop(0) if self._stage.purged else Purged()
 
 
 class Engine:

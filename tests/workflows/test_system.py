@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from activities.purge import Purged
 from activities.runs import CONTROL
 from model.base import new_id
 from model.errors import EngineUnavailable
@@ -28,6 +29,18 @@ async def test_samples_are_made_coarser_though_the_database_was_away(play: Theat
     play.stage.script["samples.coarsen"].append(fails(ConnectionError("database away")))
     await run(play, "CoarsenSamples")
     assert play.stage.calls == ["samples.coarsen"] * 2
+
+
+async def test_a_purge_goes_on_until_it_is_through(play: Theatre) -> None:
+    play.stage.purged = [Purged(events=1000, more=True)] * 2
+    await run(play, "Purge")
+    assert play.stage.calls == ["rows.purge"] * 3
+
+
+async def test_a_purge_that_has_no_end_is_left_to_the_next(play: Theatre) -> None:
+    play.stage.purged = [Purged(more=True)] * 100
+    await run(play, "Purge")
+    assert play.stage.calls == ["rows.purge"] * 20
 
 
 async def test_inventory_without_leftovers_is_one_look(play: Theatre) -> None:

@@ -1,0 +1,159 @@
+"""What is kept for a while only: rows of deleted instances, events, keys, workflows that ended, void tokens."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Engine, select, text
+from temporalio import activity
+
+from activities.database import transaction
+from model.base import Frozen
+from model.projects import Project
+
+#: Rows of one transaction: some ten milliseconds, so that what is accepted meanwhile does not notice.
+BATCH = 1000
+#: After a batch nothing is done for as long as it took, and no pass lasts longer than this.
+SHARE, PASS_SECONDS = 1.0, 120.0
+#: Within these a request may be repeated under its key, and a host whose answer was lost may join again.
+KEYS, TOKENS = dt.timedelta(hours=24), dt.timedelta(days=7)
+
+_BOUND = text("SET LOCAL statement_timeout = '20s'")
+# By age, and nothing that still holds a port. What is deleted holds none, so none is ever passed over.
+_INSTANCES = text(
+    """
+    DELETE FROM instances WHERE id IN (
+        SELECT id FROM instances i WHERE status = 'deleted' AND deleted_at < now() - :kept
+        AND NOT EXISTS (SELECT FROM host_ports p WHERE p.instance_id = i.id)
+        ORDER BY deleted_at LIMIT :most FOR UPDATE SKIP LOCKED
+    )
+    """
+)
+# From the beginning of the project's stream, which is about their age. How far is noted with it: who resumes from
+# before that is told.
+_EVENTS = text(
+    """
+    WITH oldest AS (
+        SELECT id, created_at FROM events WHERE project_id = :project ORDER BY epoch, xid, id LIMIT :most
+    ), gone AS (
+        DELETE FROM events WHERE project_id = :project
+        AND id IN (SELECT id FROM oldest WHERE created_at < now() - :kept) RETURNING epoch, xid, id
+    ), noted AS (
+        INSERT INTO event_horizons (project_id, epoch, xid, event_id)
+        SELECT :project, epoch, xid, id FROM gone ORDER BY epoch DESC, xid DESC, id DESC LIMIT 1
+        ON CONFLICT (project_id) DO UPDATE
+        SET epoch = excluded.epoch, xid = excluded.xid, event_id = excluded.event_id
+    )
+    SELECT count(*) FROM gone
+    """
+)
+# In the order of ids, which is that of their creation. Rows that instances name, or that are not old enough, are
+# passed over: the next batch goes on behind them.
+_WORKFLOWS = text(
+    """
+    WITH next AS (
+        SELECT id, project_id, finished_at FROM workflows WHERE id > :after AND created_at < now() - :kept
+        ORDER BY id LIMIT :most
+    ), gone AS (
+        DELETE FROM workflows w USING next n WHERE w.id = n.id AND n.finished_at < now() - :kept
+        AND NOT EXISTS (SELECT FROM instances i WHERE i.project_id = n.project_id AND i.workflow_id = n.id)
+        RETURNING 1
+    )
+    SELECT (SELECT count(*) FROM gone) AS gone, (SELECT id FROM next ORDER BY id DESC LIMIT 1) AS last
+    """
+)
+_KEYS = text(
+    """
+    DELETE FROM idempotency_keys WHERE (project_id, key) IN (
+        SELECT project_id, key FROM idempotency_keys
+        WHERE project_id = :project AND created_at < now() - :kept ORDER BY created_at LIMIT :most
+    )
+    """
+)
+_TOKENS = text(
+    """
+    DELETE FROM host_tokens WHERE id IN (SELECT id FROM host_tokens WHERE expires_at < now() - :kept LIMIT :most)
+    """
+)
+
+
+class Retention(Frozen):
+    """How long what is kept, from the settings."""
+
+    deleted: dt.timedelta
+    events: dt.timedelta
+    workflows: dt.timedelta
+
+
+class Purged(Frozen):
+    """What one pass removed. ``more``: it was not through."""
+
+    instances: int = 0
+    events: int = 0
+    workflows: int = 0
+    keys: int = 0
+    tokens: int = 0
+    more: bool = False
+
+
+class PurgeRecords:
+    """Runs on the control queue. Every batch is a transaction: what was removed stays removed, whatever dies."""
+
+    def __init__(self, engine: Engine, retention: Retention) -> None:
+        self._engine = engine
+        self._retention = retention
+
+    @activity.defn(name="rows.purge", no_thread_cancel_exception=True)
+    def purge(self) -> Purged:
+        """One pass. Repeated, it goes on where it was: what is gone is gone, and the rest is found again."""
+        until = time.monotonic() + PASS_SECONDS
+        with transaction(self._engine) as session:
+            projects = list(session.scalars(select(Project.id)))
+        kept = self._retention
+        counts = {
+            # Before the workflows that they name.
+            "instances": self._all(until, _INSTANCES, kept.deleted),
+            "events": sum(self._all(until, _EVENTS, kept.events, project) for project in projects),
+            "workflows": self._workflows(until),
+            "keys": sum(self._all(until, _KEYS, KEYS, project) for project in projects),
+            "tokens": self._all(until, _TOKENS, TOKENS),
+        }
+        return Purged(**counts, more=time.monotonic() >= until)
+
+    def _all(self, until: float, statement: Any, kept: dt.timedelta, project: UUID | None = None) -> int:
+        """Batches, until one finds nothing. (The oldest of a stream may hold some that are not old enough.)"""
+        removed, batch = 0, BATCH
+        while batch and not self._is_over(until):
+            began = time.monotonic()
+            more = {} if project is None else {"project": project}
+            with transaction(self._engine, project) as session:
+                session.execute(_BOUND)
+                done: Any = session.execute(statement, {"kept": kept, "most": BATCH, **more})
+                batch = done.scalar_one() if done.returns_rows else done.rowcount
+            removed += batch
+            self._rest(began, batch)
+        return removed
+
+    def _workflows(self, until: float) -> int:
+        removed, after = 0, UUID(int=0)
+        while not self._is_over(until):
+            began = time.monotonic()
+            with transaction(self._engine) as session:
+                session.execute(_BOUND)
+                some = {"after": after, "kept": self._retention.workflows, "most": BATCH}
+                row = session.execute(_WORKFLOWS, some).one()
+            if row.last is None:
+                break
+            removed, after = removed + row.gone, row.last
+            self._rest(began, row.gone)
+        return removed
+
+    def _is_over(self, until: float) -> bool:
+        return activity.is_cancelled() or time.monotonic() >= until
+
+    def _rest(self, began: float, removed: int) -> None:
+        if removed:
+            time.sleep((time.monotonic() - began) * SHARE)

@@ -1,0 +1,93 @@
+"""``cairn type``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from cli import render
+from cli.client import Client
+from cli.errors import CommandFailed
+from cli.render import Format, Output
+
+app = typer.Typer(no_args_is_help=True, help="Instance types: the sizes that instances come in.")
+
+Name = Annotated[str, typer.Argument(help="Name.", show_default=False)]
+Vcpus = Annotated[float, typer.Option(help="vCPUs, such as 0.5.", show_default=False)]
+Memory = Annotated[int, typer.Option("--memory", metavar="MIB", help="Memory in MiB.", show_default=False)]
+Disk = Annotated[int, typer.Option("--disk", metavar="GIB", help="Disk in GiB.", show_default=False)]
+
+
+@app.command("list", epilog="Example: cairn type list")
+def list_(output: Output = Format.TABLE) -> None:
+    """List instance types, smallest first."""
+    with Client() as client:
+        rows = client.get("/instance-types")
+    if output is Format.JSON:
+        render.print_json(rows)
+        return
+    render.print_table(
+        ["NAME", "VCPUS", "MEMORY", "DISK"],
+        [[row["name"], f"{row['vcpus']:g}", f"{row['memory_mb']} MiB", f"{row['disk_gb']} GiB"] for row in rows],
+    )
+
+
+@app.command(epilog="Example: cairn type show basic-1")
+def show(name: Name, output: Output = Format.TABLE) -> None:
+    """Show one instance type."""
+    with Client() as client:
+        _print(client.get(f"/instance-types/{name}"), output)
+
+
+@app.command(epilog="Example: cairn type create tiny-1 --vcpus 0.5 --memory 128 --disk 4")
+def create(name: Name, vcpus: Vcpus, memory: Memory, disk: Disk, output: Output = Format.TABLE) -> None:
+    """Add an instance type, with a key of the platform's first project."""
+    body = {"name": name, "vcpus": vcpus, "memory_mb": memory, "disk_gb": disk}
+    with Client() as client:
+        _print(client.request("POST", "/instance-types", body=body)["data"], output)
+
+
+@app.command(epilog="Example: cairn type update tiny-1 --memory 256")
+def update(
+    name: Name,
+    vcpus: Annotated[float | None, typer.Option(help="vCPUs, such as 0.5.")] = None,
+    memory: Annotated[int | None, typer.Option("--memory", metavar="MIB", help="Memory in MiB.")] = None,
+    disk: Annotated[int | None, typer.Option("--disk", metavar="GIB", help="Disk in GiB.")] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Change an instance type for launches from now on; instances keep their size."""
+    asked = {"vcpus": vcpus, "memory_mb": memory, "disk_gb": disk}
+    body = {field: value for field, value in asked.items() if value is not None}
+    if not body:
+        raise typer.BadParameter("nothing to change: give --vcpus, --memory or --disk")
+    with Client() as client:
+        _print(client.request("PATCH", f"/instance-types/{name}", body=body)["data"], output)
+
+
+@app.command(epilog="Example: cairn type rm tiny-1")
+def rm(name: Name) -> None:
+    """Remove an instance type that no instance has."""
+    with Client() as client:
+        client.get(f"/instance-types/{name}")
+        try:
+            client.request("DELETE", f"/instance-types/{name}")
+        except CommandFailed as failure:
+            # It was there a moment ago: an answer was lost, and asking again found it gone.
+            if failure.code != "not_found":
+                raise
+    render.say(f"instance type {name} is removed")
+
+
+def _print(row: dict[str, Any], output: Format) -> None:
+    if output is Format.JSON:
+        render.print_json(row)
+        return
+    render.print_facts(
+        [
+            ("name", row["name"]),
+            ("vcpus", f"{row['vcpus']:g}"),
+            ("memory", f"{row['memory_mb']} MiB"),
+            ("disk", f"{row['disk_gb']} GiB"),
+        ]
+    )

@@ -1,0 +1,147 @@
+"""What is kept for a while only: it goes, in batches; what something living needs does not."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Engine
+from temporalio.testing import ActivityEnvironment
+
+from activities import purge
+from activities.purge import Purged, PurgeRecords, Retention
+from model.base import new_id
+from tests.activities.conftest import Platform
+
+RETENTION = Retention(deleted=dt.timedelta(days=7), events=dt.timedelta(days=30), workflows=dt.timedelta(days=90))
+OLD, RECENT = 100, 1
+
+
+def run(engine: Engine) -> Purged:
+    done: Purged = ActivityEnvironment().run(PurgeRecords(engine, RETENTION).purge)
+    return done
+
+
+def workflow(platform: Platform, days: float, resource: UUID | None = None, state: str = "completed") -> UUID:
+    """One that was created, and ended, so many days ago; its id is of then too."""
+    made = new_id()
+    ended = "NULL" if state == "running" else f"now() - interval '{days} days'"
+    platform.db.rows(
+        'INSERT INTO workflows (id, project_id, kind, state, resource_type, resource_id, actor, "order", created_at, '
+        f"finished_at) VALUES (%s, %s, 'StopInstance', %s, 'instance', %s, 'key', '{{}}', "
+        f"now() - interval '{days} days', {ended})",
+        *(made, platform.db.project_id, state, resource or new_id()),
+    )
+    return made
+
+
+def instance(platform: Platform, days: float, status: str = "deleted", of: UUID | None = None) -> UUID:
+    made = new_id()
+    deleted = f"now() - interval '{days} days'" if status == "deleted" else "NULL"
+    platform.db.rows(
+        "INSERT INTO instances (id, project_id, name, status, image, instance_type, vcpus, memory_mb, backend, "
+        f"workflow_id, deleted_at) VALUES (%s, %s, %s, %s, 'i', 'basic-1', 1, 512, 'docker', %s, {deleted})",
+        *(made, platform.db.project_id, str(made), status, of or workflow(platform, days, made)),
+    )
+    return made
+
+
+def events(platform: Platform, days: float, count: int, project: UUID | None = None) -> None:
+    platform.db.rows(
+        "INSERT INTO events (project_id, type, resource_type, resource_id, created_at) "
+        f"SELECT %s, 't', 'instance', %s, now() - interval '{days} days' FROM generate_series(1, %s)",
+        *(project or platform.db.project_id, new_id(), count),
+    )
+
+
+def count(platform: Platform, table: str) -> int:
+    return int(platform.db.one(f"SELECT count(*) FROM {table}")["count"])
+
+
+def ids(platform: Platform, table: str) -> set[Any]:
+    return {row["id"] for row in platform.db.rows(f"SELECT id FROM {table}")}
+
+
+def test_what_is_too_old_goes_and_what_is_not_stays(platform: Platform, worker_engine: Engine) -> None:
+    recent = instance(platform, RECENT)
+    instance(platform, OLD)
+    events(platform, OLD, 3)
+    events(platform, RECENT, 2)
+    lone = workflow(platform, RECENT)
+    workflow(platform, OLD)
+    assert run(worker_engine) == Purged(instances=1, events=3, workflows=2)
+    assert ids(platform, "instances") == {recent}
+    assert lone in ids(platform, "workflows")
+    assert count(platform, "events") == 2
+    assert run(worker_engine) == Purged()
+
+
+def test_what_a_living_instance_names_stays_however_old_and_so_does_what_runs(
+    platform: Platform, worker_engine: Engine
+) -> None:
+    launch = workflow(platform, OLD)
+    living = instance(platform, OLD, "running", of=launch)
+    running = workflow(platform, OLD, state="running")
+    assert run(worker_engine) == Purged()
+    assert ids(platform, "workflows") == {launch, running}
+    assert ids(platform, "instances") == {living}
+
+
+def test_rows_that_stay_do_not_stop_those_behind_them(
+    platform: Platform, worker_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(purge, "BATCH", 3)
+    kept = {workflow(platform, OLD, state="running") for _ in range(7)}
+    for _ in range(8):
+        workflow(platform, OLD)
+    events(platform, OLD, 10)
+    for _ in range(4):
+        instance(platform, OLD)
+    assert run(worker_engine) == Purged(instances=4, events=10, workflows=12)
+    assert ids(platform, "workflows") == kept
+
+
+def test_a_pass_that_is_out_of_time_says_that_there_is_more(
+    platform: Platform, worker_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(purge, "PASS_SECONDS", 0.0)
+    instance(platform, OLD)
+    assert run(worker_engine) == Purged(more=True)
+    monkeypatch.undo()
+    assert run(worker_engine).instances == 1
+
+
+def test_every_project_has_its_own_horizon(platform: Platform, worker_engine: Engine) -> None:
+    platform.db.project("other")
+    other = platform.db.one("SELECT id FROM projects WHERE name = 'other'")["id"]
+    events(platform, OLD, 4)
+    events(platform, OLD, 2, other)
+    events(platform, RECENT, 1, other)
+    last = platform.db.one("SELECT max(id) FROM events WHERE project_id = %s", platform.db.project_id)["max"]
+    assert run(worker_engine).events == 6
+    horizons = {row["project_id"]: row["event_id"] for row in platform.db.rows("SELECT * FROM event_horizons")}
+    assert horizons[platform.db.project_id] == last
+    assert set(horizons) == {platform.db.project_id, other}
+    events(platform, OLD, 1)
+    run(worker_engine)
+    row = platform.db.one("SELECT * FROM event_horizons WHERE project_id = %s", platform.db.project_id)
+    assert row["event_id"] > last
+
+
+def test_keys_end_after_a_day_and_tokens_a_week_after_they_are_void(platform: Platform, worker_engine: Engine) -> None:
+    for hours, key in ((25, "old"), (23, "new")):
+        platform.db.rows(
+            "INSERT INTO idempotency_keys (project_id, key, fingerprint, resource_id, workflow_id, created_at) "
+            f"VALUES (%s, %s, '', %s, %s, now() - interval '{hours} hours')",
+            *(platform.db.project_id, key, new_id(), new_id()),
+        )
+    for days in (8, 6):
+        platform.db.rows(
+            "INSERT INTO host_tokens (id, digest, actor, expires_at) "
+            f"VALUES (%s, %s, 'a', now() - interval '{days} days')",
+            *(new_id(), str(days).encode()),
+        )
+    assert run(worker_engine) == Purged(keys=1, tokens=1)
+    assert count(platform, "idempotency_keys") == count(platform, "host_tokens") == 1

@@ -1,0 +1,54 @@
+"""Requests that are made up from the OpenAPI document, one after the other as its links say, against a whole platform.
+
+A sample each time; half an hour with ``CAIRN_CHAOS=all``. ``CAIRN_CHAOS_SEED`` makes the same requests again.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import invariants
+from tests.stack import Stack
+
+LONG = os.environ.get("CAIRN_CHAOS") == "all"
+SEED = int(os.environ.get("CAIRN_CHAOS_SEED") or random.randrange(1_000_000))  # noqa: S311 - a test's choice
+SECONDS = int(os.environ.get("CAIRN_CONTRACT_SECONDS") or (1800 if LONG else 45))
+
+
+@pytest.fixture(scope="module")
+def platform() -> Iterator[Stack]:
+    """With room for some instances only: what is beyond is refused as documented."""
+    stack = Stack(docker=False, simulated_hosts=2, CAIRN_QUOTA_INSTANCES="40", CAIRN_DEADLINE_LAUNCH="10")
+    try:
+        yield stack.start().ready()
+    finally:
+        stack.remove()
+
+
+@pytest.mark.timeout(SECONDS + 240)
+def test_every_answer_is_as_documented_and_the_platform_comes_to_rest(platform: Stack, tmp_path: Path) -> None:
+    known = platform.endpoint()
+    command = [
+        *(str(Path(sys.executable).with_name("schemathesis")), "--config-file"),
+        *(str(Path(__file__).with_name("schemathesis.toml")), "run"),
+        *(f"{known['api_url'].removesuffix('/v1')}/openapi.json", "--header", f"X-API-Key: {known['api_key']}"),
+        *("--seed", str(SEED), "--max-time", str(SECONDS), "--no-color"),
+    ]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("CAIRN_")} | {
+        "SCHEMATHESIS_HOOKS": "tests.contract.hooks",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "CONTRACT_HOSTS": ",".join(host["id"] for host in platform.list("/hosts")),
+        "CONTRACT_PROJECT": platform.list("/projects")[0]["id"],
+    }
+    done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"CAIRN_CHAOS_SEED={SEED}\n{done.stdout[-20000:]}\n{done.stderr[-2000:]}"
+    print(done.stdout[done.stdout.find("= SUMMARY") :])
+    platform.delete_all()
+    invariants.settle(platform)
