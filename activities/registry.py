@@ -8,13 +8,14 @@ from temporalio import activity
 
 from activities.drains import HostDrains
 from activities.hosts import HostEngine, HostRecords
+from activities.images import ImageEngine
 from activities.instances import InstanceEngine, InstanceRecords
 from activities.samples import SampleRecords
 from activities.sweeper import Sweeper
 from drivers import faults
 
 CONTROL_CLASSES: tuple[type, ...] = (InstanceRecords, HostRecords, HostDrains, SampleRecords, Sweeper)
-HOST_CLASSES: tuple[type, ...] = (InstanceEngine, HostEngine)
+HOST_CLASSES: tuple[type, ...] = (InstanceEngine, HostEngine, ImageEngine)
 
 
 class FaultPoint(TypedDict):

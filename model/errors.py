@@ -137,6 +137,24 @@ class ImageNotFound(CairnError):
     code, status = "image_not_found", 422
 
 
+class RegistryBusy(CairnError):
+    """A registry asks to come again later; details: ``retry_after_seconds``, which the step waits."""
+
+    code, status, retryable = "registry_busy", 503, True
+
+
+class ImageRefused(CairnError):
+    """The file is not an image that can be used, or not a safe one; the message says where it is wrong."""
+
+    code, status = "image_refused", 422
+
+
+class ChecksumMismatch(CairnError):
+    """What came is not what was announced; details: ``expected``, ``actual``."""
+
+    code, status = "checksum_mismatch", 422
+
+
 class ForeignObject(CairnError):
     """The engine holds an object of our name that does not carry our labels. It is never touched."""
 

@@ -13,6 +13,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index,
 from sqlalchemy.orm import Mapped, mapped_column
 
 from model.base import Base, EmptyList, EmptyObject, Frozen, Id, Now
+from model.images import Format, ImageWanted
 
 
 class Status(StrEnum):
@@ -81,6 +82,13 @@ class MachineSpec(Frozen):
     labels: dict[str, str] = {}
     #: It is stopped where its host may count as lost.
     fenced: bool = False
+    #: What ``image`` is exactly, where that is known already; see ImageWanted.
+    image_digest: str | None = None
+    image_format: Format | None = None
+
+    @property
+    def wanted_image(self) -> ImageWanted:
+        return ImageWanted(reference=self.image, digest=self.image_digest, format=self.image_format)
 
 
 class MachineState(Frozen):
@@ -88,6 +96,12 @@ class MachineState(Frozen):
 
     engine_id: str
     private_ip: str | None
+
+
+class Ready(MachineState):
+    """The same, and what its image turned out to be."""
+
+    image_digest: str | None = None
 
 
 class OwnedMachine(Frozen):
@@ -118,6 +132,13 @@ class Instance(Base):
     name: Mapped[str]
     status: Mapped[str]
     image: Mapped[str]
+    #: The project's image that ``image`` names; none: that is a reference of a registry.
+    image_id: Mapped[UUID | None]
+    #: What engines are told instead of ``image``, where that names one of the project's.
+    image_reference: Mapped[str | None]
+    image_format: Mapped[str | None]
+    #: What its first host found it to be: every later machine of the instance is made of just that.
+    image_digest: Mapped[str | None]
     instance_type: Mapped[str] = mapped_column(ForeignKey("instance_types.name"))
     vcpus: Mapped[float]
     memory_mb: Mapped[int]
@@ -166,6 +187,7 @@ class Instance(Base):
             deferrable=True,
             initially="DEFERRED",
         ),
+        ForeignKeyConstraint(["project_id", "image_id"], ["images.project_id", "images.id"]),
         CheckConstraint("status IN ({})".format(", ".join(f"'{s}'" for s in Status)), name="status"),
         CheckConstraint("quota IN ('none', 'reserved', 'used')", name="quota"),
         CheckConstraint("vcpus > 0 AND memory_mb > 0", name="size"),
@@ -176,6 +198,7 @@ class Instance(Base):
         ),
         Index("ix_instances_list", "project_id", "id", postgresql_where=text("status <> 'deleted'")),
         Index("ix_instances_status", "project_id", "status", "id"),
+        Index("ix_instances_image", "image_id", postgresql_where=text("image_id IS NOT NULL")),
         Index("ix_instances_host", "host_id", postgresql_where=text("host_id IS NOT NULL")),
         Index("ix_instances_next_host", "next_host_id", postgresql_where=text("next_host_id IS NOT NULL")),
         Index("ix_instances_labels", "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}),

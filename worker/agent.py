@@ -23,10 +23,14 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from activities.hosts import HostEngine
+from activities.images import ImageEngine
 from activities.instances import InstanceEngine
 from activities.interceptor import ActivityInterceptor
 from activities.registry import methods
 from activities.runs import host_queue
+from drivers.blob_source import ApiBlobs
+from drivers.brought import Brought
+from drivers.images import Images
 from drivers.machines import Machines
 from drivers.streams import Streams
 from model import logs
@@ -92,6 +96,19 @@ def driver(host: AgentHost, installation: UUID, settings: Settings) -> Machines:
     )
 
 
+def image_driver(host: AgentHost, membership: Membership, settings: Settings) -> Images:
+    """The same, of its images."""
+    brought = Brought(identity_file(settings).parent / f"{host.id}.images")
+    if host.backend == "simulated":
+        from drivers.simulated_images import SimulatedImages
+
+        return SimulatedImages(settings.simulator_url, host_name=host.name, brought=brought)
+    from drivers.docker_images import DockerImages
+
+    blobs = ApiBlobs(membership.api_url, membership.credential)
+    return DockerImages(settings.docker_host, brought=brought, fetch=blobs.fetch)
+
+
 async def run(settings: Settings) -> None:
     keys, membership = read_identity(settings)
     told = {"temporal_address": membership.temporal_address, "temporal_namespace": membership.temporal_namespace}
@@ -107,6 +124,7 @@ async def run(settings: Settings) -> None:
         return
     client = connecting.result()
     machines = {host.id: driver(host, membership.installation, settings) for host in membership.hosts}
+    images = {host.id: image_driver(host, membership, settings) for host in membership.hosts}
     gate = Gate(membership.ticket_keys)
     listener = agent_server.listen(settings, membership.api_url)
     serves = AgentServer({host.id: streams(host, membership.installation, settings) for host in membership.hosts}, gate)
@@ -122,7 +140,8 @@ async def run(settings: Settings) -> None:
         on_ticket_keys=gate.learn,
     )
     async with AsyncExitStack() as workers:
-        for worker in step_workers(client, membership.hosts, machines, partial(fence.check_open, settings)):
+        fenced = partial(fence.check_open, settings)
+        for worker in step_workers(client, membership.hosts, machines, images, fenced):
             await workers.enter_async_context(worker)
         log.info("agent.ready", hosts=[host.name for host in membership.hosts])
         stopped = asyncio.create_task(stopping.wait())
@@ -141,13 +160,21 @@ async def run(settings: Settings) -> None:
 
 
 def step_workers(
-    client: Client, hosts: list[AgentHost], machines: Mapping[UUID, Machines], ensure_fence: Callable[[], None]
+    client: Client,
+    hosts: list[AgentHost],
+    machines: Mapping[UUID, Machines],
+    images: Mapping[UUID, Images],
+    ensure_fence: Callable[[], None],
 ) -> list[Worker]:
     """A Temporal worker for each host's queue."""
     threads = ThreadPoolExecutor(max(STEPS, 4 * len(hosts)), thread_name_prefix="step")
     workers = []
     for host in hosts:
-        engines = [InstanceEngine(machines[host.id], ensure_fence), HostEngine(host.name, machines[host.id])]
+        engines = [
+            InstanceEngine(machines[host.id], ensure_fence),
+            HostEngine(host.name, machines[host.id]),
+            ImageEngine(images[host.id]),
+        ]
         workers.append(
             Worker(
                 client,

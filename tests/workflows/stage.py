@@ -28,6 +28,7 @@ from activities.runs import CONTROL, host_queue, start
 from activities.samples import Coarsened
 from activities.sweeper import Swept
 from model.base import new_id
+from model.images import ImageFound
 from model.instances import MachineSpec, MachineState, OwnedMachine, Port
 from model.workflows import Failure, Order
 from worker.temporal import DYNAMIC_CONFIG, SEARCH_ATTRIBUTES, find_binary
@@ -74,6 +75,8 @@ class Stage:
         self.ports: Iterator[int] = iter(range(20000, 30000))
         self.specs: list[MachineSpec] = []
         self.placed = True
+        #: What the image is found to be.
+        self.digest: str | None = f"sha256:{'1' * 64}"
         #: Whether the instance ran before, and whether its old host can be reached.
         self.was_running = True
         self.leaves: str | None = HOST
@@ -186,8 +189,9 @@ class Engine:
         self._stage = stage
 
     @activity.defn(name="image.ensure")
-    async def ensure(self, spec: MachineSpec) -> None:
+    async def ensure(self, spec: MachineSpec) -> ImageFound:
         await self._stage.play()
+        return ImageFound(digest=spec.image_digest or self._stage.digest)
 
     @activity.defn(name="instance.create")
     async def create(self, spec: MachineSpec) -> str:
