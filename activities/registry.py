@@ -8,13 +8,14 @@ from temporalio import activity
 
 from activities.drains import HostDrains
 from activities.hosts import HostEngine, HostRecords
+from activities.image_records import ImageRecords
 from activities.images import ImageEngine
 from activities.instances import InstanceEngine, InstanceRecords
 from activities.samples import SampleRecords
 from activities.sweeper import Sweeper
 from drivers import faults
 
-CONTROL_CLASSES: tuple[type, ...] = (InstanceRecords, HostRecords, HostDrains, SampleRecords, Sweeper)
+CONTROL_CLASSES: tuple[type, ...] = (InstanceRecords, HostRecords, HostDrains, SampleRecords, ImageRecords, Sweeper)
 HOST_CLASSES: tuple[type, ...] = (InstanceEngine, HostEngine, ImageEngine)
 
 

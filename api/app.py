@@ -12,18 +12,33 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from temporalio.client import Client
 
 from activities.placement import Capacity
-from api import agents, errors, events, health, hosts, instances, projects, samples, streams, workflows
+from api import (
+    agents,
+    blobs,
+    errors,
+    events,
+    health,
+    hosts,
+    image_uploads,
+    images,
+    instances,
+    projects,
+    samples,
+    streams,
+    workflows,
+)
 from api.agent_client import Agents
 from api.bells import Bells
 from api.dispatcher import Dispatcher
 from api.http import Http
 from api.pulse import beat
+from drivers.blobs import Blobs
 from model.settings import Settings
 
 DRAIN_SECONDS = 5
 
 
-def create_app(settings: Settings, engine: AsyncEngine, temporal: Client) -> FastAPI:
+def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store: Blobs) -> FastAPI:
     """The API on a database and a (lazily connected) Temporal client; it owns neither."""
 
     @asynccontextmanager
@@ -53,6 +68,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client) -> Fas
     app.state.bells = Bells(settings.database_url.get_secret_value())
     app.state.agents = Agents(settings.ticket_key)
     app.state.stopping = asyncio.Event()
+    app.state.blobs = store
     app.state.capacity = Capacity(
         port_range=settings.port_range,
         overcommit_cpu=settings.overcommit_cpu,
@@ -60,7 +76,9 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client) -> Fas
     )
     errors.install(app)
     # Agents before hosts: their paths are not ids.
-    for module in (instances, streams, workflows, events, agents, samples, hosts, projects, health):
+    for module in (instances, images, image_uploads, blobs, streams, workflows, events):
+        app.include_router(module.router)
+    for module in (agents, samples, hosts, projects, health):
         app.include_router(module.router)
     app.add_api_websocket_route("/{path:path}", streams.nowhere)
     app.add_middleware(Http, bug=errors.bug)

@@ -57,7 +57,11 @@ class LockedFile:
     def keep(self, path: Path) -> None:
         """It becomes ``path``, in place of what has that name, for good: at a power cut it is whole or not there."""
         os.fsync(self._fd)
-        os.replace(self.path, path)
+        try:
+            os.replace(self.path, path)
+        except FileNotFoundError:  # its folder was empty for a moment, and removed
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.replace(self.path, path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 import orjson
+from pydantic import model_validator
 from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -102,6 +103,12 @@ class Ready(MachineState):
     """The same, and what its image turned out to be."""
 
     image_digest: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_less(cls, value: Any) -> Any:
+        """Where the image was not looked at."""
+        return value.model_dump() if isinstance(value, MachineState) else value
 
 
 class OwnedMachine(Frozen):

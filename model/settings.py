@@ -75,6 +75,7 @@ class Settings(BaseSettings):
     deadline_start: Seconds = Field(300, description="Seconds a start may take")
     deadline_stop: Seconds = Field(300, description="Seconds a stop may take")
     deadline_delete: Seconds = Field(300, description="Seconds a delete may take")
+    deadline_import: Seconds = Field(3600, description="Seconds an import of an image may take")
     stop_grace: Annotated[float, Field(ge=0)] = Field(
         10, description="Seconds between asking an instance to end and ending it"
     )
@@ -104,6 +105,17 @@ class Settings(BaseSettings):
     simulator_url: str = Field("http://127.0.0.1:8099", description="Simulated engine that the agent uses")
     simulator_latency_ms: float = Field(0, ge=0, description="Time a call to the simulated engine takes")
     faults_file: Path | None = Field(None, description="Fault points' file; testing only")
+    blobs_dir: Path | None = Field(None, description="Folder of uploaded images (default: blobs in the data folder)")
+    blobs_s3_bucket: str | None = Field(None, description="Keep images in this bucket instead (S3-compatible)")
+    blobs_s3_endpoint: str | None = Field(None, description="Where the bucket's service is (default: AWS)")
+    blobs_s3_region: str = Field("us-east-1", description="Region of the bucket")
+    blobs_s3_access_key: str | None = Field(None, description="Access key (default: as the SDK finds one)")
+    blobs_s3_secret_key: SecretStr | None = Field(None, description="Its secret")
+    image_max_bytes: int = Field(10 << 30, gt=0, description="Bytes that an uploaded or downloaded image may have")
+    image_max_unpacked_bytes: int = Field(40 << 30, gt=0, description="Bytes that it may unpack to")
+    image_cache_days: float = Field(
+        14, gt=0, description="Days after which a host forgets an image that Cairn brought and nothing has used"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged")
     log_format: Literal["json", "console"] = Field("json", description="How log lines look")
 

@@ -173,7 +173,7 @@ def step_workers(
         engines = [
             InstanceEngine(machines[host.id], ensure_fence),
             HostEngine(host.name, machines[host.id]),
-            ImageEngine(images[host.id]),
+            ImageEngine(host.name, images[host.id]),
         ]
         workers.append(
             Worker(

@@ -14,6 +14,7 @@ from api.streamed import PING_SECONDS, PONG_SECONDS, keep_alive
 from model import logs
 from model.settings import Settings
 from model.streams import MOST_BYTES
+from worker import blob_store
 from worker.database import connect_async
 from worker.temporal_client import connect
 
@@ -70,7 +71,9 @@ def main() -> None:
 
 async def serve(settings: Settings) -> None:
     engine = connect_async(settings.database_url.get_secret_value(), CONNECTIONS)
-    app = create_app(settings, engine, await connect(settings, lazy=True))
+    blobs = blob_store.connect(settings)
+    blobs.sweep()
+    app = create_app(settings, engine, await connect(settings, lazy=True), blobs)
     config = uvicorn.Config(
         app,
         host=settings.api_host,

@@ -28,6 +28,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from activities.drains import HostDrains
 from activities.fleet import Limits
 from activities.hosts import HostRecords
+from activities.image_records import ImageLimits, ImageRecords
 from activities.instances import InstanceRecords
 from activities.interceptor import ActivityInterceptor
 from activities.placement import Capacity
@@ -38,6 +39,7 @@ from activities.sweeper import LOST_AFTER, Sweeper
 from model import logs
 from model.hosts import MARGIN
 from model.settings import Settings
+from worker import blob_store
 from worker.database import connect as connect_database
 from worker.temporal_client import connect
 from workflows.plans import PLANS
@@ -62,7 +64,14 @@ async def run(settings: Settings) -> None:
         deadline_launch=settings.deadline_launch,
         stop_grace=settings.stop_grace,
     )
-    sweeper = Sweeper(engine, client, limits)
+    blobs = blob_store.connect(settings)
+    blobs.sweep()
+    image_limits = ImageLimits(
+        most_bytes=settings.image_max_bytes,
+        most_unpacked_bytes=settings.image_max_unpacked_bytes,
+        cache_days=settings.image_cache_days,
+    )
+    sweeper = Sweeper(engine, client, limits, image_limits)
     capacity = Capacity(
         port_range=settings.port_range,
         overcommit_cpu=settings.overcommit_cpu,
@@ -74,6 +83,7 @@ async def run(settings: Settings) -> None:
         HostRecords(engine, limits),
         HostDrains(engine, histories, limits),
         SampleRecords(engine),
+        ImageRecords(engine, histories, blobs, image_limits, settings.outbound_allow),
         sweeper,
     ]
     stopping = asyncio.Event()

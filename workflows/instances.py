@@ -35,7 +35,7 @@ def settling(order: Order) -> Settle:
     """How runs on an instance end."""
 
     async def settle(outcome: Outcome, failure: Failure | None, facts: MachineState | None, undone: bool) -> None:
-        found = Ready.model_validate(facts.model_dump()) if facts is not None else None
+        found = Ready.model_validate(facts) if facts is not None else None
         settlement = Settlement(order=order, outcome=outcome, failure=failure, facts=found, undone=undone)
         await call(InstanceRecords.settle, settlement, "settle", on_control())
 
