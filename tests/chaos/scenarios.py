@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 
 from tests import invariants
-from tests.chaos.cells import PROCESSES, SYSTEM, Cell
+from tests.chaos import imports
+from tests.chaos.cells import IMPORTS, PROCESSES, SYSTEM, Cell
 from tests.stack import Json, Stack, wait_for
 
 #: A cancel acts within this, whatever the step does meanwhile.
@@ -26,6 +27,8 @@ def run(stack: Stack, cell: Cell) -> None:
             _system_work(stack, cell)
         elif cell.plan == "heal":
             _heal(stack, cell)
+        elif cell.plan in IMPORTS:
+            imports.run(stack, cell)
         elif cell.plan.startswith("drain"):
             _drain(stack, cell)
         elif cell.what == "cancel":
@@ -142,6 +145,10 @@ def _system_work(stack: Stack, cell: Cell) -> None:
     stack.fault(cell.point, cell.what)
     if cell.plan == "samples":
         _plant_old_samples(stack, instance)
+    if cell.plan == "images":
+        stack.sql("UPDATE hosts SET images_at = NULL")
+    if cell.plan == "blobs":
+        stack.sql("DELETE FROM pulses WHERE process = 'blobs'")
     accepted = stack.launch()
     stack.wait_for_hit(cell.point, before)
     stack.completed(accepted)
