@@ -13,11 +13,13 @@ from temporalio import activity
 from activities import orders
 from activities.database import transaction, use_project
 from activities.fleet import Limits
+from drivers.images import engine_reference
 from drivers.machines import Fence, Machines
 from model.base import Frozen
 from model.drift import Drift, compare
 from model.errors import CairnError
 from model.hosts import Host
+from model.images import ImageWanted
 from model.instances import Instance, OwnedMachine, Port, Status, digest_of
 from model.projects import Project
 from model.workflows import Event
@@ -38,6 +40,13 @@ class Inventory(Frozen):
     fence_stopped: list[UUID] = []
     #: The host's lease had lapsed, as its agent sees it: what is fenced there was stopped, and may not start.
     fence_closed: bool = False
+
+
+def names_of(instance: Instance) -> list[str]:
+    """By digest, or as it was made before the digest was known."""
+    name = instance.image_reference or instance.image
+    wanted = ImageWanted(reference=name, digest=instance.image_digest, format=instance.image_format)
+    return list(dict.fromkeys([engine_reference(wanted), name]))
 
 
 class HostRecords:
@@ -113,7 +122,7 @@ class HostRecords:
             drift = compare(
                 machine if machine is not None and machine.generation == instance.generation else None,
                 running=instance.status == Status.RUNNING,
-                image=instance.image,
+                images=names_of(instance),
                 vcpus=instance.vcpus,
                 memory_mb=instance.memory_mb,
                 ports=[Port.model_validate(port) for port in instance.ports],

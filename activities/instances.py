@@ -10,6 +10,7 @@ from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 from temporalio import activity
 
+from activities.caches import note_cached
 from activities.database import transaction
 from activities.placement import Capacity, place, release, release_next, switch
 from activities.runs import Histories, claim, end, others, record
@@ -17,7 +18,7 @@ from drivers.machines import Fence, Machines
 from model.base import Frozen
 from model.errors import HostIsBack, NoCapacity, NotReady, Superseded
 from model.hosts import Host, fenced_after, is_reachable
-from model.instances import STABLE, VERBS, Instance, MachineSpec, MachineState, Port, Status
+from model.instances import STABLE, VERBS, Instance, MachineSpec, MachineState, Port, Ready, Status
 from model.projects import ProjectQuota
 from model.workflows import Failure, Order, Outcome, Step
 
@@ -53,7 +54,7 @@ class Settlement(Frozen):
     order: Order
     outcome: Outcome
     failure: Failure | None = None
-    facts: MachineState | None = None
+    facts: Ready | None = None
     undone: bool = True
 
 
@@ -180,10 +181,6 @@ class InstanceEngine:
         self._machines = machines
         self._fence = fence
 
-    @activity.defn(name="image.ensure", no_thread_cancel_exception=True)
-    def ensure_image(self, spec: MachineSpec) -> None:
-        self._machines.ensure_image(spec.image, activity.is_cancelled)
-
     @activity.defn(name="instance.create", no_thread_cancel_exception=True)
     def create(self, spec: MachineSpec) -> str:
         if spec.fenced:
@@ -220,7 +217,7 @@ def settle_instance(
     outcome: Outcome,
     failure: Failure | None,
     steps: list[Step] | None,
-    facts: MachineState | None = None,
+    facts: Ready | None = None,
     *,
     undone: bool = True,
 ) -> None:
@@ -250,6 +247,9 @@ def settle_instance(
     if instance.workflow_id == order.workflow_id:
         if facts is not None:
             instance.container_id, instance.private_ip = facts.engine_id, facts.private_ip
+            # Once it is known it stays: what the instance is made of changes with nobody's tag.
+            instance.image_digest = instance.image_digest or facts.image_digest
+            note_cached(session, instance)
         if launch and status is Status.RUNNING:
             _count(session, instance, "used")
         if status in (Status.ERROR, Status.DELETED, Status.STOPPED):
@@ -325,7 +325,9 @@ def _spec(instance: Instance) -> MachineSpec:
         project_id=instance.project_id,
         generation=instance.generation,
         name=instance.name,
-        image=instance.image,
+        image=instance.image_reference or instance.image,
+        image_digest=instance.image_digest,
+        image_format=instance.image_format,
         vcpus=instance.vcpus,
         memory_mb=instance.memory_mb,
         env=instance.env,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import structlog
@@ -17,7 +18,7 @@ from temporalio.worker import (
     Interceptor,
 )
 
-from drivers import faults
+from drivers import faults, progress
 from drivers.machines import Cancelled
 from model.errors import CairnError
 
@@ -50,7 +51,7 @@ class _Inbound(ActivityInboundInterceptor):
         )
         faults.enter(passage)
         # The event loop beats, so an activity's thread may block; start_to_close bounds how long.
-        beating = asyncio.create_task(self._beat())
+        beating = asyncio.create_task(self._beat(progress.begin()))
         try:
             await _pass("before")
             result = await super().execute_activity(input)
@@ -64,7 +65,11 @@ class _Inbound(ActivityInboundInterceptor):
         except CairnError as error:
             log.warning("activity.failed", code=error.code, error=error.message, retryable=error.retryable)
             raise ApplicationError(
-                error.message, error.details, type=error.code, non_retryable=not error.retryable
+                error.message,
+                error.details,
+                type=error.code,
+                non_retryable=not error.retryable,
+                next_retry_delay=_delay(error),
             ) from error
         except (asyncio.CancelledError, ApplicationError):
             raise
@@ -79,15 +84,21 @@ class _Inbound(ActivityInboundInterceptor):
         finally:
             beating.cancel()
 
-    async def _beat(self) -> None:
+    async def _beat(self, far: progress.Progress) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_SECONDS)
-            self.outbound.heartbeat()
+            self.outbound.heartbeat(*([far.said] if far.said else []))
 
 
 async def _pass(point: faults.Point) -> None:
     for seconds in faults.holds(point):
         await asyncio.sleep(seconds)
+
+
+def _delay(error: CairnError) -> timedelta | None:
+    """When whoever refused asks to be tried again; None: as the step's retries say."""
+    seconds = error.details.get("retry_after_seconds")
+    return timedelta(seconds=seconds) if seconds else None
 
 
 def _context(args: Any) -> dict[str, str]:

@@ -8,14 +8,24 @@ from temporalio import activity
 
 from activities.drains import HostDrains
 from activities.hosts import HostEngine, HostRecords
+from activities.image_records import ImageRecords
+from activities.images import ImageEngine
 from activities.instances import InstanceEngine, InstanceRecords
 from activities.purge import PurgeRecords
 from activities.samples import SampleRecords
 from activities.sweeper import Sweeper
 from drivers import faults
 
-CONTROL_CLASSES: tuple[type, ...] = (InstanceRecords, HostRecords, HostDrains, SampleRecords, PurgeRecords, Sweeper)
-HOST_CLASSES: tuple[type, ...] = (InstanceEngine, HostEngine)
+CONTROL_CLASSES: tuple[type, ...] = (
+    InstanceRecords,
+    HostRecords,
+    HostDrains,
+    SampleRecords,
+    PurgeRecords,
+    ImageRecords,
+    Sweeper,
+)
+HOST_CLASSES: tuple[type, ...] = (InstanceEngine, HostEngine, ImageEngine)
 
 
 class FaultPoint(TypedDict):

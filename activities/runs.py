@@ -7,11 +7,13 @@ anything, and *ends* it in the transaction that moves its resource.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
+import orjson
 from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.orm import Session
 from temporalio import activity
@@ -150,7 +152,7 @@ class Histories:
 
 
 #: Steps that are bookkeeping, not part of what a user asked for.
-_HIDDEN = {"instance.settle"}
+_HIDDEN = {"instance.settle", "image.settle"}
 
 
 async def summarise(handle: WorkflowHandle[Any, Any], *, running: bool) -> list[Step]:
@@ -194,6 +196,7 @@ def read_steps(events: Iterable[HistoryEvent], pending: dict[str, PendingActivit
                 step["error"] = open_step.last_failure.message or None
                 if open_step.state != PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED:
                     step["state"] = "running"
+                    step["progress"] = _progress(open_step)
                 if open_step.HasField("last_started_time"):
                     step["started_at"] = _time(open_step.last_started_time)
             steps[event.event_id] = step
@@ -212,6 +215,15 @@ def read_steps(events: Iterable[HistoryEvent], pending: dict[str, PendingActivit
                     "error": (failure.message or None) if failure is not None else None,
                 }
     return [Step(**step) for step in steps.values()]
+
+
+def _progress(pending: PendingActivityInfo) -> str | None:
+    """What its last heartbeat said."""
+    for payload in pending.heartbeat_details.payloads:
+        with contextlib.suppress(ValueError):
+            said = orjson.loads(payload.data)
+            return said if isinstance(said, str) else None
+    return None
 
 
 def _time(stamp: Any) -> dt.datetime:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sqlalchemy.orm import Session
 
 from activities.drains import settle_host
+from activities.images import settle_image
 from activities.instances import settle_instance
 from model.workflows import Failure, Order, Outcome, Step
+
+_SETTLE: dict[str, Callable[..., None]] = {
+    "host": settle_host,
+    "image": settle_image,
+    "instance": settle_instance,
+}
 
 
 def settle(session: Session, order: Order, outcome: Outcome, failure: Failure | None, steps: list[Step]) -> None:
     """End a run from outside of it. Once: a row that ended is left alone."""
-    if order.resource_type == "host":
-        settle_host(session, order, outcome, failure, steps)
-    else:
-        settle_instance(session, order, outcome, failure, steps)
+    _SETTLE[order.resource_type](session, order, outcome, failure, steps)

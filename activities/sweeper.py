@@ -16,8 +16,10 @@ from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
+from activities import image_chores
 from activities.database import transaction
 from activities.fleet import BEAT, TICK, Limits, beat, replace_lost, to_reconcile
+from activities.image_records import ImageLimits
 from activities.runs import CONTROL, start, summarise
 from activities.samples import is_due
 from activities.settling import settle
@@ -49,10 +51,11 @@ class Swept(Frozen):
 class Sweeper:
     """Runs on the control queue, with every tick, and whenever the API says that it needs it."""
 
-    def __init__(self, engine: Engine, client: Client, limits: Limits) -> None:
+    def __init__(self, engine: Engine, client: Client, limits: Limits, images: ImageLimits) -> None:
         self._engine = engine
         self._client = client
         self._limits = limits
+        self._images = images
 
     @activity.defn(name="tick.sweep")
     async def sweep(self) -> Swept:
@@ -93,6 +96,8 @@ class Sweeper:
         try:
             if await asyncio.to_thread(self._samples_are_due):
                 await asyncio.wait_for(self._coarsen_samples(), PATIENCE.total_seconds())
+            chores = await asyncio.to_thread(self._image_chores)
+            await asyncio.wait_for(image_chores.start(self._client, *chores, self._images), PATIENCE.total_seconds())
         except (RPCError, TimeoutError) as error:
             failures.append(error)
         if failures:
@@ -122,6 +127,10 @@ class Sweeper:
     def _samples_are_due(self) -> bool:
         with transaction(self._engine) as session:
             return is_due(session)
+
+    def _image_chores(self) -> tuple[list[str], bool]:
+        with transaction(self._engine) as session:
+            return image_chores.due(session)
 
     async def _coarsen_samples(self) -> None:
         await self._client.start_workflow(

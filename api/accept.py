@@ -127,19 +127,18 @@ class Acceptance:
                 "retry_of": retry_of,
             },
         )
-        await self._record(event, order.resource_type, order.resource_id, order.workflow_id, data)
+        await self.record(event, order.resource_type, order.resource_id, order.workflow_id, data)
 
     async def ended(self, workflow: Row[Any]) -> None:
         """Write the event of another workflow that this transaction ended before it had started."""
         data = {"kind": workflow.kind, "error": workflow.error}
-        await self._record(
-            f"workflow.{workflow.state}", workflow.resource_type, workflow.resource_id, workflow.id, data
-        )
+        await self.record(f"workflow.{workflow.state}", workflow.resource_type, workflow.resource_id, workflow.id, data)
         self._ended.append(workflow.id)
 
-    async def _record(
-        self, event: str, resource_type: str, resource_id: UUID, workflow_id: UUID, data: dict[str, Any]
+    async def record(
+        self, event: str, resource_type: str, resource_id: UUID, workflow_id: UUID | None, data: dict[str, Any]
     ) -> None:
+        """Write an event of this transaction."""
         await self._caller.execute(
             _INSERT_EVENT,
             {

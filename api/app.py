@@ -14,10 +14,13 @@ from temporalio.client import Client
 from activities.placement import Capacity
 from api import (
     agents,
+    blobs,
     errors,
     events,
     health,
     hosts,
+    image_uploads,
+    images,
     instance_types,
     instances,
     openapi,
@@ -33,12 +36,13 @@ from api.dispatcher import Dispatcher
 from api.http import Http
 from api.open_streams import OpenStreams
 from api.pulse import beat
+from drivers.blobs import Blobs
 from model.settings import Settings
 
 DRAIN_SECONDS = 5
 
 
-def create_app(settings: Settings, engine: AsyncEngine, temporal: Client) -> FastAPI:
+def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store: Blobs) -> FastAPI:
     """The API on a database and a (lazily connected) Temporal client; it owns neither."""
 
     @asynccontextmanager
@@ -70,6 +74,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client) -> Fas
     app.state.agents = Agents(settings.ticket_key)
     app.state.open_streams = OpenStreams(engine, settings.project_streams)
     app.state.stopping = asyncio.Event()
+    app.state.blobs = store
     app.state.capacity = Capacity(
         port_range=settings.port_range,
         overcommit_cpu=settings.overcommit_cpu,
@@ -77,7 +82,9 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client) -> Fas
     )
     errors.install(app)
     # Agents before hosts: their paths are not ids.
-    for module in (instances, streams, workflows, events, agents, samples, hosts, projects, health):
+    for module in (instances, images, image_uploads, blobs, streams, workflows, events):
+        app.include_router(module.router)
+    for module in (agents, samples, hosts, projects, health):
         app.include_router(module.router)
     for module in (retries, instance_types):
         app.include_router(module.router)

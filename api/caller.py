@@ -36,7 +36,7 @@ ENTER = text("SELECT set_config('cairn.project', :project, true)")
 DATABASE_SECONDS = 5
 #: A browser asks for the WebSocket subprotocols ``cairn`` and this with its key behind it.
 SUBPROTOCOL, KEY_SUBPROTOCOL = "cairn", "key."
-_documented = (
+documented = (
     APIKeyHeader(name="X-API-Key", auto_error=False, scheme_name="ApiKey"),
     HTTPBearer(auto_error=False, scheme_name="Bearer"),
 )
@@ -77,6 +77,17 @@ class Caller:
             await connection.execute(ENTER, {"project": str(self.project_id)})
             yield connection
 
+    @asynccontextmanager
+    async def reopened(self) -> AsyncIterator[Caller]:
+        """The same caller in another transaction, which an acceptance ends; what nothing ends is rolled back."""
+        connection = self._engine.connect()
+        await connection.start()
+        try:
+            await connection.execute(ENTER, {"project": str(self.project_id)})
+            yield self.on(connection)
+        finally:
+            await connection.close()
+
 
 async def authenticate(request: HTTPConnection) -> Caller:
     """Check the key; open the request's transaction in its project. Raises Unauthenticated, NotFound."""
@@ -113,8 +124,8 @@ async def authenticate(request: HTTPConnection) -> Caller:
 
 async def _caller(
     request: Request,
-    _api_key: Annotated[str | None, Security(_documented[0])],
-    _bearer: Annotated[Any, Security(_documented[1])],
+    _api_key: Annotated[str | None, Security(documented[0])],
+    _bearer: Annotated[Any, Security(documented[1])],
 ) -> AsyncIterator[Caller]:
     caller = await authenticate(request)
     try:

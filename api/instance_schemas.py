@@ -19,6 +19,7 @@ _IMAGE = re.compile(
     r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*"
     r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[a-f0-9]{64})?"
 )
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 LONGEST_TO_SPLIT = 32768
 _PORT = re.compile(r"(?:([0-9]{1,5}):)?([0-9]{1,5})(?:/(tcp|udp))?")
 
@@ -39,10 +40,15 @@ def _short(value: str) -> str:
     return value
 
 
-def _image(value: str) -> str:
+def check_reference(value: str) -> str:
     if not _IMAGE.fullmatch(value):
         raise ValueError("expected an image reference such as nginx:1.29 or registry.example/team/app@sha256:…")
     return value
+
+
+def _image(value: str) -> str:
+    """The name or id of an image of the project, or a reference of a registry."""
+    return value if _NAME.fullmatch(value) else check_reference(value)
 
 
 def _env(value: Any) -> Any:
@@ -79,7 +85,7 @@ def _ports(value: Any) -> Any:
 
 
 Text = Annotated[str, AfterValidator(_text), Field(json_schema_extra={"pattern": r"^[^\x00]*$"})]
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Name = Annotated[str, StringConstraints(pattern=f"^{_NAME.pattern}$")]
 EnvName = Annotated[str, StringConstraints(pattern=r"^[^=\x00]{1,256}$")]
 LabelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
 LabelValue = Annotated[Text, Field(max_length=255)]
@@ -158,6 +164,10 @@ class InstanceView(BaseModel):
     name: str
     status: str
     image: str
+    #: The project's image that it names, where it names one.
+    image_id: str | None
+    #: What it was found to be at launch: every later machine of the instance is made of just that.
+    image_digest: str | None
     instance_type: str
     vcpus: float
     memory_mb: int

@@ -15,6 +15,7 @@ from api.accept import Acceptance, Answered, check_if_match, etag
 from api.caller import Authenticated, Caller
 from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES
+from api.image_names import named_image
 from api.instance_schemas import InstanceCreate, InstanceView
 from api.paging import Paging, page_of
 from model.base import new_id
@@ -86,6 +87,7 @@ async def launch(request: Request, body: InstanceCreate, caller: Authenticated) 
     asked = body.model_dump(mode="json", exclude_unset=True)
     if answered := await acceptance.answered_before(instance_id, asked):
         return await acceptance.answer(_show, answered)
+    named = await named_image(caller, body.image, body.backend)
     size = await _check_possible(request, caller, body)
     order = _order(request, caller, acceptance, "ProvisionInstance", instance_id, body.name)
     ports = [port.model_dump() for port in body.wanted_ports()]
@@ -96,6 +98,7 @@ async def launch(request: Request, body: InstanceCreate, caller: Authenticated) 
         "name": body.name,
         "status": Status.PENDING,
         "image": body.image,
+        **named,
         "instance_type": body.instance_type,
         "vcpus": size.vcpus,
         "memory_mb": size.memory_mb,
@@ -195,7 +198,7 @@ async def _change(request: Request, caller: Caller, instance_id: UUID, kind: str
             **({} if instance.status in STABLE else {"workflow_id": str(instance.workflow_id)}),
         )
     if verb.done is Status.DELETED:
-        await _cancel_others(caller, acceptance, instance_id)
+        await cancel_others(caller, acceptance, instance_id)
     order = _order(request, caller, acceptance, kind, instance_id, instance.name)
     order = order.model_copy(update={"force": force})
     await caller.execute(
@@ -227,8 +230,8 @@ async def _lock(caller: Caller, instance_id: UUID) -> Row[Any]:
     return row
 
 
-async def _cancel_others(caller: Caller, acceptance: Acceptance, instance_id: UUID) -> None:
-    """Ask every unfinished workflow of the instance to end. One that has not started ends here."""
+async def cancel_others(caller: Caller, acceptance: Acceptance, instance_id: UUID) -> None:
+    """Ask every unfinished workflow of the resource to end. One that has not started ends here."""
     accepted = Workflow.state == State.ACCEPTED
     mine = (Workflow.project_id == caller.project_id) & (Workflow.resource_id == instance_id)
     called_off = {"state": State.CANCELLED, "error": NEVER_STARTED.model_dump()}
@@ -329,6 +332,8 @@ def view(row: Row[Any]) -> dict[str, Any]:
         "name": row.name,
         "status": row.status,
         "image": row.image,
+        "image_id": row.image_id,
+        "image_digest": row.image_digest,
         "instance_type": row.instance_type,
         "vcpus": row.vcpus,
         "memory_mb": row.memory_mb,

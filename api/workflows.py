@@ -24,6 +24,7 @@ from api.instance_schemas import ErrorView
 from api.paging import Paging, page_of
 from api.samples import Time
 from model.errors import InvalidState, NotFound
+from model.images import Image
 from model.instances import STABLE, Instance
 from model.settings import Settings
 from model.workflows import NEVER_STARTED, TERMINAL, Failure, Order, State, Step, Workflow
@@ -120,6 +121,7 @@ async def cancel(request: Request, workflow_id: UUID, caller: Authenticated, bod
     row = await find(caller, workflow_id)
     # The resource before its workflow: the order in which everybody locks.
     await caller.execute(select(Instance.id).where(Instance.id == row.resource_id).with_for_update())
+    await caller.execute(select(Image.id).where(Image.id == row.resource_id).with_for_update())
     row = (await caller.execute(_query.where(Workflow.id == workflow_id).with_for_update())).one()
     if row.state in TERMINAL and row.cancel_requested_at is None:
         raise InvalidState(f"workflow {workflow_id} has ended: {row.state}", state=row.state)

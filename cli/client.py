@@ -144,7 +144,7 @@ class Client:
 
     def instance(self, wanted: str) -> dict[str, Any]:
         """The instance of this id, or the live one of exactly this name."""
-        if _is_id(wanted):
+        if is_id(wanted):
             found: dict[str, Any] = self.get(f"/instances/{wanted}")
             return found
         for row in self.get("/instances", name=wanted):
@@ -155,7 +155,7 @@ class Client:
 
     def host(self, wanted: str) -> dict[str, Any]:
         """The host of this id, or of exactly this name."""
-        if _is_id(wanted):
+        if is_id(wanted):
             found: dict[str, Any] = self.get(f"/hosts/{wanted}")
             return found
         for row in self.pages("/hosts", {}, None)[0]:
@@ -243,7 +243,7 @@ def workflow_of(envelope: Mapping[str, Any]) -> str | None:
 
 def checked_id(value: str) -> str:
     """``value`` where it is an id; a workflow has no other name."""
-    if not _is_id(value):
+    if not is_id(value):
         raise usage(f"'{value}' is not a workflow id", "find it with: cairn workflow list")
     return value
 
@@ -253,7 +253,7 @@ def is_loopback(url: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
-def _is_id(value: str) -> bool:
+def is_id(value: str) -> bool:
     try:
         return str(UUID(value)) == value.lower()
     except ValueError:

@@ -33,6 +33,7 @@ All = Annotated[bool, typer.Option("--all", help="All of them, page by page.")]
 
 _COLOURS = {
     "running": "green",
+    "available": "green",
     "completed": "green",
     "stopped": "yellow",
     "cancelled": "yellow",

@@ -20,7 +20,7 @@ from docker.utils import convert_filters
 from drivers import docker_usage, faults
 from drivers.docker_details import CPU_PERIOD, Details, limits
 from drivers.docker_engine import CALL_SECONDS, CONFLICT, NOT_FOUND, SERVER_ERROR, DockerEngine, calling, said
-from drivers.docker_pull import Pull
+from drivers.images import engine_reference
 from drivers.machines import Cancelled, Check
 from drivers.ownership import FENCED, Owner, machine_name
 from model.errors import (
@@ -34,8 +34,6 @@ from model.errors import (
 from model.instances import MachineSpec, MachineState, OwnedMachine
 from model.samples import Reading
 
-#: A pull may be silent for so long between two lines of progress.
-PULL_SECONDS = 60
 #: Changing calls at once: more only wait inside the engine, past their time-out.
 CHANGES = threading.BoundedSemaphore(8)
 ROOM_SECONDS = 30
@@ -68,26 +66,6 @@ class DockerMachines:
     @property
     def _client(self) -> APIClient:
         return self._engine.client
-
-    def ensure_image(self, image: str, cancelled: Check) -> None:
-        with calling():
-            try:
-                self._client.inspect_image(image)  # type: ignore[no-untyped-call]
-                return
-            except docker.errors.ImageNotFound:
-                pass
-            # In a thread of its own: a registry that is silent would be deaf to a cancel.
-            pull = Pull(APIClient(self._engine.base_url, version=self._client.api_version, timeout=PULL_SECONDS), image)
-            pull.start()
-            while not pull.ended.wait(POLL_SECONDS):
-                if cancelled():
-                    pull.called_off.set()
-                    raise Cancelled(f"pull of {image}")
-            if pull.failure is not None:
-                raise ImageNotFound(
-                    f"image {image} is not on the engine, and could not be pulled: {pull.failure}", image=image
-                )
-            faults.reached("after_effect")
 
     def create(self, spec: MachineSpec) -> str:
         with calling(), _changing():
@@ -130,7 +108,7 @@ class DockerMachines:
             log_config=LogConfig(type="json-file", config={"max-size": "10m", "max-file": "3"}),
         )
         made = self._client.create_container(
-            spec.image,
+            engine_reference(spec.wanted_image),
             command=spec.cmd,
             name=machine_name(spec.id),
             hostname=re.sub(r"[^a-zA-Z0-9-]", "-", spec.name)[:63],

@@ -20,6 +20,11 @@ CALL_SECONDS = 9
 NOT_FOUND, CONFLICT, SERVER_ERROR = 404, 409, 500
 
 
+def connect(base_url: str) -> APIClient:
+    """A client for short calls; asks the engine for its version."""
+    return APIClient(base_url, timeout=CALL_SECONDS, max_pool_size=64)
+
+
 class DockerEngine:
     """One engine, for one owner."""
 
@@ -33,7 +38,7 @@ class DockerEngine:
         """Connected at its first use, so that an agent starts before its engine; asks the version once."""
         # Not a cached_property: in Python 3.11 its lock makes callers of a silent engine time out one after another.
         if self._connected is None:
-            self._connected = APIClient(self.base_url, timeout=CALL_SECONDS, max_pool_size=64)
+            self._connected = connect(self.base_url)
         return self._connected
 
     def find(self, machine: UUID) -> dict[str, Any] | None:

@@ -52,9 +52,6 @@ class Machines(Protocol):
 
     name: str
 
-    def ensure_image(self, image: str, cancelled: Check) -> None:
-        """Make ``image`` usable on this engine. Raises ImageNotFound where it cannot be had."""
-
     def create(self, spec: MachineSpec) -> str:
         """Find or create the machine of ``spec.id``; its engine's id comes back.
 

@@ -15,7 +15,6 @@ from drivers.ownership import FENCED, PREFIX, Owner, machine_name
 from model.errors import (
     EngineRefused,
     EngineUnavailable,
-    ImageNotFound,
     InstanceExited,
     NotFound,
     PortTaken,
@@ -28,20 +27,41 @@ POLL_SECONDS = 0.05
 NOT_FOUND, CONFLICT, LEAST_ERROR, SERVER_ERROR = 404, 409, 400, 500
 
 
+class SimulatedEngine:
+    """One host of the simulated engine, over HTTP."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        # urllib3 itself: a call costs a third of what it costs through a larger client.
+        self._http = urllib3.PoolManager(maxsize=64, retries=False, timeout=CALL_SECONDS)
+
+    def call(self, method: str, path: str) -> Any:
+        """The answer; None where it is not there."""
+        status, answer = self.request(method, path, None)
+        if status == NOT_FOUND:
+            return None
+        if status >= LEAST_ERROR:
+            raise _error(status, answer)
+        return answer
+
+    def request(self, method: str, path: str, body: Any) -> tuple[int, Any]:
+        try:
+            response = self._http.request(
+                method, f"{self._url}/{path}", body=None if body is None else orjson.dumps(body)
+            )
+        except urllib3.exceptions.HTTPError as error:
+            raise EngineUnavailable(f"the simulated engine does not answer: {error}") from error
+        return response.status, orjson.loads(response.data or b"null")
+
+
 class SimulatedMachines:
     """The machine port on one host of the simulated engine, for one owner."""
 
     name = "simulated"
 
     def __init__(self, url: str, *, installation: UUID, host_id: UUID, host_name: str) -> None:
-        self._url = f"{url}/hosts/{host_name}"
+        self._engine = SimulatedEngine(f"{url}/hosts/{host_name}")
         self._owner = Owner(installation=installation, host_id=host_id)
-        # urllib3 itself: a call costs a third of what it costs through a larger client.
-        self._http = urllib3.PoolManager(maxsize=64, retries=False, timeout=CALL_SECONDS)
-
-    def ensure_image(self, image: str, cancelled: Check) -> None:
-        if self._call("GET", f"images/{image}") is None:
-            raise ImageNotFound(f"image {image} is not on the engine, and could not be pulled", image=image)
 
     def create(self, spec: MachineSpec) -> str:
         wanted = {
@@ -53,18 +73,18 @@ class SimulatedMachines:
         }
         path = f"machines/{machine_name(spec.id)}"
         for _ in range(3):
-            status, answer = self._request("POST", path, wanted)
+            status, answer = self._engine.request("POST", path, wanted)
             if status < LEAST_ERROR:
                 faults.reached("after_effect")
                 return str(answer["id"])
             if status != CONFLICT:
                 raise _error(status, answer)
-            found = self._call("GET", path)
+            found = self._engine.call("GET", path)
             if found is None:
                 continue
             if self._owner.check_adoptable(spec, found["labels"]):
                 return str(found["id"])
-            self._call("DELETE", f"machines/{found['id']}")
+            self._engine.call("DELETE", f"machines/{found['id']}")
         raise EngineUnavailable(f"{machine_name(spec.id)} keeps changing under our hands")
 
     def start(self, machine: UUID, cancelled: Check) -> MachineState:
@@ -72,7 +92,7 @@ class SimulatedMachines:
         if found is None:
             raise NotFound(f"{machine_name(machine)} is not on the engine")
         if found["state"] != "running":
-            status, answer = self._request("POST", f"machines/{found['id']}/start", None)
+            status, answer = self._engine.request("POST", f"machines/{found['id']}/start", None)
             if status == CONFLICT:
                 port = answer.get("port")
                 raise PortTaken(f"host port {port} is taken by something else on the host", port=port)
@@ -84,7 +104,7 @@ class SimulatedMachines:
             if cancelled():
                 raise Cancelled
             time.sleep(POLL_SECONDS)
-            found = self._call("GET", f"machines/{found['id']}") or {"state": "gone"}
+            found = self._engine.call("GET", f"machines/{found['id']}") or {"state": "gone"}
         if found["state"] != "running":
             raise InstanceExited(f"the machine is {found['state']}, before it was ready")
         return MachineState(engine_id=found["id"], private_ip=found["ip"])
@@ -94,7 +114,7 @@ class SimulatedMachines:
         if found is None:
             raise NotFound(f"{machine_name(spec.id)} is not on the engine")
         if (found["vcpus"], found["memory_mb"]) != (spec.vcpus, spec.memory_mb):
-            status, answer = self._request(
+            status, answer = self._engine.request(
                 "PUT", f"machines/{found['id']}", {"vcpus": spec.vcpus, "memory_mb": spec.memory_mb}
             )
             if status >= LEAST_ERROR:
@@ -104,19 +124,19 @@ class SimulatedMachines:
     def stop(self, machine: UUID, grace_seconds: float, cancelled: Check) -> None:
         found = self._own(machine)
         if found is not None and found["state"] != "stopped":
-            self._call("POST", f"machines/{found['id']}/stop")
+            self._engine.call("POST", f"machines/{found['id']}/stop")
             faults.reached("after_effect")
 
     def delete(self, machine: UUID, generation: int | None = None) -> None:
         found = self._own(machine)
         if found is None or (generation is not None and int(found["labels"][f"{PREFIX}.generation"]) > generation):
             return
-        self._call("DELETE", f"machines/{found['id']}")
+        self._engine.call("DELETE", f"machines/{found['id']}")
         faults.reached("after_effect")
 
     def inventory(self) -> list[OwnedMachine]:
         machines = []
-        for found in self._call("GET", "machines") or []:
+        for found in self._engine.call("GET", "machines") or []:
             ours = self._owner.owned(found["name"], found["labels"])
             if ours is not None:
                 machines.append(
@@ -135,7 +155,7 @@ class SimulatedMachines:
 
     def sample(self) -> list[Reading]:
         readings = []
-        for found in self._call("GET", "usage") or []:
+        for found in self._engine.call("GET", "usage") or []:
             ours = self._owner.owned_of(found["name"], found["labels"])
             if ours is not None:
                 id, generation, project_id = ours
@@ -145,27 +165,9 @@ class SimulatedMachines:
 
     def _own(self, machine: UUID) -> dict[str, Any] | None:
         """What has the machine's name and our labels."""
-        found = self._call("GET", f"machines/{machine_name(machine)}")
+        found = self._engine.call("GET", f"machines/{machine_name(machine)}")
         ours = self._owner.owned(machine_name(machine), found["labels"]) if found else None
         return found if ours is not None else None
-
-    def _call(self, method: str, path: str) -> Any:
-        """The answer; None where it is not there."""
-        status, answer = self._request(method, path, None)
-        if status == NOT_FOUND:
-            return None
-        if status >= LEAST_ERROR:
-            raise _error(status, answer)
-        return answer
-
-    def _request(self, method: str, path: str, body: Any) -> tuple[int, Any]:
-        try:
-            response = self._http.request(
-                method, f"{self._url}/{path}", body=None if body is None else orjson.dumps(body)
-            )
-        except urllib3.exceptions.HTTPError as error:
-            raise EngineUnavailable(f"the simulated engine does not answer: {error}") from error
-        return response.status, orjson.loads(response.data or b"null")
 
 
 def _error(status: int, answer: Any) -> Exception:

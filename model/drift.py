@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Collection
 from typing import Any, Literal
 
 from model.base import Frozen
@@ -36,13 +37,16 @@ def compare(
     machine: OwnedMachine | None,
     *,
     running: bool,
-    image: str,
+    images: Collection[str],
     vcpus: float,
     memory_mb: int,
     ports: list[Port],
     now: dt.datetime,
 ) -> Drift | None:
-    """How the machine differs; None: not at all. What a driver cannot tell counts as equal."""
+    """How the machine differs; None: not at all. What a driver cannot tell counts as equal.
+
+    ``images``: the names by which an engine may know its image, first the one that it is told now.
+    """
     if machine is None:
         return Drift(kind="missing", detected_at=now)
     if running and not machine.running:
@@ -50,8 +54,9 @@ def compare(
     if machine.running and not running:
         return Drift(kind="running", detected_at=now)
     changes: dict[str, dict[str, Any]] = {}
+    if machine.image is not None and machine.image not in images:
+        changes["image"] = {"expected": next(iter(images)), "actual": machine.image}
     for field, expected, actual in (
-        ("image", image, machine.image),
         ("vcpus", vcpus, machine.vcpus),
         ("memory_mb", memory_mb, machine.memory_mb),
     ):

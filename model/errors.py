@@ -78,6 +78,12 @@ class ValidationFailed(CairnError):
     code, status = "validation_failed", 422
 
 
+class UrlRefused(CairnError):
+    """A URL that a user gave leads, by itself or by a redirect, to where the platform does not go."""
+
+    code, status = "url_refused", 422
+
+
 class QuotaExceeded(CairnError):
     code, status = "quota_exceeded", 429
 
@@ -129,6 +135,24 @@ class NoCapacity(CairnError):
 
 class ImageNotFound(CairnError):
     code, status = "image_not_found", 422
+
+
+class RegistryBusy(CairnError):
+    """A registry asks to come again later; details: ``retry_after_seconds``, which the step waits."""
+
+    code, status, retryable = "registry_busy", 503, True
+
+
+class ImageRefused(CairnError):
+    """The file is not an image that can be used, or not a safe one; the message says where it is wrong."""
+
+    code, status = "image_refused", 422
+
+
+class ChecksumMismatch(CairnError):
+    """What came is not what was announced; details: ``expected``, ``actual``."""
+
+    code, status = "checksum_mismatch", 422
 
 
 class ForeignObject(CairnError):

@@ -82,6 +82,8 @@ class Host(Base):
     inventory: Mapped[str | None]
     reconciled: Mapped[str | None]
     reconciled_at: Mapped[dt.datetime | None]
+    #: When its cached images were last looked through.
+    images_at: Mapped[dt.datetime | None]
     #: What an operator should look at; None: nothing.
     warning: Mapped[str | None]
     created_at: Mapped[Now]

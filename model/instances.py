@@ -9,10 +9,12 @@ from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 import orjson
+from pydantic import model_validator
 from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from model.base import Base, EmptyList, EmptyObject, Frozen, Id, Now
+from model.images import Format, ImageWanted
 
 
 class Status(StrEnum):
@@ -81,6 +83,13 @@ class MachineSpec(Frozen):
     labels: dict[str, str] = {}
     #: It is stopped where its host may count as lost.
     fenced: bool = False
+    #: What ``image`` is exactly, where that is known already; see ImageWanted.
+    image_digest: str | None = None
+    image_format: Format | None = None
+
+    @property
+    def wanted_image(self) -> ImageWanted:
+        return ImageWanted(reference=self.image, digest=self.image_digest, format=self.image_format)
 
 
 class MachineState(Frozen):
@@ -88,6 +97,18 @@ class MachineState(Frozen):
 
     engine_id: str
     private_ip: str | None
+
+
+class Ready(MachineState):
+    """The same, and what its image turned out to be."""
+
+    image_digest: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_less(cls, value: Any) -> Any:
+        """Where the image was not looked at."""
+        return value.model_dump() if isinstance(value, MachineState) else value
 
 
 class OwnedMachine(Frozen):
@@ -118,6 +139,13 @@ class Instance(Base):
     name: Mapped[str]
     status: Mapped[str]
     image: Mapped[str]
+    #: The project's image that ``image`` names; none: that is a reference of a registry.
+    image_id: Mapped[UUID | None]
+    #: What engines are told instead of ``image``, where that names one of the project's.
+    image_reference: Mapped[str | None]
+    image_format: Mapped[str | None]
+    #: What its first host found it to be: every later machine of the instance is made of just that.
+    image_digest: Mapped[str | None]
     instance_type: Mapped[str] = mapped_column(ForeignKey("instance_types.name"))
     vcpus: Mapped[float]
     memory_mb: Mapped[int]
@@ -166,6 +194,7 @@ class Instance(Base):
             deferrable=True,
             initially="DEFERRED",
         ),
+        ForeignKeyConstraint(["project_id", "image_id"], ["images.project_id", "images.id"]),
         CheckConstraint("status IN ({})".format(", ".join(f"'{s}'" for s in Status)), name="status"),
         CheckConstraint("quota IN ('none', 'reserved', 'used')", name="quota"),
         CheckConstraint("vcpus > 0 AND memory_mb > 0", name="size"),
@@ -179,6 +208,7 @@ class Instance(Base):
         Index("ix_instances_host", "host_id", "updated_at", postgresql_where=text("host_id IS NOT NULL")),
         Index("ix_instances_workflow", "project_id", "workflow_id"),
         Index("ix_instances_deleted", "deleted_at", postgresql_where=text("status = 'deleted'")),
+        Index("ix_instances_image", "image_id", postgresql_where=text("image_id IS NOT NULL")),
         Index("ix_instances_next_host", "next_host_id", postgresql_where=text("next_host_id IS NOT NULL")),
         Index("ix_instances_labels", "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}),
     )

@@ -2,6 +2,7 @@
 
 from model.base import Base
 from model.hosts import Host, HostPort, HostToken, InstanceType
+from model.images import Image, ImageCache
 from model.instances import Instance
 from model.projects import ApiKey, Installation, Project, ProjectQuota, Pulse
 from model.samples import Sample
@@ -15,6 +16,8 @@ __all__ = [
     "HostPort",
     "HostToken",
     "IdempotencyKey",
+    "Image",
+    "ImageCache",
     "Installation",
     "Instance",
     "InstanceType",

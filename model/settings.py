@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 from uuid import UUID
@@ -30,8 +31,15 @@ def _check_ticket_key(value: SecretStr) -> SecretStr:
     return SecretStr(check_signing_key(value.get_secret_value()))
 
 
+def _parse_networks(value: object) -> object:
+    return (
+        tuple(ip_network(one.strip()) for one in value.split(",") if one.strip()) if isinstance(value, str) else value
+    )
+
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 PortRange = Annotated[tuple[Port, Port], NoDecode, BeforeValidator(_parse_port_range)]
+Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_parse_networks)]
 Seconds = Annotated[float, Field(gt=0)]
 TicketKey = Annotated[SecretStr, AfterValidator(_check_ticket_key)]
 Days = Annotated[float, Field(gt=0, le=36500)]
@@ -76,6 +84,7 @@ class Settings(BaseSettings):
     deadline_start: Seconds = Field(300, description="Seconds a start may take")
     deadline_stop: Seconds = Field(300, description="Seconds a stop may take")
     deadline_delete: Seconds = Field(300, description="Seconds a delete may take")
+    deadline_import: Seconds = Field(3600, description="Seconds an import of an image may take")
     stop_grace: Annotated[float, Field(ge=0)] = Field(
         10, description="Seconds between asking an instance to end and ending it"
     )
@@ -85,6 +94,9 @@ class Settings(BaseSettings):
     retain_deleted: Days = Field(7, description="Days that a deleted instance's row is kept (it can be read for one)")
     retain_events: Days = Field(30, description="Days that events are kept")
     retain_workflows: Days = Field(90, description="Days that a workflow is kept after its end, with its steps")
+    outbound_allow: Networks = Field(
+        (), description="Networks, comma-separated, that users' URLs may lead to although they are not public"
+    )
     ticket_key: TicketKey | None = Field(
         None, description="Key that the API signs tickets for agents with: Ed25519, PEM (all APIs the same)"
     )
@@ -109,6 +121,17 @@ class Settings(BaseSettings):
     simulator_url: str = Field("http://127.0.0.1:8099", description="Simulated engine that the agent uses")
     simulator_latency_ms: float = Field(0, ge=0, description="Time a call to the simulated engine takes")
     faults_file: Path | None = Field(None, description="Fault points' file; testing only")
+    blobs_dir: Path | None = Field(None, description="Folder of uploaded images (default: blobs in the data folder)")
+    blobs_s3_bucket: str | None = Field(None, description="Keep images in this bucket instead (S3-compatible)")
+    blobs_s3_endpoint: str | None = Field(None, description="Where the bucket's service is (default: AWS)")
+    blobs_s3_region: str = Field("us-east-1", description="Region of the bucket")
+    blobs_s3_access_key: str | None = Field(None, description="Access key (default: as the SDK finds one)")
+    blobs_s3_secret_key: SecretStr | None = Field(None, description="Its secret")
+    image_max_bytes: int = Field(10 << 30, gt=0, description="Bytes that an uploaded or downloaded image may have")
+    image_max_unpacked_bytes: int = Field(40 << 30, gt=0, description="Bytes that it may unpack to")
+    image_cache_days: float = Field(
+        14, gt=0, description="Days after which a host forgets an image that Cairn brought and nothing has used"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged")
     log_format: Literal["json", "console"] = Field("json", description="How log lines look")
 
@@ -139,6 +162,6 @@ def table() -> str:
             default = "-".join(map(str, default))
         elif isinstance(default, bool):
             default = int(default)
-        shown = "" if default in (None, []) else f"`{default}`"
+        shown = "" if default in (None, [], "") else f"`{default}`"
         lines.append(f"| `CAIRN_{name.upper()}` | {shown} | {field.description} |")
     return "\n".join(lines)

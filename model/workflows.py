@@ -75,6 +75,8 @@ class Step(Frozen):
     finished_at: dt.datetime | None
     error: str | None
     undo: bool
+    #: How far a long step is, as it said last: "12.5 of 120.0 MiB".
+    progress: str | None = None
 
 
 class Workflow(Base):

@@ -89,6 +89,7 @@ class Stack:
                 "CAIRN_SIMULATED_HOSTS": str(simulated_hosts),
                 "CAIRN_SIMULATOR_URL": self.simulator_url,
                 "CAIRN_FAULTS_FILE": str(self.faults_file),
+                "CAIRN_OUTBOUND_ALLOW": "127.0.0.0/8",
             }
             | environ
         )

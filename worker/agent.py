@@ -23,10 +23,14 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from activities.hosts import HostEngine
+from activities.images import ImageEngine
 from activities.instances import InstanceEngine
 from activities.interceptor import ActivityInterceptor
 from activities.registry import methods
 from activities.runs import host_queue
+from drivers.blob_source import ApiBlobs
+from drivers.brought import Brought
+from drivers.images import Images
 from drivers.machines import Fence, Machines
 from drivers.streams import Streams
 from model import logs
@@ -92,6 +96,19 @@ def driver(host: AgentHost, installation: UUID, settings: Settings) -> Machines:
     )
 
 
+def image_driver(host: AgentHost, membership: Membership, settings: Settings) -> Images:
+    """The same, of its images."""
+    brought = Brought(identity_file(settings).parent / f"{host.id}.images")
+    if host.backend == "simulated":
+        from drivers.simulated_images import SimulatedImages
+
+        return SimulatedImages(settings.simulator_url, host_name=host.name, brought=brought)
+    from drivers.docker_images import DockerImages
+
+    blobs = ApiBlobs(membership.api_url, membership.credential)
+    return DockerImages(settings.docker_host, brought=brought, fetch=blobs.fetch)
+
+
 async def run(settings: Settings) -> None:
     keys, membership = read_identity(settings)
     path = identity_file(settings)
@@ -102,6 +119,7 @@ async def run(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     machines = {host.id: driver(host, membership.installation, settings) for host in membership.hosts}
+    images = {host.id: image_driver(host, membership, settings) for host in membership.hosts}
     gate = Gate(membership.ticket_keys)
     listener = agent_server.listen(settings, membership.api_url)
     serves = AgentServer({host.id: streams(host, membership.installation, settings) for host in membership.hosts}, gate)
@@ -127,7 +145,9 @@ async def run(settings: Settings) -> None:
     await asyncio.wait({leasing, granted, stopped}, return_when=asyncio.FIRST_COMPLETED)
     async with AsyncExitStack() as workers:
         if granted.done():
-            temporal.workers = step_workers(temporal.client, membership.hosts, machines, fence.AgentFence(settings))
+            temporal.workers = step_workers(
+                temporal.client, membership.hosts, machines, images, fence.AgentFence(settings)
+            )
             for worker in temporal.workers:
                 await workers.enter_async_context(worker)
             log.info("agent.ready", hosts=[host.name for host in membership.hosts])
@@ -147,7 +167,11 @@ async def run(settings: Settings) -> None:
 
 
 def step_workers(
-    client: Client, hosts: list[AgentHost], machines: Mapping[UUID, Machines], fence: Fence
+    client: Client,
+    hosts: list[AgentHost],
+    machines: Mapping[UUID, Machines],
+    images: Mapping[UUID, Images],
+    fence: Fence,
 ) -> list[Worker]:
     """A Temporal worker for each host's queue."""
     threads = ThreadPoolExecutor(max(STEPS, 4 * len(hosts)), thread_name_prefix="step")
@@ -156,6 +180,7 @@ def step_workers(
         engines = [
             InstanceEngine(machines[host.id], fence),
             HostEngine(host.name, machines[host.id], fence),
+            ImageEngine(host.name, images[host.id]),
         ]
         workers.append(
             Worker(

@@ -13,6 +13,7 @@ from api.app import create_app
 from api.streamed import keep_alive
 from model import logs
 from model.settings import Settings, of_process
+from worker import blob_store
 from worker.database import connect_async
 from worker.temporal_client import connect
 from worker.websocket import OPTIONS, TOO_LONG, is_too_long
@@ -69,7 +70,9 @@ def main() -> None:
 
 async def serve(settings: Settings) -> None:
     engine = connect_async(settings.database_url.get_secret_value(), CONNECTIONS)
-    app = create_app(settings, engine, await connect(settings, lazy=True))
+    blobs = blob_store.connect(settings)
+    blobs.sweep()
+    app = create_app(settings, engine, await connect(settings, lazy=True), blobs)
     config = uvicorn.Config(
         app,
         host=settings.api_host,

@@ -28,6 +28,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from activities.drains import HostDrains
 from activities.fleet import Limits
 from activities.hosts import HostRecords
+from activities.image_records import ImageLimits, ImageRecords
 from activities.instances import InstanceRecords
 from activities.interceptor import ActivityInterceptor
 from activities.placement import Capacity
@@ -38,6 +39,7 @@ from activities.samples import SampleRecords
 from activities.sweeper import LOST_AFTER, Sweeper
 from model import logs
 from model.settings import Settings, of_process
+from worker import blob_store
 from worker.database import connect as connect_database
 from worker.temporal_client import connect
 from workflows.plans import PLANS
@@ -56,6 +58,13 @@ async def run(settings: Settings) -> None:
     client = await connect(settings)
     engine = connect_database(settings.database_url.get_secret_value(), THREADS)
     histories = Histories(client, asyncio.get_running_loop())
+    blobs = blob_store.connect(settings)
+    blobs.sweep()
+    image_limits = ImageLimits(
+        most_bytes=settings.image_max_bytes,
+        most_unpacked_bytes=settings.image_max_unpacked_bytes,
+        cache_days=settings.image_cache_days,
+    )
     capacity = Capacity(
         port_range=settings.port_range,
         overcommit_cpu=settings.overcommit_cpu,
@@ -70,13 +79,14 @@ async def run(settings: Settings) -> None:
         stop_grace=settings.stop_grace,
         tick_seconds=settings.tick_seconds,
     )
-    sweeper = Sweeper(engine, client, limits)
+    sweeper = Sweeper(engine, client, limits, image_limits)
     records = [
         InstanceRecords(engine, capacity, histories),
         HostRecords(engine, limits),
         HostDrains(engine, histories, limits),
         SampleRecords(engine),
         PurgeRecords(engine, retention_of(settings)),
+        ImageRecords(engine, histories, blobs, image_limits, settings.outbound_allow),
         sweeper,
     ]
     stopping = asyncio.Event()

@@ -34,6 +34,7 @@ OWN = (
     "temporal.sqlite",
     "temporal.sqlite-shm",
     "temporal.sqlite-wal",
+    "blobs",
     # Last: it is what proves that the folder is ours.
     "installation.json",
     "lock",

@@ -18,6 +18,7 @@ where no engine runs. It knows nothing of Cairn: names, labels and states, like 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import sqlite3
 import time
@@ -114,7 +115,10 @@ def application(engine: Engine) -> Starlette:
 
     async def image(request: Request) -> Response:
         name = request.path_params["image"]
-        return missing() if "missing" in name else answer({"image": name})
+        if "missing" in name:
+            return missing()
+        digest = name.rpartition("@")[2] if "@" in name else f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
+        return answer({"image": name, "digest": digest, "size_bytes": 1 << 20})
 
     async def machines(request: Request) -> Response:
         host = request.path_params["host"]

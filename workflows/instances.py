@@ -13,6 +13,7 @@ from workflows.options import LEAST, REMOVE, RESTORE, SILENCE, on_control, on_ho
 from workflows.saga import Saga, Settle, Undo, call, carry_out, shielded
 
 with workflow.unsafe.imports_passed_through():
+    from activities.images import ImageEngine
     from activities.instances import (
         InstanceEngine,
         InstanceRecords,
@@ -22,7 +23,7 @@ with workflow.unsafe.imports_passed_through():
         StopRequest,
     )
     from model.errors import LeaseLapsed, PortTaken
-    from model.instances import MachineState
+    from model.instances import MachineSpec, MachineState, Ready
     from model.workflows import Failure, Order, Outcome
 
 #: How many automatic ports a launch tries, when the engine finds them taken.
@@ -35,7 +36,8 @@ def settling(order: Order) -> Settle:
     """How runs on an instance end."""
 
     async def settle(outcome: Outcome, failure: Failure | None, facts: MachineState | None, undone: bool) -> None:
-        settlement = Settlement(order=order, outcome=outcome, failure=failure, facts=facts, undone=undone)
+        found = Ready.model_validate(facts) if facts is not None else None
+        settlement = Settlement(order=order, outcome=outcome, failure=failure, facts=found, undone=undone)
         await call(InstanceRecords.settle, settlement, "settle", on_control())
 
     return settle
@@ -45,9 +47,25 @@ def removal(placement: Placement) -> Undo:
     return Undo(InstanceEngine.delete, placement.spec, on_host(_host(placement), REMOVE))
 
 
+async def ensure_image(saga: Saga, spec: MachineSpec, config: ActivityConfig) -> MachineSpec:
+    """Make the image usable; the spec, from here on of just what it was found to be."""
+    found = await saga.step(ImageEngine.ensure, spec, config)
+    if found is None or spec.image_digest is not None:
+        return spec
+    return spec.model_copy(update={"image_digest": found.digest})
+
+
+def ready(state: MachineState, spec: MachineSpec) -> Ready:
+    return Ready(engine_id=state.engine_id, private_ip=state.private_ip, image_digest=spec.image_digest)
+
+
 @workflow.defn
 class ProvisionInstance:
     """Place, find the image, create, start; a port that the engine finds taken is replaced."""
+
+    def __init__(self) -> None:
+        #: What the image was found to be, whatever its tag means by the time of another placement.
+        self._digest: str | None = None
 
     @workflow.run
     async def run(self, order: Order) -> None:
@@ -63,9 +81,11 @@ class ProvisionInstance:
         def there() -> ActivityConfig:
             return on_host(host, remaining(order), taken_up_within=SILENCE)
 
-        await saga.step(InstanceEngine.ensure_image, spec, there())
+        spec = spec.model_copy(update={"image_digest": spec.image_digest or self._digest})
+        spec = await ensure_image(saga, spec, there())
+        self._digest = spec.image_digest
         await saga.step(InstanceEngine.create, spec, there(), undo=[removal(placement)])
-        return await saga.step(InstanceEngine.start, spec, there())
+        return ready(await saga.step(InstanceEngine.start, spec, there()), spec)
 
 
 @workflow.defn
@@ -138,13 +158,13 @@ class HealInstance:
 
             if order.recreate:
                 await saga.step(InstanceEngine.delete, spec, there())
-            await saga.step(InstanceEngine.ensure_image, spec, there())
+            spec = await ensure_image(saga, spec, there())
             made = await saga.step(InstanceEngine.create, spec, there())
             await saga.step(InstanceEngine.adjust, spec, there())
             if not placement.was_running:
                 await saga.step(InstanceEngine.stop, StopRequest(spec=spec, grace_seconds=order.grace_seconds), there())
-                return MachineState(engine_id=made, private_ip=None)
-            return await saga.step(InstanceEngine.start, spec, there())
+                return ready(MachineState(engine_id=made, private_ip=None), spec)
+            return ready(await saga.step(InstanceEngine.start, spec, there()), spec)
 
         await carry_out(order, plan, settling(order))
 
@@ -181,7 +201,7 @@ class MoveInstance:
         def there() -> ActivityConfig:
             return on_host(host, remaining(order), taken_up_within=SILENCE)
 
-        await saga.step(InstanceEngine.ensure_image, spec, there())
+        spec = await ensure_image(saga, spec, there())
         # Where the new host is silent, what is left there has a generation that no row names; what is fenced is
         # stopped there by then.
         within = REMOVE + timedelta(seconds=placement.fence_seconds if spec.fenced else 0)
@@ -199,8 +219,8 @@ class MoveInstance:
                 await saga.step(InstanceEngine.stop, request, on_host(left, remaining(order)), undo=restart)
         made = await saga.step(InstanceEngine.create, spec, there(), undo=remake)
         if not placement.was_running:
-            return MachineState(engine_id=made, private_ip=None)
-        return await saga.step(InstanceEngine.start, spec, there())
+            return ready(MachineState(engine_id=made, private_ip=None), spec)
+        return ready(await saga.step(InstanceEngine.start, spec, there()), spec)
 
 
 async def placed(

@@ -42,12 +42,13 @@ def continued(order: Order) -> Order:
     return order.model_copy(update={"deadline_seconds": remaining(order).total_seconds(), "first_run_id": first})
 
 
-def on_control(within: timedelta | None = None, *, poll: bool = False) -> ActivityConfig:
-    """A transaction; without ``within`` tried until it succeeds. ``poll``: NotReady is expected."""
+def on_control(within: timedelta | None = None, *, poll: bool = False, long: bool = False) -> ActivityConfig:
+    """A transaction; without ``within`` tried until it succeeds. ``poll``: NotReady is expected. ``long``: an attempt
+    may take all of ``within``; it shows that it lives, and hears of a cancel, by its heartbeats."""
     return ActivityConfig(
         task_queue=CONTROL,
         schedule_to_close_timeout=within,
-        start_to_close_timeout=timedelta(minutes=5),
+        start_to_close_timeout=within if long else timedelta(minutes=5),
         heartbeat_timeout=HEARTBEAT,
         retry_policy=_POLL if poll else _RETRY,
         cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,

@@ -13,6 +13,7 @@ from temporalio.service import RPCError
 from temporalio.testing import ActivityEnvironment
 
 from activities.fleet import Limits
+from activities.image_records import ImageLimits
 from activities.runs import start
 from activities.sweeper import Sweeper, Swept
 from model.workflows import Order
@@ -20,6 +21,7 @@ from tests.activities.conftest import CAPACITY, Platform
 from tests.services import TemporalServer
 
 LIMITS = Limits(reconcile_interval=10, fence_after=30, deadline_launch=60, capacity=CAPACITY)
+IMAGES = ImageLimits(most_bytes=1, most_unpacked_bytes=1, cache_days=14)
 
 
 @pytest_asyncio.fixture
@@ -28,7 +30,7 @@ async def client(temporal_server: TemporalServer) -> Client:
 
 
 async def sweep(engine: Engine, client: Client) -> Swept:
-    swept: Swept = await ActivityEnvironment().run(Sweeper(engine, client, LIMITS).sweep)
+    swept: Swept = await ActivityEnvironment().run(Sweeper(engine, client, LIMITS, IMAGES).sweep)
     return swept
 
 
@@ -133,7 +135,7 @@ async def test_thousand_fine_rows_cost_nothing(platform: Platform, worker_engine
 
 async def test_only_the_tick_judges_hosts(platform: Platform, worker_engine: Engine, client: Client) -> None:
     """A sweep that the API asks for also runs while Temporal is away, and no host can renew its lease."""
-    await Sweeper(worker_engine, client, LIMITS).sweep()
+    await Sweeper(worker_engine, client, LIMITS, IMAGES).sweep()
     assert platform.db.rows("SELECT * FROM pulses") == []
     await sweep(worker_engine, client)
     assert [row["process"] for row in platform.db.rows("SELECT * FROM pulses")] == ["tick"]

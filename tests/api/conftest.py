@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import socket
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,6 +21,7 @@ from fastapi import FastAPI
 from temporalio.client import Client
 
 from api.app import create_app
+from drivers.blobs import FileBlobs
 from model.settings import Settings
 from model.tickets import new_signing_key
 from tests import services
@@ -73,9 +77,11 @@ async def served(db: Database, temporal: Client) -> AsyncIterator[Api]:
         overcommit_cpu=4,
         overcommit_memory=1,
         ticket_key=new_signing_key(),
+        outbound_allow="127.0.0.0/8",
     )
     engine = connect_async(db.url("cairn_api"), CONNECTIONS)
-    app = create_app(settings, engine, temporal)
+    folder = Path(tempfile.mkdtemp(prefix="cb-"))
+    app = create_app(settings, engine, temporal, FileBlobs(folder))
     with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
         port = listener.getsockname()[1]
         config = uvicorn.Config(
@@ -94,6 +100,7 @@ async def served(db: Database, temporal: Client) -> AsyncIterator[Api]:
         server.should_exit = True
         await serving
     await engine.dispose()
+    shutil.rmtree(folder)
 
 
 @pytest_asyncio.fixture

@@ -34,13 +34,20 @@ PLANS = {
     "tick": ("tick.sweep",),
     "samples": ("samples.coarsen",),
     "purge": ("rows.purge",),
+    "import": ("image.claim", "image.download", "image.verify", "image.settle"),
+    "import of a registry": ("image.pull",),
+    "import undone": ("image.discard",),
+    "images": ("image.collect", "image.caches"),
+    "blobs": ("image.sweep",),
 }
 #: Scenarios that a user asks for, and may call off.
 ASKED = ("launch", "start", "stop", "delete")
 #: What nobody asks for.
-SYSTEM = ("reconcile", "tick", "samples", "purge")
+SYSTEM = ("reconcile", "tick", "samples", "purge", "images", "blobs")
+#: What is done with images.
+IMPORTS = ("import", "import of a registry", "import undone")
 #: What is the same on every engine, whose own steps other scenarios try.
-ON_ONE_ENGINE = (*SYSTEM, "heal", "drain", "drain undone")
+ON_ONE_ENGINE = (*SYSTEM, *IMPORTS, "heal", "drain", "drain undone")
 PROCESSES = ("api", "temporal", "postgres")
 #: What a fault does by itself. An answer can be lost only where there is one.
 FAULTS = {"kill": None, "error": None, "lose_answer": ("after_effect", "after_commit")}
@@ -78,7 +85,7 @@ def every() -> list[Cell]:
             for point in points_of(activity):
                 whats = [what for what, at in FAULTS.items() if at is None or point.endswith(at)]
                 cells += [Cell(what, plan, point, backend) for what in whats for backend in backends]
-                if plan in (*ASKED, "drain"):
+                if plan in (*ASKED, "drain", "import"):
                     cells += [Cell("cancel", plan, point, backend) for backend in backends]
                     cells += [Cell(process, plan, point, "simulated") for process in PROCESSES]
                 if plan in ("launch", "start", "stop"):

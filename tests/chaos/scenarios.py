@@ -9,13 +9,18 @@ from typing import Any
 import httpx
 
 from tests import invariants
-from tests.chaos.cells import PROCESSES, SYSTEM, Cell
+from tests.chaos import imports
+from tests.chaos.cells import IMPORTS, PROCESSES, SYSTEM, Cell
 from tests.stack import Json, Stack, wait_for
 
 #: A cancel acts within this, whatever the step does meanwhile.
 CANCEL_SECONDS = 10
 #: Where each verb leads, and where it started from.
 DONE = {"launch": "running", "start": "running", "stop": "stopped", "delete": "deleted", "undo": "error"}
+IMAGES_DUE = {
+    "images": "UPDATE hosts SET images_at = NULL",
+    "blobs": "DELETE FROM pulses WHERE process = 'blobs'",
+}
 BEFORE = {"launch": "error", "start": "stopped", "stop": "running", "delete": "running"}
 
 
@@ -26,6 +31,8 @@ def run(stack: Stack, cell: Cell) -> None:
             _system_work(stack, cell)
         elif cell.plan == "heal":
             _heal(stack, cell)
+        elif cell.plan in IMPORTS:
+            imports.run(stack, cell)
         elif cell.plan.startswith("drain"):
             _drain(stack, cell)
         elif cell.what == "cancel":
@@ -144,6 +151,8 @@ def _system_work(stack: Stack, cell: Cell) -> None:
         _plant_old_samples(stack, instance)
     old = _plant_what_is_too_old(stack) if cell.plan == "purge" else None
     accepted = stack.launch()
+    if cell.plan in IMAGES_DUE:
+        _wait_for_image_work(stack, cell, before)
     stack.wait_for_hit(cell.point, before)
     stack.completed(accepted)
     if old is not None:
@@ -152,6 +161,15 @@ def _system_work(stack: Stack, cell: Cell) -> None:
     if cell.plan == "samples":
         _expect_coarser(stack, instance)
     wait_for("the leftover is removed", lambda: leftover not in invariants.machines(stack), 30)
+
+
+def _wait_for_image_work(stack: Stack, cell: Cell, before: int) -> None:
+    """It is due once an hour; and again where the pass before is still under way."""
+    for _ in range(5):
+        stack.sql(IMAGES_DUE[cell.plan])
+        with contextlib.suppress(AssertionError):
+            stack.wait_for_hit(cell.point, before, 6)
+            return
 
 
 def _heal(stack: Stack, cell: Cell) -> None:

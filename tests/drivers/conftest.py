@@ -11,9 +11,13 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
+from drivers.brought import Brought
 from drivers.docker import DockerMachines
+from drivers.docker_images import DockerImages
+from drivers.images import Images
 from drivers.machines import Machines
 from drivers.simulated import SimulatedMachines
+from drivers.simulated_images import SimulatedImages
 from model.instances import MachineSpec
 from tests.services import child, until
 from worker import engine, ports
@@ -26,12 +30,17 @@ class Site:
 
     backend: str
 
-    def __init__(self, installation: UUID) -> None:
+    def __init__(self, installation: UUID, folder: Path) -> None:
         self.installation = installation
+        self.folder = folder
         self.host_id = uuid4()
 
     def machines(self, installation: UUID | None = None, host_id: UUID | None = None) -> Machines:
         """The port of this owner, or of another."""
+        raise NotImplementedError
+
+    def images(self) -> Images:
+        """Images of this owner's host."""
         raise NotImplementedError
 
 
@@ -46,12 +55,15 @@ class DockerSite(Site):
             publish_address="127.0.0.1",
         )
 
+    def images(self) -> DockerImages:
+        return DockerImages(engine.SOCKET, brought=Brought(self.folder), fetch=no_blobs)
+
 
 class SimulatedSite(Site):
     backend = "simulated"
 
-    def __init__(self, installation: UUID, url: str) -> None:
-        super().__init__(installation)
+    def __init__(self, installation: UUID, folder: Path, url: str) -> None:
+        super().__init__(installation, folder)
         self.url = url
 
     def machines(self, installation: UUID | None = None, host_id: UUID | None = None) -> SimulatedMachines:
@@ -61,6 +73,13 @@ class SimulatedSite(Site):
             host_id=host_id or self.host_id,
             host_name="one",
         )
+
+    def images(self) -> SimulatedImages:
+        return SimulatedImages(self.url, host_name="one", brought=Brought(self.folder))
+
+
+def no_blobs(digest: str, *_: object) -> None:
+    raise AssertionError(f"nobody has {digest}")
 
 
 def spec(**more: object) -> MachineSpec:
@@ -104,13 +123,13 @@ def _answers(url: str) -> bool:
 
 
 @pytest.fixture(params=["simulated", pytest.param("docker", marks=pytest.mark.engine)])
-def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
     """One engine, emptied of what the test made there."""
     installation = uuid4()
     if request.param == "docker":
-        made: Site = DockerSite(installation)
+        made: Site = DockerSite(installation, tmp_path)
     else:
-        made = SimulatedSite(installation, request.getfixturevalue("simulator"))
+        made = SimulatedSite(installation, tmp_path, request.getfixturevalue("simulator"))
     yield made
     for machine in made.machines().inventory():
         made.machines().delete(machine.id)

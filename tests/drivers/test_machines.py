@@ -11,13 +11,14 @@ import pytest
 
 from drivers import faults
 from model.errors import FaultInjected, ForeignObject, ImageNotFound, NotFound, PortTaken, Superseded
+from model.images import ImageWanted
 from model.instances import Port
 from tests.drivers.conftest import Site, free_port, never, spec
 
 
 def test_life_of_a_machine_and_each_call_twice(site: Site) -> None:
     machines, wanted = site.machines(), spec()
-    machines.ensure_image(wanted.image, never)
+    site.images().ensure(wanted.wanted_image, never)
     made = machines.create(wanted)
     assert machines.create(wanted) == made
     started = machines.start(wanted.id, never)
@@ -123,7 +124,7 @@ def test_absent_machine(site: Site) -> None:
 
 def test_image_that_cannot_be_had(site: Site) -> None:
     with pytest.raises(ImageNotFound) as refused:
-        site.machines().ensure_image("127.0.0.1:1/missing:latest", never)
+        site.images().ensure(ImageWanted(reference="127.0.0.1:1/missing:latest"), never)
     assert "127.0.0.1:1/missing:latest" in refused.value.message
 
 

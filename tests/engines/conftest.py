@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import docker
 import pytest
 
+from drivers.brought import Brought
 from drivers.docker import DockerMachines
+from drivers.docker_images import DockerImages, Fetch
 from drivers.ownership import Owner
+from tests.drivers.conftest import no_blobs
 from worker import engine
 
 
@@ -18,6 +22,10 @@ def driver(
 ) -> DockerMachines:
     owner = owner or Owner(installation=uuid4(), host_id=uuid4())
     return DockerMachines(url, installation=owner.installation, host_id=owner.host_id, publish_address=publish_address)
+
+
+def image_driver(folder: Path, url: str = engine.SOCKET, *, fetch: Fetch = no_blobs) -> DockerImages:
+    return DockerImages(url, brought=Brought(folder), fetch=fetch)
 
 
 def remove_all(machines: DockerMachines) -> None:

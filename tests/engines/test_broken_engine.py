@@ -19,7 +19,7 @@ import requests
 from drivers.docker import CALL_SECONDS, DockerMachines
 from model.errors import EngineUnavailable
 from tests.drivers.conftest import never, spec
-from tests.engines.conftest import driver
+from tests.engines.conftest import driver, image_driver
 from worker import engine
 
 pytestmark = pytest.mark.engine
@@ -105,7 +105,7 @@ def test_engine_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_every_call_gives_a_silent_engine_up_in_time(
-    machines: DockerMachines, behind: DockerMachines, proxy: Proxy
+    machines: DockerMachines, behind: DockerMachines, proxy: Proxy, tmp_path: Path
 ) -> None:
     created, new, running = spec(), spec(), spec(cmd=["/bin/sleep", "100"])
     for wanted in (created, running):
@@ -113,7 +113,7 @@ def test_every_call_gives_a_silent_engine_up_in_time(
     machines.start(running.id, never)
     unconnected = driver(proxy.url, owner=machines._owner)
     calls: list[Callable[[], Any]] = [
-        lambda: behind.ensure_image(new.image, never),
+        lambda: image_driver(tmp_path, proxy.url).ensure(new.wanted_image, never),
         lambda: behind.create(new),
         lambda: behind.start(created.id, never),
         lambda: behind.stop(running.id, 0, never),

@@ -10,6 +10,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,20 @@ from activities.drains import Round
 from activities.purge import Purged
 from activities.runs import CONTROL, RunEnded
 from model.base import new_id
-from model.errors import EngineRefused, EngineUnavailable, InstanceExited, LeaseLapsed, NotReady, PortTaken
+from model.errors import (
+    EngineRefused,
+    EngineUnavailable,
+    ImageRefused,
+    InstanceExited,
+    LeaseLapsed,
+    NotReady,
+    PortTaken,
+)
 from model.instances import OwnedMachine
 from tests.services import eventually
 from tests.workflows.stage import HOST, Gate, Stage, Theatre, fails, order, server, theatre
 
+DAYS = timedelta(days=14)
 FOLDER = Path(__file__).parent
 #: The step in the middle of each plan, where it fails, is retried, or is cancelled.
 MIDDLE = {
@@ -36,8 +46,16 @@ MIDDLE = {
     "HealInstance": "instance.start",
     "MoveInstance": "instance.start",
     "DrainHost": "drain.next",
+    "ImportImage": "image.verify",
+    "DeleteImage": "image.discard",
 }
-FIRST = {"ProvisionInstance": "instance.place", "MoveInstance": "instance.place_beside", "DrainHost": "drain.next"}
+FIRST = {
+    "ImportImage": "image.claim",
+    "DeleteImage": "image.claim",
+    "ProvisionInstance": "instance.place",
+    "MoveInstance": "instance.place_beside",
+    "DrainHost": "drain.next",
+}
 Prepare = Callable[[Stage], object]
 Case = tuple[str, str, Prepare, dict[str, Any]]
 
@@ -54,7 +72,7 @@ def cases() -> list[Case]:
         def retried(stage: Stage, step: str = step, first: str = first) -> None:
             stage.script[first].append(fails(ConnectionError("database away")))
             stage.script[step] += [fails(EngineUnavailable("away")), fails(EngineUnavailable("away"))]
-            for settle in ("instance.settle", "drain.settle"):
+            for settle in ("instance.settle", "drain.settle", "image.settle"):
                 stage.script[settle].append(fails(ConnectionError("database away")))
 
         def late(stage: Stage, step: str = step) -> None:
@@ -118,7 +136,20 @@ def cases() -> list[Case]:
         stage.script["instance.create"].append(fails(EngineRefused("no")))
         stage.rounds.append(Round(moves=[], busy=0, stuck=["web"]))
 
+    def uploaded(stage: Stage) -> None:
+        stage.source = {"source": "upload", "digest": f"sha256:{'3' * 64}"}
+
+    def of_registry(stage: Stage) -> None:
+        stage.source = {"source": "registry", "reference": "web:1", "host": HOST}
+
+    def bad_upload(stage: Stage) -> None:
+        uploaded(stage)
+        stage.script["image.verify"].append(fails(ImageRefused("a bomb")))
+
     found += [
+        ("ImportImage", "uploaded", uploaded, {}),
+        ("ImportImage", "uploaded-failed", bad_upload, {}),
+        ("ImportImage", "of-registry", of_registry, {}),
         ("HealInstance", "recreated", lambda stage: None, {"recreate": True}),
         ("HealInstance", "stopped", stopped, {}),
         ("MoveInstance", "host-lost", lost, {"host_lost": True}),
@@ -149,7 +180,7 @@ async def record(play: Theatre, kind: str, outcome: str, prepare: Prepare, value
         assert isinstance(gate, Gate)
         await gate.reached.wait()
         await handle.cancel()
-        if kind == "DeprovisionInstance":  # which is not cancelled by it
+        if kind in ("DeprovisionInstance", "DeleteImage"):  # which is not cancelled by it
             await asyncio.sleep(0.5)
             gate.opened.set()
     await asyncio.wait([asyncio.ensure_future(handle.result())], timeout=30)
@@ -184,7 +215,15 @@ def leftovers(stage: Stage) -> None:
 
 
 def passing(stage: Stage) -> None:
-    for name in ("host.inventory", "samples.coarsen", "rows.purge", "tick.sweep"):
+    for name in (
+        "host.inventory",
+        "image.collect",
+        "image.caches",
+        "image.sweep",
+        "samples.coarsen",
+        "rows.purge",
+        "tick.sweep",
+    ):
         stage.script[name].append(fails(EngineUnavailable("away")))
 
 
@@ -199,6 +238,10 @@ async def main(version: str) -> None:
         f"{kind}-{outcome}": lambda play, case=(kind, outcome, prepare, values): record(play, *case)
         for kind, outcome, prepare, values in cases()
     } | {
+        "SweepBlobs-completed": lambda play: record_system(play, "SweepBlobs", lambda _: None),
+        "SweepBlobs-retried": lambda play: record_system(play, "SweepBlobs", passing),
+        "CollectImages-completed": lambda play: record_system(play, "CollectImages", lambda _: None, HOST, DAYS),
+        "CollectImages-retried": lambda play: record_system(play, "CollectImages", passing, HOST, DAYS),
         "Tick-completed": lambda play: record_system(play, "Tick", lambda _: None),
         "Tick-retried": lambda play: record_system(play, "Tick", passing),
         "CoarsenSamples-completed": lambda play: record_system(play, "CoarsenSamples", lambda _: None),

@@ -16,6 +16,7 @@ from workflows.plans import PLANS
 FILES = sorted(Path(__file__).parent.glob("*/*.json"))
 #: What nobody asked for is not called off, and is not settled.
 SYSTEM = {"CoarsenSamples", "Purge", "ReconcileHost", "Tick"}
+SYSTEM = {"CoarsenSamples", "CollectImages", "SweepBlobs", "ReconcileHost", "Tick"}
 
 
 @workflow.defn(name="StopInstance", sandboxed=False)
@@ -72,10 +73,15 @@ def test_history_is_of_the_end_that_its_name_says(path: Path) -> None:
         "port-replaced-failed": "FAILED",
         "fixed-port-taken": "FAILED",
         "undo-failed": "FAILED",
+        "uploaded-failed": "FAILED",
         "stuck": "FAILED",
         "fenced-off": "FAILED",
         "continued": "CONTINUED_AS_NEW",
     }
     # A delete that has begun runs to its end.
-    expected = "COMPLETED" if kind == "DeprovisionInstance" and outcome.startswith("cancel") else ends.get(outcome)
+    expected = (
+        "COMPLETED"
+        if kind in ("DeprovisionInstance", "DeleteImage") and outcome.startswith("cancel")
+        else ends.get(outcome)
+    )
     assert last == f"EVENT_TYPE_WORKFLOW_EXECUTION_{expected or 'COMPLETED'}"

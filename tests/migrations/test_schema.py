@@ -19,19 +19,34 @@ from worker.data_folder import StackError
 from worker.database import HostSeed, driver_url, migrate, seed
 
 READ = "installation projects hosts host_ports host_tokens instance_types instances workflows events idempotency_keys"
-READ_BY_ALL = f"{READ} quotas pulses samples event_horizons"
+READ_BY_ALL = f"{READ} quotas pulses samples event_horizons images image_caches"
 #: Rights on whole tables; those on single columns are tried below.
 RIGHTS = {
     ("cairn_api", "SELECT"): f"{READ_BY_ALL} api_keys",
-    ("cairn_api", "INSERT"): "host_tokens instance_types instances workflows events idempotency_keys pulses samples",
-    ("cairn_api", "UPDATE"): "host_tokens instance_types instances workflows idempotency_keys quotas pulses",
+    (
+        "cairn_api",
+        "INSERT",
+    ): "host_tokens instance_types instances workflows events idempotency_keys pulses samples images",
+    ("cairn_api", "UPDATE"): "images host_tokens instance_types instances workflows idempotency_keys quotas pulses",
     ("cairn_api", "DELETE"): "hosts host_tokens",
     ("cairn_worker", "SELECT"): READ_BY_ALL,
-    ("cairn_worker", "INSERT"): "host_ports workflows events pulses samples event_horizons",
-    ("cairn_worker", "UPDATE"): "hosts instances workflows quotas pulses event_horizons",
-    ("cairn_worker", "DELETE"): "host_ports host_tokens idempotency_keys samples instances workflows events",
+    ("cairn_worker", "INSERT"): "image_caches host_ports workflows events pulses samples event_horizons",
+    ("cairn_worker", "UPDATE"): "images image_caches hosts instances workflows quotas pulses event_horizons",
+    ("cairn_worker", "DELETE"): (
+        "image_caches host_ports host_tokens idempotency_keys samples instances workflows events"
+    ),
 }
-PER_PROJECT = {"instances", "workflows", "events", "idempotency_keys", "quotas", "samples", "event_horizons"}
+PER_PROJECT = {
+    "instances",
+    "workflows",
+    "events",
+    "idempotency_keys",
+    "quotas",
+    "samples",
+    "event_horizons",
+    "images",
+    "image_caches",
+}
 
 
 def config(database: Database) -> alembic.config.Config:
@@ -111,7 +126,7 @@ def test_tables_of_projects_are_guarded_row_by_row(database: Database) -> None:
         (table, role) for table in PER_PROJECT for role in ("cairn_api", "cairn_worker")
     }
     spanned = {row["tablename"] for row in policies if row["qual"] == "true"}
-    assert spanned == {"instances", "workflows", "samples"}
+    assert spanned == {"instances", "workflows", "samples", "images", "image_caches"}
     assert all(row["with_check"] == row["qual"] for row in policies)
 
 

@@ -30,7 +30,7 @@ def machine(**more: Any) -> OwnedMachine:
 
 
 def drift(found: OwnedMachine | None, running: bool = True) -> Drift | None:
-    return compare(found, running=running, image="a", vcpus=1, memory_mb=512, ports=PORTS, now=NOW)
+    return compare(found, running=running, images=["a@sha256:1", "a"], vcpus=1, memory_mb=512, ports=PORTS, now=NOW)
 
 
 def test_what_is_as_it_should_be_has_not_drifted() -> None:

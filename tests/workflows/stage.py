@@ -22,6 +22,8 @@ from temporalio.worker import Worker
 import activities.interceptor
 from activities.drains import DrainEnd, Round
 from activities.hosts import Inventory
+from activities.image_records import ImageEnd, Import
+from activities.images import HostImages, ImageFacts
 from activities.instances import Placement, PlaceRequest, Settlement, StopRequest
 from activities.purge import Purged
 from activities.registry import methods
@@ -29,6 +31,7 @@ from activities.runs import CONTROL, host_queue, start
 from activities.samples import Coarsened
 from activities.sweeper import Swept
 from model.base import new_id
+from model.images import ImageFound, ImageWanted
 from model.instances import MachineSpec, MachineState, OwnedMachine, Port
 from model.workflows import Failure, Order
 from worker.temporal import DYNAMIC_CONFIG, SEARCH_ATTRIBUTES, find_binary
@@ -77,9 +80,14 @@ class Stage:
         self.ports: Iterator[int] = iter(range(20000, 30000))
         self.specs: list[MachineSpec] = []
         self.placed = True
+        #: What the image is found to be.
+        self.digest: str | None = f"sha256:{'1' * 64}"
         #: Whether the instance ran before, and whether its old host can be reached.
         self.was_running = True
         self.leaves: str | None = HOST
+        #: What is to be imported, and how it ended.
+        self.source: dict[str, Any] = {"source": "url", "url": "https://images.example.org/base.tar"}
+        self.imported: list[ImageEnd] = []
         self.rounds: list[Round] = []
         self.drained: list[DrainEnd] = []
         self.leftovers: list[list[OwnedMachine]] = []
@@ -167,6 +175,39 @@ class Control:
         await self._stage.play(f" {settlement.outcome}")
         self._stage.settled.append(settlement)
 
+    @activity.defn(name="image.claim")
+    async def claim_image(self, order: Order) -> Import:
+        await self._stage.play()
+        return Import(order=order, **self._stage.source)
+
+    @activity.defn(name="image.download")
+    async def download(self, asked: Import) -> str:
+        await self._stage.play()
+        return f"sha256:{'2' * 64}"
+
+    @activity.defn(name="image.verify")
+    async def verify(self, asked: Import) -> ImageFacts:
+        await self._stage.play(f" {str(asked.digest)[:8]}")
+        return ImageFacts(digest=asked.digest, size_bytes=1, format="rootfs-tar")
+
+    @activity.defn(name="image.discard")
+    async def discard(self, order: Order) -> None:
+        await self._stage.play()
+
+    @activity.defn(name="image.settle")
+    async def settle_image(self, ended: ImageEnd) -> None:
+        await self._stage.play(f" {ended.outcome}")
+        self._stage.imported.append(ended)
+
+    @activity.defn(name="image.caches")
+    async def caches(self, found: HostImages) -> None:
+        await self._stage.play()
+
+    @activity.defn(name="image.sweep")
+    async def sweep_blobs(self) -> int:
+        await self._stage.play()
+        return 0
+
     @activity.defn(name="host.reconcile")
     async def reconcile(self, inventory: Inventory) -> list[OwnedMachine]:
         await self._stage.play(f" {len(inventory.machines)}")
@@ -195,8 +236,19 @@ class Engine:
         self._stage = stage
 
     @activity.defn(name="image.ensure")
-    async def ensure(self, spec: MachineSpec) -> None:
+    async def ensure(self, spec: MachineSpec) -> ImageFound:
         await self._stage.play()
+        return ImageFound(digest=spec.image_digest or self._stage.digest)
+
+    @activity.defn(name="image.pull")
+    async def pull(self, wanted: ImageWanted) -> ImageFound:
+        await self._stage.play()
+        return ImageFound(digest=self._stage.digest)
+
+    @activity.defn(name="image.collect")
+    async def collect(self, unused_for: timedelta) -> HostImages:
+        await self._stage.play()
+        return HostImages(host=HOST, images=[])
 
     @activity.defn(name="instance.create")
     async def create(self, spec: MachineSpec) -> str:

@@ -1,0 +1,51 @@
+"""Who needs which file of the blob store.
+
+A file goes when the last row that names it goes. Whoever is about to store one names it in a row first, and whoever
+removes one looks at the rows and removes it under the same lock: so a file that somebody is storing again at that
+moment is either kept, or stored after it was removed.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from drivers.blobs import Blobs
+
+#: Until the end of the transaction; the number makes the digest's lock differ from what else may be locked so.
+HOLD = text("SELECT pg_advisory_xact_lock(1768777063, hashtext(:digest))")
+CLAIM = text(
+    "UPDATE images SET digest = :digest WHERE id = :id AND (source = 'url' AND status = 'importing') RETURNING id"
+)
+CLAIM_UPLOAD = text(
+    "UPDATE images SET digest = :digest, status = 'pending' "
+    "WHERE id = :id AND source = 'upload' AND status IN ('pending', 'error') RETURNING id"
+)
+#: A failed import needs nothing; what is being deleted is about to need nothing.
+_NEEDED = text(
+    """
+    SELECT EXISTS (
+        SELECT FROM images WHERE digest = :digest AND source <> 'registry' AND id IS DISTINCT FROM :but
+        AND status IN ('pending', 'importing', 'available')
+    )
+    """
+)
+
+
+def parameters(image_id: UUID, digest: str) -> dict[str, object]:
+    """Of CLAIM."""
+    return {"id": image_id, "digest": digest}
+
+
+def remove_unneeded(session: Session, blobs: Blobs, digest: str, but: UUID | None = None) -> bool:
+    """Remove a file that no image but ``but`` needs; whether it was removed.
+
+    The one transaction that is held during a call to something else: the lock must outlast the removal.
+    """
+    session.execute(HOLD, {"digest": digest})
+    if session.execute(_NEEDED, {"digest": digest, "but": but}).scalar_one():
+        return False
+    blobs.remove(digest)
+    return True

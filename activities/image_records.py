@@ -1,0 +1,287 @@
+"""Images in the database and in the blob store: claim, download, verify, discard, settle, sweep."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Sequence
+from ipaddress import IPv4Network, IPv6Network
+
+import aiohttp
+import structlog
+from sqlalchemy import Engine, delete, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+from temporalio import activity
+
+from activities.blob_claims import CLAIM, HOLD, parameters, remove_unneeded
+from activities.database import transaction
+from activities.images import HostImages, ImageFacts, lock_image, settle_image
+from activities.placement import leased
+from activities.runs import Histories, claim, others
+from drivers import outbound, progress
+from drivers.archives import Inspection, Limits
+from drivers.blobs import Blobs
+from drivers.images import engine_reference
+from drivers.locked_file import LockedFile
+from drivers.machines import Cancelled
+from model.base import Frozen
+from model.errors import (
+    BodyTooLarge,
+    CairnError,
+    ChecksumMismatch,
+    ImageNotFound,
+    ImageRefused,
+    NotReady,
+    RegistryBusy,
+    Superseded,
+    Unavailable,
+)
+from model.hosts import Host, HostState
+from model.images import CachedImage, Format, Image, ImageCache, ImageStatus, ImageWanted, engine_name
+from model.workflows import Failure, Order, Outcome
+
+log = structlog.get_logger()
+CHUNK = 1 << 20
+#: A server may be silent for so long; what one is told to wait, at most.
+SILENCE_SECONDS, LONGEST_WAIT = 60, 600.0
+#: What no row needs is removed only when it has been there for so long: an upload names its row first, but a
+#: database may have been restored.
+STRAY = dt.timedelta(hours=1)
+NOT_FOUND, TOO_MANY, SERVER_ERROR = 404, 429, 500
+
+
+class ImageLimits(Frozen):
+    """The settings that imports go by."""
+
+    most_bytes: int
+    most_unpacked_bytes: int
+    cache_days: float
+
+
+class Import(Frozen):
+    """What is to be imported, and from where."""
+
+    order: Order
+    source: str
+    #: Of a registry, and the host that is asked to pull it.
+    reference: str | None = None
+    host: str | None = None
+    url: str | None = None
+    #: What the user said that it is.
+    checksum: str | None = None
+    format: Format | None = None
+    #: What came.
+    digest: str | None = None
+
+
+class ImageEnd(Frozen):
+    order: Order
+    outcome: Outcome
+    failure: Failure | None = None
+    facts: ImageFacts | None = None
+
+
+class ImageRecords:
+    """Runs on the control queue."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        histories: Histories,
+        blobs: Blobs,
+        limits: ImageLimits,
+        allow: Sequence[IPv4Network | IPv6Network],
+    ) -> None:
+        self._engine = engine
+        self._histories = histories
+        self._blobs = blobs
+        self._limits = limits
+        self._allow = allow
+
+    @activity.defn(name="image.claim")
+    def claim(self, order: Order) -> Import:
+        """Claim the run, once no other run works on the image, and say what is to be done."""
+        with transaction(self._engine, order.project_id) as session:
+            image = lock_image(session, order)
+            claim(session, order)
+            if image.workflow_id != order.workflow_id:
+                raise Superseded(f"workflow {image.workflow_id} works on image {order.name} now")
+            in_the_way = others(session, order)
+            host = _host(session) if image.source == "registry" and order.kind == "ImportImage" else None
+        if in_the_way:
+            raise NotReady(f"workflow {in_the_way[0]} still works on image {order.name}")
+        return Import(
+            order=order,
+            source=image.source,
+            reference=image.reference,
+            host=host,
+            url=image.url,
+            checksum=image.checksum,
+            format=image.format,
+            digest=image.digest if image.source == "upload" else None,
+        )
+
+    @activity.defn(name="image.download", no_thread_cancel_exception=True)
+    def download(self, asked: Import) -> str:
+        """Bring the file of a URL into the blob store; its digest. Repeated, it begins anew."""
+        with self._blobs.receive() as file:
+            # A loop of its own: the client for strangers' URLs has no other form.
+            asyncio.run(self._download(asked, file))
+            _check(asked.checksum, file.digest)
+            with transaction(self._engine, asked.order.project_id) as session:
+                session.execute(HOLD, {"digest": file.digest})
+                session.execute(CLAIM, parameters(asked.order.resource_id, file.digest))
+            self._blobs.put(file)
+            return file.digest
+
+    async def _download(self, asked: Import, file: LockedFile) -> None:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=SILENCE_SECONDS)
+        try:
+            async with outbound.session(self._allow, timeout=timeout) as http, http.get(asked.url or "") as answer:
+                if answer.status != 200:  # noqa: PLR2004
+                    raise _refusal(answer)
+                announced = answer.content_length
+                if announced is not None and announced > self._limits.most_bytes:
+                    raise BodyTooLarge(f"the file has {announced} bytes, more than {self._limits.most_bytes}")
+                async for piece in answer.content.iter_chunked(CHUNK):
+                    if activity.is_cancelled():
+                        raise Cancelled("downloading")
+                    file.write(piece)
+                    if file.size > self._limits.most_bytes:
+                        raise BodyTooLarge(f"the file has more than {self._limits.most_bytes} bytes")
+                    progress.say(progress.of_bytes(file.size, announced))
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unavailable(f"the download broke off: {error or type(error).__name__}") from error
+
+    @activity.defn(name="image.verify", no_thread_cancel_exception=True)
+    def verify(self, asked: Import) -> ImageFacts:
+        """Look at the file in the blob store from its beginning to its end."""
+        if asked.digest is None:
+            raise ImageRefused("nothing was stored")
+        opened = self._blobs.open(asked.digest)
+
+        def check(count: int) -> None:
+            if activity.is_cancelled():
+                raise Cancelled("verifying")
+            progress.say(progress.of_bytes(count, opened.size))
+
+        try:
+            limits = Limits(unpacked_bytes=self._limits.most_unpacked_bytes)
+            found = Inspection(limits, check).run(opened.source)
+        finally:
+            opened.source.close()
+        _check(asked.digest, found.digest)
+        if asked.format is not None and asked.format != found.format:
+            raise ImageRefused(f"it is of the format {found.format}, not {asked.format}")
+        return ImageFacts(digest=found.digest, size_bytes=found.size_bytes, format=found.format)
+
+    @activity.defn(name="image.discard")
+    def discard(self, order: Order) -> None:
+        """Take what the image has out of the blob store, unless another image has the same."""
+        with transaction(self._engine, order.project_id) as session:
+            image = lock_image(session, order)
+            if image.digest is not None and image.source != "registry":
+                remove_unneeded(session, self._blobs, image.digest, but=image.id)
+                if order.kind == "ImportImage":
+                    image.digest = image.size_bytes = None
+
+    @activity.defn(name="image.settle")
+    def settle(self, ended: ImageEnd) -> None:
+        """End the run and move the image where the outcome leads, once."""
+        steps = self._histories.steps(ended.order.workflow_id)
+        with transaction(self._engine, ended.order.project_id) as session:
+            settle_image(session, ended.order, ended.outcome, ended.failure, steps, ended.facts)
+            if ended.outcome == "completed" and ended.facts is not None and ended.facts.host is not None:
+                host = session.scalars(select(Host.id).where(Host.name == ended.facts.host)).one_or_none()
+                if host is not None:
+                    row = insert(ImageCache).values(
+                        host_id=host, image_id=ended.order.resource_id, project_id=ended.order.project_id
+                    )
+                    session.execute(row.on_conflict_do_nothing())
+
+    @activity.defn(name="image.caches")
+    def caches(self, reported: HostImages) -> None:
+        """Write down which images a host has. What it had from elsewhere it does not report: that is left as it is
+        for as long as it is used."""
+        with transaction(self._engine) as session:
+            host = session.scalars(select(Host).where(Host.name == reported.host)).one_or_none()
+            if host is None:  # removed meanwhile
+                return
+            here = {image.reference: image for image in reported.images}
+            kept = session.scalars(select(Image).where(Image.status == ImageStatus.AVAILABLE)).all()
+            gone = []
+            for image in kept:
+                found = _cached(image, here)
+                if found is None:
+                    gone.append(image.id)
+                    continue
+                row = insert(ImageCache).values(
+                    host_id=host.id, image_id=image.id, project_id=image.project_id, used_at=found.used_at
+                )
+                index = ["host_id", "image_id"]
+                session.execute(row.on_conflict_do_update(index_elements=index, set_={"used_at": found.used_at}))
+            old = ImageCache.used_at < func.now() - dt.timedelta(days=self._limits.cache_days)
+            lost = ImageCache.image_id.not_in([image.id for image in kept]) | (ImageCache.image_id.in_(gone) & old)
+            session.execute(delete(ImageCache).where(ImageCache.host_id == host.id, lost))
+
+    @activity.defn(name="image.sweep", no_thread_cancel_exception=True)
+    def sweep(self) -> int:
+        """Remove what no image needs from the blob store, and what killed processes were receiving; how many."""
+        removed = self._blobs.sweep()
+        now = dt.datetime.now(dt.UTC)
+        for digest, since in self._blobs.all():
+            if activity.is_cancelled():
+                raise Cancelled("sweeping")
+            if now - since > STRAY:
+                with transaction(self._engine) as session:
+                    if remove_unneeded(session, self._blobs, digest):
+                        log.warning("blob.stray_removed", digest=digest)
+                        removed += 1
+        return removed
+
+
+def to_collect(session: Session, every: dt.timedelta) -> list[str]:
+    """Hosts whose caches are to be looked through; marks the look."""
+    due = Host.images_at.is_(None) | (Host.images_at < func.now() - every)
+    wanted = select(Host.id).where(leased, due).with_for_update(skip_locked=True)
+    return list(
+        session.scalars(update(Host).where(Host.id.in_(wanted)).values(images_at=func.now()).returning(Host.name))
+    )
+
+
+def _host(session: Session) -> str:
+    """The host that is asked to pull: of those that can be reached, one with containers, and little on it."""
+    found = select(Host.name).where(leased, Host.state == HostState.READY)
+    order = (Host.backend == "docker").desc(), Host.allocated_memory_mb / Host.memory_mb, Host.id
+    name = session.scalars(found.order_by(*order).limit(1)).one_or_none()
+    if name is None:
+        raise NotReady("no host can be reached that could pull the image")
+    return name
+
+
+def _cached(image: Image, here: dict[str, CachedImage]) -> CachedImage | None:
+    """The image among those of a host, by what engines call it."""
+    if image.format is not None and image.digest is not None:
+        return here.get(engine_name(image.id, image.digest))
+    name = image.reference or ""
+    by_tag = here.get(name)
+    if by_tag is not None and by_tag.digest == image.digest:
+        return by_tag
+    return here.get(engine_reference(ImageWanted(reference=name, digest=image.digest)))
+
+
+def _check(expected: str | None, actual: str) -> None:
+    if expected is not None and expected != actual:
+        raise ChecksumMismatch(f"the file has the checksum {actual}, not {expected}", expected=expected, actual=actual)
+
+
+def _refusal(answer: aiohttp.ClientResponse) -> CairnError:
+    said = f"{answer.url.host} answered {answer.status}"
+    if answer.status == TOO_MANY or answer.status >= SERVER_ERROR:
+        wait = answer.headers.get("Retry-After", "")
+        if wait.isdigit():
+            seconds = max(1.0, min(float(wait), LONGEST_WAIT))
+            return RegistryBusy(f"{said}: come again in {seconds:g} s", retry_after_seconds=seconds)
+        return Unavailable(said)
+    return ImageNotFound(said)

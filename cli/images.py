@@ -1,0 +1,247 @@
+"""``cairn image``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
+
+import httpx
+import typer
+
+from cli import render
+from cli.client import Client, is_id, workflow_of
+from cli.errors import CommandFailed, Exit, usage
+from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait, require_completed, watch
+from cli.render import All, Format, Limit, Output
+
+app = typer.Typer(no_args_is_help=True, help="Images: from a registry, a file or a URL; where they are; removal.")
+
+Name = Annotated[str, typer.Argument(help="Name or id.", show_default=False)]
+NewName = Annotated[str, typer.Argument(help="What the image is to be called.", show_default=False)]
+Checksum = Annotated[str | None, typer.Option(help="SHA-256 that the file must have, in hexadecimal digits.")]
+#: What is sent at once, how often it is told, and how long the API may take when it has all.
+PIECE, TOLD_SECONDS, ANSWER_SECONDS = 1 << 20, 1.0, 600.0
+
+
+@app.command("list", epilog="Example: cairn image list -o json")
+def list_(
+    limit: Limit = 50,
+    everything: All = False,
+    status: Annotated[str | None, typer.Option(help="Only those in this state.")] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """List images, newest first, with the hosts that have them."""
+    with Client() as client:
+        rows, more = client.pages("/images", {"status": status}, None if everything else limit)
+    if output is Format.JSON:
+        render.print_json(rows)
+    else:
+        render.print_table(
+            ["NAME", "STATUS", "FORMAT", "SIZE", "HOSTS", "AGE", "SOURCE", "ID"],
+            [
+                [
+                    row["name"],
+                    row["status"],
+                    row["format"] or row["source"]["type"],
+                    render.size(row["size_bytes"]) if row["size_bytes"] is not None else "",
+                    ", ".join(row["hosts"]),
+                    render.age(row["created_at"]),
+                    _source(row),
+                    row["id"],
+                ]
+                for row in rows
+            ],
+            wide=["SOURCE", "ID"],
+        )
+    if more:
+        render.say(f"there are more than {limit}; show them with --all or a higher --limit")
+
+
+@app.command(epilog="Example: cairn image show web")
+def show(name: Name, output: Output = Format.TABLE) -> None:
+    """Show one image."""
+    with Client() as client:
+        _print(_find(client, name), output)
+
+
+@app.command(epilog="Example: cairn image pull web nginx:1.29")
+def pull(
+    name: NewName,
+    reference: Annotated[str, typer.Argument(help="Reference of a registry.", show_default=False)],
+    wait: Wait = True,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    output: Output = Format.TABLE,
+) -> None:
+    """Have a host pull an image of a registry; instances get just what its tag means now."""
+    _import(name, {"type": "registry", "reference": reference}, wait, timeout, output)
+
+
+@app.command("import", epilog="Example: cairn image import base https://images.example.org/base.tar.gz")
+def import_(
+    name: NewName,
+    url: Annotated[str, typer.Argument(help="Where the file is, http or https.", show_default=False)],
+    checksum: Checksum = None,
+    wait: Wait = True,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    output: Output = Format.TABLE,
+) -> None:
+    """Have the platform download an image's file."""
+    _import(name, {"type": "url", "url": url} | ({"checksum": checksum} if checksum else {}), wait, timeout, output)
+
+
+@app.command(epilog="Example: docker save app:1 | cairn image upload app -")
+def upload(
+    name: NewName,
+    file: Annotated[str, typer.Argument(help="The file; - for standard input.", show_default=False)],
+    checksum: Checksum = None,
+    wait: Wait = True,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    output: Output = Format.TABLE,
+) -> None:
+    """Upload an image's file: a docker or OCI archive, the tar of a root file system, or a qcow2 disk."""
+    source = _open(file)
+    with source, Client() as client:
+        image = _waiting(client, name, checksum)
+        envelope = _send(client, image, source)
+        _finish(client, envelope, wait, timeout, output)
+
+
+@app.command(epilog="Example: cairn image rm web")
+def rm(name: Name, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT) -> None:
+    """Delete an image that no instance is made of."""
+    with Client() as client:
+        image = _find(client, name)
+        envelope = client.request("DELETE", f"/images/{image['id']}")
+        workflow_id = workflow_of(envelope)
+        if wait and workflow_id:
+            require_completed(watch(client, workflow_id, timeout))
+    render.say(f"image {image['name']} is {'deleted' if wait else 'being deleted'}")
+
+
+def _import(name: str, source: dict[str, Any], wait: bool, timeout: float, output: Format) -> None:
+    with Client() as client:
+        envelope = client.request("POST", "/images", body={"name": name, "source": source})
+        _finish(client, envelope, wait, timeout, output)
+
+
+def _finish(client: Client, envelope: dict[str, Any], wait: bool, timeout: float, output: Format) -> None:
+    image, workflow_id = envelope["data"], workflow_of(envelope)
+    failure: CommandFailed | None = None
+    if workflow_id and wait:
+        render.say(f"import of {image['name']}: workflow {workflow_id}")
+        try:
+            ended = watch(client, workflow_id, timeout)
+            image = client.get(f"/images/{image['id']}")
+            require_completed(ended)
+        except CommandFailed as found:
+            failure = found
+    elif workflow_id:
+        render.say(f"import of {image['name']} accepted; wait for it: cairn workflow wait {workflow_id}")
+    _print(image, output)
+    if failure:
+        raise failure
+
+
+def _open(file: str) -> BinaryIO:
+    if file == "-":
+        return sys.stdin.buffer
+    try:
+        return Path(file).open("rb")
+    except OSError as error:
+        raise usage(f"{file}: {error.strerror}") from None
+
+
+def _waiting(client: Client, name: str, checksum: str | None) -> dict[str, Any]:
+    """A new image that waits for its file, or the one of this name that still does."""
+    source = {"type": "upload"} | ({"checksum": checksum} if checksum else {})
+    try:
+        made: dict[str, Any] = client.request("POST", "/images", body={"name": name, "source": source})["data"]
+        return made
+    except CommandFailed as failure:
+        if failure.code != "name_taken":
+            raise
+        known = _find(client, name)
+        if known["source"]["type"] != "upload" or known["status"] not in ("pending", "error"):
+            raise
+        return known
+
+
+def _send(client: Client, image: dict[str, Any], source: BinaryIO) -> dict[str, Any]:
+    """Once: a file from standard input cannot be sent again."""
+    size = _size(source)
+    headers = {"Content-Type": "application/octet-stream"} | ({"Content-Length": str(size)} if size else {})
+    path = f"/images/{image['id']}/upload"
+    limits = httpx.Timeout(ANSWER_SECONDS, connect=5)
+    try:
+        answer = client.http.request("POST", path, content=_pieces(source, size), headers=headers, timeout=limits)
+    except httpx.TransportError as error:
+        raise CommandFailed(
+            f"the upload broke off: {error}",
+            "unreachable",
+            Exit.UNREACHABLE,
+            f"nothing of it was kept; try again: cairn image upload {image['name']} FILE",
+        ) from None
+    return client.opened(answer.status_code, answer.content)
+
+
+def _size(source: BinaryIO) -> int | None:
+    """None: of a pipe."""
+    if not source.seekable():
+        return None
+    size = source.seek(0, 2)
+    source.seek(0)
+    return size
+
+
+def _pieces(source: BinaryIO, size: int | None) -> Iterator[bytes]:
+    """The file, telling how far it is: in place on a terminal, else at its end alone."""
+    console = render.err()
+    sent, told = 0, time.monotonic()
+    while piece := source.read(PIECE):
+        yield piece
+        sent += len(piece)
+        if console.is_terminal and time.monotonic() - told > TOLD_SECONDS:
+            told = time.monotonic()
+            console.print(f"sent {render.size(sent)}" + (f" of {render.size(size)}" if size else ""), end="\r")
+    render.say(f"sent {render.size(sent)}")
+
+
+def _find(client: Client, wanted: str) -> dict[str, Any]:
+    """The image of this id, or the live one of exactly this name."""
+    if is_id(wanted):
+        found: dict[str, Any] = client.get(f"/images/{wanted}")
+        return found
+    for row in client.get("/images", name=wanted):
+        if row["name"] == wanted:
+            return dict(row)
+    message = f"there is no image named '{wanted}'"
+    raise CommandFailed(message, "not_found", Exit.NOT_FOUND, "see what there is: cairn image list")
+
+
+def _print(image: dict[str, Any], output: Format) -> None:
+    if output is Format.JSON:
+        render.print_json(image)
+        return
+    error = image.get("error") or {}
+    render.print_facts(
+        [
+            ("name", image["name"]),
+            ("id", image["id"]),
+            ("status", image["status"]),
+            ("error", error.get("message", "")),
+            ("source", _source(image)),
+            ("format", image["format"] or ""),
+            ("digest", image["digest"] or ""),
+            ("size", render.size(image["size_bytes"]) if image["size_bytes"] is not None else ""),
+            ("hosts", ", ".join(image["hosts"])),
+            ("created", f"{image['created_at']} ({render.age(image['created_at'])} ago)"),
+        ]
+    )
+
+
+def _source(image: dict[str, Any]) -> str:
+    source = image["source"]
+    return str(source["reference"] or source["url"] or source["type"])

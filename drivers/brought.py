@@ -1,0 +1,57 @@
+"""What Cairn brought to an engine: a small file for each image, written before it is brought.
+
+Engines do not tell who pulled what. So nothing is removed that is not written down here. The file's time is when the
+image was last used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import hashlib
+import os
+from pathlib import Path
+
+from drivers.locked_file import LockedFile
+from model.images import CachedImage
+
+
+class Brought:
+    """The files of one host."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @property
+    def incoming(self) -> Path:
+        """Where files are on their way to the engine."""
+        return self._folder / "incoming"
+
+    def _path(self, reference: str) -> Path:
+        return self._folder / hashlib.sha256(reference.encode()).hexdigest()[:40]
+
+    def note(self, reference: str) -> None:
+        """It is about to be brought."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with LockedFile(self._folder / "incoming") as file:
+            file.write(reference.encode())
+            file.keep(self._path(reference))
+
+    def touch(self, reference: str) -> None:
+        """It is used now; of what was not brought nothing is known."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self._path(reference))
+
+    def forget(self, reference: str) -> None:
+        self._path(reference).unlink(missing_ok=True)
+
+    def all(self) -> list[CachedImage]:
+        found = []
+        with contextlib.suppress(FileNotFoundError):
+            for entry in os.scandir(self._folder):
+                with contextlib.suppress(FileNotFoundError):
+                    if entry.is_file():
+                        used_at = dt.datetime.fromtimestamp(entry.stat().st_mtime, dt.UTC)
+                        reference = Path(entry.path).read_text()
+                        found.append(CachedImage(reference=reference, digest=None, used_at=used_at))
+        return found

@@ -1,0 +1,190 @@
+"""Images on a Docker engine."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import docker.errors
+from docker import APIClient
+
+from drivers import faults, progress
+from drivers.brought import Brought
+from drivers.docker_engine import CONFLICT, NOT_FOUND, calling, connect
+from drivers.docker_load import Load, plain
+from drivers.docker_pull import Pull, Transfer, refusal
+from drivers.images import engine_reference, familiar, repository
+from drivers.locked_file import LockedFile, sweep
+from drivers.locks import alone, of_engine
+from drivers.machines import Cancelled, Check
+from model.errors import EngineRefused, EngineUnavailable, ImageRefused, RegistryBusy
+from model.images import CachedImage, ImageFound, ImageWanted
+
+POLL_SECONDS = 0.05
+#: An engine may be silent for so long between two lines of progress; the last layer of a load may take long.
+PULL_SECONDS, LOAD_SECONDS = 60, 600
+
+#: Writes a file of the blob store, by its digest, into a file here. Raises CairnError.
+Fetch = Callable[[str, LockedFile, Check], None]
+
+
+class DockerImages:
+    """The image port on one Docker engine."""
+
+    def __init__(self, base_url: str, *, brought: Brought, fetch: Fetch) -> None:
+        self._base_url = base_url
+        self._brought = brought
+        self._fetch = fetch
+        self._connected: APIClient | None = None
+
+    @property
+    def _client(self) -> APIClient:
+        if self._connected is None:
+            self._connected = connect(self._base_url)
+        return self._connected
+
+    def ensure(self, wanted: ImageWanted, cancelled: Check) -> ImageFound:
+        reference = engine_reference(wanted)
+        with calling():
+            found = self._find(reference)
+            if found is None:
+                with alone(of_engine(self._base_url, reference), cancelled) as lock:
+                    found = self._find(reference) or self._bring(wanted, reference, lock, cancelled)
+            self._brought.touch(reference)
+            return ImageFound(digest=_digest(found, wanted), size_bytes=found.get("Size"))
+
+    def _find(self, reference: str) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = self._client.inspect_image(reference)  # type: ignore[no-untyped-call]
+        except docker.errors.ImageNotFound:
+            return None
+        return found
+
+    def _bring(self, wanted: ImageWanted, reference: str, lock: int, cancelled: Check) -> dict[str, Any]:
+        """Pull or load it. The lock's file says when a registry that was too busy may be asked again."""
+        _check_wait(lock, reference)
+        self._brought.note(reference)
+        try:
+            if wanted.format is not None:
+                self._load(wanted, cancelled)
+            else:
+                self._pull(reference, cancelled)
+            faults.reached("after_effect")
+            found = self._find(reference)
+            if found is None:
+                raise EngineUnavailable(f"image {reference} was brought to the engine, and is not there")
+        except RegistryBusy as busy:
+            os.pwrite(lock, f"{time.time() + busy.details['retry_after_seconds']:.3f}\n".encode(), 0)
+            raise
+        finally:
+            if self._find_quietly(reference) is None:
+                self._brought.forget(reference)
+        os.ftruncate(lock, 0)
+        return found
+
+    def _find_quietly(self, reference: str) -> object:
+        """Whether it is there; as far as one knows it is, where the engine does not answer."""
+        try:
+            return self._find(reference)
+        except Exception:  # the error that is on its way is the one that counts
+            return reference
+
+    def _pull(self, reference: str, cancelled: Check) -> None:
+        # In a thread of its own: a registry that is silent would be deaf to a cancel.
+        pull = Pull(self._new_client(PULL_SECONDS), reference)
+        self._carry_out(pull, reference, cancelled)
+        if pull.failure is not None:
+            raise refusal(reference, pull.failure)
+
+    def _load(self, wanted: ImageWanted, cancelled: Check) -> None:
+        """Fetch the file, and hand it to the engine under our name alone, whatever names it carries."""
+        if wanted.format is None or wanted.digest is None or wanted.format == "qcow2":
+            raise EngineRefused(f"a container cannot be made of an image of the format {wanted.format}")
+        sweep(self._brought.incoming)
+        with LockedFile(self._brought.incoming) as packed:
+            self._fetch(wanted.digest, packed, cancelled)
+            with plain(packed.path, self._brought.incoming, cancelled) as tar:
+                load = Load(self._new_client(LOAD_SECONDS), tar, wanted.format, wanted.reference)
+                self._carry_out(load, wanted.reference, cancelled)
+        if load.refused is not None:
+            raise ImageRefused(load.refused)
+        if load.failure is not None:
+            raise EngineRefused(f"the engine did not take image {wanted.reference}: {load.failure}")
+
+    def _new_client(self, seconds: int) -> APIClient:
+        return APIClient(self._base_url, version=self._client.api_version, timeout=seconds)
+
+    @staticmethod
+    def _carry_out(transfer: Transfer, reference: str, cancelled: Check) -> None:
+        transfer.start()
+        while not transfer.ended.wait(POLL_SECONDS):
+            if (said := transfer.said) is not None:
+                progress.say(said)
+            if cancelled():
+                transfer.called_off.set()
+                raise Cancelled(f"bringing {reference}")
+        if transfer.lost is not None:
+            raise EngineUnavailable(f"the engine broke off while it brought {reference}: {transfer.lost}")
+
+    def collect(self, unused_for: dt.timedelta, cancelled: Check) -> list[CachedImage]:
+        with calling():
+            used = {str(container["ImageID"]) for container in self._client.containers(all=True)}
+            left = []
+            for image in self._brought.all():
+                with alone(of_engine(self._base_url, image.reference), cancelled):
+                    kept = self._keep(image, used, unused_for)
+                if kept is not None:
+                    left.append(kept)
+            sweep(self._brought.incoming)
+            return left
+
+    def _keep(self, image: CachedImage, used: set[str], unused_for: dt.timedelta) -> CachedImage | None:
+        """The image, where it stays; None where it has gone."""
+        found = self._find(image.reference)
+        if found is None:
+            self._brought.forget(image.reference)
+            return None
+        now = dt.datetime.now(dt.UTC)
+        if found["Id"] in used:
+            self._brought.touch(image.reference)
+            image = image.model_copy(update={"used_at": now})
+        elif now - image.used_at > unused_for:
+            try:
+                # By its name, and not by force: what has another name, or a container, stays.
+                self._client.remove_image(image.reference)
+            except docker.errors.APIError as error:
+                if error.status_code not in (NOT_FOUND, CONFLICT):
+                    raise
+                return image if error.status_code == CONFLICT else None
+            faults.reached("after_effect")
+            self._brought.forget(image.reference)
+            return None
+        return image.model_copy(update={"digest": _digest(found, ImageWanted(reference=image.reference))})
+
+
+def _check_wait(lock: int, reference: str) -> None:
+    said = os.pread(lock, 64, 0).decode(errors="replace").strip()
+    wait = float(said) - time.time() if said.replace(".", "", 1).isdigit() else 0
+    if wait > 0:
+        raise RegistryBusy(
+            f"the registry of {reference} asked to come again in {wait:.0f} s",
+            image=reference,
+            retry_after_seconds=round(wait, 1),
+        )
+
+
+def _digest(found: dict[str, Any], wanted: ImageWanted) -> str | None:
+    """Of the manifest, in the repository that it was asked for by; of a file, the file's."""
+    if wanted.digest is not None:
+        return wanted.digest
+    if "@" in wanted.reference:
+        return wanted.reference.partition("@")[2]
+    name = familiar(repository(wanted.reference))
+    for known in found.get("RepoDigests") or []:
+        known_name, _, digest = known.partition("@")
+        if familiar(known_name) == name:
+            return str(digest)
+    return None

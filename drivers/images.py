@@ -1,0 +1,48 @@
+"""The image port: what a host can run, and how it comes there. Rules as in ``drivers.machines``."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Protocol
+
+from drivers.machines import Check
+from model.images import CachedImage, ImageFound, ImageWanted
+
+
+class Images(Protocol):
+    """Images of one host."""
+
+    def ensure(self, wanted: ImageWanted, cancelled: Check) -> ImageFound:
+        """Make it usable on this engine, and say what it is. At most one caller at a time brings one image to one
+        engine, also among several processes; the others wait for it, and find it.
+
+        Raises ImageNotFound where it cannot be had, RegistryBusy where its registry asks to come later.
+        """
+
+    def collect(self, unused_for: dt.timedelta, cancelled: Check) -> list[CachedImage]:
+        """Remove what ``ensure`` brought here and nothing has used for so long; answers what of it is left.
+
+        What was on the engine before, or was brought by somebody else, is never touched, and neither is an image
+        that a container was made of.
+        """
+
+
+def engine_reference(wanted: ImageWanted) -> str:
+    """What an engine is told to make a machine of: by digest, where one is known."""
+    if wanted.digest is None or wanted.format is not None:
+        return wanted.reference
+    return f"{repository(wanted.reference)}@{wanted.digest}"
+
+
+def repository(reference: str) -> str:
+    """A reference without its tag and digest."""
+    name = reference.partition("@")[0]
+    last = name.rpartition("/")[2]
+    return name[: len(name) - len(last)] + last.partition(":")[0]
+
+
+def familiar(name: str) -> str:
+    """A repository as the engine shows it: without the registry and the folder that go without saying."""
+    for prefix in ("docker.io/", "index.docker.io/"):
+        name = name.removeprefix(prefix)
+    return name.removeprefix("library/")

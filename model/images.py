@@ -1,0 +1,118 @@
+"""Images: states and moves, what engines are told about them, and their tables."""
+
+from __future__ import annotations
+
+import datetime as dt
+from enum import StrEnum
+from typing import Any, Literal
+from uuid import UUID
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from model.base import Base, Frozen, Id, Now
+
+Format = Literal["docker-archive", "oci-archive", "rootfs-tar", "qcow2"]
+FORMATS: tuple[Format, ...] = ("docker-archive", "oci-archive", "rootfs-tar", "qcow2")
+SourceKind = Literal["registry", "upload", "url"]
+
+
+class ImageStatus(StrEnum):
+    #: Waits for its upload.
+    PENDING = "pending"
+    IMPORTING = "importing"
+    AVAILABLE = "available"
+    ERROR = "error"
+    DELETING = "deleting"
+    DELETED = "deleted"
+
+
+class ImageWanted(Frozen):
+    """What a host is to make usable.
+
+    Without ``format`` a reference of a registry, at ``digest`` (of its manifest) where one is known. With it a file
+    of the blob store, whose ``digest`` is the file's; ``reference`` is what the engine is to call it.
+    """
+
+    reference: str
+    digest: str | None = None
+    format: Format | None = None
+
+
+class ImageFound(Frozen):
+    """What it turned out to be. ``digest`` None: the engine has it from no registry."""
+
+    digest: str | None = None
+    size_bytes: int | None = None
+
+
+class CachedImage(Frozen):
+    """One that Cairn brought to a host, and when it was last used there."""
+
+    reference: str
+    digest: str | None
+    used_at: dt.datetime
+
+
+def engine_name(image_id: UUID, digest: str) -> str:
+    """What engines call an image of the blob store: the same at every host, and another for other contents."""
+    return f"cairn/{image_id}:{digest.removeprefix('sha256:')[:12]}"
+
+
+class Image(Base):
+    __tablename__ = "images"
+
+    id: Mapped[Id]
+    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str]
+    status: Mapped[str]
+    source: Mapped[str]
+    #: Of a registry.
+    reference: Mapped[str | None]
+    #: What to download.
+    url: Mapped[str | None]
+    #: sha256:… that the file must have, as the user said.
+    checksum: Mapped[str | None]
+    #: Of a file: what it must be, as the user said, and then what it is. Of a registry none.
+    format: Mapped[str | None]
+    #: sha256:…; of a registry that of the manifest (none: the host has it from elsewhere), of a file the file's.
+    digest: Mapped[str | None]
+    size_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    error: Mapped[dict[str, Any] | None]
+    version: Mapped[int] = mapped_column(server_default=text("1"))
+    #: The workflow that owns the image, or owned it last; none yet: it waits for its upload.
+    workflow_id: Mapped[UUID | None]
+    created_at: Mapped[Now]
+    updated_at: Mapped[Now]
+    deleted_at: Mapped[dt.datetime | None]
+
+    __table_args__ = (
+        UniqueConstraint("project_id", "id"),
+        ForeignKeyConstraint(
+            ["project_id", "workflow_id"],
+            ["workflows.project_id", "workflows.id"],
+            deferrable=True,
+            initially="DEFERRED",
+        ),
+        CheckConstraint("status IN ({})".format(", ".join(f"'{s}'" for s in ImageStatus)), name="status"),
+        CheckConstraint("source IN ('registry', 'upload', 'url')", name="source"),
+        CheckConstraint("format IN ({})".format(", ".join(f"'{f}'" for f in FORMATS)), name="format"),
+        Index("uq_images_live_name", "project_id", "name", unique=True, postgresql_where=text("status <> 'deleted'")),
+        Index("ix_images_digest", "digest", postgresql_where=text("digest IS NOT NULL")),
+    )
+
+
+class ImageCache(Base):
+    """A host that has what an image is. Reported by the hosts, and noted when one has made it usable."""
+
+    __tablename__ = "image_caches"
+
+    host_id: Mapped[UUID] = mapped_column(ForeignKey("hosts.id", ondelete="CASCADE"), primary_key=True)
+    image_id: Mapped[UUID] = mapped_column(primary_key=True)
+    project_id: Mapped[UUID]
+    used_at: Mapped[Now]
+
+    __table_args__ = (
+        ForeignKeyConstraint(["project_id", "image_id"], ["images.project_id", "images.id"], ondelete="CASCADE"),
+        Index("ix_image_caches_image", "image_id"),
+    )

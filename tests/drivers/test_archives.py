@@ -1,0 +1,285 @@
+"""What is told of an archive while it streams by, and what is refused."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import struct
+import tarfile
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import zstandard
+
+from drivers.archives import Inspected, Inspection, Limits
+from drivers.machines import Cancelled
+from model.errors import ImageRefused
+from tests.registry import config_of, sha256, tar_of
+
+LIMITS = Limits(unpacked_bytes=1 << 30)
+ROOT = {"bin/run": b"#!", "etc/passwd": b"root"}
+
+
+def inspect(content: bytes | Any, limits: Limits = LIMITS) -> Inspected:
+    source = io.BytesIO(content) if isinstance(content, bytes) else content
+    return Inspection(limits, lambda _: None).run(source)
+
+
+def tar_with(*entries: tarfile.TarInfo, **options: Any) -> bytes:
+    """A root file system with these entries too."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w", **options) as archive:
+        for name, content in ROOT.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        for entry in entries:
+            archive.addfile(entry, io.BytesIO(bytes(entry.size)))
+    return made.getvalue()
+
+
+def entry(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:
+    made = tarfile.TarInfo(name)
+    made.type, made.linkname = kind, target
+    return made
+
+
+def docker_archive(*layers: bytes, **over: Any) -> dict[str, bytes]:
+    config = config_of(*layers)
+    files = {f"{hashlib.sha256(layer).hexdigest()}/layer.tar": layer for layer in layers}
+    name = f"{hashlib.sha256(config).hexdigest()}.json"
+    manifest = [{"Config": name, "RepoTags": ["web:1"], "Layers": list(files)} | over]
+    return files | {name: config, "manifest.json": json.dumps(manifest).encode()}
+
+
+def oci_archive(*layers: bytes, pack: Callable[[bytes], bytes] = gzip.compress) -> dict[str, bytes]:
+    config, packed = config_of(*layers), [pack(layer) for layer in layers]
+    described = [{"digest": sha256(layer), "size": len(layer)} for layer in packed]
+    manifest = json.dumps({"config": {"digest": sha256(config)}, "layers": described}).encode()
+    index = {"manifests": [{"digest": sha256(manifest), "platform": {"architecture": "amd64", "os": "linux"}}]}
+    blobs = {f"blobs/sha256/{hashlib.sha256(blob).hexdigest()}": blob for blob in (config, manifest, *packed)}
+    return blobs | {"index.json": json.dumps(index).encode(), "oci-layout": b'{"imageLayoutVersion": "1.0.0"}'}
+
+
+LAYER = tar_of(ROOT)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstandard.compress], ids=["plain", "gzip", "zstd"])
+@pytest.mark.parametrize(
+    ("files", "form"),
+    [
+        (ROOT, "rootfs-tar"),
+        (docker_archive(LAYER), "docker-archive"),
+        (docker_archive(LAYER, tar_of({"b": b"2"})), "docker-archive"),
+        (oci_archive(LAYER), "oci-archive"),
+        (oci_archive(LAYER, pack=zstandard.compress), "oci-archive"),
+        (oci_archive(LAYER, pack=bytes), "oci-archive"),
+    ],
+)
+def test_format_is_told_by_the_contents(files: dict[str, bytes], form: str, pack: Callable[[bytes], bytes]) -> None:
+    packed = pack(tar_of(files))
+    found = inspect(packed)
+    assert (found.format, found.size_bytes, found.digest) == (form, len(packed), sha256(packed))
+    assert (found.contents is None) == (form == "rootfs-tar")
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (entry("/etc/shadow"), "absolute path"),
+        (entry("../etc/shadow"), "leaves the archive"),
+        (entry("a/../../b"), "leaves the archive"),
+        (entry("dev/sda", tarfile.BLKTYPE), "a device"),
+        (entry("dev/null", tarfile.CHRTYPE), "a device"),
+        (entry("a", tarfile.SYMTYPE, "../../etc"), "link that leaves"),
+        (entry("a/b", tarfile.LNKTYPE, "../etc/shadow"), "link that leaves"),
+        (entry("a", tarfile.GNUTYPE_SPARSE), "sparse|broken"),
+    ],
+    ids=lambda value: value.name if isinstance(value, tarfile.TarInfo) else "",
+)
+def test_entries_that_have_no_place_in_an_image(bad: tarfile.TarInfo, said: str) -> None:
+    content = tar_with(bad, format=tarfile.GNU_FORMAT)
+    with pytest.raises(ImageRefused, match=said):
+        inspect(content)
+    # In a layer they have none either.
+    with pytest.raises(ImageRefused, match=said):
+        inspect(tar_of(docker_archive(content)))
+    with pytest.raises(ImageRefused, match=said):
+        inspect(tar_of(oci_archive(content)))
+
+
+def test_links_inside_are_links() -> None:
+    links = [
+        entry("bin/sh", tarfile.SYMTYPE, "/bin/busybox"),
+        entry("usr/lib/x", tarfile.SYMTYPE, "../../lib/x"),
+        entry("bin/ls", tarfile.LNKTYPE, "bin/run"),
+    ]
+    assert inspect(tar_with(*links)).format == "rootfs-tar"
+
+
+def test_archive_of_an_image_has_no_absolute_links() -> None:
+    made = io.BytesIO(tar_of(docker_archive(LAYER)))
+    with tarfile.open(fileobj=made, mode="a") as archive:
+        archive.addfile(entry("x.json", tarfile.SYMTYPE, "/etc/shadow"))
+    with pytest.raises(ImageRefused, match="leaves the archive"):
+        inspect(made.getvalue())
+
+
+def test_cut_at_any_byte_is_no_archive() -> None:
+    """Up to the mark of its end; what comes after that is padding."""
+    whole = tar_of(docker_archive(LAYER))
+    end = len(whole.rstrip(b"\0")) + 512
+    for packed, most in ((whole, end), (gzip.compress(whole), len(gzip.compress(whole)))):
+        for cut in [*range(0, most - 512, 397), most - 513, most - 520]:
+            with pytest.raises(ImageRefused):
+                inspect(packed[:cut])
+
+
+@pytest.mark.parametrize("at", [300, 600, 1100, 3000])
+def test_damage_is_noticed(at: int) -> None:
+    whole = bytearray(tar_of(docker_archive(LAYER)))
+    whole[at] ^= 0xFF
+    with pytest.raises(ImageRefused):
+        inspect(bytes(whole))
+
+
+class Zeros:
+    """A stream of zeros behind a beginning."""
+
+    def __init__(self, head: bytes, size: int) -> None:
+        self._head, self._left = head, size
+
+    def read(self, size: int = -1, /) -> bytes:
+        if self._head:
+            piece, self._head = self._head[:size], self._head[size:]
+            return piece
+        piece = bytes(min(size, self._left))
+        self._left -= len(piece)
+        return piece
+
+
+def big_file(size: int) -> bytes:
+    made = tarfile.TarInfo("big")
+    made.size = size
+    return made.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress], ids=["gzip", "zstd"])
+def test_bomb_by_ratio(pack: Callable[[bytes], bytes]) -> None:
+    size = 200 << 20
+    bomb = pack(big_file(size) + bytes(size) + bytes(1024))
+    assert len(bomb) < 1 << 20
+    with pytest.raises(ImageRefused, match="bomb"):
+        inspect(bomb)
+
+
+def test_bomb_in_a_layer() -> None:
+    size = 200 << 20
+    with pytest.raises(ImageRefused, match="bomb"):
+        inspect(tar_of(oci_archive(big_file(size) + bytes(size) + bytes(1024))))
+
+
+def test_bomb_by_size() -> None:
+    with pytest.raises(ImageRefused, match="unpacks to more than 1000000 bytes"):
+        inspect(gzip.compress(big_file(1 << 21) + bytes((1 << 21) + 1024)), Limits(unpacked_bytes=10**6))
+
+
+def test_header_that_is_said_to_be_huge_takes_no_memory() -> None:
+    for kind in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE):
+        header = entry("a", kind)
+        header.size = 4 << 30
+        tracemalloc.start()
+        try:
+            with pytest.raises(ImageRefused, match="header of"):
+                inspect(Zeros(header.tobuf(tarfile.GNU_FORMAT), 4 << 30))
+            assert tracemalloc.get_traced_memory()[1] < 32 << 20
+        finally:
+            tracemalloc.stop()
+
+
+def test_large_archive_takes_little_memory() -> None:
+    size = 512 << 20
+    tracemalloc.start()
+    try:
+        found = inspect(Zeros(big_file(size), size + 1024))
+        assert found.size_bytes == size + 1536
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (docker_archive(LAYER, Layers=["gone/layer.tar"]), "layers are not|missing"),
+        (docker_archive(LAYER, Config="gone.json"), "missing"),
+        (docker_archive(LAYER) | {"manifest.json": b"[]"}, "one image"),
+        (docker_archive(LAYER) | {"manifest.json": b"[" * 10_000}, "not JSON"),
+        ({"manifest.json": b'[{"Config": 5}]'}, "expected Config"),
+        (oci_archive(LAYER) | {"index.json": b'{"manifests": []}'}, "0 images"),
+        ({"oci-layout": b"{}", "index.json": b"{}"}, "config and layers"),
+    ],
+)
+def test_manifest_that_does_not_fit(files: dict[str, bytes], said: str) -> None:
+    with pytest.raises(ImageRefused, match=said):
+        inspect(tar_of(files))
+
+
+def test_layer_that_is_another_than_the_configuration_says() -> None:
+    files = docker_archive(LAYER)
+    (name,) = (name for name in files if name.endswith("layer.tar"))
+    with pytest.raises(ImageRefused, match="digest"):
+        inspect(tar_of(files | {name: tar_of({"bin/run": b"evil"})}))
+
+
+def test_blob_that_has_not_the_digest_of_its_name() -> None:
+    files = oci_archive(LAYER)
+    name = max(files, key=lambda name: files[name].startswith(b"\x1f\x8b"))
+    with pytest.raises(ImageRefused, match="digest"):
+        inspect(tar_of(files | {name: gzip.compress(LAYER, 1)}))
+
+
+def qcow2(version: int = 3, backing: int = 0, encryption: int = 0, features: int = 0, size: int = 1 << 30) -> bytes:
+    head = struct.pack(">4sIQIIQII", b"QFI\xfb", version, backing, 0, 16, size, encryption, 1)
+    return head.ljust(72, b"\0") + struct.pack(">QQQII", features, 0, 0, 4, 104) + bytes(2000)
+
+
+def test_qcow2() -> None:
+    assert inspect(qcow2()).format == "qcow2"
+    assert inspect(qcow2(version=2)).format == "qcow2"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (qcow2(backing=512), "backing file"),
+        (qcow2(features=4), "another file"),
+        (qcow2(features=2), "damaged"),
+        (qcow2(encryption=1), "encrypted"),
+        (qcow2(version=9), "version 9"),
+        (qcow2(size=1 << 50), "more than"),
+        (qcow2()[:104] + struct.pack(">II", 0x44415441, 4) + b"/etc" + bytes(4), "another file"),
+        (qcow2()[:50], "cut off"),
+        (b"", "neither"),
+        (b"MZ" + bytes(5000), "neither"),
+        (b"\xfd7zXZ\x00" + bytes(5000), "compressed with xz"),
+        (b"\x1f\x8b" + bytes(5000), "broken"),
+        (b"\x28\xb5\x2f\xfd" + bytes(5000), "broken|neither"),
+    ],
+)
+def test_what_is_no_image(content: bytes, said: str) -> None:
+    with pytest.raises(ImageRefused, match=said):
+        inspect(content)
+
+
+def test_look_that_is_called_off() -> None:
+    def cancelled(count: int) -> None:
+        if count > 1 << 20:
+            raise Cancelled("enough")
+
+    with pytest.raises(Cancelled):
+        Inspection(LIMITS, cancelled).run(Zeros(big_file(1 << 40), 1 << 40))
