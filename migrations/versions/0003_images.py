@@ -7,7 +7,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0003_images"
-down_revision = "0002"
+down_revision = "0003_surface"
 branch_labels = None
 depends_on = None
 

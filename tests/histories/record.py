@@ -60,8 +60,8 @@ Prepare = Callable[[Stage], object]
 Case = tuple[str, str, Prepare, dict[str, Any]]
 
 
-def cases() -> list[Case]:
-    """(kind, outcome, what the activities do, what the order says)."""
+def of_every_plan() -> list[Case]:
+    """(kind, outcome, what the activities do, what the order says): what can happen to all of them."""
     found: list[Case] = []
     for kind, step in MIDDLE.items():
         first = FIRST.get(kind, "instance.claim")
@@ -93,6 +93,12 @@ def cases() -> list[Case]:
             (kind, "cancelled", cancelled, {}),
             (kind, "cancel-swallowed", cancelled, {}),
         ]
+    return found
+
+
+def cases() -> list[Case]:
+    """All of them, and what can happen to some."""
+    found = of_every_plan()
 
     def replaced(stage: Stage) -> None:
         stage.script["instance.start"] += [fails(PortTaken("taken", port=port)) for port in (20000, 20001)]
