@@ -22,7 +22,7 @@ from model.hosts import InstanceType
 router = APIRouter(prefix="/v1/instance-types", tags=["instance-types"], responses=RESPONSES)
 
 TypeName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", examples=["basic-1"])]
-Vcpus = Annotated[float, Field(strict=True, gt=0, le=1024, allow_inf_nan=False)]
+Vcpus = Annotated[float, Field(strict=True, ge=0.01, le=1024, allow_inf_nan=False)]
 Memory = Annotated[int, Field(strict=True, ge=16, le=2**30)]
 Disk = Annotated[int, Field(strict=True, ge=0, le=2**20)]
 #: Of every project, where a query of a request sees its own alone.
