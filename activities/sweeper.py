@@ -23,6 +23,7 @@ from activities.image_records import ImageLimits
 from activities.runs import CONTROL, start, summarise
 from activities.samples import is_due
 from activities.settling import settle
+from activities.webhooks import start_due
 from model.base import Frozen
 from model.workflows import TERMINAL, Failure, Order, Outcome, State, Step, Workflow
 
@@ -98,6 +99,11 @@ class Sweeper:
                 await asyncio.wait_for(self._coarsen_samples(), PATIENCE.total_seconds())
             chores = await asyncio.to_thread(self._image_chores)
             await asyncio.wait_for(image_chores.start(self._client, *chores, self._images), PATIENCE.total_seconds())
+        except (RPCError, TimeoutError) as error:
+            failures.append(error)
+        try:
+            wake = activity.in_activity()
+            await asyncio.wait_for(start_due(self._engine, self._client, wake=wake), PATIENCE.total_seconds())
         except (RPCError, TimeoutError) as error:
             failures.append(error)
         if failures:

@@ -15,6 +15,7 @@ from activities.placement import Capacity
 from api import (
     agents,
     blobs,
+    dashboard,
     errors,
     events,
     health,
@@ -28,11 +29,13 @@ from api import (
     retries,
     samples,
     streams,
+    webhooks,
     workflows,
 )
 from api.agent_client import Agents
 from api.bells import Bells
 from api.dispatcher import Dispatcher
+from api.event_hub import Hub
 from api.http import Http
 from api.open_streams import OpenStreams
 from api.pulse import beat
@@ -49,7 +52,13 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         beside = [
             asyncio.create_task(work)
-            for work in (app.state.dispatcher.run(), app.state.bells.run(), app.state.open_streams.run(), beat(engine))
+            for work in (
+                app.state.dispatcher.run(),
+                app.state.bells.run(),
+                app.state.events.run(),
+                app.state.open_streams.run(),
+                beat(engine),
+            )
         ]
         yield
         app.state.stopping.set()
@@ -75,6 +84,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
     app.state.open_streams = OpenStreams(engine, settings.project_streams)
     app.state.stopping = asyncio.Event()
     app.state.blobs = store
+    app.state.events = Hub(engine, app.state.bells, app.state.stopping)
     app.state.capacity = Capacity(
         port_range=settings.port_range,
         overcommit_cpu=settings.overcommit_cpu,
@@ -82,11 +92,9 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
     )
     errors.install(app)
     # Agents before hosts: their paths are not ids.
-    for module in (instances, images, image_uploads, blobs, streams, workflows, events):
+    for module in (instances, images, image_uploads, blobs, streams, workflows, retries, events, webhooks, dashboard):
         app.include_router(module.router)
-    for module in (agents, samples, hosts, projects, health):
-        app.include_router(module.router)
-    for module in (retries, instance_types):
+    for module in (agents, samples, hosts, instance_types, projects, health):
         app.include_router(module.router)
     openapi.install(app)
     app.add_api_websocket_route("/{path:path}", streams.nowhere)

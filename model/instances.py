@@ -209,6 +209,7 @@ class Instance(Base):
         Index("ix_instances_workflow", "project_id", "workflow_id"),
         Index("ix_instances_deleted", "deleted_at", postgresql_where=text("status = 'deleted'")),
         Index("ix_instances_image", "image_id", postgresql_where=text("image_id IS NOT NULL")),
+        Index("ix_instances_counted", "project_id", "status", postgresql_where=text("status <> 'deleted'")),
         Index("ix_instances_next_host", "next_host_id", postgresql_where=text("next_host_id IS NOT NULL")),
         Index("ix_instances_labels", "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}),
     )

@@ -114,6 +114,7 @@ class Workflow(Base):
         Index("ix_workflows_resource", "project_id", "resource_id", "id"),
         Index("ix_workflows_parent", "parent_id", "id", postgresql_where=text("parent_id IS NOT NULL")),
         Index("uq_workflows_retry_of", "retry_of", unique=True, postgresql_where=text("retry_of IS NOT NULL")),
+        Index("ix_workflows_failed", "project_id", "finished_at", postgresql_where=text("state = 'failed'")),
         Index("ix_workflows_open", "checked_at", postgresql_where=text("state IN ('accepted', 'running')")),
     )
 
@@ -169,4 +170,5 @@ class Event(Base):
     __table_args__ = (
         Index("ix_events_order", "project_id", "epoch", "xid", "id"),
         Index("ix_events_workflow", "workflow_id", "epoch", "xid", "id"),
+        Index("ix_events_resource", "project_id", "resource_id", "epoch", "xid", "id"),
     )

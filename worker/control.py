@@ -37,9 +37,10 @@ from activities.registry import methods
 from activities.runs import CONTROL, Histories
 from activities.samples import SampleRecords
 from activities.sweeper import LOST_AFTER, Sweeper
+from activities.webhooks import WebhookRecords
 from model import logs
 from model.settings import Settings, of_process
-from worker import blob_store
+from worker import blob_store, webhooks
 from worker.database import connect as connect_database
 from worker.temporal_client import connect
 from workflows.plans import PLANS
@@ -88,6 +89,7 @@ async def run(settings: Settings) -> None:
         PurgeRecords(engine, retention_of(settings)),
         ImageRecords(engine, histories, blobs, image_limits, settings.outbound_allow),
         sweeper,
+        WebhookRecords(engine),
     ]
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -110,11 +112,12 @@ async def run(settings: Settings) -> None:
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
         graceful_shutdown_timeout=timedelta(seconds=5),
     )
-    async with worker:
+    async with worker, webhooks.caller(client, engine, settings):
         log.info("control.ready", temporal=settings.temporal_address)
         beside = [
             asyncio.create_task(declare_schedules(client, settings)),
             asyncio.create_task(sweep_when_called(sweeper, settings.database_url.get_secret_value())),
+            asyncio.create_task(webhooks.deliver_when_called(engine, client, settings.database_url.get_secret_value())),
         ]
         await stopping.wait()
         for task in beside:

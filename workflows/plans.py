@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from workflows import hosts, images, instances, system
+from workflows import hosts, images, instances, system, webhooks
 
-PLANS = [*instances.PLANS, *hosts.PLANS, *images.PLANS, *system.PLANS]
+PLANS = [*instances.PLANS, *hosts.PLANS, *images.PLANS, *system.PLANS, *webhooks.PLANS]

@@ -19,21 +19,26 @@ from worker.data_folder import StackError
 from worker.database import HostSeed, driver_url, migrate, seed
 
 READ = "installation projects hosts host_ports host_tokens instance_types instances workflows events idempotency_keys"
-READ_BY_ALL = f"{READ} quotas pulses samples event_horizons images image_caches"
+READ_BY_ALL = f"{READ} quotas pulses samples event_horizons images image_caches webhook_deliveries"
 #: Rights on whole tables; those on single columns are tried below.
 RIGHTS = {
     ("cairn_api", "SELECT"): f"{READ_BY_ALL} api_keys",
-    (
-        "cairn_api",
-        "INSERT",
-    ): "host_tokens instance_types instances workflows events idempotency_keys pulses samples images",
-    ("cairn_api", "UPDATE"): "images host_tokens instance_types instances workflows idempotency_keys quotas pulses",
-    ("cairn_api", "DELETE"): "hosts host_tokens",
-    ("cairn_worker", "SELECT"): READ_BY_ALL,
-    ("cairn_worker", "INSERT"): "image_caches host_ports workflows events pulses samples event_horizons",
-    ("cairn_worker", "UPDATE"): "images image_caches hosts instances workflows quotas pulses event_horizons",
+    ("cairn_api", "INSERT"): (
+        "host_tokens instance_types instances workflows events idempotency_keys pulses samples images"
+    ),
+    ("cairn_api", "UPDATE"): (
+        "images host_tokens instance_types instances workflows idempotency_keys quotas pulses webhook_deliveries"
+    ),
+    ("cairn_api", "DELETE"): "hosts host_tokens webhooks",
+    ("cairn_worker", "SELECT"): f"{READ_BY_ALL} webhooks",
+    ("cairn_worker", "INSERT"): (
+        "image_caches host_ports workflows events pulses samples event_horizons webhook_deliveries"
+    ),
+    ("cairn_worker", "UPDATE"): (
+        "images image_caches hosts instances workflows quotas pulses event_horizons webhooks webhook_deliveries"
+    ),
     ("cairn_worker", "DELETE"): (
-        "image_caches host_ports host_tokens idempotency_keys samples instances workflows events"
+        "image_caches host_ports host_tokens idempotency_keys samples instances workflows events webhook_deliveries"
     ),
 }
 PER_PROJECT = {
@@ -46,6 +51,8 @@ PER_PROJECT = {
     "event_horizons",
     "images",
     "image_caches",
+    "webhooks",
+    "webhook_deliveries",
 }
 
 
@@ -106,6 +113,7 @@ def test_role_is_no_more_than_a_role(database: Database, role: str) -> None:
         ("cairn_api", "INSERT INTO api_keys SELECT * FROM api_keys"),
         ("cairn_api", "DELETE FROM events"),
         ("cairn_api", "UPDATE projects SET name = 'x'"),
+        ("cairn_api", "SELECT secret FROM webhooks"),
         ("cairn_worker", "SELECT * FROM api_keys"),
         ("cairn_worker", "INSERT INTO instances SELECT * FROM instances"),
         ("cairn_worker", "UPDATE installation SET epoch = 0"),
@@ -126,8 +134,19 @@ def test_tables_of_projects_are_guarded_row_by_row(database: Database) -> None:
         (table, role) for table in PER_PROJECT for role in ("cairn_api", "cairn_worker")
     }
     spanned = {row["tablename"] for row in policies if row["qual"] == "true"}
-    assert spanned == {"instances", "workflows", "samples", "images", "image_caches"}
-    assert all(row["with_check"] == row["qual"] for row in policies)
+    assert spanned == {
+        "instances",
+        "workflows",
+        "samples",
+        "images",
+        "image_caches",
+        "webhooks",
+        "webhook_deliveries",
+        "events",
+    }
+    # Workers read the events of all projects, and write them in one.
+    assert all(row["with_check"] == row["qual"] for row in policies if row["tablename"] != "events")
+    assert all("cairn.project" in row["with_check"] for row in policies if row["tablename"] == "events")
 
 
 def test_every_table_with_a_project_is_guarded_or_known_not_to_be(database: Database) -> None:
