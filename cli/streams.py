@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
-from rich.live import Live
 
 from cli import render
 from cli.client import Client
+from cli.completion import instances as instance_names
 from cli.options import seconds
 from cli.render import Format, Output
 
-Name = Annotated[str, typer.Argument(help="Name or id.", show_default=False)]
+Name = Annotated[str, typer.Argument(help="Name or id.", show_default=False, autocompletion=instance_names)]
 Command = Annotated[list[str], typer.Argument(metavar="-- CMD...", help="What to run, after --.", show_default=False)]
 #: What the API takes for itself, beyond the time of a command.
 EXTRA_SECONDS = 15.0
@@ -114,6 +114,7 @@ def terminal(
 
 
 def _watch(client: Client, id: str, output: Format) -> None:
+    from rich.live import Live
     from websockets.exceptions import ConnectionClosed
 
     from cli.terminal import lost
@@ -130,8 +131,10 @@ def _watch(client: Client, id: str, output: Format) -> None:
                     head = False
                 if in_place:
                     in_place.update(render.grid([COLUMNS, _cells(sample)]), refresh=True)
+                elif output is Format.TABLE:
+                    typer.echo(_line(_cells(sample)))
                 else:
-                    typer.echo(json.dumps(sample) if output is Format.JSON else _line(_cells(sample)))
+                    render.print_line(sample)
         except ConnectionClosed as closed:
             raise lost(closed) from None
 
