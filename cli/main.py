@@ -108,20 +108,24 @@ class Program(TyperGroup):
         return TyperCommand(cmd_name, help=COMMANDS[cmd_name].help) if cmd_name in COMMANDS else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if ctx.resilient_parsing and args[0] == "watch" and args[1:]:
+            args = args[1:]  # the line that is typed goes on as that of the command to be watched
         known: dict[str, Any] = dict.fromkeys(COMMANDS)
         self.commands = known  # what a mistyped name is compared with
         name, _, rest = super().resolve_command(ctx, args)
         return name, load(name) if name else None, rest
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        from cli import render
+
         given.forget()
+        for stream in (sys.stdout, sys.stderr):
+            render.prepare(stream)  # help, too, is printed from here on
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         from cli import render
 
-        for stream in (sys.stdout, sys.stderr):
-            render.prepare(stream)
         try:
             try:
                 result = super().invoke(ctx)

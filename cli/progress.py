@@ -42,8 +42,6 @@ class Timeline:
         self.printed: dict[int, tuple[str, int]] = {}
 
     def __enter__(self) -> Self:
-        if self.live:
-            self.live.start()
         return self
 
     def __exit__(
@@ -67,6 +65,7 @@ class Timeline:
             for step in steps:
                 table.add_row(*self._cells(step))
             if self.live:
+                self.live.start()  # the first time; a failure before it leaves no empty line
                 self.live.update(table)
             else:
                 self.console.print(table)

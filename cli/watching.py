@@ -31,9 +31,18 @@ PASSING = frozenset({"AGE", "TOOK", "SEEN"})
 PASSING_FACTS = frozenset({"created", "seen", "took"})
 
 
+def _watchable(incomplete: str) -> list[str]:
+    from cli.main import COMMANDS
+
+    return [name for name, place in COMMANDS.items() if not place.local and name.startswith(incomplete)]
+
+
 def command(
     context: typer.Context,
-    what: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="What shows it: a list or a show.")],
+    what: Annotated[
+        list[str],
+        typer.Argument(metavar="COMMAND...", help="What shows it: a list or a show.", autocompletion=_watchable),
+    ],
 ) -> None:
     """Show what a command shows, again whenever something happens: COMMAND with --watch."""
     program: Any = context.find_root().command
@@ -55,6 +64,8 @@ def watch(show: Callable[[], None]) -> None:
             _print_changes(show, happened)
     except KeyboardInterrupt:
         raise typer.Exit(Exit.INTERRUPTED) from None
+    finally:
+        render.instead = None
 
 
 def _listen(client: Client, happened: threading.Event) -> None:
@@ -148,12 +159,13 @@ class Changes:
         key = headers.index("ID") if "ID" in headers else 0
         now = {row[key]: row for row in rows}
         if self.seen is None:
+            self.widths = [max(render.cells_of(row[i]) for row in (headers, *rows)) for i in range(len(headers))]
             self._line(headers)
         for id, row in reversed(now.items()):  # newest last, as things happen
             if self._differs(id, [cell for name, cell in zip(headers, row, strict=True) if name not in PASSING]):
                 self._line(row)
         for id in self._gone(now):
-            self._line([f"{id} is no longer listed"])
+            print(f"{id} is no longer listed", flush=True)
 
     def facts(self, facts: Sequence[tuple[str, str]]) -> None:
         for label, value in facts:
@@ -190,13 +202,9 @@ class Changes:
         return gone
 
     def _line(self, cells: Sequence[str]) -> None:
-        """Columns keep their place, as far as what came before tells it."""
-        wanted = [render.cells_of(cell) for cell in cells]
-        known = self.widths + [0] * (len(wanted) - len(self.widths))
-        if len(cells) > 1:
-            self.widths = [max(pair) for pair in zip(known, wanted, strict=True)]
+        """Columns keep the places that they had at first, as far as their values let them."""
         padded = [
-            render.clean(cell) + " " * (self.widths[i] - width if len(cells) > 1 else 0)
-            for i, (cell, width) in enumerate(zip(cells, wanted, strict=True))
+            render.clean(cell) + " " * (width - render.cells_of(cell))
+            for cell, width in zip(cells, self.widths, strict=False)
         ]
         print(render.GAP.join(padded).rstrip(), flush=True)

@@ -89,7 +89,8 @@ class FakeApi:
             return
         content = answer.body()
         handler.send_response(answer.status)
-        for name, value in answer.headers.items():
+        kind = {} if answer.raw else {"Content-Type": "application/json"}
+        for name, value in (kind | answer.headers).items():
             handler.send_header(name, value)
         handler.send_header("Content-Length", str(len(content)))
         handler.end_headers()
