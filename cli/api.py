@@ -14,7 +14,7 @@ import typer
 
 from cli import render
 from cli.client import RETRY_SECONDS, Client
-from cli.errors import CommandFailed, exit_of, of_answer, usage
+from cli.errors import CommandFailed, Exit, exit_of, of_answer, usage
 from cli.render import Format
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -50,14 +50,17 @@ def api(
     with Client() as client:
         url = _url(client.endpoint.api_url, path)
         if paginate:
-            _print(_all_pages(client, url, headers))
+            render.print_json(_all_pages(client, url, headers))
             return
         sent = client.build(method, url, headers=headers, content=content, timeout=WAITED_SECONDS)
-        if sent.headers.get("accept") == "text/event-stream":
-            _stream(client, sent)
-            return
-        answer = client.send(sent, RETRY_SECONDS if method in ("GET", "HEAD") else 0)
-    _print(answer.content)
+        answer = client.send(sent, RETRY_SECONDS if method in ("GET", "HEAD") else 0, stream=True)
+        try:
+            if answer.headers.get("content-type", "").startswith("application/json"):
+                _print(answer.read())
+            else:
+                _copy(answer)
+        except httpx.TransportError as error:
+            raise client.unreachable(error) from None
     if exit_of(answer.status_code):
         raise _failure(answer)
 
@@ -115,36 +118,31 @@ def _all_pages(client: Client, url: str, headers: Mapping[str, str]) -> dict[str
             return envelope | {"data": rows}
 
 
-def _stream(client: Client, sent: httpx.Request) -> None:
-    sent.extensions["timeout"] = httpx.Timeout(None, connect=5).as_dict()
+def _print(body: bytes) -> None:
+    """Laid out; one that is no JSON, whatever it says, as it is."""
     try:
-        answer = client.http.send(sent, stream=True)
-        if exit_of(answer.status_code):
-            answer.read()
-            _print(answer.content)
-            raise _failure(answer)
-        for chunk in answer.iter_raw():
+        data = json.loads(body)
+    except ValueError:
+        sys.stdout.buffer.write(body)
+        sys.stdout.buffer.flush()
+    else:
+        render.print_json(data)
+
+
+def _copy(answer: httpx.Response) -> None:
+    """As it comes, for as long as it comes."""
+    answer.request.extensions["timeout"]["read"] = None
+    try:
+        for chunk in answer.iter_bytes():
             sys.stdout.buffer.write(chunk)
             sys.stdout.buffer.flush()
-    except httpx.TransportError as error:
-        raise client.unreachable(error) from None
-
-
-def _print(body: Any) -> None:
-    """JSON is laid out; anything else comes as it is."""
-    if isinstance(body, bytes):
-        try:
-            body = json.loads(body)
-        except ValueError:
-            sys.stdout.buffer.write(body)
-            sys.stdout.buffer.flush()
-            return
-    render.print_json(body)
+    except KeyboardInterrupt:  # how a stream that is endless is meant to end
+        raise typer.Exit(Exit.INTERRUPTED) from None
 
 
 def _failure(answer: httpx.Response) -> CommandFailed:
     try:
         error = answer.json().get("error")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, httpx.ResponseNotRead):
         error = None
     return of_answer(answer.status_code, error if isinstance(error, dict) else {})

@@ -93,13 +93,13 @@ class Client:
             made.headers["Idempotency-Key"] = str(uuid4())
         return made
 
-    def send(self, request: httpx.Request, patience: float = RETRY_SECONDS) -> httpx.Response:
-        """The answer, whatever it is; raises CommandFailed where there is none."""
+    def send(self, request: httpx.Request, patience: float = RETRY_SECONDS, *, stream: bool = False) -> httpx.Response:
+        """The answer, whatever it is; raises CommandFailed where there is none. ``stream``: its body is yet to come."""
         given_up = time.monotonic() + patience
         pause = 0.1
         while True:
             try:
-                answer = self.http.send(request)
+                answer = self.http.send(request, stream=stream)
             except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
                 raise self._bad_endpoint(error) from None
             except httpx.LocalProtocolError:
@@ -118,6 +118,7 @@ class Client:
                 again = min(_retry_after(answer) or pause, LONGEST_PAUSE)
                 if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() + again > given_up:
                     return answer
+                answer.close()
                 time.sleep(again)
             pause = min(pause * 2, LONGEST_PAUSE)
 

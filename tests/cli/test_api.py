@@ -94,6 +94,13 @@ def test_what_is_no_json_comes_as_it_is(api: FakeApi) -> None:
     assert done.stdout == b"up 1\n\xff"
 
 
+def test_no_body_is_no_failure(api: FakeApi) -> None:
+    api.on("HEAD /instances", Answer(200, raw=b"x", headers={"Content-Type": "application/json"}))
+    api.on("DELETE /ssh-keys/x", Answer(204, raw=b"", headers={"Content-Type": "application/json"}))
+    for words in (["HEAD", "/instances"], ["DELETE", "/ssh-keys/x"]):
+        assert subprocess.run([*PROGRAM, "api", *words], capture_output=True, timeout=20, check=False).returncode == 0
+
+
 def test_a_request_that_may_change_something_is_sent_once(api: FakeApi) -> None:
     api.on("POST /instances", Answer(503, error={"code": "unavailable", "message": "away"}))
     assert cairn("api", "POST", "/instances").exit_code == Exit.UNREACHABLE

@@ -240,8 +240,9 @@ def test_interrupting_a_request_says_that_it_may_have_been_accepted(api: FakeApi
     held.set()
 
 
-def test_interrupting_an_event_stream_says_nothing(api: FakeApi, happening: Happening) -> None:
-    program = Program("event", "watch")
+@pytest.mark.parametrize("words", [["event", "watch"], ["api", "/events"]], ids=" ".join)
+def test_interrupting_an_event_stream_says_nothing(api: FakeApi, happening: Happening, words: list[str]) -> None:
+    program = Program(*words)
     assert happening.connected.wait(15)
     happening.now()
     program.until(lambda shown: "x" in shown)
