@@ -14,8 +14,9 @@ import typer
 
 from cli import render
 from cli.client import RETRY_SECONDS, Client
-from cli.errors import CommandFailed, Exit, exit_of, of_answer, usage
+from cli.errors import CommandFailed, exit_of, of_answer, usage
 from cli.render import Format
+from cli.streams import until_interrupted
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 #: What stands beside /v1, not below it.
@@ -132,12 +133,10 @@ def _print(body: bytes) -> None:
 def _copy(answer: httpx.Response) -> None:
     """As it comes, for as long as it comes."""
     answer.request.extensions["timeout"]["read"] = None
-    try:
+    with until_interrupted():
         for chunk in answer.iter_bytes():
             sys.stdout.buffer.write(chunk)
             sys.stdout.buffer.flush()
-    except KeyboardInterrupt:  # how a stream that is endless is meant to end
-        raise typer.Exit(Exit.INTERRUPTED) from None
 
 
 def _failure(answer: httpx.Response) -> CommandFailed:

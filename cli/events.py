@@ -14,8 +14,9 @@ from httpx_sse import EventSource, ServerSentEvent
 
 from cli import render
 from cli.client import Client
-from cli.errors import CommandFailed, Exit
+from cli.errors import CommandFailed
 from cli.render import Format, Output
+from cli.streams import until_interrupted
 
 app = typer.Typer(no_args_is_help=True, help="Watch what happens.")
 
@@ -37,14 +38,11 @@ def watch(
     output: Output = Format.TABLE,
 ) -> None:
     """Print events as they happen, until Ctrl-C. A lost connection is resumed where it was lost."""
-    with Client() as client:
-        try:
-            for count, event in enumerate(follow(client, after), start=1):
-                _print(event, output)
-                if count == limit:
-                    return
-        except KeyboardInterrupt:  # how it is meant to end: nothing to be told
-            raise typer.Exit(Exit.INTERRUPTED) from None
+    with Client() as client, until_interrupted():
+        for count, event in enumerate(follow(client, after), start=1):
+            _print(event, output)
+            if count == limit:
+                return
 
 
 def follow(

@@ -38,7 +38,11 @@ class Answer:
     raw: bytes | None = None
 
     def body(self) -> bytes:
-        return self.raw if self.raw is not None else json.dumps({"data": self.data, "error": self.error, "meta": self.meta}).encode()
+        return (
+            self.raw
+            if self.raw is not None
+            else json.dumps({"data": self.data, "error": self.error, "meta": self.meta}).encode()
+        )
 
 
 @dataclass

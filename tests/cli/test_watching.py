@@ -250,6 +250,28 @@ def test_interrupting_an_event_stream_says_nothing(api: FakeApi, happening: Happ
     assert "error" not in program.shown
 
 
+def test_interrupting_logs_that_are_followed_says_nothing(api: FakeApi) -> None:
+    held = threading.Event()
+    api.on("GET /instances", Answer(200, [instance("web")]))
+    scripted = api.serve
+
+    def serve(handler: BaseHTTPRequestHandler) -> None:
+        if "/logs" not in handler.path:
+            scripted(handler)
+            return
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(b"a line\n")
+        held.wait(30)
+
+    api.serve = serve  # type: ignore[method-assign]
+    program = Program("instance", "logs", "web", "-f")
+    program.until(lambda shown: shown == "a line\n")
+    assert program.interrupt() == Exit.INTERRUPTED
+    held.set()
+    assert program.shown == "a line\n"
+
+
 def test_the_time_out_is_for_all_of_them_together(api: FakeApi) -> None:
     api.on("GET /instances", Answer(200, [instance("a"), instance("b", id=OTHER)]))
     for id in (INSTANCE, OTHER):
