@@ -1,4 +1,4 @@
-"""The REST client of the commands: where the API is, what a failure means, what is tried again.
+"""The REST client of the commands: what is sent, what a failure means, what is tried again.
 
 Every request may safely be repeated (a POST carries an Idempotency-Key), so that a connection lost
 at any point, also after the API had done what was asked, is answered by sending it again.
@@ -7,62 +7,29 @@ at any point, also after the API had done what was asked, is answered by sending
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import httpx
 
+from cli.endpoint import START_HINT, Endpoint, find_endpoint, is_loopback
 from cli.errors import CommandFailed, Exit, of_answer, usage
+from cli.given import given
 
 if TYPE_CHECKING:
+    from ssl import SSLContext
+
     from websockets.sync.client import ClientConnection
+
+__all__ = ["Client", "Endpoint", "checked_id", "find_endpoint", "is_loopback", "workflow_of"]
 
 RETRY_SECONDS = 6.0
 ANSWER_SECONDS = 30.0
 LONGEST_PAUSE = 2.0
 PAGE = 500
-START_HINT = "start the platform with: cairn up (or make up); or set CAIRN_API_URL and CAIRN_API_KEY"
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where the API is. ``stopped``: its endpoint file says that the platform was stopped."""
-
-    api_url: str
-    api_key: str | None
-    stopped: bool = False
-
-
-def find_endpoint(environ: Mapping[str, str] = os.environ) -> Endpoint:
-    """``CAIRN_API_URL`` and ``CAIRN_API_KEY``, else the endpoint file of the data folder.
-
-    The file's key is never sent to another address than the file's own.
-    """
-    url, key = environ.get("CAIRN_API_URL"), environ.get("CAIRN_API_KEY")
-    if url:
-        return Endpoint(url.rstrip("/"), key or None)
-    path = Path(environ.get("CAIRN_DATA_DIR") or ".cairn") / "endpoint.json"
-    try:
-        known = json.loads(path.read_text())
-        pids = known.get("pids")
-        return Endpoint(
-            str(known["api_url"]).rstrip("/"),
-            key or known.get("api_key"),
-            stopped=isinstance(pids, dict) and not any(pids.values()),
-        )
-    except FileNotFoundError:
-        message = f"no platform is known here: {path} does not exist and CAIRN_API_URL is not set"
-        raise CommandFailed(message, "no_endpoint", Exit.UNREACHABLE, START_HINT) from None
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        message = f"{path} cannot be used: {error!r}"
-        raise CommandFailed(message, "no_endpoint", Exit.UNREACHABLE, START_HINT) from None
 
 
 class Client:
@@ -70,14 +37,21 @@ class Client:
 
     def __init__(self, endpoint: Endpoint | None = None, transport: httpx.BaseTransport | None = None) -> None:
         self.endpoint = endpoint or find_endpoint()
+        headers = {"X-API-Key": self.endpoint.api_key, "X-Project-ID": self.endpoint.project}
         self.http = httpx.Client(
             base_url=self.endpoint.api_url,
-            headers={b"X-API-Key": self.endpoint.api_key.encode()} if self.endpoint.api_key else {},
+            headers={name.encode(): value.encode() for name, value in headers.items() if value},
             timeout=httpx.Timeout(ANSWER_SECONDS, connect=5),
             transport=transport,
+            # Certificates take a while to load, and are of no use without TLS.
+            verify=self._trusted() if self.endpoint.api_url.startswith("https:") else False,
             # A proxy of the environment is for the world outside, not for this machine.
             trust_env=not is_loopback(self.endpoint.api_url),
         )
+        if given.debug:
+            from cli import debug
+
+            self.http.event_hooks = {"request": [debug.request], "response": [debug.response]}
 
     def __enter__(self) -> Self:
         return self
@@ -100,27 +74,51 @@ class Client:
 
         ``timeout``: seconds that the API may take for its answer.
         """
-        headers = {"Idempotency-Key": key or str(uuid4())} if method == "POST" else {}
+        headers = {"Idempotency-Key": key} if key else {}
+        given_body = {} if body is None else {"json": body}
+        request = self.build(method, path, params=params, headers=headers, timeout=timeout, **given_body)
+        answer = self.send(request, patience)
+        return self.opened(answer.status_code, answer.content)
+
+    def build(self, method: str, path: str, *, timeout: float = ANSWER_SECONDS, **content: Any) -> httpx.Request:
+        """A request to be sent; ``content`` as httpx takes it. A POST has an Idempotency-Key, if need be a new one."""
+        limits = httpx.Timeout(timeout, connect=min(timeout, 5))
+        try:
+            made = self.http.build_request(method, path, timeout=limits, **content)
+        except UnicodeEncodeError:
+            raise usage("what is sent is valid UTF-8, and headers are visible ASCII characters") from None
+        except httpx.InvalidURL as error:
+            raise self._bad_endpoint(error) from None
+        if method == "POST" and "Idempotency-Key" not in made.headers:
+            made.headers["Idempotency-Key"] = str(uuid4())
+        return made
+
+    def send(self, request: httpx.Request, patience: float = RETRY_SECONDS, *, stream: bool = False) -> httpx.Response:
+        """The answer, whatever it is; raises CommandFailed where there is none. ``stream``: its body is yet to come."""
         given_up = time.monotonic() + patience
         pause = 0.1
         while True:
             try:
-                answer = self.http.request(
-                    method, path, params=params, json=body, headers=headers, timeout=httpx.Timeout(timeout, connect=5)
-                )
+                answer = self.http.send(request, stream=stream)
             except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
-                message = f"{self.endpoint.api_url} is not an address: {error}"
-                raise CommandFailed(message, "bad_endpoint", Exit.UNREACHABLE, START_HINT) from None
-            except (httpx.LocalProtocolError, UnicodeEncodeError):
+                raise self._bad_endpoint(error) from None
+            except httpx.LocalProtocolError:
                 raise usage("the API key and the idempotency key are visible ASCII characters") from None
             except httpx.TransportError as error:
-                if self.endpoint.stopped or time.monotonic() + pause > given_up:
+                if self.endpoint.stopped or _is_distrust(error) or time.monotonic() + pause > given_up:
                     raise self.unreachable(error) from None
                 time.sleep(pause)
+            except KeyboardInterrupt:
+                if request.method == "GET":
+                    raise
+                message = f"interrupted; the API may have accepted the {request.method} all the same"
+                hint = "see what is under way: cairn workflow list"
+                raise CommandFailed(message, "interrupted", Exit.INTERRUPTED, hint) from None
             else:
                 again = min(_retry_after(answer) or pause, LONGEST_PAUSE)
                 if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() + again > given_up:
-                    return self.opened(answer.status_code, answer.content)
+                    return answer
+                answer.close()
                 time.sleep(again)
             pause = min(pause * 2, LONGEST_PAUSE)
 
@@ -185,11 +183,16 @@ class Client:
 
         root = self.endpoint.api_url
         url = httpx.URL(root.replace("http", "ws", 1) + path, params=params)
-        headers = {"X-API-Key": self.endpoint.api_key} if self.endpoint.api_key else {}
+        names = ("X-API-Key", "X-Project-ID")
+        if given.debug:
+            from cli import debug
+
+            debug.opening(str(url))
         try:
             made = connect(
                 str(url),
-                additional_headers=headers,
+                additional_headers={name: self.http.headers[name] for name in names if name in self.http.headers},
+                ssl=self._trusted() if url.scheme == "wss" else None,
                 compression=None,
                 close_timeout=2,
                 proxy=None if is_loopback(root) else True,
@@ -216,8 +219,26 @@ class Client:
 
     def unreachable(self, error: Exception) -> CommandFailed:
         state = "; the platform was stopped" if self.endpoint.stopped else ""
-        message = f"cannot reach the API at {self.endpoint.api_url}: {error}{state}"
-        return CommandFailed(message, "unreachable", Exit.UNREACHABLE, START_HINT)
+        source = f" (from {self.endpoint.source})" if self.endpoint.source else ""
+        message = f"cannot reach the API at {self.endpoint.api_url}{source}: {error}{state}"
+        hint = "name the authority that signed its certificate: cairn context add NAME --ca-file FILE"
+        return CommandFailed(message, "unreachable", Exit.UNREACHABLE, hint if _is_distrust(error) else START_HINT)
+
+    def _bad_endpoint(self, error: Exception) -> CommandFailed:
+        message = f"{self.endpoint.api_url} is not an address: {error}"
+        return CommandFailed(message, "bad_endpoint", Exit.UNREACHABLE, START_HINT)
+
+    def _trusted(self) -> SSLContext:
+        import ssl
+
+        if self.endpoint.ca_file is None:
+            return httpx.create_ssl_context()
+        try:
+            return ssl.create_default_context(cafile=self.endpoint.ca_file)
+        except OSError as error:
+            message = f"{self.endpoint.ca_file} cannot be used: {error}"
+            hint = f"the CA file of {self.endpoint.source or 'the API'} holds certificates in PEM format"
+            raise CommandFailed(message, "bad_ca_file", Exit.UNREACHABLE, hint) from None
 
     def opened(self, status: int, content: bytes) -> dict[str, Any]:
         """The envelope of an answer; CommandFailed where it is an error, or no envelope."""
@@ -227,7 +248,7 @@ class Client:
             envelope = None
         if not isinstance(envelope, dict) or "data" not in envelope:
             message = f"{self.endpoint.api_url} answered {status}, but not as the Cairn API does"
-            hint = "CAIRN_API_URL must name Cairn's API and end in /v1"
+            hint = "the address must be that of Cairn's API and end in /v1"
             raise CommandFailed(message, "not_cairn", Exit.UNREACHABLE, hint)
         envelope["meta"] = envelope.get("meta") or {}
         if status >= httpx.codes.BAD_REQUEST:
@@ -248,9 +269,9 @@ def checked_id(value: str) -> str:
     return value
 
 
-def is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    return host in ("localhost", "::1") or host.startswith("127.")
+def _is_distrust(error: Exception) -> bool:
+    """Its certificate is not trusted: nothing that passes."""
+    return "CERTIFICATE_VERIFY_FAILED" in str(error)
 
 
 def is_id(value: str) -> bool:

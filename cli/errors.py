@@ -21,6 +21,20 @@ class Exit(IntEnum):
     BROKEN_PIPE = 141
 
 
+#: What scripts may build on: shown by ``cairn --help`` and in docs/cli.md.
+MEANINGS = {
+    Exit.OK: "done, or accepted with --no-wait",
+    Exit.FAILED: "the operation failed, or was cancelled",
+    Exit.USAGE: "wrong usage; nothing was sent",
+    Exit.NOT_FOUND: "there is no such thing",
+    Exit.REFUSED: "refused: state, name, port, capacity, quota, validation",
+    Exit.UNREACHABLE: "the API cannot be reached, is not ready, or does not know the key",
+    Exit.TIMED_OUT: "--timeout is over; the workflow goes on",
+    Exit.INTERRUPTED: "interrupted by Ctrl-C; a workflow that was waited for goes on",
+    Exit.BROKEN_PIPE: "the reader of the output went away (as in: cairn … | head)",
+}
+
+
 class CommandFailed(Exception):
     """Ends the command with ``exit``; the message, its code and the hint go to stderr."""
 
@@ -48,7 +62,7 @@ def of_answer(status: int, error: dict[str, Any]) -> CommandFailed:
     return CommandFailed(
         str(error.get("message") or f"the API answered {status}"),
         code,
-        _exit_of(status),
+        exit_of(status),
         _hint(code, details),
         fields if isinstance(fields, list) else None,
     )
@@ -69,7 +83,10 @@ def of_outcome(workflow: dict[str, Any]) -> CommandFailed:
     return CommandFailed(message, code, Exit.FAILED, hint)
 
 
-def _exit_of(status: int) -> Exit:
+def exit_of(status: int) -> Exit:
+    """The exit code that a status of the API means."""
+    if status < HTTPStatus.MULTIPLE_CHOICES:
+        return Exit.OK
     if status in (404, 410):
         return Exit.NOT_FOUND
     if status in (401, 503, 504):
@@ -81,20 +98,37 @@ def _exit_of(status: int) -> Exit:
 SETTLED = ("running", "stopped", "error", "deleted", "completed", "failed", "cancelled")
 _HINTS = {
     "invalid_state": "see how it is: cairn instance list, cairn workflow show ID",
-    "unauthenticated": "set CAIRN_API_KEY; the key of a local platform stands in .cairn/endpoint.json",
-    "forbidden": "use a key whose role allows this",
+    "unauthenticated": "see whose key is used: cairn context show; give another with CAIRN_API_KEY or a context",
+    "forbidden": "use a key whose role allows this: cairn context list, or CAIRN_API_KEY",
     "not_found": "see what there is: cairn instance list, cairn workflow list",
+    "validation_failed": "see what is expected: the command with --help, or /docs of the API",
     "name_taken": "choose another name, or remove the one that has it: cairn instance rm NAME",
     "port_taken": "choose another host port, or give only the container's and let Cairn choose: --port 80",
     "no_capacity": "remove something, choose a smaller --type, add a host, or widen CAIRN_PORT_RANGE",
     "quota_exceeded": "remove something, or ask for a larger quota",
     "image_not_found": "see what the engine has: docker image ls",
     "idempotency_mismatch": "a key stands for one request: give another --idempotency-key",
+    "internal": "see the API's log for the request id: --debug shows it",
     "precondition_failed": "it has changed meanwhile: look again, then repeat",
     "in_use": "see what uses it; what is on a host moves away with: cairn host drain NAME",
     "unavailable": "the platform is starting, or its database is away: see cairn doctor, then repeat",
     "host_unreachable": "see whether its agent runs and reaches the platform: cairn host list",
-    "outcome_unknown": "it may have run, in part or whole: look at what it should have done before you run it again",
+    "malformed": "see what is expected: /docs of the API",
+    "body_too_large": "send less: see /docs of the API",
+    "unsupported_media_type": "send JSON, or say what it is with -H 'Content-Type: …'",
+    "workflow_failed": "see what happened: cairn workflow list --state failed",
+    "too_many_streams": "close another log, terminal or event stream first",
+    "command_timeout": "give it longer with --timeout, at most 600 s",
+    "outcome_unknown": "look whether it ran before you run it again",
+    "foreign_object": "something of this name is on the host's engine and not ours: rename or remove it there",
+    "instance_exited": "see what it wrote: cairn instance logs NAME",
+    "engine_refused": "see its cause: cairn workflow show ID; then change the request",
+    "unsupported": "choose another --backend, or another host: cairn host list",
+    "deadline_exceeded": "see which step: cairn workflow show ID; and whether its host answers: cairn host list",
+    "not_ready": "repeat in a moment",
+    "host_is_back": "nothing has to be done: it stays where it is",
+    "superseded": "something later took its place: cairn workflow list",
+    "fault_injected": "a test asked for it: see cairn faults list",
     "engine_unavailable": "see whether the engine of the host runs: cairn doctor",
 }
 

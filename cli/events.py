@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import httpx
 import typer
 from httpx_sse import EventSource, ServerSentEvent
-from rich.text import Text
 
 from cli import render
 from cli.client import Client
 from cli.errors import CommandFailed
 from cli.render import Format, Output
+from cli.streams import until_interrupted
 
 app = typer.Typer(no_args_is_help=True, help="Watch what happens.")
 
@@ -37,17 +38,24 @@ def watch(
     output: Output = Format.TABLE,
 ) -> None:
     """Print events as they happen, until Ctrl-C. A lost connection is resumed where it was lost."""
-    with Client() as client:
+    with Client() as client, until_interrupted():
         for count, event in enumerate(follow(client, after), start=1):
             _print(event, output)
             if count == limit:
                 return
 
 
-def follow(client: Client, last_id: str | None) -> Iterator[ServerSentEvent]:
+def follow(
+    client: Client,
+    last_id: str | None,
+    *,
+    told: Callable[[str], None] = render.say,
+    begun: Callable[[], None] = lambda: None,
+) -> Iterator[ServerSentEvent]:
     """All events after ``last_id``, over as many connections as it takes; none twice, none left out.
 
-    The first connection must succeed; later ones are tried again until they do.
+    The first connection must succeed; later ones are tried again until they do. ``told`` is given what
+    there is to say of that, ``begun`` is called whenever a connection stands.
     """
     connected = False
     pause = 0.2
@@ -55,6 +63,7 @@ def follow(client: Client, last_id: str | None) -> Iterator[ServerSentEvent]:
         try:
             for answer in client.events(last_id):
                 connected, pause = True, 0.2
+                begun()
                 for event in EventSource(answer).iter_sse():
                     last_id = event.id or last_id
                     if event.data:
@@ -65,7 +74,7 @@ def follow(client: Client, last_id: str | None) -> Iterator[ServerSentEvent]:
         except CommandFailed as failure:
             if not connected or failure.code != "unavailable":
                 raise
-        render.say(f"the event stream ended; resuming after {last_id or 'the start'}")
+        told(f"the event stream ended; resuming after {last_id or 'the start'}")
         time.sleep(pause)
         pause = min(pause * 2, LONGEST_PAUSE)
 
@@ -78,15 +87,17 @@ def _print(event: ServerSentEvent, output: Format) -> None:
     fields: dict[str, Any] = data if isinstance(data, dict) else {"data": data}
     if output is Format.JSON:
         # One line per event, so that programs can read while it goes on.
-        typer.echo(json.dumps({"id": event.id, "type": event.event} | fields))
+        render.print_line({"id": event.id, "type": event.event} | fields)
         return
     moment = render.time_of(fields.get("created_at"))
-    line = Text(f"{moment.astimezone():%H:%M:%S}  " if moment else "", style="dim")
-    line.append(str(fields.get("type") or event.event), style="bold not dim")
-    line.append(f"  {fields.get('resource_type', '')} {fields.get('resource_id', '')}")
+    type_ = str(fields.get("type") or event.event)
+    words = [
+        render.paint(f"{moment.astimezone():%H:%M:%S}", sys.stdout, dim=True) if moment else "",
+        render.paint(render.clean(type_), sys.stdout, bold=True),
+        f"{fields.get('resource_type') or ''} {fields.get('resource_id') or ''}".strip(),
+    ]
     about = fields.get("data")
     if isinstance(about, dict):
-        line.append("  " + " ".join(f"{k}={v}" for k, v in about.items() if isinstance(v, str | int | float)))
-    console = render.out()
-    console.print(line, soft_wrap=True)
-    console.file.flush()
+        values = " ".join(f"{k}={v}" for k, v in about.items() if isinstance(v, str | int | float))
+        words.append(render.clean(values))
+    print("  ".join(word for word in words if word), flush=True)

@@ -7,17 +7,19 @@ from typing import Annotated, Any
 import typer
 
 from cli import render
-from cli.client import Client, is_loopback, workflow_of
+from cli.client import Client, is_loopback
+from cli.completion import hosts as host_names
+from cli.ending import Ending, Kind, finish
 from cli.errors import CommandFailed
 from cli.join import join
 from cli.options import pairs, seconds
-from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait, require_completed, watch
+from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
 from cli.render import All, Format, Limit, Output
 
 app = typer.Typer(no_args_is_help=True, help="Hosts: let machines join, look at them, empty and remove them.")
 app.command(epilog="Example: cairn host join --url https://cairn.example.org --name rack-1")(join)
 
-Name = Annotated[str, typer.Argument(help="Name or id.", show_default=False)]
+Name = Annotated[str, typer.Argument(help="Name or id.", show_default=False, autocompletion=host_names)]
 
 
 @app.command("list", epilog="Example: cairn host list -o json")
@@ -99,23 +101,9 @@ def uncordon(name: Name, output: Output = Format.TABLE) -> None:
 @app.command(epilog="Example: cairn host drain rack-1 --timeout 1800")
 def drain(name: Name, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT, output: Output = Format.TABLE) -> None:
     """Move everything that is on a host elsewhere, a few instances at a time; place nothing more on it."""
-    failure: CommandFailed | None = None
     with Client() as client:
         envelope = client.request("POST", f"/hosts/{client.host(name)['id']}/drain")
-        host, workflow_id = envelope["data"], workflow_of(envelope)
-        if workflow_id and wait:
-            render.say(f"drain {host['name']}: workflow {workflow_id}")
-            try:
-                ended = watch(client, workflow_id, timeout)
-                host = client.get(f"/hosts/{host['id']}")
-                require_completed(ended)
-            except CommandFailed as found:
-                failure = found
-        elif workflow_id:
-            render.say(f"drain {host['name']} accepted; wait for it: cairn workflow wait {workflow_id}")
-    _print(host, output)
-    if failure:
-        raise failure
+        finish(client, [envelope], "drain", Ending(wait, timeout, output), Kind("/hosts", _print, _state))
 
 
 @app.command(epilog="Example: cairn host rm rack-1")

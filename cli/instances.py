@@ -5,35 +5,32 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
 
 from cli import render, streams
-from cli.client import Client, workflow_of
+from cli.client import Client
+from cli.completion import hosts as host_names
+from cli.completion import instances as instance_names
+from cli.ending import Ending, Kind, finish
 from cli.errors import CommandFailed, usage
 from cli.options import pairs
-from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait, require_completed, watch
+from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
 from cli.render import All, Format, Limit, Output
 
 app = typer.Typer(no_args_is_help=True, help="Launch instances, look at them and into them, change them.")
 
-Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Names or ids.", show_default=False)]
+Names = Annotated[
+    list[str],
+    typer.Argument(metavar="NAME...", help="Names or ids.", show_default=False, autocompletion=instance_names),
+]
 
 
 class OnHostLost(StrEnum):
     KEEP = "keep"
     REPLACE = "replace"
     FENCE = "fence"
-
-
-class Ending(NamedTuple):
-    """What to do once requests are accepted. ``alone``: there is one, and JSON is it, not a list of it."""
-
-    wait: bool
-    timeout: float
-    output: Format
-    alone: bool = True
 
 
 @app.command(epilog="Example: cairn instance launch web --image cairn/base:latest --port 8080:80 --env MODE=test")
@@ -51,7 +48,7 @@ def launch(
     env: Annotated[list[str] | None, typer.Option("--env", "-e", help="K=V; may be repeated.")] = None,
     label: Annotated[list[str] | None, typer.Option("--label", "-l", help="k=v; may be repeated.")] = None,
     backend: Annotated[str | None, typer.Option(help="Kind of engine, such as docker.")] = None,
-    host: Annotated[str | None, typer.Option(help="Host to place it on.")] = None,
+    host: Annotated[str | None, typer.Option(help="Host to place it on.", autocompletion=host_names)] = None,
     host_label: Annotated[
         list[str] | None, typer.Option("--host-label", help="k=v that its host must have; may be repeated.")
     ] = None,
@@ -129,7 +126,7 @@ def list_(
 
 @app.command(epilog="Example: cairn instance show web")
 def show(
-    name: Annotated[str, typer.Argument(help="Name or id.")],
+    name: Annotated[str, typer.Argument(help="Name or id.", autocompletion=instance_names)],
     output: Output = Format.TABLE,
 ) -> None:
     """Show one instance."""
@@ -202,32 +199,7 @@ def _finish(
     failures: list[CommandFailed] | None = None,
 ) -> None:
     """Wait for what was accepted and print where it ended; the first failure decides the exit code."""
-    instances: list[dict[str, Any]] = []
-    failures = failures or []
-    for envelope in accepted:
-        instance, workflow_id = envelope["data"], workflow_of(envelope)
-        if workflow_id and ending.wait:
-            render.say(f"{verb} {instance['name']}: workflow {workflow_id}")
-            try:
-                ended = watch(client, workflow_id, ending.timeout)
-                instance = client.get(f"/instances/{instance['id']}")
-                require_completed(ended)
-            except CommandFailed as failure:
-                failures.append(failure)
-        elif workflow_id:
-            render.say(f"{verb} {instance['name']} accepted; wait for it: cairn workflow wait {workflow_id}")
-        instances.append(instance)
-    if ending.output is Format.JSON and not ending.alone:
-        render.print_json(instances)
-    elif ending.alone:
-        for instance in instances:
-            _print(instance, ending.output)
-    else:
-        render.print_table(["NAME", "STATUS", "ID"], [[row["name"], _status(row), row["id"]] for row in instances])
-    for further in failures[1:]:
-        render.print_failure(further)
-    if failures:
-        raise failures[0]
+    finish(client, accepted, verb, ending, Kind("/instances", _print, _status), failures or [])
 
 
 def _print(instance: dict[str, Any], output: Format) -> None:

@@ -5,30 +5,39 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
-from importlib.metadata import version
 from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from cli.errors import CommandFailed, Exit
+from cli import given as flags
+from cli.errors import MEANINGS, CommandFailed, Exit
+from cli.given import given
+
+COMPLETE = "_CAIRN_COMPLETE"
+#: Names of commands that show what there is: they can be watched.
+VIEWS = frozenset({"list", "show"})
 
 
 class Place(NamedTuple):
-    """Where a command stands: a Typer application (a group of commands), or the function of a single one."""
+    """Where a command stands: a Typer application (a group of commands), or the function of a single one.
+
+    ``local``: it asks no API, or not that of a context.
+    """
 
     module: str
     name: str
     help: str
     example: str | None = None
+    local: bool = False
 
 
 COMMANDS = {
-    "up": Place("cli.stack", "up", "Start the platform on this machine.", "cairn up --detach"),
-    "down": Place("cli.stack", "down", "Stop the platform; instances keep running.", "cairn down"),
-    "reset": Place("cli.stack", "reset", "Delete the platform's data and its containers.", "cairn reset --yes"),
-    "doctor": Place("cli.doctor", "doctor", "Check what the platform needs.", "cairn doctor"),
-    "demo": Place("cli.demo", "demo", "Tour: launch, kill -9 in the middle, cancel, delete.", "cairn demo"),
+    "up": Place("cli.stack", "up", "Start the platform on this machine.", "cairn up --detach", local=True),
+    "down": Place("cli.stack", "down", "Stop the platform; instances keep running.", "cairn down", local=True),
+    "reset": Place("cli.stack", "reset", "Delete the platform's data and its containers.", "cairn reset --yes", True),
+    "doctor": Place("cli.doctor", "doctor", "Check what the platform needs.", "cairn doctor", local=True),
+    "demo": Place("cli.demo", "demo", "Tour: launch, kill -9 in the middle, cancel, delete.", "cairn demo", local=True),
     "instance": Place("cli.instances", "app", "Launch instances, look at them and into them, change them."),
     "image": Place("cli.images", "app", "Images: from a registry, a file or a URL."),
     "host": Place("cli.hosts", "app", "Hosts: let machines join, look at them, empty and remove them."),
@@ -36,25 +45,62 @@ COMMANDS = {
     "project": Place("cli.projects", "app", "The project that the API key stands for, and its policies."),
     "workflow": Place("cli.workflows", "app", "Look at workflows, wait for them, cancel and retry them."),
     "event": Place("cli.events", "app", "Watch what happens."),
-    "faults": Place("cli.faults", "app", "Fault points of the platform; for testing only."),
+    "watch": Place("cli.watching", "command", "Show again what changes.", "cairn watch instance list"),
+    "api": Place("cli.api", "api", "Ask the API for anything.", "cairn api GET /instances?status=running"),
+    "context": Place("cli.contexts", "app", "The platforms that this program knows, and which one it asks."),
+    "completion": Place(
+        "cli.completion", "completion", "Completion for your shell.", "cairn completion bash", local=True
+    ),
+    "faults": Place("cli.faults", "app", "Fault points of the platform; for testing only.", local=True),
+}
+#: Commands whose own options end where their arguments begin.
+PASSING_ON: dict[str, dict[str, Any]] = {
+    "watch": {"allow_interspersed_args": False, "ignore_unknown_options": True},
 }
 
 
 def load(name: str) -> Any:
-    """The command itself, with all that it imports."""
+    """The command itself, with all that it imports, and with the options that every command has."""
     place = COMMANDS[name]
     found = getattr(import_module(place.module), place.name)
     if not isinstance(found, typer.Typer):
         alone = typer.Typer(add_completion=False)
-        alone.command(name, epilog=f"Example: {place.example}")(found)
+        alone.command(name, epilog=f"Example: {place.example}", context_settings=PASSING_ON.get(name))(found)
         found = alone
     command: Any = typer.main.get_command(found)
     command.name = name
+    everywhere = flags.params_of(*([] if place.local else [flags.of_the_api]), flags.everywhere)
+    _extend(command, everywhere, [] if place.local else flags.params_of(flags.of_views))
     return command
+
+
+def _extend(command: Any, everywhere: list[Any], of_views: list[Any]) -> None:
+    for each in getattr(command, "commands", {}).values():
+        _extend(each, everywhere, of_views)
+    if hasattr(command, "commands"):
+        return
+    if command.name in VIEWS and of_views:
+        command.params += of_views
+        shown = command.callback
+
+        def perhaps_again(**params: Any) -> Any:
+            if not given.watch:
+                return shown(**params)
+            from cli.watching import watch
+
+            return watch(lambda: shown(**params))
+
+        command.callback = perhaps_again
+    command.params += everywhere
 
 
 class Program(TyperGroup):
     """Finds commands by name, and turns every failure into its message and exit code."""
+
+    def __init__(self, **about: Any) -> None:
+        super().__init__(**about)
+        options: list[Any] = self.params
+        options += flags.params_of(flags.of_the_api, flags.everywhere)
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -64,17 +110,24 @@ class Program(TyperGroup):
         return TyperCommand(cmd_name, help=COMMANDS[cmd_name].help) if cmd_name in COMMANDS else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if ctx.resilient_parsing and args[0] == "watch" and args[1:]:
+            args = args[1:]  # the line that is typed goes on as that of the command to be watched
         known: dict[str, Any] = dict.fromkeys(COMMANDS)
         self.commands = known  # what a mistyped name is compared with
         name, _, rest = super().resolve_command(ctx, args)
         return name, load(name) if name else None, rest
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        from cli import render
+
+        given.forget()
+        for stream in (sys.stdout, sys.stderr):
+            render.prepare(stream)  # help, too, is printed from here on
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         from cli import render
 
-        for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="replace")
         try:
             try:
                 result = super().invoke(ctx)
@@ -91,19 +144,37 @@ class Program(TyperGroup):
             raise typer.Exit(failure.exit) from None
         return result
 
+    def _main_shell_completion(self, ctx_args: Any, prog_name: str, complete_var: str | None = None) -> None:
+        if instruction := os.environ.get(COMPLETE):
+            sys.exit(complete(instruction, self))
+
+
+def complete(instruction: str, program: Any = None) -> int:
+    """What a shell asks for: ``source_bash`` its script, ``complete_bash`` what the typed line may go on with."""
+    completion: Any = import_module("typer.completion")
+    completion.completion_init()
+    return int(completion.shell_complete(program or typer.main.get_command(app), {}, "cairn", COMPLETE, instruction))
+
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         typer.echo(f"cairn {version('cairn-platform')}")
         raise typer.Exit
+
+
+def _epilog() -> str:
+    return "\n".join(["Exit codes:", *(f"{code:>3}  {meaning}" for code, meaning in MEANINGS.items())])
 
 
 app = typer.Typer(
     cls=Program,
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 refused, 5 no API, 6 time-out, 130 interrupted.",
+    epilog=_epilog(),
 )
 
 
@@ -115,8 +186,9 @@ def cairn(
 ) -> None:
     """Every change to infrastructure is a durable workflow.
 
-    Reads CAIRN_API_URL and CAIRN_API_KEY, else the endpoint file of a platform
-    on this machine (in CAIRN_DATA_DIR, default .cairn).
+    Speaks to the API that --context or --api-url name, else CAIRN_API_URL with
+    CAIRN_API_KEY, or CAIRN_CONTEXT, else to the context that was chosen, else to
+    the platform of this folder (in CAIRN_DATA_DIR, default .cairn).
 
     Example: cairn instance launch web --port 80
     """

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
 from cli import render
 from cli.client import Client
 from cli.errors import CommandFailed, Exit, of_outcome
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
 TERMINAL = frozenset({"completed", "failed", "cancelled"})
 FIRST_POLL, LONGEST_POLL = 0.1, 1.0
+LAST_CELL = 5
 
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the end, or return once it is accepted.")]
 Timeout = Annotated[float, typer.Option(min=0, help="Seconds to wait; the workflow goes on after them.")]
@@ -31,16 +32,16 @@ _PLAIN_MARKS = {"completed": "ok", "failed": "FAILED", "cancelled": "cancelled",
 class Timeline:
     """The steps of one workflow: redrawn in place on a terminal, one line per change elsewhere."""
 
-    def __init__(self, console: Console, indent: str = "") -> None:
+    def __init__(self, console: Console, indent: str = "", *, live: bool = True) -> None:
+        from rich.live import Live
+
         self.console = console
         self.indent = indent
         self.marks = _MARKS if console.encoding.lower().startswith("utf") else _PLAIN_MARKS
-        self.live = Live(console=console, refresh_per_second=8) if console.is_terminal else None
+        self.live = Live(console=console, refresh_per_second=8) if live and console.is_terminal else None
         self.printed: dict[int, tuple[str, int]] = {}
 
     def __enter__(self) -> Self:
-        if self.live:
-            self.live.start()
         return self
 
     def __exit__(
@@ -53,32 +54,52 @@ class Timeline:
         steps = workflow.get("steps")
         if steps is None:  # the API could not ask Temporal: what was shown stays
             return
-        if self.live:
+        if self.console.is_terminal:
+            from rich.table import Table
+
             table = Table.grid(padding=(0, 2, 0, 0))
+            for _ in range(LAST_CELL):
+                table.add_column(no_wrap=True)
+            # What is redrawn in place stays on its line; the whole error is printed at the end.
+            table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
             for step in steps:
                 table.add_row(*self._cells(step))
-            self.live.update(table)
+            if self.live:
+                self.live.start()  # the first time; a failure before it leaves no empty line
+                self.live.update(table)
+            else:
+                self.console.print(table)
             return
         for number, step in enumerate(steps):
             seen = (step["state"], step["attempts"])
             if step["state"] != "scheduled" and self.printed.get(number) != seen:
                 self.printed[number] = seen
-                line = "  ".join(cell.plain for cell in self._cells(step) if cell.plain.strip())
-                self.console.print(Text(self.indent + line), soft_wrap=True)
+                self._print(self.line(step))
+
+    def line(self, step: Mapping[str, Any]) -> str:
+        """A step in words."""
+        return "  ".join(cell.plain for cell in self._cells(step) if cell.plain.strip())
 
     def note(self, message: str) -> None:
         """A line beside the steps."""
-        self.console.print(Text(self.indent + message), soft_wrap=True)
+        self._print(message)
+
+    def _print(self, line: str) -> None:
+        from rich.text import Text
+
+        self.console.print(Text(self.indent + render.clean(line)), soft_wrap=True)
 
     def _cells(self, step: Mapping[str, Any]) -> list[Text]:
+        from rich.text import Text
+
         state = step["state"]
         marked = render.coloured(state)
         marked.plain = self.marks.get(state, state)
         name = f"undo {step['name']}" if step.get("undo") else step["name"]
         tries = f"attempt {step['attempts']}" if step["attempts"] > 1 else ""
-        last = Text(step.get("error") or "", style="red" if state == "failed" else "yellow")
+        last = Text(render.clean(step.get("error") or ""), style="red" if state == "failed" else "yellow")
         return [
-            Text(self.indent if self.live else "").append_text(marked),
+            Text(self.indent if self.console.is_terminal else "").append_text(marked),
             Text(name),
             Text(f"on {step['host']}" if step.get("host") else "", style="dim"),
             Text(render.between(step.get("started_at"), step.get("finished_at")), style="dim"),
@@ -128,9 +149,15 @@ def watch(client: Client, workflow_id: str, timeout: float) -> dict[str, Any]:
         with Timeline(render.err()) as timeline:
             return follow(client, workflow_id, timeout, timeline)
     except KeyboardInterrupt:
-        hint = f"cairn workflow wait {workflow_id}, or stop it: cairn workflow cancel {workflow_id}"
-        message = f"interrupted; workflow {workflow_id} goes on"
-        raise CommandFailed(message, "interrupted", Exit.INTERRUPTED, hint) from None
+        raise interrupted([workflow_id]) from None
+
+
+def interrupted(workflow_ids: Sequence[str]) -> CommandFailed:
+    """Ctrl-C, while these were waited for."""
+    first = workflow_ids[0]
+    which = f"workflow {first} goes on" if len(workflow_ids) == 1 else f"workflows go on: {', '.join(workflow_ids)}"
+    hint = f"cairn workflow wait {first}, or stop it: cairn workflow cancel {first}"
+    return CommandFailed(f"interrupted; {which}", "interrupted", Exit.INTERRUPTED, hint)
 
 
 def require_completed(workflow: Mapping[str, Any]) -> None:

@@ -7,18 +7,19 @@ import datetime as dt
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
-from rich.live import Live
 
 from cli import render
 from cli.client import Client
+from cli.completion import instances as instance_names
+from cli.errors import Exit
 from cli.options import seconds
 from cli.render import Format, Output
 
-Name = Annotated[str, typer.Argument(help="Name or id.", show_default=False)]
+Name = Annotated[str, typer.Argument(help="Name or id.", show_default=False, autocompletion=instance_names)]
 Command = Annotated[list[str], typer.Argument(metavar="-- CMD...", help="What to run, after --.", show_default=False)]
 #: What the API takes for itself, beyond the time of a command.
 EXTRA_SECONDS = 15.0
@@ -36,7 +37,7 @@ def logs(
         params = {"tail": tail, "follow": "true" if follow else None}
         path = f"/instances/{client.instance(name)['id']}/logs"
         given = {key: value for key, value in params.items() if value is not None}
-        with client.text(path, given, endless=follow) as answer:
+        with until_interrupted(), client.text(path, given, endless=follow) as answer:
             for chunk in answer.iter_bytes():
                 sys.stdout.buffer.write(chunk)
                 sys.stdout.buffer.flush()
@@ -113,7 +114,17 @@ def terminal(
     raise typer.Exit(code)
 
 
+@contextlib.contextmanager
+def until_interrupted() -> Iterator[None]:
+    """For what goes on until Ctrl-C: that is how it is meant to end, and there is nothing to be told."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(Exit.INTERRUPTED) from None
+
+
 def _watch(client: Client, id: str, output: Format) -> None:
+    from rich.live import Live
     from websockets.exceptions import ConnectionClosed
 
     from cli.terminal import lost
@@ -121,7 +132,7 @@ def _watch(client: Client, id: str, output: Format) -> None:
     console = render.out()
     in_place = Live(console=console, auto_refresh=False) if output is Format.TABLE and console.is_terminal else None
     head = output is Format.TABLE and in_place is None
-    with client.socket(f"/ws/stats/{id}", {}) as connection, in_place or contextlib.nullcontext():
+    with until_interrupted(), client.socket(f"/ws/stats/{id}", {}) as connection, in_place or contextlib.nullcontext():
         try:
             for frame in connection:
                 sample = json.loads(frame)
@@ -130,8 +141,10 @@ def _watch(client: Client, id: str, output: Format) -> None:
                     head = False
                 if in_place:
                     in_place.update(render.grid([COLUMNS, _cells(sample)]), refresh=True)
+                elif output is Format.TABLE:
+                    typer.echo(_line(_cells(sample)))
                 else:
-                    typer.echo(json.dumps(sample) if output is Format.JSON else _line(_cells(sample)))
+                    render.print_line(sample)
         except ConnectionClosed as closed:
             raise lost(closed) from None
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import typer
 
 from cli import render
 from cli.client import Client, checked_id
+from cli.completion import instances as instance_names
+from cli.completion import workflows as workflow_ids
 from cli.errors import CommandFailed, Exit
 from cli.progress import DEFAULT_TIMEOUT, Timeline, Timeout, Wait, require_completed, watch
 from cli.render import All, Format, Limit, Output
 
 app = typer.Typer(no_args_is_help=True, help="Look at workflows, wait for them, cancel and retry them.")
 
-WorkflowId = Annotated[str, typer.Argument(metavar="ID", help="Id of the workflow.")]
+WorkflowId = Annotated[str, typer.Argument(metavar="ID", help="Id of the workflow.", autocompletion=workflow_ids)]
 
 #: Of the moves of a drain, how many are shown.
 PARTS = 50
@@ -29,7 +32,9 @@ def list_(
     resource_type: Annotated[str | None, typer.Option(help="Only those of such resources: instance, host.")] = None,
     since: Annotated[str | None, typer.Option(help="Only those from this time on (RFC 3339).")] = None,
     until: Annotated[str | None, typer.Option(help="Only those from before this time (RFC 3339).")] = None,
-    instance: Annotated[str | None, typer.Option(help="Only those of this instance (name or id).")] = None,
+    instance: Annotated[
+        str | None, typer.Option(help="Only those of this instance (name or id).", autocompletion=instance_names)
+    ] = None,
     limit: Limit = 50,
     everything: All = False,
     output: Output = Format.TABLE,
@@ -127,8 +132,7 @@ def _print_end(workflow: dict[str, Any], output: Format) -> None:
     if output is Format.JSON:
         render.print_json(workflow)
     else:
-        render.out().print(f"{workflow['kind']} {workflow['id']}", end="  ")
-        render.out().print(render.coloured(workflow["state"]))
+        print(f"{workflow['kind']} {workflow['id']}", render.status(workflow["state"]), sep="  ")
 
 
 def _print(workflow: dict[str, Any], output: Format) -> None:
@@ -151,6 +155,10 @@ def _print(workflow: dict[str, Any], output: Format) -> None:
         ]
     )
     if workflow.get("steps"):
-        render.out().print("steps", style="bold")
-        with Timeline(render.out(), indent="  ") as timeline:
+        console = render.out()
+        timeline = Timeline(console, indent="  ", live=False)
+        if console.is_terminal:
+            print(render.paint("steps", sys.stdout, bold=True), flush=True)
             timeline.show(workflow)
+        else:
+            render.print_lines(["steps", *(f"  {timeline.line(step)}" for step in workflow["steps"])])

@@ -1,11 +1,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from websockets.sync.server import ServerConnection
 
 from tests.cli.fake import FakeApi, FakeStreams
+
+
+@pytest.fixture(autouse=True)
+def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No contexts, colours or platform of whoever runs the tests; what a command sets in the environment goes again."""
+    for name in ("NO_COLOR", "CLICOLOR_FORCE", "FORCE_COLOR", "CAIRN_CONTEXT", "CAIRN_API_URL", "CAIRN_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
 
 
 @pytest.fixture

@@ -38,7 +38,11 @@ class Answer:
     raw: bytes | None = None
 
     def body(self) -> bytes:
-        return self.raw or json.dumps({"data": self.data, "error": self.error, "meta": self.meta}).encode()
+        return (
+            self.raw
+            if self.raw is not None
+            else json.dumps({"data": self.data, "error": self.error, "meta": self.meta}).encode()
+        )
 
 
 @dataclass
@@ -89,7 +93,8 @@ class FakeApi:
             return
         content = answer.body()
         handler.send_response(answer.status)
-        for name, value in answer.headers.items():
+        kind = {} if answer.raw is not None else {"Content-Type": "application/json"}
+        for name, value in (kind | answer.headers).items():
             handler.send_header(name, value)
         handler.send_header("Content-Length", str(len(content)))
         handler.end_headers()

@@ -34,11 +34,11 @@ def test_version() -> None:
 
 
 def test_client_commands_load_no_server_libraries(api: FakeApi) -> None:
-    api.on("GET /instances", Answer(200, []))
+    api.on("GET /instances", Answer(200, [instance()]))
     code = (
         "import sys\nfrom cli.main import app\n"
         "try: app(['instance', 'list'])\nexcept SystemExit: pass\n"
-        "names = 'sqlalchemy', 'temporalio', 'fastapi', 'docker', 'pydantic_settings', 'websockets'\n"
+        "names = 'sqlalchemy', 'temporalio', 'fastapi', 'docker', 'pydantic', 'websockets', 'rich', 'yaml', 'tomlkit'\n"
         "print([m for m in names if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True)
@@ -49,26 +49,6 @@ def test_mistyped_command_is_a_usage_error_with_a_suggestion() -> None:
     result = cairn("instence", "list")
     assert result.exit_code == Exit.USAGE
     assert "instance" in result.stderr
-
-
-CLIENT_COMMANDS = (
-    [["instance", verb] for verb in ("launch", "list", "show", "start", "stop", "rm")]
-    + [["instance", verb] for verb in ("logs", "stats", "exec", "terminal")]
-    + [["host", verb] for verb in ("list", "show", "token", "join", "cordon", "uncordon", "drain", "rm")]
-    + [["project", verb] for verb in ("show", "set")]
-    + [["workflow", verb] for verb in ("list", "show", "wait", "cancel")]
-    + [["event", "watch"], ["faults", "list"]]
-    + [[name] for name, place in COMMANDS.items() if place.example]
-)
-
-
-@pytest.mark.parametrize("command", CLIENT_COMMANDS, ids=" ".join)
-def test_help_has_an_example_and_fits_80_columns(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    result = cairn(*command, "--help")
-    assert result.exit_code == 0
-    assert f"Example: cairn {' '.join(command)}" in result.stdout
-    assert max(map(len, result.stdout.splitlines())) <= 80
 
 
 def test_every_command_exists() -> None:

@@ -1,0 +1,94 @@
+"""How a command ends that starts workflows: wait for them or not, then show what they changed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from cli import render
+from cli.client import Client, workflow_of
+from cli.errors import CommandFailed, Exit
+from cli.progress import interrupted, require_completed, watch
+from cli.render import Format
+
+
+class Ending(NamedTuple):
+    """What to do once requests are accepted. ``alone``: there is one, and JSON is it, not a list of it."""
+
+    wait: bool
+    timeout: float
+    output: Format
+    alone: bool = True
+
+
+def _state(row: dict[str, Any]) -> str:
+    return str(row.get("status") or row.get("state") or "")
+
+
+class Kind(NamedTuple):
+    """One kind of resource: ``path`` is that of its list, ``show`` prints one of them, ``state`` says how it is."""
+
+    path: str
+    show: Callable[[dict[str, Any], Format], None]
+    state: Callable[[dict[str, Any]], str] = _state
+
+
+def finish(
+    client: Client,
+    accepted: Sequence[dict[str, Any]],
+    verb: str,
+    ending: Ending,
+    kind: Kind,
+    failures: Sequence[CommandFailed] = (),
+) -> None:
+    """Wait for what the envelopes of ``accepted`` started, print where it ended; the first failure is raised.
+
+    ``ending.timeout`` is for all of them together. ``failures``: those that were not accepted.
+    """
+    rows: list[dict[str, Any]] = []
+    failed = list(failures)
+    until = time.monotonic() + ending.timeout
+    for number, envelope in enumerate(accepted):
+        row, workflow_id = envelope["data"], workflow_of(envelope)
+        name = row.get("name") or row["id"]
+        if workflow_id and ending.wait:
+            render.say(f"{verb} {name}: workflow {workflow_id}")
+            try:
+                ended = watch(client, workflow_id, max(until - time.monotonic(), 0))
+                row = _again(client, kind, row)
+                require_completed(ended)
+            except (CommandFailed, KeyboardInterrupt) as failure:
+                if isinstance(failure, KeyboardInterrupt) or failure.exit is Exit.INTERRUPTED:
+                    raise interrupted([id for later in accepted[number:] if (id := workflow_of(later))]) from None
+                failed.append(failure)
+        elif workflow_id:
+            render.say(f"{verb} {name} accepted; wait for it: cairn workflow wait {workflow_id}")
+        rows.append(row)
+    _print(rows, ending, kind)
+    for further in failed[1:]:
+        render.print_failure(further)
+    if failed:
+        raise failed[0]
+
+
+def _again(client: Client, kind: Kind, row: dict[str, Any]) -> dict[str, Any]:
+    """As it is now; as it was where nothing is left to be read."""
+    try:
+        return dict(client.get(f"{kind.path}/{row['id']}"))
+    except CommandFailed as failure:
+        if failure.code != "not_found":
+            raise
+        return row
+
+
+def _print(rows: list[dict[str, Any]], ending: Ending, kind: Kind) -> None:
+    if ending.alone:
+        for row in rows:
+            kind.show(row, ending.output)
+    elif ending.output is Format.TABLE:
+        render.print_table(
+            ["NAME", "STATUS", "ID"], [[str(row.get("name") or ""), kind.state(row), row["id"]] for row in rows]
+        )
+    else:
+        render.print_json(rows)

@@ -1,0 +1,195 @@
+"""Every command of the program: its help, its options, its formats, and what becomes of its output."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from cli.errors import MEANINGS, Exit
+from cli.main import COMMANDS, VIEWS, load
+from tests.cli.fake import INSTANCE, WORKFLOW, Answer, FakeApi, accepted, cairn, host, instance, workflow
+from tests.cli.test_program import PROGRAM
+
+WIDTH = 80
+
+
+def walk() -> Iterator[tuple[str, Any]]:
+    """Each command that does something, by its words."""
+    for name in COMMANDS:
+        yield from _below((name,), load(name))
+
+
+def _below(words: tuple[str, ...], command: Any) -> Iterator[tuple[str, Any]]:
+    for name, each in getattr(command, "commands", {}).items():
+        yield from _below((*words, name), each)
+    if not hasattr(command, "commands"):
+        yield " ".join(words), command
+
+
+ALL = dict(walk())
+
+
+@pytest.mark.parametrize("words", [*ALL, *(name for name in COMMANDS if name not in ALL), ""])
+def test_help_is_whole_and_fits_80_columns(words: str) -> None:
+    environ = {**os.environ, "COLUMNS": str(WIDTH)}
+    shown = subprocess.run(
+        [*PROGRAM, *words.split(), "--help"], env=environ, capture_output=True, text=True, timeout=20, check=True
+    ).stdout
+    assert "\x1b" not in shown
+    assert max(map(len, shown.splitlines())) <= WIDTH
+    assert "Usage: cairn" in shown
+    if words in ALL:
+        assert ALL[words].help.strip()
+        assert f"Example: cairn {words}" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("words", ALL)
+def test_no_option_stands_for_two_things_and_all_are_explained(words: str) -> None:
+    options = [name for param in ALL[words].params for name in (*param.opts, *param.secondary_opts)]
+    assert len(options) == len(set(options)), options
+    assert not [param.name for param in ALL[words].params if not getattr(param, "help", None)]
+
+
+@pytest.mark.parametrize("words", ALL)
+def test_options_that_every_such_command_has(words: str) -> None:
+    options = {name for param in ALL[words].params for name in param.opts}
+    assert "--no-color" in options
+    local = COMMANDS[words.split(maxsplit=1)[0]].local
+    assert ({"--context", "-c", "--api-url", "--debug"} <= options) is not local
+    if words.rsplit(maxsplit=1)[-1] in VIEWS:
+        assert "--output" in options
+        assert ("--watch" in options) is not local
+    if "--timeout" in options and words != "instance exec":
+        assert "--wait" in options or words == "workflow wait"
+
+
+def test_what_changes_something_by_a_workflow_can_be_waited_for() -> None:
+    for words in ("instance launch", "instance start", "instance stop", "instance rm", "host drain", "workflow cancel"):
+        options = {name for param in ALL[words].params for name in (*param.opts, *param.secondary_opts)}
+        assert {"--wait", "--no-wait", "--timeout", "--output"} <= options, words
+
+
+#: What the fake API answers to lists, each with more rows than a pipe holds.
+ROWS = {
+    "instance list": ("/instances", instance(labels={"x": "y" * 100})),
+    "host list": ("/hosts", host()),
+    "workflow list": ("/workflows", workflow(error={"code": "x", "message": "z" * 100})),
+}
+#: Lists that do not come from the API.
+OFFLINE = ("context list", "faults list")
+
+
+def test_every_list_is_tried_below() -> None:
+    assert {words for words in ALL if words.endswith(" list")} == {*ROWS, *OFFLINE}
+
+
+def scripted(api: FakeApi, words: str, many: int) -> None:
+    path, row = ROWS[words]
+    api.on(f"GET {path}", Answer(200, [{**row, "name": f"thing-{n}"} for n in range(many)]))
+
+
+@pytest.mark.parametrize("output", ["table", "json", "yaml"])
+@pytest.mark.parametrize("words", ROWS)
+def test_a_reader_that_leaves_ends_a_list_quietly(
+    api: FakeApi, words: str, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # with it, Python itself drops the error
+    scripted(api, words, 1500)
+    command = [*PROGRAM, *words.split(), "--limit", "1500", "-o", output]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as writer:
+        assert writer.stdout
+        assert writer.stderr
+        writer.stdout.readline()
+        writer.stdout.close()
+        assert writer.wait(20) == Exit.BROKEN_PIPE
+        assert writer.stderr.read() == b""
+
+
+@pytest.mark.parametrize("words", ROWS)
+def test_lists_are_the_same_data_in_every_notation(api: FakeApi, words: str) -> None:
+    scripted(api, words, 3)
+    rows = json.loads(cairn(*words.split(), "-o", "json").stdout)
+    assert [row["name"] for row in rows] == ["thing-0", "thing-1", "thing-2"]
+    assert yaml.safe_load(cairn(*words.split(), "-o", "yaml").stdout) == rows
+    assert len(cairn(*words.split()).stdout.splitlines()) == 4
+
+
+@pytest.mark.parametrize("words", OFFLINE)
+def test_lists_of_this_machine_have_every_notation(words: str) -> None:
+    rows = json.loads(cairn(*words.split(), "-o", "json").stdout)
+    assert isinstance(rows, list)
+    assert yaml.safe_load(cairn(*words.split(), "-o", "yaml").stdout) == rows
+
+
+def test_text_that_looks_like_something_else_stays_text_in_yaml(api: FakeApi) -> None:
+    odd = instance(labels={"a": "yes", "b": "1e3", "c": "2026-01-01", "d": "null", "e": "ä: [x]\n- y"})
+    api.on(f"GET /instances/{INSTANCE}", Answer(200, odd))
+    assert yaml.safe_load(cairn("instance", "show", INSTANCE, "-o", "yaml").stdout) == odd
+
+
+# Each exit code of the table has something that ends with it; 130 and 141 are of test_program and above.
+def test_exit_codes_are_those_of_the_table(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = workflow("failed", error={"code": "image_not_found", "message": "no such image", "step": "image.ensure"})
+    taken = {"code": "name_taken", "message": "there is one"}
+    api.on("GET /instances", Answer(200, [instance()]))
+    api.on(f"GET /instances/{INSTANCE}", Answer(200, instance()))
+    api.on(f"POST /instances/{INSTANCE}/stop", accepted(instance()))
+    api.on(f"GET /workflows/{WORKFLOW}", Answer(200, failed), Answer(200, workflow("running")))
+    api.on("POST /instances", Answer(409, error=taken))
+    ends = {
+        Exit.OK: cairn("instance", "stop", "web", "--no-wait"),
+        Exit.FAILED: cairn("instance", "stop", "web"),
+        Exit.USAGE: cairn("instance", "stop"),
+        Exit.NOT_FOUND: cairn("instance", "stop", "nothing"),
+        Exit.REFUSED: cairn("instance", "launch", "web"),
+        Exit.TIMED_OUT: cairn("instance", "stop", "web", "--timeout", "0.2"),
+        Exit.UNREACHABLE: cairn("instance", "list", "--api-url", "http://127.0.0.1:9/v1"),
+    }
+    for exit, result in ends.items():
+        assert result.exit_code == exit, result.stderr
+        if exit not in (Exit.OK, Exit.USAGE):
+            assert "error: " in result.stderr
+            assert "hint: " in result.stderr, exit
+    assert set(ends) | {Exit.INTERRUPTED, Exit.BROKEN_PIPE} == set(Exit) == set(MEANINGS)
+
+
+def test_the_table_of_exit_codes_is_shown_and_documented(request: pytest.FixtureRequest) -> None:
+    shown = cairn("--help").stdout
+    documented = (request.config.rootpath / "docs" / "cli.md").read_text()
+    for code, meaning in MEANINGS.items():
+        assert f"{code.value}  {meaning}" in " ".join(shown.split(" ")) or f"{code.value}  {meaning}" in shown
+        assert f"| {code.value} | {meaning.replace('|', chr(92) + '|')} |" in documented
+
+
+def test_every_error_of_the_platform_has_a_hint() -> None:
+    from cli.errors import of_answer
+    from model import errors
+
+    def below(family: type[errors.CairnError]) -> Iterator[type[errors.CairnError]]:
+        yield family
+        for each in family.__subclasses__():
+            yield from below(each)
+
+    codes = {each.code for each in below(errors.CairnError) if each.__module__ == errors.__name__}
+    assert not {code for code in codes if of_answer(409, {"code": code, "message": "m"}).hint is None}
+
+
+def test_every_command_is_documented(request: pytest.FixtureRequest) -> None:
+    documented = (request.config.rootpath / "docs" / "cli.md").read_text()
+    assert not [
+        words for words in ALL if f"`cairn {words}" not in documented and f"`{words.split()[-1]}" not in documented
+    ]
+
+
+def test_options_of_all_commands_may_stand_before_and_after_them(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    api.on("GET /instances", Answer(200, []))
+    monkeypatch.delenv("CAIRN_API_URL")
+    for arguments in (["--api-url", api.url, "instance", "list"], ["instance", "list", "--api-url", api.url]):
+        assert cairn(*arguments).exit_code == 0, arguments
+    assert cairn("instance", "list").exit_code == Exit.UNREACHABLE, "what one run was given is forgotten by the next"
