@@ -18,7 +18,7 @@ from activities.instances import settle_instance
 from activities.runs import Histories, claim, end, record
 from model.base import Frozen
 from model.hosts import LEASE, MARGIN, Host, HostState, is_reachable
-from model.instances import Instance, Status
+from model.instances import STABLE, Instance, Status
 from model.workflows import NEVER_STARTED, Failure, Order, Outcome, State, Step, Workflow
 
 log = structlog.get_logger()
@@ -73,7 +73,7 @@ class HostDrains:
                     mine = instance.project_id == order.project_id
                     why = failed.get(instance.id, "it is in error" if lost == "here" else "its host is silent")
                     stuck.append(f"{instance.name if mine else 'one of another project'} ({why})")
-                elif instance.status not in (Status.RUNNING, Status.STOPPED):
+                elif instance.status not in STABLE:
                     busy += 1
                 elif len(moves) < AT_ONCE and lost != "wait":
                     moves.append(

@@ -10,8 +10,9 @@ from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 from temporalio import activity
 
+from activities import sizes
 from activities.database import transaction
-from activities.placement import Capacity, place, release, release_next, switch
+from activities.placement import Capacity, anew, place, release, release_next, switch
 from activities.runs import Histories, claim, end, others, record
 from drivers.machines import Machines
 from model.base import Frozen
@@ -42,7 +43,8 @@ class Placement(Frozen):
     spec: MachineSpec
     #: Whether it ran before the run at hand.
     was_running: bool = True
-    #: Of a move: where it was, unless that host is lost.
+    was_paused: bool = False
+    #: Of a move: where it was, unless that host is lost. Of a resize: where it is.
     leaves: str | None = None
     #: How long what is fenced may run on a silent host.
     fence_seconds: float = 0
@@ -128,15 +130,46 @@ class InstanceRecords:
             instance = _lock(session, order)
             _check_owner(instance, order)
             if instance.next_host_id is not None:
+                what = "recreated" if instance.next_host_id == instance.host_id else "moved"
                 switch(session, instance)
                 host = session.get_one(Host, instance.host_id)
-                record(session, order, ("instance.moved", {"name": instance.name, "host": host.name}))
+                events = [(f"instance.{what}", {"name": instance.name, "host": host.name})]
+                if (before := sizes.take(session, instance)) is not None:
+                    events.append(_resized(instance, before))
+                record(session, order, *events)
 
     @activity.defn(name="instance.stay")
     def stay(self, order: Order) -> None:
         """Give back what a move held elsewhere. Undoes ``place_beside``."""
         with transaction(self._engine, order.project_id) as session:
             release_next(session, _lock(session, order))
+
+    @activity.defn(name="instance.hold_size")
+    def hold_size(self, order: Order) -> Placement:
+        """Claim the run, and hold on the instance's host what its new size needs beside its own.
+
+        Repeated, the same. Where the machine may be made anew it gets a generation for that.
+        """
+        with transaction(self._engine, order.project_id) as session:
+            instance = _lock(session, order)
+            row = claim(session, order)
+            _check_owner(instance, order)
+            host = session.get(Host, instance.host_id) if instance.host_id else None
+            old = _spec(instance)
+            if host is None:
+                return Placement(host=None, spec=old)
+            sizes.hold(session, instance, self._capacity)
+            if order.recreate:
+                anew(instance)
+            size = {"vcpus": instance.next_vcpus, "memory_mb": instance.next_memory_mb}
+            return Placement(
+                host=host.name,
+                spec=(_next_spec(instance) if order.recreate else old).model_copy(update=size),
+                was_running=row.prior_status == Status.RUNNING,
+                was_paused=row.prior_status == Status.PAUSED,
+                leaves=host.name,
+                old_spec=old,
+            )
 
     @activity.defn(name="instance.claim")
     def claim(self, order: Order) -> Placement:
@@ -155,7 +188,10 @@ class InstanceRecords:
         if in_the_way and not (order.force and waited > FORCE_AFTER):
             raise NotReady(f"workflow {in_the_way[0]} still works on instance {order.name}")
         return Placement(
-            host=host.name if host else None, spec=_spec(instance), was_running=row.prior_status == Status.RUNNING
+            host=host.name if host else None,
+            spec=_spec(instance),
+            was_running=row.prior_status == Status.RUNNING,
+            was_paused=row.prior_status == Status.PAUSED,
         )
 
     @activity.defn(name="instance.settle")
@@ -205,6 +241,16 @@ class InstanceEngine:
     def stop(self, request: StopRequest) -> None:
         self._machines.stop(request.spec.id, request.grace_seconds, activity.is_cancelled)
 
+    @activity.defn(name="instance.pause", no_thread_cancel_exception=True)
+    def pause(self, spec: MachineSpec) -> None:
+        self._machines.pause(spec.id)
+
+    @activity.defn(name="instance.resume", no_thread_cancel_exception=True)
+    def resume(self, spec: MachineSpec) -> None:
+        if spec.fenced:
+            self._ensure_fence()
+        self._machines.resume(spec.id)
+
     @activity.defn(name="instance.delete", no_thread_cancel_exception=True)
     def delete(self, spec: MachineSpec) -> None:
         self._machines.delete(spec.id, spec.generation)
@@ -232,16 +278,24 @@ def settle_instance(
     launch, removal = order.kind == "ProvisionInstance", verb.done is Status.DELETED
     prior = Status(row.prior_status or Status.ERROR)
     if outcome == "completed":
-        status = verb.done or prior
-    elif launch or not undone or (removal and (outcome == "failed" or row.prior_status not in STABLE)):
+        moved = order.kind == "MoveInstance" and prior is Status.PAUSED
+        status = verb.done or (Status.STOPPED if moved else prior)
+    elif launch or (removal and (outcome == "failed" or row.prior_status not in STABLE)):
         status = Status.ERROR
     else:
-        status = prior
+        status = prior if undone else verb.stranded or prior
     release_next(session, instance)  # what a move held, whose run was ended from outside
-    if (launch and outcome != "completed") or status is Status.DELETED:
+    gone = (launch and outcome != "completed") or status is Status.DELETED
+    if gone:
         release(session, instance)
-        _count(session, instance, "none")
     events = []
+    if order.kind == "ResizeInstance" and outcome == "completed":
+        if (before := sizes.take(session, instance)) is not None:
+            events.append(_resized(instance, before))
+    elif order.kind == "ResizeInstance" or instance.workflow_id == order.workflow_id:
+        sizes.give_up(session, instance)  # of a delete: what a resize held that had not begun
+    if gone:
+        _count(session, instance, "none")
     # A delete that came meanwhile owns the instance now, and decides about its state.
     if instance.workflow_id == order.workflow_id:
         if facts is not None:
@@ -281,6 +335,10 @@ def _move(instance: Instance, status: Status, **data: Any) -> tuple[str, dict[st
     instance.version += 1
     instance.updated_at = func.now()
     return f"instance.{status}", {"name": instance.name, "from": previous, "to": status, **data}
+
+
+def _resized(instance: Instance, before: str) -> tuple[str, dict[str, Any]]:
+    return "instance.resized", {"name": instance.name, "from": before, "to": instance.instance_type}
 
 
 def _count(session: Session, instance: Instance, where: str) -> None:

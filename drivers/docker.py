@@ -28,6 +28,7 @@ from model.errors import (
     EngineUnavailable,
     ImageNotFound,
     InstanceExited,
+    NeedsStop,
     NotFound,
     PortTaken,
 )
@@ -210,6 +211,9 @@ class DockerMachines:
                 raise NotFound(f"{machine_name(spec.id)} is not on the engine")
             if _limits(found) == (spec.vcpus, spec.memory_mb):
                 return
+            lives = bool(found["State"]["Running"])
+            if lives and spec.memory_mb < _limits(found)[1]:
+                self._check_fits(found["Id"], spec)
             memory = f"{spec.memory_mb}m"
             self._client.update_container(
                 found["Id"],
@@ -220,6 +224,43 @@ class DockerMachines:
             )
             self._details.pop(found["Id"], None)
             faults.reached("after_effect")
+            if lives and not self._is_running(found["Id"]):
+                raise InstanceExited(
+                    f"the instance's program ended as it got {spec.memory_mb} MiB" + self._last_words(found["Id"])
+                )
+
+    def _check_fits(self, engine_id: str, spec: MachineSpec) -> None:
+        """One engine refuses less memory than is used, with a text for people; another ends the program."""
+        for _, usage in docker_usage.read(self._client, [engine_id]):
+            if usage["memory_bytes"] > spec.memory_mb << 20:
+                raise NeedsStop(
+                    f"the instance uses {usage['memory_bytes'] >> 20} MiB, and is to get {spec.memory_mb}: "
+                    "that is possible only while it is stopped",
+                    memory_mb=spec.memory_mb,
+                )
+
+    def pause(self, machine: UUID) -> None:
+        with calling():
+            found = self._living(machine)
+            if not found["State"]["Paused"]:
+                self._client.pause(found["Id"])
+                faults.reached("after_effect")
+
+    def resume(self, machine: UUID) -> None:
+        with calling():
+            found = self._living(machine)
+            if found["State"]["Paused"]:
+                self._client.unpause(found["Id"])
+                faults.reached("after_effect")
+
+    def _living(self, machine: UUID) -> dict[str, Any]:
+        """A container whose processes are there, running or paused."""
+        found = self._engine.own(machine)
+        if found is None:
+            raise NotFound(f"{machine_name(machine)} is not on the engine")
+        if not found["State"]["Running"]:
+            raise InstanceExited("the instance's process has ended", exit_code=found["State"]["ExitCode"])
+        return found
 
     def stop(self, machine: UUID, grace_seconds: float, cancelled: Check) -> None:
         with calling():
@@ -306,6 +347,7 @@ class DockerMachines:
                         generation=ours[1],
                         running=found["State"] == "running",
                         fenced=FENCED in found["Labels"],
+                        paused=found["State"] == "paused",
                         **details[1],
                     )
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 
 from temporalio import workflow
@@ -20,7 +21,7 @@ with workflow.unsafe.imports_passed_through():
         Settlement,
         StopRequest,
     )
-    from model.errors import PortTaken
+    from model.errors import InstanceExited, PortTaken
     from model.instances import MachineState
     from model.workflows import Failure, Order, Outcome
 
@@ -41,7 +42,7 @@ def settling(order: Order) -> Settle:
 
 
 def removal(placement: Placement) -> Undo:
-    return Undo(InstanceEngine.delete, placement.spec, on_host(_host(placement), REMOVE))
+    return Undo(InstanceEngine.delete, placement.spec, on_host(host_of(placement), REMOVE))
 
 
 @workflow.defn
@@ -62,7 +63,7 @@ class ProvisionInstance:
         await carry_out(order, plan, settling(order))
 
     async def _launch(self, saga: Saga, order: Order, placement: Placement) -> MachineState:
-        spec, host = placement.spec, _host(placement)
+        spec, host = placement.spec, host_of(placement)
 
         def there() -> ActivityConfig:
             return on_host(host, remaining(order), taken_up_within=SILENCE)
@@ -78,7 +79,7 @@ class StartInstance:
     async def run(self, order: Order) -> None:
         async def plan(saga: Saga) -> MachineState:
             placement = await saga.step(InstanceRecords.claim, order, on_control(remaining(order), poll=True))
-            spec, host = placement.spec, _host(placement)
+            spec, host = placement.spec, host_of(placement)
             grace = timedelta(seconds=order.grace_seconds)
             request = StopRequest(spec=spec, grace_seconds=order.grace_seconds)
             undo = Undo(InstanceEngine.stop, request, on_host(host, RESTORE + grace))
@@ -93,13 +94,15 @@ class StopInstance:
     async def run(self, order: Order) -> None:
         async def plan(saga: Saga) -> None:
             placement = await saga.step(InstanceRecords.claim, order, on_control(remaining(order), poll=True))
-            spec, host = placement.spec, _host(placement)
+            spec, host = placement.spec, host_of(placement)
             request = StopRequest(spec=spec, grace_seconds=order.grace_seconds)
             # It may have been asked to end already, and be about to: that is seen through before it is started.
             undo = [
                 Undo(InstanceEngine.stop, StopRequest(spec=spec, grace_seconds=0), on_host(host, RESTORE)),
                 Undo(InstanceEngine.start, spec, on_host(host, RESTORE)),
             ]
+            if placement.was_paused:
+                undo.append(Undo(InstanceEngine.pause, spec, on_host(host, RESTORE)))
             await saga.step(InstanceEngine.stop, request, on_host(host, remaining(order)), undo=undo)
 
         await carry_out(order, plan, settling(order))
@@ -135,7 +138,7 @@ class HealInstance:
     async def run(self, order: Order) -> None:
         async def plan(saga: Saga) -> MachineState:
             placement = await saga.step(InstanceRecords.claim, order, on_control(remaining(order), poll=True))
-            spec, host = placement.spec, _host(placement)
+            spec, host = placement.spec, host_of(placement)
 
             def there() -> ActivityConfig:
                 return on_host(host, remaining(order), taken_up_within=SILENCE)
@@ -145,12 +148,27 @@ class HealInstance:
             await saga.step(InstanceEngine.ensure_image, spec, there())
             made = await saga.step(InstanceEngine.create, spec, there())
             await saga.step(InstanceEngine.adjust, spec, there())
+            if placement.was_paused:
+                return await self._pause(saga, placement, there)
             if not placement.was_running:
                 await saga.step(InstanceEngine.stop, StopRequest(spec=spec, grace_seconds=order.grace_seconds), there())
                 return MachineState(engine_id=made, private_ip=None)
             return await saga.step(InstanceEngine.start, spec, there())
 
         await carry_out(order, plan, settling(order))
+
+    async def _pause(self, saga: Saga, placement: Placement, there: Callable[[], ActivityConfig]) -> MachineState | None:
+        """What lost its processes is paused with new ones."""
+        spec = placement.spec
+        try:
+            await saga.step(InstanceEngine.pause, spec, there())
+            return None
+        except ActivityError as error:
+            if code_of(error) != InstanceExited.code:
+                raise
+        facts = await saga.step(InstanceEngine.start, spec, there())
+        await saga.step(InstanceEngine.pause, spec, there())
+        return facts
 
 
 @workflow.defn
@@ -167,7 +185,7 @@ class MoveInstance:
                 there = on_control(remaining(order), poll=True)
                 placement = await saga.step(InstanceRecords.place_beside, request, there, undo=undo)
                 try:
-                    facts = await self._make(saga, order, placement)
+                    facts = await make_beside(saga, order, placement)
                     break
                 except ActivityError as error:
                     request, undo = elsewhere(error, request, placement), []
@@ -187,32 +205,34 @@ class MoveInstance:
             # A leftover from the switch on: the host's next inventory shows it.
             workflow.logger.warning("left to the host's inventory: %s", error.cause)
 
-    async def _make(self, saga: Saga, order: Order, placement: Placement) -> MachineState:
-        spec, host = placement.spec, _host(placement)
 
-        def there() -> ActivityConfig:
-            return on_host(host, remaining(order), taken_up_within=SILENCE)
+async def make_beside(saga: Saga, order: Order, placement: Placement) -> MachineState:
+    """Make the machine of ``placement``, and start it where it ran, beside or in place of its old one."""
+    spec, host = placement.spec, host_of(placement)
 
-        await saga.step(InstanceEngine.ensure_image, spec, there())
-        # Where the new host is silent, what is left there has a generation that no row names; what is fenced is
-        # stopped there by then.
-        within = REMOVE + timedelta(seconds=placement.fence_seconds if spec.fenced else 0)
-        remake = [Undo(InstanceEngine.delete, spec, on_host(host, within), may_fail=True)]
-        if placement.leaves is not None and placement.old_spec is not None:
-            left, old = placement.leaves, placement.old_spec
-            # Where both hosts have one engine, the new machine takes the old one's place.
-            remake.append(Undo(InstanceEngine.create, old, on_host(left, RESTORE)))
-            if placement.was_running:
-                request = StopRequest(spec=old, grace_seconds=order.grace_seconds)
-                restart = [
-                    Undo(InstanceEngine.stop, StopRequest(spec=old, grace_seconds=0), on_host(left, RESTORE)),
-                    Undo(InstanceEngine.start, old, on_host(left, RESTORE)),
-                ]
-                await saga.step(InstanceEngine.stop, request, on_host(left, remaining(order)), undo=restart)
-        made = await saga.step(InstanceEngine.create, spec, there(), undo=remake)
-        if not placement.was_running:
-            return MachineState(engine_id=made, private_ip=None)
-        return await saga.step(InstanceEngine.start, spec, there())
+    def there() -> ActivityConfig:
+        return on_host(host, remaining(order), taken_up_within=SILENCE)
+
+    await saga.step(InstanceEngine.ensure_image, spec, there())
+    # Where the new host is silent, what is left there has a generation that no row names; what is fenced is
+    # stopped there by then.
+    within = REMOVE + timedelta(seconds=placement.fence_seconds if spec.fenced else 0)
+    remake = [Undo(InstanceEngine.delete, spec, on_host(host, within), may_fail=True)]
+    if placement.leaves is not None and placement.old_spec is not None:
+        left, old = placement.leaves, placement.old_spec
+        # Where both hosts have one engine, the new machine takes the old one's place.
+        remake.append(Undo(InstanceEngine.create, old, on_host(left, RESTORE)))
+        if placement.was_running:
+            request = StopRequest(spec=old, grace_seconds=order.grace_seconds)
+            restart = [
+                Undo(InstanceEngine.stop, StopRequest(spec=old, grace_seconds=0), on_host(left, RESTORE)),
+                Undo(InstanceEngine.start, old, on_host(left, RESTORE)),
+            ]
+            await saga.step(InstanceEngine.stop, request, on_host(left, remaining(order)), undo=restart)
+    made = await saga.step(InstanceEngine.create, spec, there(), undo=remake)
+    if not placement.was_running:
+        return MachineState(engine_id=made, private_ip=None)
+    return await saga.step(InstanceEngine.start, spec, there())
 
 
 def elsewhere(error: ActivityError, request: PlaceRequest, placement: Placement) -> PlaceRequest:
@@ -231,6 +251,11 @@ def was_silent(error: ActivityError) -> bool:
     return isinstance(cause, TimeoutError) and cause.type is TimeoutType.SCHEDULE_TO_START
 
 
+def code_of(error: ActivityError) -> str | None:
+    """The code of the error that stopped a step."""
+    return error.cause.type if isinstance(error.cause, ApplicationError) else None
+
+
 def taken_port(error: ActivityError) -> int | None:
     """The host port that the engine found taken, where that is why a step failed."""
     cause = error.cause
@@ -240,7 +265,7 @@ def taken_port(error: ActivityError) -> int | None:
     return None
 
 
-def _host(placement: Placement) -> str:
+def host_of(placement: Placement) -> str:
     if placement.host is None:
         raise ApplicationError("the instance is on no host", type="not_placed", non_retryable=True)
     return placement.host

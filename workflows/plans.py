@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from workflows import hosts, instances, system
+from workflows import hosts, instance_changes, instances, system
 
-PLANS = [*instances.PLANS, *hosts.PLANS, *system.PLANS]
+PLANS = [*instances.PLANS, *instance_changes.PLANS, *hosts.PLANS, *system.PLANS]
