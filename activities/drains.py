@@ -14,7 +14,7 @@ from temporalio import activity
 from activities import orders
 from activities.database import transaction, use_project
 from activities.fleet import Limits
-from activities.instances import settle_instance
+from activities.instance_ends import settle_instance
 from activities.runs import Histories, claim, end, record
 from model.base import Frozen
 from model.hosts import LEASE, MARGIN, Host, HostState, is_reachable

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy.orm import Session
 
 from activities.drains import settle_host
-from activities.instances import settle_instance
+from activities.instance_ends import settle_instance
 from model.workflows import Failure, Order, Outcome, Step
 
 

@@ -6,6 +6,8 @@ the present one. That row is the record of what is held: whoever empties it give
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import ColumnElement, true, update
 from sqlalchemy.orm import Session
 
@@ -94,7 +96,7 @@ def _change(
                 allocated_memory_mb=Host.allocated_memory_mb + on_host[1],
             )
         )
-    changes = {}
+    changes: dict[str, Any] = {}
     for what, used, less in zip(("vcpus", "memory_mb"), in_use, reserved, strict=True):
         for column, change in ((instance.quota, used), ("reserved", -less)):
             if column != "none" and change:

@@ -23,8 +23,8 @@ from api.caller import SUBPROTOCOL, Authenticated, Caller, authenticate
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.http import StreamBroken
+from api.instance_rows import MINE
 from api.instance_schemas import split_words
-from api.instances import MINE
 from api.streamed import Streamed, first_of
 from model.errors import CairnError, HostUnreachable, InvalidState, NotFound, ValidationFailed
 from model.hosts import Host, is_reachable

@@ -35,6 +35,7 @@ _COLOURS = {
     "running": "green",
     "completed": "green",
     "stopped": "yellow",
+    "paused": "yellow",
     "cancelled": "yellow",
     "error": "red",
     "failed": "red",

@@ -19,20 +19,19 @@ from docker.types import LogConfig
 from docker.utils import convert_filters
 
 from drivers import docker_usage, faults
-from drivers.docker_engine import CALL_SECONDS, CONFLICT, NOT_FOUND, SERVER_ERROR, DockerEngine, calling, said
+from drivers.docker_engine import CALL_SECONDS, CONFLICT, NOT_FOUND, DockerEngine, calling
+from drivers.docker_facts import CPU_PERIOD, limits, observed, refusal_of
 from drivers.docker_pull import Pull
 from drivers.machines import Cancelled, Check
 from drivers.ownership import FENCED, Owner, machine_name
 from model.errors import (
-    EngineRefused,
     EngineUnavailable,
     ImageNotFound,
     InstanceExited,
     NeedsStop,
     NotFound,
-    PortTaken,
 )
-from model.instances import MachineSpec, MachineState, OwnedMachine, Port
+from model.instances import MachineSpec, MachineState, OwnedMachine
 from model.samples import Reading
 
 #: A pull may be silent for so long between two lines of progress.
@@ -40,17 +39,11 @@ PULL_SECONDS = 60
 #: Changing calls at once: more only wait inside the engine, past their time-out.
 CHANGES = threading.BoundedSemaphore(8)
 ROOM_SECONDS = 30
-CPU_PERIOD = 100_000
 POLL_SECONDS = 0.05
 PROVEN = 256
 #: Details of a container are looked at again after this at the latest.
 DETAILS_SECONDS = 60
 LOG_LINES = 10
-
-# Why a start failed is in the engine's text alone: it answers 500 for a port that is taken as for any
-# failure of its network. Both texts come from libnetwork and name the port.
-_PORT_TAKEN = re.compile(r"(?:port is already allocated|address already in use)")
-_PORT = re.compile(r"(?:Bind for \S*)?:(\d{1,5})(?:/\w+)?(?:\s|:| failed|$)")
 
 
 class DockerMachines:
@@ -164,7 +157,7 @@ class DockerMachines:
                 except docker.errors.NotFound as error:
                     raise NotFound(f"{machine_name(machine)} is not on the engine any more") from error
                 except docker.errors.APIError as error:
-                    if (refusal := _refusal(error)) is not None:
+                    if (refusal := refusal_of(error)) is not None:
                         raise refusal from error
                     raise
                 faults.reached("after_effect")
@@ -209,10 +202,10 @@ class DockerMachines:
             found = self._engine.own(spec.id)
             if found is None:
                 raise NotFound(f"{machine_name(spec.id)} is not on the engine")
-            if _limits(found) == (spec.vcpus, spec.memory_mb):
+            if limits(found) == (spec.vcpus, spec.memory_mb):
                 return
             lives = bool(found["State"]["Running"])
-            if lives and spec.memory_mb < _limits(found)[1]:
+            if lives and spec.memory_mb < limits(found)[1]:
                 self._check_fits(found["Id"], spec)
             memory = f"{spec.memory_mb}m"
             self._client.update_container(
@@ -338,7 +331,7 @@ class DockerMachines:
                         continue
                     # Not all at the same time again.
                     until = time.monotonic() + DETAILS_SECONDS * random.uniform(0.7, 1)  # noqa: S311
-                    details = (until, _observed(inspected))
+                    details = (until, observed(inspected))
                 known[found["Id"]] = details
                 machines.append(
                     OwnedMachine(
@@ -387,43 +380,10 @@ class DockerMachines:
             ]
 
 
-def _limits(inspected: dict[str, Any]) -> tuple[float, int]:
-    """vCPUs and MiB; 0: no limit."""
-    config = inspected["HostConfig"]
-    quota, period = config.get("CpuQuota") or 0, config.get("CpuPeriod") or CPU_PERIOD
-    vcpus = quota / period if quota > 0 else (config.get("NanoCpus") or 0) / 1e9
-    return round(vcpus, 3), (config.get("Memory") or 0) >> 20
-
-
-def _observed(inspected: dict[str, Any]) -> dict[str, Any]:
-    """What an inventory says of a container beyond that it is there."""
-    vcpus, memory_mb = _limits(inspected)
-    ports = [
-        Port(host_port=int(binding["HostPort"] or 0), container_port=int(inside), protocol=protocol)
-        for name, bindings in (inspected["HostConfig"].get("PortBindings") or {}).items()
-        for inside, _, protocol in [name.partition("/")]
-        for binding in bindings or []
-    ]
-    return {"image": inspected["Config"]["Image"], "vcpus": vcpus, "memory_mb": memory_mb, "ports": ports}
-
-
 def _pause(cancelled: Check) -> None:
     if cancelled():
         raise Cancelled
     time.sleep(POLL_SECONDS)
-
-
-def _refusal(error: docker.errors.APIError) -> Exception | None:
-    """Why a start will not succeed however often it is tried; None: it may."""
-    text = said(error)
-    if _PORT_TAKEN.search(text):
-        ports = [int(port) for port in _PORT.findall(text) if int(port)]
-        port = ports[0] if ports else None
-        return PortTaken(f"host port {port} is taken by something else on the host", port=port)
-    if error.status_code is not None and error.status_code < SERVER_ERROR and error.status_code != CONFLICT:
-        # 400: the program of the image cannot be run at all.
-        return EngineRefused(f"the engine cannot start the instance: {text}")
-    return None
 
 
 @contextmanager

@@ -136,7 +136,7 @@ class HealInstance:
 
     @workflow.run
     async def run(self, order: Order) -> None:
-        async def plan(saga: Saga) -> MachineState:
+        async def plan(saga: Saga) -> MachineState | None:
             placement = await saga.step(InstanceRecords.claim, order, on_control(remaining(order), poll=True))
             spec, host = placement.spec, host_of(placement)
 
@@ -157,7 +157,9 @@ class HealInstance:
 
         await carry_out(order, plan, settling(order))
 
-    async def _pause(self, saga: Saga, placement: Placement, there: Callable[[], ActivityConfig]) -> MachineState | None:
+    async def _pause(
+        self, saga: Saga, placement: Placement, there: Callable[[], ActivityConfig]
+    ) -> MachineState | None:
         """What lost its processes is paused with new ones."""
         spec = placement.spec
         try:
