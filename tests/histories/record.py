@@ -20,7 +20,15 @@ from temporalio.client import WorkflowHandle
 from activities.drains import Round
 from activities.runs import CONTROL, RunEnded
 from model.base import new_id
-from model.errors import EngineRefused, EngineUnavailable, InstanceExited, NotReady, PortTaken
+from model.errors import (
+    EngineRefused,
+    EngineUnavailable,
+    InstanceExited,
+    NeedsRecreate,
+    NeedsStop,
+    NotReady,
+    PortTaken,
+)
 from model.instances import OwnedMachine
 from tests.services import eventually
 from tests.workflows.stage import HOST, Gate, Stage, Theatre, fails, order, server, theatre
@@ -35,8 +43,17 @@ MIDDLE = {
     "HealInstance": "instance.start",
     "MoveInstance": "instance.start",
     "DrainHost": "drain.next",
+    "RestartInstance": "instance.start",
+    "PauseInstance": "instance.pause",
+    "ResumeInstance": "instance.resume",
+    "ResizeInstance": "instance.adjust",
 }
-FIRST = {"ProvisionInstance": "instance.place", "MoveInstance": "instance.place_beside", "DrainHost": "drain.next"}
+FIRST = {
+    "ProvisionInstance": "instance.place",
+    "MoveInstance": "instance.place_beside",
+    "DrainHost": "drain.next",
+    "ResizeInstance": "instance.hold_size",
+}
 Prepare = Callable[[Stage], object]
 Case = tuple[str, str, Prepare, dict[str, Any]]
 
@@ -100,6 +117,29 @@ def cases() -> list[Case]:
     def stopped(stage: Stage) -> None:
         stage.was_running = False
 
+    def paused(stage: Stage) -> None:
+        stage.was_running, stage.was_paused = False, True
+
+    def paused_and_ended(stage: Stage) -> None:
+        paused(stage)
+        stage.script["instance.pause"].append(fails(InstanceExited("it does not run")))
+
+    def paused_and_refused(stage: Stage) -> None:
+        paused(stage)
+        stage.script["instance.stop"].append(fails(EngineRefused("no")))
+
+    def needs(error: Exception, *then: str) -> Prepare:
+        def prepare(stage: Stage) -> None:
+            stage.script["instance.adjust"].append(fails(error))
+            for step in then:
+                stage.script[step].append(fails(InstanceExited("gone")))
+
+        return prepare
+
+    def crashing(stage: Stage) -> None:
+        for step in ("instance.start", "undo instance.start"):
+            stage.always[step] = fails(InstanceExited("gone"))
+
     def moves(stage: Stage) -> None:
         stage.rounds = [
             Round(moves=[order("MoveInstance"), order("MoveInstance")], busy=0, stuck=[]),
@@ -114,6 +154,18 @@ def cases() -> list[Case]:
     found += [
         ("HealInstance", "recreated", lambda stage: None, {"recreate": True}),
         ("HealInstance", "stopped", stopped, {}),
+        ("HealInstance", "paused", paused, {}),
+        ("HealInstance", "paused-and-ended", paused_and_ended, {}),
+        ("StopInstance", "paused", paused, {}),
+        ("StopInstance", "paused-failed", paused_and_refused, {}),
+        ("RestartInstance", "undo-failed", crashing, {}),
+        ("ResizeInstance", "stopped", stopped, {}),
+        ("ResizeInstance", "paused", paused, {}),
+        ("ResizeInstance", "restarted", needs(NeedsStop("no")), {}),
+        ("ResizeInstance", "restarted-failed", needs(NeedsStop("no"), "instance.start"), {}),
+        ("ResizeInstance", "recreated", needs(NeedsRecreate("no")), {"recreate": True}),
+        ("ResizeInstance", "recreated-failed", needs(NeedsRecreate("no"), "instance.start"), {"recreate": True}),
+        ("ResizeInstance", "not-recreated", needs(NeedsRecreate("no")), {}),
         ("MoveInstance", "host-lost", lost, {"host_lost": True}),
         ("MoveInstance", "stopped", stopped, {}),
         ("DrainHost", "moves", moves, {}),

@@ -72,6 +72,10 @@ def test_history_is_of_the_end_that_its_name_says(path: Path) -> None:
         "port-replaced-failed": "FAILED",
         "fixed-port-taken": "FAILED",
         "undo-failed": "FAILED",
+        "paused-failed": "FAILED",
+        "restarted-failed": "FAILED",
+        "recreated-failed": "FAILED",
+        "not-recreated": "FAILED",
         "stuck": "FAILED",
     }
     # A delete that has begun runs to its end.
