@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError, TimeoutType
@@ -34,7 +35,9 @@ FORCE = timedelta(seconds=10)
 def settling(order: Order) -> Settle:
     """How runs on an instance end."""
 
-    async def settle(outcome: Outcome, failure: Failure | None, facts: MachineState | None, undone: bool) -> None:
+    async def settle(outcome: Outcome, failure: Failure | None, facts: Any, undone: bool) -> None:
+        if isinstance(facts, str):  # a machine that an undo made, and did not start
+            facts = MachineState(engine_id=facts, private_ip=None)
         settlement = Settlement(order=order, outcome=outcome, failure=failure, facts=facts, undone=undone)
         await call(InstanceRecords.settle, settlement, "settle", on_control())
 

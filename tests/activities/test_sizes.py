@@ -163,9 +163,7 @@ def test_resize_that_was_called_off_before_it_began_is_given_up_by_the_delete(pl
     """Accepting the delete ends the row alone."""
     launch = platform.running()
     order = resize(platform, launch)
-    platform.db.rows(
-        "UPDATE workflows SET state = 'cancelled', finished_at = now() WHERE id = %s", order.workflow_id
-    )
+    platform.db.rows("UPDATE workflows SET state = 'cancelled', finished_at = now() WHERE id = %s", order.workflow_id)
     delete = platform.change(launch, "DeprovisionInstance")
     platform.claim(delete)
     platform.settle(delete, "completed")

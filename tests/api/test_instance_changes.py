@@ -172,9 +172,9 @@ async def patched(api: Api, instance: dict[str, Any], body: Any, **headers: str)
 
 
 async def test_patch_merges_labels_and_metadata_and_replaces_tags(api: Api) -> None:
-    instance = (
-        await api.launch(labels={"a": "1", "b": "2"}, metadata={"note": "x"}, tags=["blue", "old", "blue"])
-    )["data"]
+    instance = (await api.launch(labels={"a": "1", "b": "2"}, metadata={"note": "x"}, tags=["blue", "old", "blue"]))[
+        "data"
+    ]
     assert instance["tags"] == ["blue", "old"]
     body = {"labels": {"a": None, "c": "3", "never": None}, "metadata": {"more": "y"}, "tags": ["green"]}
     answer = await patched(api, instance, body)

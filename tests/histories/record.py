@@ -91,6 +91,11 @@ def cases() -> list[Case]:
             (kind, "cancelled", cancelled, {}),
             (kind, "cancel-swallowed", cancelled, {}),
         ]
+    return found + particular_cases()
+
+
+def particular_cases() -> list[Case]:
+    """Those that only some plans have."""
 
     def replaced(stage: Stage) -> None:
         stage.script["instance.start"] += [fails(PortTaken("taken", port=port)) for port in (20000, 20001)]
@@ -151,7 +156,7 @@ def cases() -> list[Case]:
         stage.script["instance.create"].append(fails(EngineRefused("no")))
         stage.rounds.append(Round(moves=[], busy=0, stuck=["web"]))
 
-    found += [
+    return [
         ("HealInstance", "recreated", lambda stage: None, {"recreate": True}),
         ("HealInstance", "stopped", stopped, {}),
         ("HealInstance", "paused", paused, {}),
@@ -178,7 +183,6 @@ def cases() -> list[Case]:
         ("DeprovisionInstance", "forced", refused, {"force": True}),
         ("DeprovisionInstance", "nowhere", nowhere, {}),
     ]
-    return found
 
 
 async def record(play: Theatre, kind: str, outcome: str, prepare: Prepare, values: dict[str, Any]) -> str:

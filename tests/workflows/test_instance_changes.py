@@ -81,6 +81,24 @@ async def test_cancel_in_any_step_undoes_and_goes_no_further(
     assert (await handle.describe()).status is WorkflowExecutionStatus.CANCELED
 
 
+async def test_what_an_undo_started_anew_has_the_address_that_it_got(play: Theatre) -> None:
+    play.stage.script["instance.start"].append(fails(InstanceExited("gone")))
+    await play.run("RestartInstance")
+    facts = play.stage.settled[0].facts
+    assert facts is not None
+    assert facts.private_ip == "10.0.0.9"
+
+
+async def test_what_an_undo_made_anew_and_left_stopped_is_known_by_its_id(play: Theatre) -> None:
+    play.stage.was_running = False
+    play.stage.script["instance.adjust"].append(fails(NeedsRecreate("never")))
+    play.stage.script["instance.create"].append(fails(EngineRefused("no")))
+    await play.run("ResizeInstance", recreate=True)
+    facts = play.stage.settled[0].facts
+    assert facts is not None
+    assert (facts.engine_id, facts.private_ip) == ("e-1", None)
+
+
 async def test_restart_that_can_be_neither_done_nor_taken_back_says_so(play: Theatre) -> None:
     play.stage.script["instance.start"].append(fails(InstanceExited("it ends at once")))
     play.stage.always["undo instance.start"] = fails(InstanceExited("it ends at once"))
