@@ -14,11 +14,11 @@ from temporalio import activity
 from activities import orders
 from activities.database import transaction, use_project
 from activities.fleet import Limits
-from activities.instances import settle_instance
+from activities.instance_ends import settle_instance
 from activities.runs import Histories, claim, end, record
 from model.base import Frozen
 from model.hosts import LEASE, MARGIN, Host, HostState, fenced_after, is_reachable
-from model.instances import Instance, Status
+from model.instances import STABLE, Instance, Status
 from model.workflows import NEVER_STARTED, Failure, Order, Outcome, State, Step, Workflow
 
 log = structlog.get_logger()
@@ -73,7 +73,7 @@ class HostDrains:
                     mine = instance.project_id == order.project_id
                     why = failed.get(instance.id, "it is in error" if lost == "here" else "its host is silent")
                     stuck.append(f"{instance.name if mine else 'one of another project'} ({why})")
-                elif instance.status not in (Status.RUNNING, Status.STOPPED):
+                elif instance.status not in STABLE:
                     busy += 1
                 elif len(moves) < AT_ONCE and lost != "wait":
                     moves.append(

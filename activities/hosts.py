@@ -114,14 +114,14 @@ class HostRecords:
         # What changed after the look began is left to the next one.
         began = inventory.asked_at - CLOCKS if inventory.asked_at else host.reconciled_at
         older = Instance.updated_at < (began or func.now())
-        at_rest = Instance.status.in_((Status.RUNNING, Status.STOPPED))
+        at_rest = Instance.status.in_((Status.RUNNING, Status.STOPPED, Status.PAUSED))
         # By id: whoever locks several instances does it in this order.
         here = select(Instance).where(Instance.host_id == host.id).order_by(Instance.id)
         for instance in session.scalars(here.where(at_rest, older)).all():
             machine = found.get(instance.id)
             drift = compare(
                 machine if machine is not None and machine.generation == instance.generation else None,
-                running=instance.status == Status.RUNNING,
+                status=Status(instance.status),
                 images=names_of(instance),
                 vcpus=instance.vcpus,
                 memory_mb=instance.memory_mb,

@@ -6,21 +6,20 @@ import datetime as dt
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from sqlalchemy import Engine, func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import Engine
 from temporalio import activity
 
-from activities.caches import note_cached
+from activities import sizes
 from activities.database import transaction
-from activities.placement import Capacity, place, release, release_next, switch
-from activities.runs import Histories, claim, end, others, record
+from activities.instance_ends import lock, move, resized, settle_instance
+from activities.placement import Capacity, anew, place, release, release_next, switch
+from activities.runs import Histories, claim, others, record
 from drivers.machines import Fence, Machines
 from model.base import Frozen
 from model.errors import HostIsBack, NoCapacity, NotReady, Superseded
 from model.hosts import Host, fenced_after, is_reachable
-from model.instances import STABLE, VERBS, Instance, MachineSpec, MachineState, Port, Ready, Status
-from model.projects import ProjectQuota
-from model.workflows import Failure, Order, Outcome, Step
+from model.instances import Instance, MachineSpec, MachineState, Port, Ready, Status
+from model.workflows import Failure, Order, Outcome
 
 FORCE_AFTER = dt.timedelta(seconds=10)
 #: How long a placement waits for hosts whose lease has lapsed.
@@ -43,7 +42,8 @@ class Placement(Frozen):
     spec: MachineSpec
     #: Whether it ran before the run at hand.
     was_running: bool = True
-    #: Of a move: where it was, unless that host is lost.
+    was_paused: bool = False
+    #: Of a move: where it was, unless that host is lost. Of a resize: where it is.
     leaves: str | None = None
     #: How long what is fenced may run on a silent host.
     fence_seconds: float = 0
@@ -79,14 +79,14 @@ class InstanceRecords:
         """
         order = request.order
         with transaction(self._engine, order.project_id) as session:
-            instance = _lock(session, order)
+            instance = lock(session, order)
             claim(session, order)
             _check_owner(instance, order)
             host = session.get(Host, instance.host_id) if instance.host_id else None
             if host is None or self._is_to_leave(host, instance, instance.ports, request):
                 release(session, instance)
                 host = _within(PLACE_WITHIN, place, session, instance, self._capacity, request.avoid_ports)
-                record(session, order, _move(instance, Status.PROVISIONING, host=host.name))
+                record(session, order, move(instance, Status.PROVISIONING, host=host.name))
             return Placement(host=host.name, spec=_spec(instance))
 
     @activity.defn(name="instance.place_beside")
@@ -94,7 +94,7 @@ class InstanceRecords:
         """Claim the run, and hold another host for the instance beside its own. Repeated, as ``place``."""
         order = request.order
         with transaction(self._engine, order.project_id) as session:
-            instance = _lock(session, order)
+            instance = lock(session, order)
             row = claim(session, order)
             _check_owner(instance, order)
             new = session.get(Host, instance.next_host_id) if instance.next_host_id else None
@@ -126,18 +126,49 @@ class InstanceRecords:
     def switch(self, order: Order) -> None:
         """The instance is where it was moving to. What is left on its old host is a leftover from now on."""
         with transaction(self._engine, order.project_id) as session:
-            instance = _lock(session, order)
+            instance = lock(session, order)
             _check_owner(instance, order)
             if instance.next_host_id is not None:
+                what = "recreated" if instance.next_host_id == instance.host_id else "moved"
                 switch(session, instance)
                 host = session.get_one(Host, instance.host_id)
-                record(session, order, ("instance.moved", {"name": instance.name, "host": host.name}))
+                events = [(f"instance.{what}", {"name": instance.name, "host": host.name})]
+                if (before := sizes.take(session, instance)) is not None:
+                    events.append(resized(instance, before))
+                record(session, order, *events)
 
     @activity.defn(name="instance.stay")
     def stay(self, order: Order) -> None:
         """Give back what a move held elsewhere. Undoes ``place_beside``."""
         with transaction(self._engine, order.project_id) as session:
-            release_next(session, _lock(session, order))
+            release_next(session, lock(session, order))
+
+    @activity.defn(name="instance.hold_size")
+    def hold_size(self, order: Order) -> Placement:
+        """Claim the run, and hold on the instance's host what its new size needs beside its own.
+
+        Repeated, the same. Where the machine may be made anew it gets a generation for that.
+        """
+        with transaction(self._engine, order.project_id) as session:
+            instance = lock(session, order)
+            row = claim(session, order)
+            _check_owner(instance, order)
+            host = session.get(Host, instance.host_id) if instance.host_id else None
+            old = _spec(instance)
+            if host is None:
+                return Placement(host=None, spec=old)
+            sizes.hold(session, instance, self._capacity)
+            if order.recreate:
+                anew(instance)
+            size = {"vcpus": instance.next_vcpus, "memory_mb": instance.next_memory_mb}
+            return Placement(
+                host=host.name,
+                spec=(_next_spec(instance) if order.recreate else old).model_copy(update=size),
+                was_running=row.prior_status == Status.RUNNING,
+                was_paused=row.prior_status == Status.PAUSED,
+                leaves=host.name,
+                old_spec=old,
+            )
 
     @activity.defn(name="instance.claim")
     def claim(self, order: Order) -> Placement:
@@ -147,7 +178,7 @@ class InstanceRecords:
         generation that no row names any more.
         """
         with transaction(self._engine, order.project_id) as session:
-            instance = _lock(session, order)
+            instance = lock(session, order)
             row = claim(session, order)
             _check_owner(instance, order)
             in_the_way = others(session, order)
@@ -156,7 +187,10 @@ class InstanceRecords:
         if in_the_way and not (order.force and waited > FORCE_AFTER):
             raise NotReady(f"workflow {in_the_way[0]} still works on instance {order.name}")
         return Placement(
-            host=host.name if host else None, spec=_spec(instance), was_running=row.prior_status == Status.RUNNING
+            host=host.name if host else None,
+            spec=_spec(instance),
+            was_running=row.prior_status == Status.RUNNING,
+            was_paused=row.prior_status == Status.PAUSED,
         )
 
     @activity.defn(name="instance.settle")
@@ -205,101 +239,25 @@ class InstanceEngine:
     def stop(self, request: StopRequest) -> None:
         self._machines.stop(request.spec.id, request.grace_seconds, activity.is_cancelled)
 
+    @activity.defn(name="instance.pause", no_thread_cancel_exception=True)
+    def pause(self, spec: MachineSpec) -> None:
+        self._machines.pause(spec.id)
+
+    @activity.defn(name="instance.resume", no_thread_cancel_exception=True)
+    def resume(self, spec: MachineSpec) -> None:
+        if spec.fenced:
+            self._fence.check_open(activity.is_cancelled)
+        self._machines.resume(spec.id)
+
     @activity.defn(name="instance.delete", no_thread_cancel_exception=True)
     def delete(self, spec: MachineSpec) -> None:
         self._machines.delete(spec.id, spec.generation)
         self._fence.forget(spec.id)
 
 
-def settle_instance(
-    session: Session,
-    order: Order,
-    outcome: Outcome,
-    failure: Failure | None,
-    steps: list[Step] | None,
-    facts: Ready | None = None,
-    *,
-    undone: bool = True,
-) -> None:
-    """End a run, with its instance's state, quota, placement and events. Once: a row that ended is left alone.
-
-    ``undone`` False: a change was given up and could not be taken back, so that the state before is not the state.
-    """
-    instance = _lock(session, order)
-    row = end(session, order, outcome, failure, steps)
-    if row is None:
-        return
-    verb = VERBS[order.kind]
-    launch, removal = order.kind == "ProvisionInstance", verb.done is Status.DELETED
-    prior = Status(row.prior_status or Status.ERROR)
-    if outcome == "completed":
-        status = verb.done or prior
-    elif launch or not undone or (removal and (outcome == "failed" or row.prior_status not in STABLE)):
-        status = Status.ERROR
-    else:
-        status = prior
-    release_next(session, instance)  # what a move held, whose run was ended from outside
-    if (launch and outcome != "completed") or status is Status.DELETED:
-        release(session, instance)
-        _count(session, instance, "none")
-    events = []
-    # A delete that came meanwhile owns the instance now, and decides about its state.
-    if instance.workflow_id == order.workflow_id:
-        if facts is not None:
-            instance.container_id, instance.private_ip = facts.engine_id, facts.private_ip
-            # Once it is known it stays: what the instance is made of changes with nobody's tag.
-            instance.image_digest = instance.image_digest or facts.image_digest
-            note_cached(session, instance)
-        if launch and status is Status.RUNNING:
-            _count(session, instance, "used")
-        if status in (Status.ERROR, Status.DELETED, Status.STOPPED):
-            instance.private_ip = None
-        if launch and status is Status.ERROR:
-            instance.container_id = None
-        instance.error = failure.model_dump() if failure and failure.code != HostIsBack.code else None
-        if order.kind != "HealInstance":  # that is looked at again, and counted
-            instance.drift = None
-        if status is Status.DELETED:
-            instance.deleted_at = func.now()
-        events.append(_move(instance, status))
-    record(session, order, *events, (f"workflow.{outcome}", {"kind": order.kind, "error": row.error}))
-
-
-def _lock(session: Session, order: Order) -> Instance:
-    return session.scalars(
-        select(Instance)
-        .where(Instance.project_id == order.project_id, Instance.id == order.resource_id)
-        .with_for_update()
-    ).one()
-
-
 def _check_owner(instance: Instance, order: Order) -> None:
     if instance.workflow_id != order.workflow_id:
         raise Superseded(f"workflow {instance.workflow_id} works on instance {order.name} now")
-
-
-def _move(instance: Instance, status: Status, **data: Any) -> tuple[str, dict[str, Any]]:
-    """Move the instance; the event that says so."""
-    previous = instance.status
-    instance.status = status
-    instance.version += 1
-    instance.updated_at = func.now()
-    return f"instance.{status}", {"name": instance.name, "from": previous, "to": status, **data}
-
-
-def _count(session: Session, instance: Instance, where: str) -> None:
-    """Move the instance to another column of its project's quota: none, reserved or used."""
-    changes: dict[str, Any] = {}
-    sizes = {"instances": 1, "vcpus": instance.vcpus, "memory_mb": instance.memory_mb}
-    for what, size in sizes.items():
-        for column, sign in ((instance.quota, -1), (where, 1)):
-            if column != "none" and instance.quota != where:
-                name = f"{what}_{column}"
-                changes[name] = getattr(ProjectQuota, name) + sign * size
-    if changes:
-        session.flush()
-        session.execute(update(ProjectQuota).where(ProjectQuota.project_id == instance.project_id).values(**changes))
-        instance.quota = where
 
 
 def _within(seconds: float, do: Callable[..., R], *args: Any, **more: Any) -> R:

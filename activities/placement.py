@@ -141,15 +141,17 @@ def release(session: Session, instance: Instance) -> None:
     """Give back all capacity and ports. An instance that holds none: nothing happens."""
     release_next(session, instance)
     if instance.host_id is not None:
-        _give_back(session, instance, instance.host_id)
+        _give_back(session, instance, instance.host_id, instance.growth if instance.next_held else (0, 0))
         instance.host_id = None
+        instance.next_held = False
         instance.ports = instance.wanted_ports
 
 
 def release_next(session: Session, instance: Instance) -> None:
     """Give back what it holds where it was moving to."""
     if instance.next_host_id is not None:
-        _give_back(session, instance, instance.next_host_id)
+        if instance.next_host_id != instance.host_id:  # else: to be made anew where it is
+            _give_back(session, instance, instance.next_host_id)
         instance.next_host_id = instance.next_generation = instance.next_ports = None
 
 
@@ -157,21 +159,29 @@ def switch(session: Session, instance: Instance) -> None:
     """It is where it was moving to; what it held before is given back."""
     if instance.next_host_id is None or instance.next_generation is None:
         raise RuntimeError(f"instance {instance.id} is not moving")
-    if instance.host_id is not None:
+    if instance.host_id is not None and instance.host_id != instance.next_host_id:
         _give_back(session, instance, instance.host_id)
     instance.host_id, instance.generation = instance.next_host_id, instance.next_generation
     instance.ports = instance.next_ports or []
     instance.next_host_id = instance.next_generation = instance.next_ports = None
 
 
-def _give_back(session: Session, instance: Instance, host_id: UUID) -> None:
+def anew(instance: Instance) -> None:
+    """Where it is, under a new generation, until ``switch``: it holds nothing more. Repeated, nothing happens."""
+    if instance.next_host_id is None:
+        instance.last_generation = max(instance.last_generation, instance.generation) + 1
+        instance.next_host_id, instance.next_generation = instance.host_id, instance.last_generation
+        instance.next_ports = instance.ports
+
+
+def _give_back(session: Session, instance: Instance, host_id: UUID, more: tuple[float, float] = (0, 0)) -> None:
     # A plain UPDATE takes the host's lock last and for as short as can be.
     session.execute(
         update(Host)
         .where(Host.id == host_id)
         .values(
-            allocated_vcpus=Host.allocated_vcpus - instance.vcpus,
-            allocated_memory_mb=Host.allocated_memory_mb - instance.memory_mb,
+            allocated_vcpus=Host.allocated_vcpus - instance.vcpus - more[0],
+            allocated_memory_mb=Host.allocated_memory_mb - instance.memory_mb - more[1],
             # What the host still holds of it is to be looked at.
             reconciled=None,
         )

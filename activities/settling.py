@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from activities.drains import settle_host
 from activities.images import settle_image
-from activities.instances import settle_instance
+from activities.instance_ends import settle_instance
 from model.workflows import Failure, Order, Outcome, Step
 
 _SETTLE: dict[str, Callable[..., None]] = {

@@ -15,7 +15,7 @@ from api.caller import Authenticated, Caller
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.image_schemas import ImageCreate, ImageView, RegistrySource, UploadSource, UrlSource
-from api.instances import cancel_others
+from api.instance_changes import cancel_others
 from api.paging import Paging, page_of
 from drivers import outbound
 from model.base import new_id

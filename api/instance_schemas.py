@@ -91,6 +91,17 @@ LabelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/
 LabelValue = Annotated[Text, Field(max_length=255)]
 
 
+Tag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,62}$")]
+
+
+def _each_once(tags: list[str]) -> list[str]:
+    return list(dict.fromkeys(tags))
+
+
+Tags = Annotated[list[Tag], Field(max_length=64), AfterValidator(_each_once)]
+MetadataValue = Annotated[Text, Field(max_length=4096)]
+
+
 class PortIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -137,7 +148,8 @@ class InstanceCreate(BaseModel):
         default=None, max_length=256
     )
     labels: dict[LabelName, LabelValue] = Field(default={}, max_length=64)
-    metadata: dict[LabelName, Annotated[Text, Field(max_length=4096)]] = Field(default={}, max_length=64)
+    tags: Tags = []
+    metadata: dict[LabelName, MetadataValue] = Field(default={}, max_length=64)
     backend: Backend = "docker"
     host: Annotated[Text, Field(min_length=1, max_length=63)] | None = None
     #: Labels that its host must have.
@@ -149,6 +161,30 @@ class InstanceCreate(BaseModel):
             Port(host_port=port.host_port or None, container_port=port.container_port, protocol=port.protocol)
             for port in self.ports
         ]
+
+
+class InstancePatch(BaseModel):
+    """``PATCH /v1/instances/{id}``: what is not named stays; labels and metadata are merged, null removes."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"name": "web-2", "labels": {"tier": "web", "old": None}, "tags": ["blue"]}]},
+    )
+
+    name: Annotated[Name, Field(json_schema_extra=lambda schema: schema.pop("default", None))] = ""
+    labels: Annotated[dict[LabelName, LabelValue | None] | None, Field(max_length=128)] = None
+    metadata: Annotated[dict[LabelName, MetadataValue | None] | None, Field(max_length=128)] = None
+    tags: Tags | None = None
+
+
+class InstanceResize(BaseModel):
+    """``POST /v1/instances/{id}/resize``."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"instance_type": "standard-1"}]})
+
+    instance_type: Annotated[Text, Field(max_length=63)]
+    #: Where the engine can do it in no other way, another machine takes its place: what this one wrote is lost.
+    recreate: Annotated[bool, Field(strict=True)] = False
 
 
 class ErrorView(BaseModel):
@@ -175,6 +211,7 @@ class InstanceView(BaseModel):
     cmd: list[str] | None
     ports: list[Port]
     labels: dict[str, str]
+    tags: list[str]
     metadata: dict[str, str]
     backend: str
     host: str | None

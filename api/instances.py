@@ -7,49 +7,28 @@ from uuid import UUID
 
 import orjson
 from fastapi import APIRouter, Query, Request, Response
-from sqlalchemy import Row, bindparam, func, insert, null, select, text, update
+from sqlalchemy import Row, insert, null, select, text
 from sqlalchemy.exc import IntegrityError
 
 from activities.placement import Capacity
-from api.accept import Acceptance, Answered, check_if_match, etag
+from api.accept import Acceptance, etag
 from api.caller import Authenticated, Caller
 from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES
 from api.image_names import named_image
-from api.instance_schemas import InstanceCreate, InstanceView
+from api.instance_changes import change, name_taken, order_of, patch
+from api.instance_rows import query, readable, view
+from api.instance_rows import show as show_row
+from api.instance_schemas import InstanceCreate, InstancePatch, InstanceResize, InstanceView, Tag
 from api.paging import Paging, page_of
+from api.quotas import reserve
 from model.base import new_id
-from model.errors import (
-    InvalidState,
-    NameTaken,
-    NoCapacity,
-    NotFound,
-    PortTaken,
-    QuotaExceeded,
-    ValidationFailed,
-)
-from model.hosts import Host, HostState, is_reachable
-from model.instances import STABLE, VERBS, Instance, Status
-from model.projects import QUOTAS, ProjectQuota
-from model.settings import Settings
-from model.workflows import NEVER_STARTED, Order, State, Workflow
+from model.errors import NoCapacity, PortTaken, ValidationFailed
+from model.hosts import Host, HostState
+from model.instances import Instance, Status
 
 router = APIRouter(prefix="/v1/instances", tags=["instances"], responses=RESPONSES)
 
-_DEADLINES = {
-    "ProvisionInstance": "deadline_launch",
-    "StartInstance": "deadline_start",
-    "StopInstance": "deadline_stop",
-    "DeprovisionInstance": "deadline_delete",
-}
-_columns = [*Instance.__table__.columns, Host.name.label("host"), Host.last_seen_at]
-_query = select(*_columns).select_from(Instance).outerjoin(Host, Host.id == Instance.host_id)
-
-# Built once: on the paths that every client waits for, building a statement costs more than running it.
-readable = (Instance.status != Status.DELETED) | (Instance.deleted_at > func.now() - text("interval '24 hours'"))
-MINE = (Instance.project_id == bindparam("project_id")) & (Instance.id == bindparam("instance_id")) & readable
-_BY_ID = _query.where(MINE)
-_LOCK = select(Instance.__table__).where(MINE).with_for_update()
 _INSERT = insert(Instance.__table__).returning(  # type: ignore[arg-type]  # a Table, typed as FromClause
     *Instance.__table__.columns, null().label("host"), null().label("last_seen_at")
 )
@@ -72,12 +51,6 @@ _POSSIBLE = text(
     """
 )
 
-_RESERVE = update(ProjectQuota).where(ProjectQuota.project_id == bindparam("project"))
-for _what in QUOTAS:
-    _limit, _used, _reserved = (getattr(ProjectQuota, f"{_what}_{column}") for column in ("limit", "used", "reserved"))
-    _RESERVE = _RESERVE.where(_limit.is_(None) | (_used + _reserved + bindparam(_what) <= _limit))
-    _RESERVE = _RESERVE.values({f"{_what}_reserved": _reserved + bindparam(_what)})
-
 
 @router.post("", status_code=202, response_model=Envelope[InstanceView])
 async def launch(request: Request, body: InstanceCreate, caller: Authenticated) -> Response:
@@ -86,10 +59,10 @@ async def launch(request: Request, body: InstanceCreate, caller: Authenticated) 
     instance_id = new_id()
     asked = body.model_dump(mode="json", exclude_unset=True)
     if answered := await acceptance.answered_before(instance_id, asked):
-        return await acceptance.answer(_show, answered)
+        return await acceptance.answer(show_row, answered)
     named = await named_image(caller, body.image, body.backend)
     size = await _check_possible(request, caller, body)
-    order = _order(request, caller, acceptance, "ProvisionInstance", instance_id, body.name)
+    order = order_of(request, caller, acceptance, "ProvisionInstance", instance_id, body.name)
     ports = [port.model_dump() for port in body.wanted_ports()]
     order = order.model_copy(update={"fixed_ports": [port["host_port"] for port in ports if port["host_port"]]})
     values = {
@@ -107,6 +80,7 @@ async def launch(request: Request, body: InstanceCreate, caller: Authenticated) 
         "ports": ports,
         "wanted_ports": ports,
         "labels": body.labels,
+        "tags": body.tags,
         "metadata": body.metadata,
         "backend": body.backend,
         "wanted_host": body.host,
@@ -117,15 +91,10 @@ async def launch(request: Request, body: InstanceCreate, caller: Authenticated) 
     try:
         row = (await caller.execute(_INSERT, values)).one()
     except IntegrityError as error:
-        if "uq_instances_live_name" in str(error.orig):
-            raise NameTaken(f"there is an instance named '{body.name}' already", name=body.name) from error
-        raise
+        raise name_taken(error, body.name) from error
     await acceptance.write(order, "instance.pending", {"name": body.name, "from": None, "to": Status.PENDING})
-    # Last: every request of the project waits for this row. One conditional update, no read before it.
-    sizes = {"instances": 1, "vcpus": size.vcpus, "memory_mb": size.memory_mb}
-    if (await caller.execute(_RESERVE, {"project": caller.project_id, **sizes})).rowcount == 0:
-        raise QuotaExceeded("the project's quota does not allow this; see GET /v1/projects/{id}/quotas", **sizes)
-    return await acceptance.answer(_show, view=view(row))
+    await reserve(caller, instances=1, vcpus=size.vcpus, memory_mb=size.memory_mb)
+    return await acceptance.answer(show_row, view=view(row))
 
 
 @router.get("", response_model=Envelope[list[InstanceView]])
@@ -136,37 +105,100 @@ async def index(
     status: Annotated[Status | None, Query()] = None,
     name: Annotated[str | None, Query(max_length=63, pattern=r"^[^\x00]*$")] = None,
     label: Annotated[str | None, Query(max_length=320, pattern=r"^[^=\x00]+=[^\x00]*$")] = None,
+    tag: Annotated[list[Tag], Query(max_length=16)] = [],  # noqa: B006 - FastAPI copies it
 ) -> Response:
-    """Instances, newest first; those deleted within 24 hours only with `?status=deleted`."""
-    query = _query.where(Instance.project_id == caller.project_id)
-    query = query.where(Instance.status == status) if status else query.where(Instance.status != Status.DELETED)
+    """Instances, newest first; those deleted within 24 hours only with `?status=deleted`.
+
+    Of several `tag` an instance has all.
+    """
+    found = query.where(Instance.project_id == caller.project_id)
+    found = found.where(Instance.status == status) if status else found.where(Instance.status != Status.DELETED)
     if status == Status.DELETED:
-        query = query.where(readable)
+        found = found.where(readable)
     if name is not None:
-        query = query.where(Instance.name == name)
+        found = found.where(Instance.name == name)
     if label is not None:
         key, _, value = label.partition("=")
-        query = query.where(Instance.labels.contains({key: value}))
-    return await page_of(request, caller, query, Instance.__table__.c.id, page, view)
+        found = found.where(Instance.labels.contains({key: value}))
+    if tag:
+        found = found.where(Instance.tags.contains(tag))
+    return await page_of(request, caller, found, Instance.__table__.c.id, page, view)
 
 
 @router.get("/{instance_id}", response_model=Envelope[InstanceView])
 async def show(request: Request, instance_id: UUID, caller: Authenticated) -> Response:
     """One instance. A deleted one stays readable for 24 hours."""
-    data = await _show(caller, instance_id)
+    data = await show_row(caller, instance_id)
     return answer(request, data, headers={"ETag": etag(data["version"])})
 
 
 @router.post("/{instance_id}/start", status_code=202, response_model=Envelope[InstanceView])
 async def start(request: Request, instance_id: UUID, caller: Authenticated, body: Nothing | None = None) -> Response:
     """Start a stopped instance."""
-    return await _change(request, caller, instance_id, "StartInstance")
+    return await change(request, caller, instance_id, "StartInstance")
 
 
 @router.post("/{instance_id}/stop", status_code=202, response_model=Envelope[InstanceView])
 async def stop(request: Request, instance_id: UUID, caller: Authenticated, body: Nothing | None = None) -> Response:
-    """Stop a running instance; it keeps its files, its host and its ports."""
-    return await _change(request, caller, instance_id, "StopInstance")
+    """Stop a running or paused instance; it keeps its files, its host and its ports.
+
+    A paused one goes on for that: it is asked to end, and ended after its grace.
+    """
+    return await change(request, caller, instance_id, "StopInstance")
+
+
+@router.post(
+    "/{instance_id}/restart", status_code=202, summary="Restart an instance", response_model=Envelope[InstanceView]
+)
+async def restart(request: Request, instance_id: UUID, caller: Authenticated, body: Nothing | None = None) -> Response:
+    """Stop a running instance and start it again, as one workflow; it keeps its files, its host and its ports.
+
+    One that does not start again is `stopped`, with the cause in its `error`.
+    """
+    return await change(request, caller, instance_id, "RestartInstance")
+
+
+@router.post(
+    "/{instance_id}/pause", status_code=202, summary="Pause an instance", response_model=Envelope[InstanceView]
+)
+async def pause(request: Request, instance_id: UUID, caller: Authenticated, body: Nothing | None = None) -> Response:
+    """Hold the processes of a running instance. They keep their memory, and the instance its place and its quota.
+
+    A paused instance can be resumed, stopped, resized or deleted.
+    """
+    return await change(request, caller, instance_id, "PauseInstance")
+
+
+@router.post(
+    "/{instance_id}/resume", status_code=202, summary="Resume an instance", response_model=Envelope[InstanceView]
+)
+async def resume(request: Request, instance_id: UUID, caller: Authenticated, body: Nothing | None = None) -> Response:
+    """Let the processes of a paused instance go on."""
+    return await change(request, caller, instance_id, "ResumeInstance")
+
+
+@router.post(
+    "/{instance_id}/resize", status_code=202, summary="Resize an instance", response_model=Envelope[InstanceView]
+)
+async def resize(request: Request, instance_id: UUID, body: InstanceResize, caller: Authenticated) -> Response:
+    """Give an instance that runs, is stopped or is paused another instance type, on the host where it is.
+
+    The larger of both sizes is held until it has the new one: 429 `quota_exceeded`, 409 `no_capacity`. It runs on
+    where its engine can do that; where not (`needs_stop`: it uses more memory than it is to get, say), it is stopped
+    for it and started again. Its files, host and ports stay. An engine that has to make another machine for it
+    (`needs_recreate`) does that only with `recreate: true`: what the instance wrote outside of volumes is lost then.
+    """
+    return await change(request, caller, instance_id, "ResizeInstance", resize=body)
+
+
+@router.patch("/{instance_id}", summary="Change an instance's name and labels", response_model=Envelope[InstanceView])
+async def update(request: Request, instance_id: UUID, body: InstancePatch, caller: Authenticated) -> Response:
+    """Change `name`, `labels`, `metadata` or `tags`, in any state; 409 `name_taken`. What is not named stays.
+
+    Labels and metadata are merged (RFC 7396): a name with a value is set, one with null is removed, null for all of
+    them removes all. Tags are replaced. What the engine shows on its own object are the labels at launch.
+    """
+    return await patch(request, caller, instance_id, body)
 
 
 @router.delete("/{instance_id}", status_code=202, response_model=Envelope[InstanceView])
@@ -175,82 +207,7 @@ async def delete(request: Request, instance_id: UUID, caller: Authenticated, for
 
     With `force=true` an engine that does not answer is not waited for: its host removes what is left.
     """
-    return await _change(request, caller, instance_id, "DeprovisionInstance", force=force)
-
-
-async def _change(request: Request, caller: Caller, instance_id: UUID, kind: str, *, force: bool = False) -> Response:
-    """Accept a workflow on an existing instance."""
-    acceptance = Acceptance(request, caller)
-    instance = await _lock(caller, instance_id)
-    if request.method == "POST" and (answered := await acceptance.answered_before(instance_id, None)):
-        return await acceptance.answer(_show, answered)
-    verb = VERBS[kind]
-    if verb.done is Status.DELETED:
-        if instance.status == Status.DELETED:
-            return answer(request, await _show(caller, instance_id), headers={"ETag": etag(instance.version)})
-        if instance.status == Status.DELETING and not (force and await _unforced(caller, instance.workflow_id)):
-            return await acceptance.answer(_show, Answered(instance_id, instance.workflow_id))
-    check_if_match(request, instance.version)
-    if instance.status not in verb.allowed:
-        raise InvalidState(
-            f"instance {instance.name} is {instance.status}, not {' or '.join(sorted(verb.allowed))}",
-            state=instance.status,
-            **({} if instance.status in STABLE else {"workflow_id": str(instance.workflow_id)}),
-        )
-    if verb.done is Status.DELETED:
-        await cancel_others(caller, acceptance, instance_id)
-    order = _order(request, caller, acceptance, kind, instance_id, instance.name)
-    order = order.model_copy(update={"force": force})
-    await caller.execute(
-        update(Instance)
-        .where(Instance.id == instance_id)
-        .values(
-            status=verb.during,
-            workflow_id=order.workflow_id,
-            version=Instance.version + 1,
-            updated_at=func.now(),
-        )
-    )
-    data = {"name": instance.name, "from": instance.status, "to": verb.during}
-    await acceptance.write(order, f"instance.{verb.during}", data, prior_status=instance.status)
-    return await acceptance.answer(_show)
-
-
-async def _unforced(caller: Caller, workflow_id: UUID) -> bool:
-    """Whether the delete under way is one that waits for its engine: a forced one may take its place."""
-    order = select(Workflow.order).where(Workflow.project_id == caller.project_id, Workflow.id == workflow_id)
-    return not Order.model_validate((await caller.execute(order)).scalar_one()).force
-
-
-async def _lock(caller: Caller, instance_id: UUID) -> Row[Any]:
-    found = await caller.execute(_LOCK, {"project_id": caller.project_id, "instance_id": instance_id})
-    row = found.one_or_none()
-    if row is None:
-        raise NotFound(f"there is no instance {instance_id}")
-    return row
-
-
-async def cancel_others(caller: Caller, acceptance: Acceptance, instance_id: UUID) -> None:
-    """Ask every unfinished workflow of the resource to end. One that has not started ends here."""
-    accepted = Workflow.state == State.ACCEPTED
-    mine = (Workflow.project_id == caller.project_id) & (Workflow.resource_id == instance_id)
-    called_off = {"state": State.CANCELLED, "error": NEVER_STARTED.model_dump()}
-    ended = await caller.execute(
-        update(Workflow)
-        .where(mine, accepted)
-        .values(**called_off, finished_at=func.now(), cancel_requested_at=func.now())
-        .returning(Workflow.__table__)
-    )
-    for row in ended.all():
-        await acceptance.ended(row)
-    running = await caller.execute(
-        update(Workflow)
-        .where(mine, Workflow.state == State.RUNNING)
-        .values(cancel_requested_at=func.now())
-        .returning(Workflow.id)
-    )
-    for (workflow_id,) in running:
-        acceptance.cancels(workflow_id)
+    return await change(request, caller, instance_id, "DeprovisionInstance", force=force)
 
 
 async def _check_possible(request: Request, caller: Caller, body: InstanceCreate) -> Row[Any]:
@@ -299,62 +256,3 @@ async def _why_no_room(caller: Caller, body: InstanceCreate) -> str:
     if not body.host_labels.items() <= host.labels.items():
         return f"host '{body.host}' has not all of the labels {body.host_labels}"
     return f"host '{body.host}' has no room for this instance"
-
-
-def _order(request: Request, caller: Caller, acceptance: Acceptance, kind: str, instance_id: UUID, name: str) -> Order:
-    settings: Settings = request.app.state.settings
-    return Order(
-        workflow_id=acceptance.workflow_id,
-        project_id=caller.project_id,
-        kind=kind,
-        resource_type="instance",
-        resource_id=instance_id,
-        name=name,
-        request_id=request.state.request_id,
-        deadline_seconds=getattr(settings, _DEADLINES[kind]),
-        grace_seconds=settings.stop_grace,
-    )
-
-
-async def _show(caller: Caller, instance_id: UUID) -> dict[str, Any]:
-    found = await caller.execute(_BY_ID, {"project_id": caller.project_id, "instance_id": instance_id})
-    row = found.one_or_none()
-    if row is None:
-        raise NotFound(f"there is no instance {instance_id}")
-    return view(row)
-
-
-def view(row: Row[Any]) -> dict[str, Any]:
-    """The JSON of an instance, from a row of ``_query``."""
-    return {
-        "id": row.id,
-        "project_id": row.project_id,
-        "name": row.name,
-        "status": row.status,
-        "image": row.image,
-        "image_id": row.image_id,
-        "image_digest": row.image_digest,
-        "instance_type": row.instance_type,
-        "vcpus": row.vcpus,
-        "memory_mb": row.memory_mb,
-        "env": row.env,
-        "cmd": row.cmd,
-        "ports": row.ports,
-        "labels": row.labels,
-        "metadata": row.metadata,
-        "backend": row.backend,
-        "host": row.host,
-        "reachable": None if row.host is None else is_reachable(row.last_seen_at),
-        "container_id": row.container_id,
-        "private_ip": row.private_ip,
-        "generation": row.generation,
-        "version": row.version,
-        "error": row.error,
-        "on_host_lost": row.on_host_lost,
-        "host_labels": row.wanted_labels,
-        "drift": row.drift,
-        "workflow_id": row.workflow_id,
-        "created_at": row.created_at,
-        "updated_at": row.updated_at,
-        "deleted_at": row.deleted_at,
-    }

@@ -17,7 +17,7 @@ from api.agents import MemberRoute
 from api.caller import ENTER, Authenticated
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
-from api.instances import readable
+from api.instance_rows import readable
 from model.errors import NotFound, ValidationFailed
 from model.instances import Instance
 from model.samples import EARLY, FINEST, KEPT, LATE, Sample

@@ -22,8 +22,8 @@ from api.caller import Authenticated, Caller, authenticate
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES, also
 from api.http import StreamBroken
+from api.instance_rows import MINE
 from api.instance_schemas import split_words
-from api.instances import MINE
 from api.open_streams import Held, OpenStreams
 from api.sockets import ENDED, accept, ignored, relay, told
 from api.streamed import Streamed, first_of

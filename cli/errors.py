@@ -95,7 +95,7 @@ def exit_of(status: int) -> Exit:
 
 
 #: States in which nothing is under way, though a workflow was the last to change them.
-SETTLED = ("running", "stopped", "error", "deleted", "completed", "failed", "cancelled")
+SETTLED = ("running", "stopped", "paused", "error", "deleted", "completed", "failed", "cancelled")
 _HINTS = {
     "invalid_state": "see how it is: cairn instance list, cairn workflow show ID",
     "unauthenticated": "see whose key is used: cairn context show; give another with CAIRN_API_KEY or a context",
@@ -106,6 +106,8 @@ _HINTS = {
     "port_taken": "choose another host port, or give only the container's and let Cairn choose: --port 80",
     "no_capacity": "remove something, choose a smaller --type, add a host, or widen CAIRN_PORT_RANGE",
     "quota_exceeded": "remove something, or ask for a larger quota",
+    "needs_stop": "resume or stop it first",
+    "needs_recreate": "where what it wrote outside of volumes may be lost: --recreate",
     "image_not_found": "see what the engine has: docker image ls",
     "idempotency_mismatch": "a key stands for one request: give another --idempotency-key",
     "internal": "see the API's log for the request id: --debug shows it",

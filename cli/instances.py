@@ -47,6 +47,7 @@ def launch(
     ] = None,
     env: Annotated[list[str] | None, typer.Option("--env", "-e", help="K=V; may be repeated.")] = None,
     label: Annotated[list[str] | None, typer.Option("--label", "-l", help="k=v; may be repeated.")] = None,
+    tag: Annotated[list[str] | None, typer.Option("--tag", help="A short word; may be repeated.")] = None,
     backend: Annotated[str | None, typer.Option(help="Kind of engine, such as docker.")] = None,
     host: Annotated[str | None, typer.Option(help="Host to place it on.", autocompletion=host_names)] = None,
     host_label: Annotated[
@@ -73,6 +74,7 @@ def launch(
         "ports": [_port(value) for value in port or []] or None,
         "env": pairs("--env", env) or None,
         "labels": pairs("--label", label) or None,
+        "tags": tag or None,
         "backend": backend,
         "host": host,
         "host_labels": pairs("--host-label", host_label) or None,
@@ -90,6 +92,7 @@ def list_(
     status: Annotated[str | None, typer.Option(help="Only in this state; deleted ones are shown only so.")] = None,
     name: Annotated[str | None, typer.Option(help="Only of this name.")] = None,
     label: Annotated[str | None, typer.Option("--label", "-l", help="Only with this label, k=v.")] = None,
+    tag: Annotated[list[str] | None, typer.Option("--tag", help="Only with this tag; of several, with all.")] = None,
     limit: Limit = 50,
     everything: All = False,
     output: Output = Format.TABLE,
@@ -98,7 +101,7 @@ def list_(
     if label is not None:
         pairs("--label", [label])
     with Client() as client:
-        params = {"status": status, "name": name, "label": label}
+        params = {"status": status, "name": name, "label": label, "tag": tag}
         rows, more = client.pages("/instances", params, None if everything else limit)
     if output is Format.JSON:
         render.print_json(rows)
@@ -143,9 +146,74 @@ def start(names: Names, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT, o
 
 @app.command(epilog="Example: cairn instance stop web")
 def stop(names: Names, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT, output: Output = Format.TABLE) -> None:
-    """Stop running instances. They keep their host and ports."""
+    """Stop running or paused instances. They keep their host and ports."""
     ending = Ending(wait, timeout, output, alone=len(names) == 1)
     _each(names, "stop", lambda client, id: client.request("POST", f"/instances/{id}/stop"), ending)
+
+
+@app.command(epilog="Example: cairn instance restart web")
+def restart(names: Names, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT, output: Output = Format.TABLE) -> None:
+    """Stop running instances and start them again. They keep their files, host and ports."""
+    ending = Ending(wait, timeout, output, alone=len(names) == 1)
+    _each(names, "restart", lambda client, id: client.request("POST", f"/instances/{id}/restart"), ending)
+
+
+@app.command(epilog="Example: cairn instance pause web")
+def pause(names: Names, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT, output: Output = Format.TABLE) -> None:
+    """Hold running instances: their processes keep their memory, and do not run."""
+    ending = Ending(wait, timeout, output, alone=len(names) == 1)
+    _each(names, "pause", lambda client, id: client.request("POST", f"/instances/{id}/pause"), ending)
+
+
+@app.command(epilog="Example: cairn instance resume web")
+def resume(names: Names, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT, output: Output = Format.TABLE) -> None:
+    """Let paused instances go on."""
+    ending = Ending(wait, timeout, output, alone=len(names) == 1)
+    _each(names, "resume", lambda client, id: client.request("POST", f"/instances/{id}/resume"), ending)
+
+
+@app.command(epilog="Example: cairn instance resize web --type standard-1")
+def resize(
+    names: Names,
+    instance_type: Annotated[str, typer.Option("--type", help="The instance type that they get.", show_default=False)],
+    recreate: Annotated[
+        bool,
+        typer.Option("--recreate", help="Where the engine cannot do it otherwise: make another, lose what it wrote."),
+    ] = False,
+    wait: Wait = True,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    output: Output = Format.TABLE,
+) -> None:
+    """Give instances another type, on the host where they are. They are stopped for it only where they must be."""
+    body = {"instance_type": instance_type} | ({"recreate": True} if recreate else {})
+    ending = Ending(wait, timeout, output, alone=len(names) == 1)
+    _each(names, "resize", lambda client, id: client.request("POST", f"/instances/{id}/resize", body=body), ending)
+
+
+@app.command(epilog="Example: cairn instance update web --name web-2 --label tier=web --remove-label old --tag blue")
+def update(
+    instance: Annotated[str, typer.Argument(metavar="NAME", help="Name or id.", show_default=False)],
+    name: Annotated[str | None, typer.Option(help="Its new name.")] = None,
+    label: Annotated[list[str] | None, typer.Option("--label", "-l", help="k=v to set; may be repeated.")] = None,
+    remove_label: Annotated[list[str] | None, typer.Option(help="Label to remove; may be repeated.")] = None,
+    metadata: Annotated[list[str] | None, typer.Option(help="k=v to set; may be repeated.")] = None,
+    remove_metadata: Annotated[list[str] | None, typer.Option(help="Entry to remove; may be repeated.")] = None,
+    tag: Annotated[list[str] | None, typer.Option("--tag", help="Its tags, in place of all it has.")] = None,
+    no_tags: Annotated[bool, typer.Option("--no-tags", help="Remove all tags.")] = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Change an instance's name, labels, metadata or tags. What is not named stays."""
+    if tag and no_tags:
+        raise usage("give either --tag or --no-tags")
+    labels = dict.fromkeys(remove_label or []) | pairs("--label", label)
+    entries = dict.fromkeys(remove_metadata or []) | pairs("--metadata", metadata)
+    wanted = {"name": name, "labels": labels or None, "metadata": entries or None, "tags": tag or None}
+    body = {field: value for field, value in wanted.items() if value is not None} | ({"tags": []} if no_tags else {})
+    if not body:
+        raise usage("nothing to change: give --name, --label, --metadata or --tag")
+    with Client() as client:
+        path = f"/instances/{client.instance(instance)['id']}"
+        _print(client.request("PATCH", path, body=body)["data"], output)
 
 
 @app.command(epilog="Example: cairn instance rm web")
@@ -223,6 +291,8 @@ def _print(instance: dict[str, Any], output: Format) -> None:
             ("address", instance.get("private_ip") or ""),
             ("ports", _ports(instance)),
             ("labels", render.pairs(instance.get("labels"))),
+            ("tags", ", ".join(instance.get("tags") or [])),
+            ("metadata", render.pairs(instance.get("metadata"))),
             ("container", (instance.get("container_id") or "")[:12]),
             ("created", f"{instance['created_at']} ({render.age(instance['created_at'])} ago)"),
             ("workflow", instance.get("workflow_id") or ""),

@@ -18,18 +18,18 @@ from docker.types import LogConfig
 from docker.utils import convert_filters
 
 from drivers import docker_usage, faults
-from drivers.docker_details import CPU_PERIOD, Details, limits
-from drivers.docker_engine import CALL_SECONDS, CONFLICT, NOT_FOUND, SERVER_ERROR, DockerEngine, calling, said
+from drivers.docker_details import Details
+from drivers.docker_engine import CALL_SECONDS, CONFLICT, NOT_FOUND, DockerEngine, calling
+from drivers.docker_facts import CPU_PERIOD, limits, refusal_of
 from drivers.images import engine_reference
 from drivers.machines import Cancelled, Check
 from drivers.ownership import FENCED, Owner, machine_name
 from model.errors import (
-    EngineRefused,
     EngineUnavailable,
     ImageNotFound,
     InstanceExited,
+    NeedsStop,
     NotFound,
-    PortTaken,
 )
 from model.instances import MachineSpec, MachineState, OwnedMachine
 from model.samples import Reading
@@ -40,11 +40,6 @@ ROOM_SECONDS = 30
 POLL_SECONDS = 0.05
 PROVEN = 256
 LOG_LINES = 10
-
-# Why a start failed is in the engine's text alone: it answers 500 for a port that is taken as for any
-# failure of its network. Both texts come from libnetwork and name the port.
-_PORT_TAKEN = re.compile(r"(?:port is already allocated|address already in use)")
-_PORT = re.compile(r"(?:Bind for \S*)?:(\d{1,5})(?:/\w+)?(?:\s|:| failed|$)")
 
 
 class DockerMachines:
@@ -137,7 +132,7 @@ class DockerMachines:
                 except docker.errors.NotFound as error:
                     raise NotFound(f"{machine_name(machine)} is not on the engine any more") from error
                 except docker.errors.APIError as error:
-                    if (refusal := _refusal(error)) is not None:
+                    if (refusal := refusal_of(error)) is not None:
                         raise refusal from error
                     raise
                 faults.reached("after_effect")
@@ -185,6 +180,9 @@ class DockerMachines:
                 raise NotFound(f"{machine_name(spec.id)} is not on the engine")
             if limits(found) == (spec.vcpus, spec.memory_mb):
                 return
+            lives = bool(found["State"]["Running"])
+            if lives and spec.memory_mb < limits(found)[1]:
+                self._check_fits(found["Id"], spec)
             memory = f"{spec.memory_mb}m"
             self._client.update_container(
                 found["Id"],
@@ -195,6 +193,43 @@ class DockerMachines:
             )
             self._details.forget(found["Id"])
             faults.reached("after_effect")
+            if lives and not self._is_running(found["Id"]):
+                raise InstanceExited(
+                    f"the instance's program ended as it got {spec.memory_mb} MiB" + self._last_words(found["Id"])
+                )
+
+    def _check_fits(self, engine_id: str, spec: MachineSpec) -> None:
+        """One engine refuses less memory than is used, with a text for people; another ends the program."""
+        for _, usage in docker_usage.read(self._client, [engine_id]):
+            if usage["memory_bytes"] > spec.memory_mb << 20:
+                raise NeedsStop(
+                    f"the instance uses {usage['memory_bytes'] >> 20} MiB, and is to get {spec.memory_mb}: "
+                    "that is possible only while it is stopped",
+                    memory_mb=spec.memory_mb,
+                )
+
+    def pause(self, machine: UUID) -> None:
+        with calling():
+            found = self._living(machine)
+            if not found["State"]["Paused"]:
+                self._client.pause(found["Id"])
+                faults.reached("after_effect")
+
+    def resume(self, machine: UUID) -> None:
+        with calling():
+            found = self._living(machine)
+            if found["State"]["Paused"]:
+                self._client.unpause(found["Id"])
+                faults.reached("after_effect")
+
+    def _living(self, machine: UUID) -> dict[str, Any]:
+        """A container whose processes are there, running or paused."""
+        found = self._engine.own(machine)
+        if found is None:
+            raise NotFound(f"{machine_name(machine)} is not on the engine")
+        if not found["State"]["Running"]:
+            raise InstanceExited("the instance's process has ended", exit_code=found["State"]["ExitCode"])
+        return found
 
     def stop(self, machine: UUID, grace_seconds: float, cancelled: Check) -> None:
         with calling():
@@ -279,6 +314,7 @@ class DockerMachines:
                         generation=ours[1],
                         running=found["State"] == "running",
                         fenced=FENCED in found["Labels"],
+                        paused=found["State"] == "paused",
                         **details,
                     )
                 )
@@ -322,19 +358,6 @@ def _pause(cancelled: Check) -> None:
     if cancelled():
         raise Cancelled
     time.sleep(POLL_SECONDS)
-
-
-def _refusal(error: docker.errors.APIError) -> Exception | None:
-    """Why a start will not succeed however often it is tried; None: it may."""
-    text = said(error)
-    if _PORT_TAKEN.search(text):
-        ports = [int(port) for port in _PORT.findall(text) if int(port)]
-        port = ports[0] if ports else None
-        return PortTaken(f"host port {port} is taken by something else on the host", port=port)
-    if error.status_code is not None and error.status_code < SERVER_ERROR and error.status_code != CONFLICT:
-        # 400: the program of the image cannot be run at all.
-        return EngineRefused(f"the engine cannot start the instance: {text}")
-    return None
 
 
 @contextmanager

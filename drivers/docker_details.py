@@ -10,9 +10,8 @@ import random
 import time
 from typing import Any
 
-from model.instances import Port
+from drivers.docker_facts import observed
 
-CPU_PERIOD = 100_000
 #: They are looked at again after this at the latest.
 DETAILS_SECONDS = 60
 
@@ -42,23 +41,3 @@ class Details:
         now = time.monotonic()
         for engine_id in [id for id, (until, _) in list(self._seen.items()) if id not in engine_ids and until < now]:
             self.forget(engine_id)
-
-
-def limits(inspected: dict[str, Any]) -> tuple[float, int]:
-    """vCPUs and MiB; 0: no limit."""
-    config = inspected["HostConfig"]
-    quota, period = config.get("CpuQuota") or 0, config.get("CpuPeriod") or CPU_PERIOD
-    vcpus = quota / period if quota > 0 else (config.get("NanoCpus") or 0) / 1e9
-    return round(vcpus, 3), (config.get("Memory") or 0) >> 20
-
-
-def observed(inspected: dict[str, Any]) -> dict[str, Any]:
-    """What an inventory says of a container beyond that it is there."""
-    vcpus, memory_mb = limits(inspected)
-    ports = [
-        Port(host_port=int(binding["HostPort"] or 0), container_port=int(inside), protocol=protocol)
-        for name, bindings in (inspected["HostConfig"].get("PortBindings") or {}).items()
-        for inside, _, protocol in [name.partition("/")]
-        for binding in bindings or []
-    ]
-    return {"image": inspected["Config"]["Image"], "vcpus": vcpus, "memory_mb": memory_mb, "ports": ports}

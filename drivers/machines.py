@@ -66,10 +66,26 @@ class Machines(Protocol):
         """
 
     def adjust(self, spec: MachineSpec) -> None:
-        """Give it the CPU and memory limits of ``spec``, running or not. Raises NotFound, EngineRefused."""
+        """Give it the CPU and memory limits of ``spec``, running, paused or not; it stays as it is.
+
+        Raises NotFound, EngineRefused; NeedsStop where it can be done only while it is stopped, NeedsRecreate where
+        it cannot be done to this machine; InstanceExited where its program has not survived it.
+        """
+
+    def pause(self, machine: UUID) -> None:
+        """Hold its processes; they keep their memory. Success when it is paused.
+
+        Raises NotFound, InstanceExited where it does not run.
+        """
+
+    def resume(self, machine: UUID) -> None:
+        """Let the processes of a paused one go on. Success when it runs. Raises NotFound, InstanceExited."""
 
     def stop(self, machine: UUID, grace_seconds: float, cancelled: Check) -> None:
-        """Ask it to end, and end it after ``grace_seconds``. Success when it is stopped or absent."""
+        """Ask it to end, and end it after ``grace_seconds``. Success when it is stopped or absent.
+
+        A paused one goes on for that: what does not run cannot hear that it is to end.
+        """
 
     def delete(self, machine: UUID, generation: int | None = None) -> None:
         """Remove it, running or not, and observe that it is gone. Success when it is absent.

@@ -16,6 +16,8 @@ from model.errors import (
     EngineRefused,
     EngineUnavailable,
     InstanceExited,
+    NeedsRecreate,
+    NeedsStop,
     NotFound,
     PortTaken,
 )
@@ -114,11 +116,29 @@ class SimulatedMachines:
         if found is None:
             raise NotFound(f"{machine_name(spec.id)} is not on the engine")
         if (found["vcpus"], found["memory_mb"]) != (spec.vcpus, spec.memory_mb):
-            status, answer = self._engine.request(
-                "PUT", f"machines/{found['id']}", {"vcpus": spec.vcpus, "memory_mb": spec.memory_mb}
-            )
+            size = {"vcpus": spec.vcpus, "memory_mb": spec.memory_mb}
+            status, answer = self._engine.request("POST", f"machines/{found['id']}/resize", size)
+            if status == CONFLICT:
+                kind = NeedsStop if answer["needs"] == "stop" else NeedsRecreate
+                raise kind(f"the simulated engine says that it needs a {answer['needs']}")
             if status >= LEAST_ERROR:
                 raise _error(status, answer)
+            faults.reached("after_effect")
+
+    def pause(self, machine: UUID) -> None:
+        self._hold(machine, "pause", "paused")
+
+    def resume(self, machine: UUID) -> None:
+        self._hold(machine, "resume", "running")
+
+    def _hold(self, machine: UUID, verb: str, wanted: str) -> None:
+        found = self._own(machine)
+        if found is None:
+            raise NotFound(f"{machine_name(machine)} is not on the engine")
+        if found["state"] not in ("running", "paused"):
+            raise InstanceExited(f"the machine is {found['state']}: there is nothing to {verb}")
+        if found["state"] != wanted:
+            self._engine.call("POST", f"machines/{found['id']}/{verb}")
             faults.reached("after_effect")
 
     def stop(self, machine: UUID, grace_seconds: float, cancelled: Check) -> None:
@@ -149,6 +169,7 @@ class SimulatedMachines:
                         vcpus=found["vcpus"],
                         memory_mb=found["memory_mb"],
                         fenced=FENCED in found["labels"],
+                        paused=found["state"] == "paused",
                     )
                 )
         return machines

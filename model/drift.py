@@ -7,9 +7,9 @@ from collections.abc import Collection
 from typing import Any, Literal
 
 from model.base import Frozen
-from model.instances import OwnedMachine, Port
+from model.instances import OwnedMachine, Port, Status
 
-Kind = Literal["missing", "stopped", "running", "changed"]
+Kind = Literal["missing", "stopped", "running", "paused", "changed"]
 #: Healing is tried again after 10 s, then twice as long each time, at most every ten minutes.
 FIRST_PAUSE, LONGEST_PAUSE = 10.0, 600.0
 
@@ -36,23 +36,25 @@ class Drift(Frozen):
 def compare(
     machine: OwnedMachine | None,
     *,
-    running: bool,
+    status: Status,
     images: Collection[str],
     vcpus: float,
     memory_mb: int,
     ports: list[Port],
     now: dt.datetime,
 ) -> Drift | None:
-    """How the machine differs; None: not at all. What a driver cannot tell counts as equal.
+    """How the machine differs from one that is ``status``; None: not at all. What a driver cannot tell counts as
+    equal.
 
     ``images``: the names by which an engine may know its image, first the one that it is told now.
     """
     if machine is None:
         return Drift(kind="missing", detected_at=now)
-    if running and not machine.running:
-        return Drift(kind="stopped", detected_at=now)
-    if machine.running and not running:
-        return Drift(kind="running", detected_at=now)
+    state: Literal["running", "paused", "stopped"] = (
+        "running" if machine.running else "paused" if machine.paused else "stopped"
+    )
+    if state != status:
+        return Drift(kind=state, detected_at=now)
     changes: dict[str, dict[str, Any]] = {}
     if machine.image is not None and machine.image not in images:
         changes["image"] = {"expected": next(iter(images)), "actual": machine.image}

@@ -133,6 +133,18 @@ class NoCapacity(CairnError):
     code, status = "no_capacity", 409
 
 
+class NeedsStop(CairnError):
+    """The engine cannot change the machine as it runs; it can while it is stopped."""
+
+    code, status = "needs_stop", 409
+
+
+class NeedsRecreate(CairnError):
+    """The engine cannot change this machine; it can make another, without what this one wrote."""
+
+    code, status = "needs_recreate", 409
+
+
 class ImageNotFound(CairnError):
     code, status = "image_not_found", 422
 

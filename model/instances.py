@@ -24,6 +24,11 @@ class Status(StrEnum):
     STOPPING = "stopping"
     STOPPED = "stopped"
     STARTING = "starting"
+    RESTARTING = "restarting"
+    PAUSING = "pausing"
+    PAUSED = "paused"
+    RESUMING = "resuming"
+    RESIZING = "resizing"
     DELETING = "deleting"
     DELETED = "deleted"
     ERROR = "error"
@@ -35,24 +40,33 @@ class Verb(NamedTuple):
     allowed: frozenset[Status]
     during: Status
     done: Status | None
+    #: Where a change leads that could be neither done nor taken back. None: as it was before, and drift says how
+    #: the machine differs.
+    stranded: Status | None = Status.ERROR
 
 
 _LIVE = frozenset(Status) - {Status.DELETED}
-_AT_REST = frozenset({Status.RUNNING, Status.STOPPED})
+_AT_REST = frozenset({Status.RUNNING, Status.STOPPED, Status.PAUSED})
 
 #: The moves. Accepting puts the instance in ``during``; completing in ``done``. A launch or delete that
 #: fails leaves ``error``, any other verb the state from before (kept in ``workflows.prior_status``).
 VERBS: dict[str, Verb] = {
     "ProvisionInstance": Verb(frozenset(), Status.PENDING, Status.RUNNING),
     "StartInstance": Verb(frozenset({Status.STOPPED}), Status.STARTING, Status.RUNNING),
-    "StopInstance": Verb(frozenset({Status.RUNNING}), Status.STOPPING, Status.STOPPED),
+    "StopInstance": Verb(frozenset({Status.RUNNING, Status.PAUSED}), Status.STOPPING, Status.STOPPED),
+    # One that does not come up again is stopped: it can be started, when its cause is mended.
+    "RestartInstance": Verb(frozenset({Status.RUNNING}), Status.RESTARTING, Status.RUNNING, Status.STOPPED),
+    "PauseInstance": Verb(frozenset({Status.RUNNING}), Status.PAUSING, Status.PAUSED, None),
+    "ResumeInstance": Verb(frozenset({Status.PAUSED}), Status.RESUMING, Status.RUNNING, None),
+    "ResizeInstance": Verb(_AT_REST, Status.RESIZING, None, None),
     "DeprovisionInstance": Verb(_LIVE, Status.DELETING, Status.DELETED),
     "HealInstance": Verb(_AT_REST, Status.STARTING, None),
+    # What is paused cannot take its memory along: it is stopped where it moved to.
     "MoveInstance": Verb(_AT_REST, Status.PROVISIONING, None),
 }
 
 #: States in which no workflow owns the instance.
-STABLE = frozenset({Status.RUNNING, Status.STOPPED, Status.ERROR})
+STABLE = frozenset({Status.RUNNING, Status.STOPPED, Status.PAUSED, Status.ERROR})
 
 
 OnHostLost = Literal["keep", "replace", "fence"]
@@ -123,11 +137,20 @@ class OwnedMachine(Frozen):
     memory_mb: int | None = None
     ports: list[Port] | None = None
     fenced: bool = False
+    #: It has its memory and its processes, and none of them runs. It is not ``running`` then.
+    paused: bool = False
 
 
 def digest_of(machines: list[OwnedMachine]) -> str:
     """The same for the same inventory, in whatever order: SHA-256, hexadecimal digits."""
-    lines = sorted(orjson.dumps(machine.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS) for machine in machines)
+    # An agent of an older version, which knows of no paused machine, has the same digest for the same.
+    lines = sorted(
+        orjson.dumps(
+            machine.model_dump(mode="json", exclude=None if machine.paused else {"paused"}),
+            option=orjson.OPT_SORT_KEYS,
+        )
+        for machine in machines
+    )
     return hashlib.sha256(b"\n".join(lines)).hexdigest()
 
 
@@ -154,6 +177,8 @@ class Instance(Base):
     ports: Mapped[EmptyList]
     wanted_ports: Mapped[EmptyList]
     labels: Mapped[EmptyObject]
+    #: Short words of users' own, each once.
+    tags: Mapped[EmptyList]
     #: Users' own; the attribute ``metadata`` is SQLAlchemy's.
     annotations: Mapped[EmptyObject] = mapped_column("metadata")
     backend: Mapped[str]
@@ -172,6 +197,12 @@ class Instance(Base):
     next_host_id: Mapped[UUID | None] = mapped_column(ForeignKey("hosts.id"))
     next_generation: Mapped[int | None]
     next_ports: Mapped[list[Any] | None]
+    #: The size that it is to get. What that is more than its own is reserved in the project's quota, and, with
+    #: ``next_held``, on its host too, until the size is its own or is given up.
+    next_type: Mapped[str | None] = mapped_column(ForeignKey("instance_types.name"))
+    next_vcpus: Mapped[float | None]
+    next_memory_mb: Mapped[int | None]
+    next_held: Mapped[bool] = mapped_column(server_default=text("false"))
     #: How its machine was found to differ from what it should be.
     drift: Mapped[dict[str, Any] | None]
     #: Which column of the quotas it is counted in.
@@ -200,6 +231,7 @@ class Instance(Base):
         CheckConstraint("vcpus > 0 AND memory_mb > 0", name="size"),
         CheckConstraint("on_host_lost IN ('keep', 'replace', 'fence')", name="on_host_lost"),
         CheckConstraint("(next_host_id IS NULL) = (next_generation IS NULL)", name="next"),
+        CheckConstraint("num_nonnulls(next_type, next_vcpus, next_memory_mb) IN (0, 3)", name="next_size"),
         Index(
             "uq_instances_live_name", "project_id", "name", unique=True, postgresql_where=text("status <> 'deleted'")
         ),
@@ -212,4 +244,12 @@ class Instance(Base):
         Index("ix_instances_counted", "project_id", "status", postgresql_where=text("status <> 'deleted'")),
         Index("ix_instances_next_host", "next_host_id", postgresql_where=text("next_host_id IS NOT NULL")),
         Index("ix_instances_labels", "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}),
+        Index("ix_instances_tags", "tags", postgresql_using="gin", postgresql_ops={"tags": "jsonb_path_ops"}),
     )
+
+    @property
+    def growth(self) -> tuple[float, int]:
+        """vCPUs and MiB that it is to get beyond its own size; never negative."""
+        if self.next_vcpus is None or self.next_memory_mb is None:
+            return 0, 0
+        return max(0, self.next_vcpus - self.vcpus), max(0, self.next_memory_mb - self.memory_mb)

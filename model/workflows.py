@@ -43,8 +43,10 @@ class Order(Frozen):
     grace_seconds: float = 10
     #: Of a move: its old host is silent, and is not to be touched.
     host_lost: bool = False
-    #: Of a heal: the machine cannot be changed into what it should be, and is made anew.
+    #: Of a heal: the machine cannot be changed into what it should be, and is made anew. Of a resize: it may be.
     recreate: bool = False
+    #: Of a resize: what it is to become.
+    instance_type: str | None = None
     #: Host ports that the user named: these are never replaced by others.
     fixed_ports: list[int] = []
     #: Of a run that goes on where another has ended (its history was long): the first of them, which claimed the row.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from tests.stack import Json, Stack
 
 #: States in which an instance rests.
-RESTING = ("running", "stopped", "error")
+RESTING = ("running", "stopped", "paused", "error")
 
 
 class Machine(NamedTuple):
@@ -17,7 +17,10 @@ class Machine(NamedTuple):
 
     engine_id: str
     generation: int
-    running: bool
+    #: running, paused or stopped.
+    state: str
+    vcpus: float
+    memory_mb: int
 
 
 def settle(stack: Stack, seconds: float = 30) -> None:
@@ -51,14 +54,20 @@ def machines(stack: Stack) -> dict[str, list[Machine]]:
     found: dict[str, list[Machine]] = {}
     if stack.endpoint()["docker_host"]:
         for container in stack.containers():
-            labels = container.labels
-            machine = Machine(container.id, int(labels["io.cairn.generation"]), container.status == "running")
+            labels, limits = container.labels, container.attrs["HostConfig"]
+            size = limits["CpuQuota"] / limits["CpuPeriod"], limits["Memory"] >> 20
+            machine = Machine(container.id, int(labels["io.cairn.generation"]), _state(container.status), *size)
             found.setdefault(labels["io.cairn.id"], []).append(machine)
     for simulated in stack.simulated_machines():
         labels = simulated["labels"]
-        machine = Machine(simulated["id"], int(labels["io.cairn.generation"]), simulated["state"] == "running")
+        size = simulated["vcpus"], simulated["memory_mb"]
+        machine = Machine(simulated["id"], int(labels["io.cairn.generation"]), _state(simulated["state"]), *size)
         found.setdefault(labels["io.cairn.id"], []).append(machine)
     return found
+
+
+def _state(said: str) -> str:
+    return said if said in ("running", "paused") else "stopped"
 
 
 def _machines(stack: Stack, instances: list[Json]) -> list[str]:
@@ -70,10 +79,9 @@ def _machines(stack: Stack, instances: list[Json]) -> list[str]:
         what = f"{instance['name']} ({instance['status']}, generation {instance['generation']})"
         if instance["host"] is None:
             broken += [f"{what} is on no host, and has {machine}" for machine in found]
-        elif instance["status"] in ("running", "stopped"):
-            expected = Machine(
-                instance["container_id"], instance["generation"], running=instance["status"] == "running"
-            )
+        elif instance["status"] in ("running", "stopped", "paused"):
+            size = instance["vcpus"], instance["memory_mb"]
+            expected = Machine(instance["container_id"], instance["generation"], instance["status"], *size)
             if found != [expected]:
                 broken.append(f"{what}: expected {expected}, found {found}")
         elif len(found) > 1:

@@ -270,7 +270,7 @@ class Stack:
         return self.instance(launched)
 
     def act(self, verb: str, instance: Json, **more: Any) -> Json:
-        """Start, stop or delete; the envelope."""
+        """A verb, or delete; the envelope."""
         path = f"/instances/{_id(instance)}"
         return self.accept("DELETE", path) if verb == "delete" else self.accept("POST", f"{path}/{verb}", **more)
 
@@ -349,7 +349,7 @@ class Stack:
         return found
 
     def simulate(self, **settings: float) -> None:
-        """Change how the simulated engine behaves: latency_ms, refuse, lose_answers."""
+        """Change how the simulated engine behaves: latency_ms, refuse, lose_answers, resize."""
         self._http.put(f"{self.simulator_url}/settings", json=settings).raise_for_status()
 
 

@@ -8,11 +8,13 @@ where no engine runs. It knows nothing of Cairn: names, labels and states, like 
     POST   /hosts/{host}/machines/{name}         create; 409 where the name is taken
     GET    /hosts/{host}/machines/{id or name}
     POST   /hosts/{host}/machines/{id}/start     409 {port} where another running machine has the port
-    POST   /hosts/{host}/machines/{id}/stop
+    POST   /hosts/{host}/machines/{id}/{stop,pause,resume}
+    POST   /hosts/{host}/machines/{id}/resize    {vcpus, memory_mb}; 409 {needs} where the settings say so
     PUT    /hosts/{host}/machines/{id}           change any of its fields
     DELETE /hosts/{host}/machines/{id}           success where it is gone already
     GET    /hosts/{host}/usage                   of its running machines: made up, and growing with time
-    PUT    /settings                             {latency_ms, refuse, lose_answers}
+    PUT    /settings                             {latency_ms, refuse, lose_answers, resize}; resize: 0 at any time,
+                                                 1 only of what is stopped, 2 never
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ from model import logs
 from model.settings import of_process
 
 Machine = dict[str, Any]
+#: Where these verbs lead.
+HELD = {"stop": "stopped", "pause": "paused", "resume": "running"}
 
 
 class Engine:
@@ -56,7 +60,7 @@ class Engine:
             machine = orjson.loads(blob)
             self.machines[machine["id"]] = machine
         self.names = {(m["host"], m["name"]): m["id"] for m in self.machines.values()}
-        self.settings: dict[str, float] = {"latency_ms": latency_ms, "refuse": 0, "lose_answers": 0}
+        self.settings: dict[str, float] = {"latency_ms": latency_ms, "refuse": 0, "lose_answers": 0, "resize": 0}
 
     def find(self, host: str, id_or_name: str) -> Machine | None:
         machine = self.machines.get(self.names.get((host, id_or_name), id_or_name))
@@ -76,7 +80,9 @@ class Engine:
     def holder(self, machine: Machine) -> int | None:
         """A port of ``machine`` that another running machine of its host has."""
         running = [
-            m for m in self.machines.values() if m["host"] == machine["host"] and m["state"] == "running" and m["ports"]
+            m
+            for m in self.machines.values()
+            if m["host"] == machine["host"] and m["state"] in ("running", "paused") and m["ports"]
         ]
         wanted = {tuple(port) for port in machine["ports"]}
         for other in running:
@@ -149,11 +155,16 @@ def application(engine: Engine) -> Starlette:
         return answer(engine.save(made | wanted), 201)
 
     async def act(request: Request) -> Response:
+        verb, asked = request.path_params["verb"], orjson.loads(await request.body() or b"{}")
         found = engine.find(request.path_params["host"], request.path_params["name"])
         if not found:
             return missing()
-        if request.path_params["verb"] == "stop":
-            return answer(engine.save(found | {"state": "stopped"}))
+        if verb == "resize":
+            if (how := engine.settings["resize"]) and (how > 1 or found["state"] in ("running", "paused")):
+                return answer({"needs": "recreate" if how > 1 else "stop"}, 409)
+            return answer(engine.save(found | asked))
+        if verb in HELD:
+            return answer(engine.save(found | {"state": HELD[verb]}))
         if (port := engine.holder(found)) is not None:
             return answer({"error": "the port is taken", "port": port}, 409)
         return answer(engine.save(found | {"state": "running", "started_at": time.time()}))

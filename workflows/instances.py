@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
+from typing import Any
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError, TimeoutType
@@ -22,7 +23,7 @@ with workflow.unsafe.imports_passed_through():
         Settlement,
         StopRequest,
     )
-    from model.errors import LeaseLapsed, PortTaken
+    from model.errors import InstanceExited, LeaseLapsed, PortTaken
     from model.instances import MachineSpec, MachineState, Ready
     from model.workflows import Failure, Order, Outcome
 
@@ -35,16 +36,17 @@ FORCE = timedelta(seconds=10)
 def settling(order: Order) -> Settle:
     """How runs on an instance end."""
 
-    async def settle(outcome: Outcome, failure: Failure | None, facts: MachineState | None, undone: bool) -> None:
-        found = Ready.model_validate(facts) if facts is not None else None
-        settlement = Settlement(order=order, outcome=outcome, failure=failure, facts=found, undone=undone)
+    async def settle(outcome: Outcome, failure: Failure | None, facts: Any, undone: bool) -> None:
+        if isinstance(facts, str):  # a machine that an undo made, and did not start
+            facts = MachineState(engine_id=facts, private_ip=None)
+        settlement = Settlement(order=order, outcome=outcome, failure=failure, facts=facts, undone=undone)
         await call(InstanceRecords.settle, settlement, "settle", on_control())
 
     return settle
 
 
 def removal(placement: Placement) -> Undo:
-    return Undo(InstanceEngine.delete, placement.spec, on_host(_host(placement), REMOVE))
+    return Undo(InstanceEngine.delete, placement.spec, on_host(host_of(placement), REMOVE))
 
 
 async def ensure_image(saga: Saga, spec: MachineSpec, config: ActivityConfig) -> MachineSpec:
@@ -76,7 +78,7 @@ class ProvisionInstance:
         await carry_out(order, plan, settling(order))
 
     async def _launch(self, saga: Saga, order: Order, placement: Placement) -> MachineState:
-        spec, host = placement.spec, _host(placement)
+        spec, host = placement.spec, host_of(placement)
 
         def there() -> ActivityConfig:
             return on_host(host, remaining(order), taken_up_within=SILENCE)
@@ -94,7 +96,7 @@ class StartInstance:
     async def run(self, order: Order) -> None:
         async def plan(saga: Saga) -> MachineState:
             placement = await saga.step(InstanceRecords.claim, order, on_control(remaining(order), poll=True))
-            spec, host = placement.spec, _host(placement)
+            spec, host = placement.spec, host_of(placement)
             grace = timedelta(seconds=order.grace_seconds)
             request = StopRequest(spec=spec, grace_seconds=order.grace_seconds)
             undo = Undo(InstanceEngine.stop, request, on_host(host, RESTORE + grace))
@@ -109,13 +111,15 @@ class StopInstance:
     async def run(self, order: Order) -> None:
         async def plan(saga: Saga) -> None:
             placement = await saga.step(InstanceRecords.claim, order, on_control(remaining(order), poll=True))
-            spec, host = placement.spec, _host(placement)
+            spec, host = placement.spec, host_of(placement)
             request = StopRequest(spec=spec, grace_seconds=order.grace_seconds)
             # It may have been asked to end already, and be about to: that is seen through before it is started.
             undo = [
                 Undo(InstanceEngine.stop, StopRequest(spec=spec, grace_seconds=0), on_host(host, RESTORE)),
                 Undo(InstanceEngine.start, spec, on_host(host, RESTORE)),
             ]
+            if placement.was_paused:
+                undo.append(Undo(InstanceEngine.pause, spec, on_host(host, RESTORE)))
             await saga.step(InstanceEngine.stop, request, on_host(host, remaining(order)), undo=undo)
 
         await carry_out(order, plan, settling(order))
@@ -149,9 +153,9 @@ class HealInstance:
 
     @workflow.run
     async def run(self, order: Order) -> None:
-        async def plan(saga: Saga) -> MachineState:
+        async def plan(saga: Saga) -> MachineState | None:
             placement = await saga.step(InstanceRecords.claim, order, on_control(remaining(order), poll=True))
-            spec, host = placement.spec, _host(placement)
+            spec, host = placement.spec, host_of(placement)
 
             def there() -> ActivityConfig:
                 return on_host(host, remaining(order), taken_up_within=SILENCE)
@@ -161,12 +165,29 @@ class HealInstance:
             spec = await ensure_image(saga, spec, there())
             made = await saga.step(InstanceEngine.create, spec, there())
             await saga.step(InstanceEngine.adjust, spec, there())
+            if placement.was_paused:
+                return await self._pause(saga, placement, there)
             if not placement.was_running:
                 await saga.step(InstanceEngine.stop, StopRequest(spec=spec, grace_seconds=order.grace_seconds), there())
                 return ready(MachineState(engine_id=made, private_ip=None), spec)
             return ready(await saga.step(InstanceEngine.start, spec, there()), spec)
 
         await carry_out(order, plan, settling(order))
+
+    async def _pause(
+        self, saga: Saga, placement: Placement, there: Callable[[], ActivityConfig]
+    ) -> MachineState | None:
+        """What lost its processes is paused with new ones."""
+        spec = placement.spec
+        try:
+            await saga.step(InstanceEngine.pause, spec, there())
+            return None
+        except ActivityError as error:
+            if code_of(error) != InstanceExited.code:
+                raise
+        facts = await saga.step(InstanceEngine.start, spec, there())
+        await saga.step(InstanceEngine.pause, spec, there())
+        return facts
 
 
 @workflow.defn
@@ -178,7 +199,7 @@ class MoveInstance:
     async def run(self, order: Order) -> None:
         async def plan(saga: Saga) -> MachineState:
             undo = [Undo(InstanceRecords.stay, order, on_control())]
-            facts, placement = await placed(saga, order, InstanceRecords.place_beside, self._make, undo)
+            facts, placement = await placed(saga, order, InstanceRecords.place_beside, make_beside, undo)
             await shielded(self._switch(saga, order, placement))
             return facts
 
@@ -195,32 +216,34 @@ class MoveInstance:
             # A leftover from the switch on: the host's next inventory shows it.
             workflow.logger.warning("left to the host's inventory: %s", error.cause)
 
-    async def _make(self, saga: Saga, order: Order, placement: Placement) -> MachineState:
-        spec, host = placement.spec, _host(placement)
 
-        def there() -> ActivityConfig:
-            return on_host(host, remaining(order), taken_up_within=SILENCE)
+async def make_beside(saga: Saga, order: Order, placement: Placement) -> MachineState:
+    """Make the machine of ``placement``, and start it where it ran, beside or in place of its old one."""
+    spec, host = placement.spec, host_of(placement)
 
-        spec = await ensure_image(saga, spec, there())
-        # Where the new host is silent, what is left there has a generation that no row names; what is fenced is
-        # stopped there by then.
-        within = REMOVE + timedelta(seconds=placement.fence_seconds if spec.fenced else 0)
-        remake = [Undo(InstanceEngine.delete, spec, on_host(host, within), may_fail=True)]
-        if placement.leaves is not None and placement.old_spec is not None:
-            left, old = placement.leaves, placement.old_spec
-            # Where both hosts have one engine, the new machine takes the old one's place.
-            remake.append(Undo(InstanceEngine.create, old, on_host(left, RESTORE)))
-            if placement.was_running:
-                request = StopRequest(spec=old, grace_seconds=order.grace_seconds)
-                restart = [
-                    Undo(InstanceEngine.stop, StopRequest(spec=old, grace_seconds=0), on_host(left, RESTORE)),
-                    Undo(InstanceEngine.start, old, on_host(left, RESTORE)),
-                ]
-                await saga.step(InstanceEngine.stop, request, on_host(left, remaining(order)), undo=restart)
-        made = await saga.step(InstanceEngine.create, spec, there(), undo=remake)
-        if not placement.was_running:
-            return ready(MachineState(engine_id=made, private_ip=None), spec)
-        return ready(await saga.step(InstanceEngine.start, spec, there()), spec)
+    def there() -> ActivityConfig:
+        return on_host(host, remaining(order), taken_up_within=SILENCE)
+
+    spec = await ensure_image(saga, spec, there())
+    # Where the new host is silent, what is left there has a generation that no row names; what is fenced is
+    # stopped there by then.
+    within = REMOVE + timedelta(seconds=placement.fence_seconds if spec.fenced else 0)
+    remake = [Undo(InstanceEngine.delete, spec, on_host(host, within), may_fail=True)]
+    if placement.leaves is not None and placement.old_spec is not None:
+        left, old = placement.leaves, placement.old_spec
+        # Where both hosts have one engine, the new machine takes the old one's place.
+        remake.append(Undo(InstanceEngine.create, old, on_host(left, RESTORE)))
+        if placement.was_running:
+            request = StopRequest(spec=old, grace_seconds=order.grace_seconds)
+            restart = [
+                Undo(InstanceEngine.stop, StopRequest(spec=old, grace_seconds=0), on_host(left, RESTORE)),
+                Undo(InstanceEngine.start, old, on_host(left, RESTORE)),
+            ]
+            await saga.step(InstanceEngine.stop, request, on_host(left, remaining(order)), undo=restart)
+    made = await saga.step(InstanceEngine.create, spec, there(), undo=remake)
+    if not placement.was_running:
+        return ready(MachineState(engine_id=made, private_ip=None), spec)
+    return ready(await saga.step(InstanceEngine.start, spec, there()), spec)
 
 
 async def placed(
@@ -258,7 +281,12 @@ def was_silent(error: ActivityError) -> bool:
 
 def is_fenced_off(error: ActivityError) -> bool:
     """Whether the host takes steps and has lost its lease. Each try lasts a while: it waits for a new lease."""
-    return isinstance(error.cause, ApplicationError) and error.cause.type == LeaseLapsed.code
+    return code_of(error) == LeaseLapsed.code
+
+
+def code_of(error: ActivityError) -> str | None:
+    """The code of the error that stopped a step."""
+    return error.cause.type if isinstance(error.cause, ApplicationError) else None
 
 
 def taken_port(error: ActivityError) -> int | None:
@@ -270,7 +298,7 @@ def taken_port(error: ActivityError) -> int | None:
     return None
 
 
-def _host(placement: Placement) -> str:
+def host_of(placement: Placement) -> str:
     if placement.host is None:
         raise ApplicationError("the instance is on no host", type="not_placed", non_retryable=True)
     return placement.host

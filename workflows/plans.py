@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from workflows import hosts, images, instances, system, webhooks
+from workflows import hosts, images, instance_changes, instances, system, webhooks
 
-PLANS = [*instances.PLANS, *hosts.PLANS, *images.PLANS, *system.PLANS, *webhooks.PLANS]
+PLANS = [*instances.PLANS, *instance_changes.PLANS, *hosts.PLANS, *images.PLANS, *system.PLANS, *webhooks.PLANS]

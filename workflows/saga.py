@@ -34,7 +34,8 @@ class Undo(NamedTuple):
     may_fail: bool = False
 
 
-#: ``settle(outcome, failure, facts, undone)``: ``facts`` is what the plan answered; ``undone``: nothing is left of it.
+#: ``settle(outcome, failure, facts, undone)``: ``facts`` is what the plan answered, or its undos; ``undone``: nothing
+#: is left of it.
 Settle = Callable[[Outcome, Failure | None, Any, bool], Awaitable[None]]
 CANCELLED = Failure(code="cancelled", message="the workflow was cancelled")
 
@@ -72,18 +73,22 @@ class Saga:
         self._undos.clear()
         return result
 
-    async def unwind(self) -> str | None:
-        """Undo what was done, newest first. One that fails does not stop the others: why it did is answered."""
-        failed = None
+    async def unwind(self) -> tuple[str | None, Any]:
+        """Undo what was done, newest first. One that fails does not stop the others.
+
+        Why the first of them failed, and the last answer that said anything: what there is now.
+        """
+        failed, facts = None, None
         for number, undo in enumerate(reversed(self._undos), 1):
             try:
-                await call(undo.method, undo.arg, f"undo-{number}", undo.config)
+                answered = await call(undo.method, undo.arg, f"undo-{number}", undo.config)
+                facts = facts if answered is None else answered
             except ActivityError as error:
                 workflow.logger.error("undo failed: %s", error.cause)
                 if not undo.may_fail:
                     failed = failed or failure_of(error).message
         self._undos.clear()
-        return failed
+        return failed, facts
 
 
 async def call(method: Callable[[Any, Any], R], arg: Any, id: str, config: ActivityConfig) -> R:
@@ -112,10 +117,10 @@ async def carry_out(
             failure = CANCELLED
 
         async def give_up() -> None:
-            left = await saga.unwind()
+            left, facts = await saga.unwind()
             said = f"{failure.message}; it could not be undone: {left}" if left else failure.message
             outcome: Outcome = "cancelled" if cancelled else "failed"
-            await settle(outcome, failure.model_copy(update={"message": said}), None, left is None)
+            await settle(outcome, failure.model_copy(update={"message": said}), facts, left is None)
 
         await shielded(give_up())
         if cancelled:

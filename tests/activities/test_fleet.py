@@ -586,3 +586,53 @@ def test_drain_of_a_silent_host_goes_by_what_its_instances_say(
         assert [child.host_lost for child in found.moves] == [True]
     else:
         assert (found.moves, found.busy, len(found.stuck)) == ([], int(expected == "wait"), int(expected == "stuck"))
+
+
+# What is paused
+
+
+def pause(platform: Platform, order: Order) -> None:
+    pausing = platform.change(order, "PauseInstance")
+    platform.claim(pausing)
+    platform.settle(pausing, "completed")
+    settled_a_while_ago(platform)
+
+
+@pytest.mark.parametrize(("is_running", "is_paused", "kind"), [(True, False, "running"), (False, False, "stopped")])
+def test_paused_machine_that_runs_or_ended_has_drifted(
+    platform: Platform, worker_engine: Engine, is_running: bool, is_paused: bool, kind: str
+) -> None:
+    platform.db.rows("UPDATE projects SET drift_policy = 'heal'")
+    order = platform.running(wanted_host="one")
+    pause(platform, order)
+    reconcile(worker_engine, machine(order, running=False, paused=True))
+    assert platform.instance(order)["drift"] is None
+    reconcile(worker_engine, machine(order, running=is_running, paused=is_paused))
+    assert platform.instance(order)["drift"]["kind"] == kind
+    healing = Order.model_validate(orders(platform, "HealInstance")[-1]["order"])
+    assert platform.claim(healing).was_paused
+    platform.settle(healing, "completed")
+    assert platform.instance(order)["status"] == "paused"
+
+
+def test_machine_that_somebody_paused_has_drifted(platform: Platform, worker_engine: Engine) -> None:
+    order = platform.running(wanted_host="one")
+    settled_a_while_ago(platform)
+    reconcile(worker_engine, machine(order, running=False, paused=True))
+    assert platform.instance(order)["drift"]["kind"] == "paused"
+
+
+def test_what_is_paused_waits_for_its_host_whatever_its_policy(platform: Platform, worker_engine: Engine) -> None:
+    for policy in ("replace", "fence"):
+        pause(platform, platform.running(policy, wanted_host="one", on_host_lost=policy))
+    lose(platform, 10_000)
+    assert replaced(worker_engine) == 0
+
+
+def test_drain_moves_what_is_paused(platform: Platform, drains: HostDrains) -> None:
+    launched = platform.running(wanted_host="one")
+    pause(platform, launched)
+    (child,) = platform.run(drains.next, drain(platform)).moves
+    carry_out(platform, child)
+    row = platform.instance(launched)
+    assert (row["status"], row["host_id"]) == ("stopped", platform.db.hosts["two"])

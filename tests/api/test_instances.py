@@ -135,16 +135,15 @@ async def test_etag_and_if_match(api: Api) -> None:
     assert (await api.http.delete(path, headers={"If-Match": "*"})).status_code == 202
 
 
-@pytest.mark.parametrize(("verb", "wanted"), [("start", "stopped"), ("stop", "running")])
-async def test_verb_is_refused_in_any_other_state(api: Api, verb: str, wanted: str) -> None:
+async def test_start_is_refused_in_any_other_state(api: Api) -> None:
     for status in Status:
         instance = (await api.launch(status))["data"]
         api.put(instance, status)
         before = api.db.counts()
-        answer = await api.http.post(f"/v1/instances/{instance['id']}/{verb}")
-        if status == wanted:
+        answer = await api.http.post(f"/v1/instances/{instance['id']}/start")
+        if status == Status.STOPPED:
             assert answer.status_code == 202
-            assert answer.json()["data"]["status"] == {"start": "starting", "stop": "stopping"}[verb]
+            assert answer.json()["data"]["status"] == "starting"
             continue
         assert (answer.status_code, answer.json()["error"]["code"]) == (409, "invalid_state")
         assert answer.json()["error"]["details"]["state"] == status

@@ -15,6 +15,16 @@ PLANS = {
     "launch": ("instance.place", "image.ensure", "instance.create", "instance.start", "instance.settle"),
     "start": ("instance.claim", "instance.start", "instance.settle"),
     "stop": ("instance.claim", "instance.stop", "instance.settle"),
+    "restart": ("instance.claim", "instance.stop", "instance.start", "instance.settle"),
+    "pause": ("instance.claim", "instance.pause", "instance.settle"),
+    "resume": ("instance.claim", "instance.resume", "instance.settle"),
+    "resize": ("instance.hold_size", "instance.adjust", "instance.settle"),
+    # On an engine that does it only while the machine is stopped; on one that has to make another.
+    "resize off": ("instance.adjust", "instance.stop", "instance.start", "instance.settle"),
+    "resize anew": (
+        *("instance.hold_size", "image.ensure", "instance.stop", "instance.create", "instance.start"),
+        *("instance.switch", "instance.settle"),
+    ),
     "delete": ("instance.claim", "instance.delete", "instance.settle"),
     "undo": ("instance.delete", "instance.settle"),
     "heal": (
@@ -41,13 +51,14 @@ PLANS = {
     "blobs": ("image.sweep",),
 }
 #: Scenarios that a user asks for, and may call off.
-ASKED = ("launch", "start", "stop", "delete")
+CHANGES = ("launch", "start", "stop", "restart", "pause", "resume", "resize", "resize off", "resize anew")
+ASKED = (*CHANGES, "delete")
 #: What nobody asks for.
 SYSTEM = ("reconcile", "tick", "samples", "purge", "images", "blobs")
 #: What is done with images.
 IMPORTS = ("import", "import of a registry", "import undone")
 #: What is the same on every engine, whose own steps other scenarios try.
-ON_ONE_ENGINE = (*SYSTEM, *IMPORTS, "heal", "drain", "drain undone")
+ON_ONE_ENGINE = (*SYSTEM, *IMPORTS, "heal", "drain", "drain undone", "resize off", "resize anew")
 PROCESSES = ("api", "temporal", "postgres")
 #: What a fault does by itself. An answer can be lost only where there is one.
 FAULTS = {"kill": None, "error": None, "lose_answer": ("after_effect", "after_commit")}
@@ -88,7 +99,7 @@ def every() -> list[Cell]:
                 if plan in (*ASKED, "drain", "import"):
                     cells += [Cell("cancel", plan, point, backend) for backend in backends]
                     cells += [Cell(process, plan, point, "simulated") for process in PROCESSES]
-                if plan in ("launch", "start", "stop"):
+                if plan in CHANGES:
                     cells.append(Cell("delete", plan, point, "simulated"))
     return cells
 

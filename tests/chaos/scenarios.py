@@ -16,12 +16,22 @@ from tests.stack import Json, Stack, wait_for
 #: A cancel acts within this, whatever the step does meanwhile.
 CANCEL_SECONDS = 10
 #: Where each verb leads, and where it started from.
-DONE = {"launch": "running", "start": "running", "stop": "stopped", "delete": "deleted", "undo": "error"}
+DONE = {
+    **{"launch": "running", "start": "running", "stop": "stopped", "delete": "deleted", "undo": "error"},
+    **{"restart": "running", "pause": "paused", "resume": "running"},
+    **dict.fromkeys(("resize", "resize off", "resize anew"), "running"),
+}
+BEFORE = DONE | {"launch": "error", "start": "stopped", "stop": "running", "delete": "running"}
+BEFORE |= {"pause": "running", "resume": "paused"}
 IMAGES_DUE = {
     "images": "UPDATE hosts SET images_at = NULL",
     "blobs": "DELETE FROM pulses WHERE process = 'blobs'",
 }
-BEFORE = {"launch": "error", "start": "stopped", "stop": "running", "delete": "running"}
+#: How the simulated engine resizes.
+RESIZES = {"resize off": 1, "resize anew": 2}
+SMALL, LARGE = "basic-1", "basic-2"
+#: What is seen to its end though it was called off.
+TO_THE_END = ("instance.settle", "instance.switch")
 
 
 def run(stack: Stack, cell: Cell) -> None:
@@ -46,6 +56,8 @@ def run(stack: Stack, cell: Cell) -> None:
         invariants.settle(stack)
     finally:
         stack.plant()
+        if cell.plan in RESIZES:
+            stack.simulate(resize=0)
         stack.wait_for_api()
     stack.delete_all()
     invariants.settle(stack)
@@ -57,9 +69,14 @@ def begin(stack: Stack, cell: Cell, *faults: Json) -> Json:
         stack.plant(*faults)
         return stack.launch(backend=cell.backend)
     instance = stack.running(backend=cell.backend)
-    if cell.plan == "start":
-        stack.completed(stack.act("stop", instance))
+    if first := {"start": "stop", "resume": "pause"}.get(cell.plan):
+        stack.completed(stack.act(first, instance))
+    if cell.plan in RESIZES:
+        stack.simulate(resize=RESIZES[cell.plan])
     stack.plant(*faults)
+    if cell.plan.startswith("resize"):
+        body = {"instance_type": LARGE, "recreate": cell.plan == "resize anew"}
+        return stack.act("resize", instance, body=body)
     return stack.act(cell.plan, instance)
 
 
@@ -90,7 +107,7 @@ def _fault(stack: Stack, cell: Cell) -> None:
     stack.wait_for_hit(cell.point, before)
     row = stack.ended(accepted)
     assert row["state"] == ("cancelled" if cell.plan == "undo" else "completed"), row
-    _expect(stack, accepted, DONE[cell.plan])
+    _expect_done(stack, cell, accepted)
 
 
 def _kill_process(stack: Stack, cell: Cell) -> None:
@@ -100,7 +117,7 @@ def _kill_process(stack: Stack, cell: Cell) -> None:
     stack.plant()
     row = stack.ended(accepted)
     assert row["state"] == "completed", row
-    _expect(stack, accepted, DONE[cell.plan])
+    _expect_done(stack, cell, accepted)
 
 
 def _cancel(stack: Stack, cell: Cell) -> None:
@@ -116,7 +133,7 @@ def _cancel(stack: Stack, cell: Cell) -> None:
         assert answer.status_code == httpx.codes.ACCEPTED, answer.text
     # A delete whose claim is not committed is still only a row, and can be called off.
     claimed = cell.point not in ("instance.claim.before", "instance.claim.after_effect")
-    to_the_end = (cell.plan == "delete" and claimed) or cell.activity == "instance.settle"
+    to_the_end = (cell.plan == "delete" and claimed) or cell.activity in TO_THE_END
     if to_the_end:
         stack.plant()
     row = stack.ended(accepted, CANCEL_SECONDS)
@@ -124,17 +141,18 @@ def _cancel(stack: Stack, cell: Cell) -> None:
         assert not to_the_end
         assert not any(step["undo"] and step["state"] != "completed" for step in row["steps"]), row["steps"]
         _expect(stack, accepted, BEFORE[cell.plan])
+        _expect_size(stack, cell, accepted, SMALL)
     else:
         assert row["state"] == "completed", row
         assert to_the_end or cell.point.endswith("after_commit"), "the plan ran on after the cancel"
-        _expect(stack, accepted, DONE[cell.plan])
+        _expect_done(stack, cell, accepted)
 
 
 def _delete_meanwhile(stack: Stack, cell: Cell) -> None:
     """A delete takes the instance over, wherever the run in the way is."""
     accepted = hold(stack, cell)
     deleting = stack.act("delete", accepted)
-    if cell.activity == "instance.settle":
+    if cell.activity in TO_THE_END:
         stack.plant()
     stack.completed(deleting)
     assert stack.ended(accepted)["state"] in ("cancelled", "completed")
@@ -274,6 +292,20 @@ def _expect_coarser(stack: Stack, instance: Json) -> None:
         return stack.sql(f"{asked} ORDER BY at LIMIT 1", instance["id"])
 
     assert wait_for("a minute's samples are one", rows, 30) == [(25, 1000, 5)]
+
+
+def _expect_done(stack: Stack, cell: Cell, accepted: Json) -> None:
+    _expect(stack, accepted, DONE[cell.plan])
+    _expect_size(stack, cell, accepted, LARGE)
+
+
+def _expect_size(stack: Stack, cell: Cell, accepted: Json, instance_type: str) -> None:
+    """Of a resize: this size (the invariants see that the machine has it too), with its ports and what it wrote."""
+    if cell.plan.startswith("resize"):
+        before, after = accepted["data"], stack.instance(accepted)
+        assert (after["instance_type"], after["ports"]) == (instance_type, before["ports"]), after
+        if cell.plan != "resize anew":
+            assert after["container_id"] == before["container_id"], "it is another machine"
 
 
 def _expect(stack: Stack, accepted: Json, status: str) -> None:

@@ -100,8 +100,8 @@ def table(results: list[Result]) -> str:
         row = rows.setdefault((cell.what, cell.plan, cell.activity), {point: [] for point in POINTS})
         engine = "d" if cell.backend == "docker" else "s"
         row[cell.point.rpartition(".")[2]].append(f"{'FAIL' if error else f'{seconds:.1f}'}{engine}")
-    lines = ["", f"{'what':<12}{'plan':<11}{'activity':<17}" + "".join(f"{point:<15}" for point in POINTS)]
+    lines = ["", f"{'what':<12}{'plan':<13}{'activity':<17}" + "".join(f"{point:<15}" for point in POINTS)]
     for (what, plan, activity), row in rows.items():
         shown = "".join(f"{' '.join(row[point]) or '-':<15}" for point in POINTS)
-        lines.append(f"{what:<12}{plan:<11}{activity:<17}{shown}")
+        lines.append(f"{what:<12}{plan:<13}{activity:<17}{shown}")
     return "\n".join(lines)

@@ -20,6 +20,7 @@ from tests.stack import IMAGE, TERMINAL, Json, Stack, wait_for
 SECONDS = 120 if PART == "all" else 15
 CLIENTS = 6
 VICTIMS = ("api", "control_worker", "host_agent", "temporal", "postgres")
+VERBS = ["launch"] * 3 + ["start", "stop", "restart", "pause", "resume", "resize", "tag", "delete", "delete", "cancel"]
 #: How often what is asked for comes at an instance that is busy: a defined answer, and not an error of ours.
 REFUSALS = {"invalid_state", "not_found", "name_taken"}
 
@@ -36,7 +37,7 @@ class User:
 
     def work(self, stop: Event) -> None:
         while not stop.is_set():
-            verb = self.chance.choice(["launch", "launch", "start", "stop", "delete", "cancel"])
+            verb = self.chance.choice(VERBS)
             if verb == "launch" or not self.mine:
                 backend = self.chance.choice(["simulated", "simulated", "simulated", "docker"])
                 name = f"storm-{uuid.uuid4().hex[:12]}"
@@ -48,6 +49,12 @@ class User:
                     self._ask(stop, "POST", f"/workflows/{self.chance.choice(self.accepted[-4:])}/cancel")
             elif verb == "delete":
                 self._ask(stop, "DELETE", f"/instances/{self.chance.choice(self.mine)}")
+            elif verb == "resize":
+                body = {"instance_type": self.chance.choice(["basic-1", "basic-2", "standard-1"])}
+                self._ask(stop, "POST", f"/instances/{self.chance.choice(self.mine)}/resize", json=body)
+            elif verb == "tag":
+                body = {"tags": [uuid.uuid4().hex[:6]], "labels": {"storm": uuid.uuid4().hex[:6]}}
+                self._ask(stop, "PATCH", f"/instances/{self.chance.choice(self.mine)}", json=body)
             else:
                 self._ask(stop, "POST", f"/instances/{self.chance.choice(self.mine)}/{verb}")
             time.sleep(self.chance.uniform(0.02, 0.3))

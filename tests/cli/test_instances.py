@@ -185,3 +185,72 @@ def test_one_that_fails_does_not_keep_the_others_from_being_tried(api: FakeApi) 
 def test_piped_tables_end_their_lines_where_the_text_ends(api: FakeApi) -> None:
     api.on("GET /instances", Answer(200, [instance("a" * 40), instance("b", ports=[])]))
     assert not any(line.endswith(" ") for line in cairn("instance", "list").stdout.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("verb", "during", "done"), [("restart", "restarting", "running"), ("pause", "pausing", "paused")]
+)
+def test_verbs_wait_and_print_the_end(api: FakeApi, verb: str, during: str, done: str) -> None:
+    api.on("GET /instances", Answer(200, [instance()]))
+    api.on(f"POST /instances/{INSTANCE}/{verb}", accepted(instance(status=during)))
+    api.on(f"GET /workflows/{WORKFLOW}", Answer(200, workflow(state="completed")))
+    api.on(f"GET /instances/{INSTANCE}", Answer(200, instance(status=done)))
+    result = cairn("instance", verb, "web", "-o", "json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["status"] == done
+
+
+def test_resume_of_several(api: FakeApi) -> None:
+    api.on("GET /instances", Answer(200, [instance("a"), instance("b", id=WORKFLOW)]))
+    for id in (INSTANCE, WORKFLOW):
+        api.on(f"POST /instances/{id}/resume", accepted(instance(id=id, status="resuming")))
+    assert cairn("instance", "resume", "a", "b", "--no-wait").exit_code == 0
+    assert [request.path for request in api.requests if request.method == "POST"] == [
+        f"/instances/{INSTANCE}/resume",
+        f"/instances/{WORKFLOW}/resume",
+    ]
+
+
+def test_resize_sends_the_type_and_what_may_be_lost_only_where_it_may(api: FakeApi) -> None:
+    api.on("GET /instances", Answer(200, [instance()]))
+    api.on(f"POST /instances/{INSTANCE}/resize", accepted(instance(status="resizing")))
+    assert cairn("instance", "resize", "web", "--type", "basic-2", "--no-wait").exit_code == 0
+    assert cairn("instance", "resize", "web", "--type", "basic-2", "--recreate", "--no-wait").exit_code == 0
+    sent = api.seen(f"POST /instances/{INSTANCE}/resize")
+    assert [request.body for request in sent] == [
+        {"instance_type": "basic-2"},
+        {"instance_type": "basic-2", "recreate": True},
+    ]
+    assert cairn("instance", "resize", "web").exit_code == Exit.USAGE
+
+
+def test_update_sends_what_changes_and_null_for_what_goes(api: FakeApi) -> None:
+    api.on("GET /instances", Answer(200, [instance()]))
+    api.on(f"PATCH /instances/{INSTANCE}", Answer(200, instance("web-2", labels={"tier": "web"}, tags=["blue", "eu"])))
+    options = "--name web-2 -l tier=web --remove-label old --metadata note=x --remove-metadata gone --tag blue --tag eu"
+    result = cairn("instance", "update", "web", *options.split())
+    assert result.exit_code == 0, result.stderr
+    assert api.requests[-1].body == {
+        "name": "web-2",
+        "labels": {"old": None, "tier": "web"},
+        "metadata": {"gone": None, "note": "x"},
+        "tags": ["blue", "eu"],
+    }
+    assert "blue, eu" in result.stdout
+    assert cairn("instance", "update", "web", "--no-tags").exit_code == 0
+    assert api.requests[-1].body == {"tags": []}
+
+
+@pytest.mark.parametrize("options", [[], ["--tag", "a", "--no-tags"], ["--label", "x"], ["--metadata", "=y"]])
+def test_update_of_nothing_is_refused_before_anything_is_sent(api: FakeApi, options: list[str]) -> None:
+    assert cairn("instance", "update", "web", *options).exit_code == Exit.USAGE
+    assert api.requests == []
+
+
+def test_tags_are_sent_at_launch_and_asked_for_in_lists(api: FakeApi) -> None:
+    api.on("POST /instances", accepted(instance()))
+    api.on("GET /instances", Answer(200, []))
+    cairn("instance", "launch", "web", "--tag", "blue", "--tag", "eu", "--no-wait")
+    assert api.requests[0].body["tags"] == ["blue", "eu"]
+    cairn("instance", "list", "--tag", "blue")
+    assert api.requests[-1].query["tag"] == "blue"

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from drivers import faults
-from model.errors import FaultInjected, ForeignObject, ImageNotFound, NotFound, PortTaken, Superseded
+from model.errors import FaultInjected, ForeignObject, ImageNotFound, InstanceExited, NotFound, PortTaken, Superseded
 from model.images import ImageWanted
 from model.instances import Port
 from tests.drivers.conftest import Site, free_port, never, spec
@@ -102,6 +102,9 @@ def test_answer_lost_after_the_effect_of_each_call(site: Site, tmp_path: Path, m
     calls: list[tuple[Callable[[], object], list[bool]]] = [
         (lambda: machines.create(wanted), [False]),
         (lambda: machines.start(wanted.id, never), [True]),
+        (lambda: machines.pause(wanted.id), [False]),
+        (lambda: machines.resume(wanted.id), [True]),
+        (lambda: machines.adjust(wanted.model_copy(update={"memory_mb": 128})), [True]),
         (lambda: machines.stop(wanted.id, 5, never), [False]),
         (lambda: machines.delete(wanted.id), []),
     ]
@@ -115,11 +118,85 @@ def test_answer_lost_after_the_effect_of_each_call(site: Site, tmp_path: Path, m
 
 
 def test_absent_machine(site: Site) -> None:
-    machines, nobody = site.machines(), uuid4()
-    machines.delete(nobody)
-    machines.stop(nobody, 0, never)
-    with pytest.raises(NotFound):
-        machines.start(nobody, never)
+    machines, nobody = site.machines(), spec()
+    machines.delete(nobody.id)
+    machines.stop(nobody.id, 0, never)
+    for call in (
+        lambda: machines.start(nobody.id, never),
+        lambda: machines.pause(nobody.id),
+        lambda: machines.resume(nobody.id),
+        lambda: machines.adjust(nobody),
+    ):
+        with pytest.raises(NotFound):
+            call()
+
+
+def states(site: Site) -> list[tuple[bool, bool]]:
+    """Running, paused."""
+    return [(machine.running, machine.paused) for machine in site.machines().inventory()]
+
+
+def test_pause_and_resume_and_each_twice(site: Site) -> None:
+    machines, wanted = site.machines(), spec()
+    made = machines.create(wanted)
+    started = machines.start(wanted.id, never)
+    for _ in range(2):
+        machines.pause(wanted.id)
+        assert states(site) == [(False, True)]
+    assert machines.sample() == [], "what is paused uses nothing"
+    for _ in range(2):
+        machines.resume(wanted.id)
+        assert states(site) == [(True, False)]
+    machines.pause(wanted.id)
+    assert machines.start(wanted.id, never) == started, "a start is also a way out"
+    machines.pause(wanted.id)
+    machines.stop(wanted.id, 0, never)
+    assert states(site) == [(False, False)]
+    assert machines.start(wanted.id, never).engine_id == made
+    machines.pause(wanted.id)
+    machines.delete(wanted.id)
+    assert states(site) == []
+
+
+def test_what_does_not_run_is_not_paused_or_resumed(site: Site) -> None:
+    machines, wanted = site.machines(), spec()
+    machines.create(wanted)
+    for _ in ("created", "stopped"):
+        for call in (machines.pause, machines.resume):
+            with pytest.raises(InstanceExited):
+                call(wanted.id)
+        assert states(site) == [(False, False)]
+        machines.start(wanted.id, never)
+        machines.stop(wanted.id, 0, never)
+
+
+def test_paused_machine_keeps_its_port(site: Site) -> None:
+    port = Port(host_port=free_port(), container_port=80)
+    first, second = spec(ports=[port]), spec(ports=[port])
+    machines = site.machines()
+    for wanted in (first, second):
+        machines.create(wanted)
+    machines.start(first.id, never)
+    machines.pause(first.id)
+    with pytest.raises(PortTaken):
+        machines.start(second.id, never)
+
+
+@pytest.mark.parametrize("state", ["running", "paused", "stopped"])
+def test_limits_change_and_everything_else_stays(site: Site, state: str) -> None:
+    machines, wanted = site.machines(), spec(memory_mb=64)
+    made = machines.create(wanted)
+    machines.start(wanted.id, never)
+    if state == "paused":
+        machines.pause(wanted.id)
+    elif state == "stopped":
+        machines.stop(wanted.id, 0, never)
+    for size in ({"vcpus": 2, "memory_mb": 256}, {"vcpus": 0.5, "memory_mb": 32}):
+        for _ in range(2):
+            machines.adjust(wanted.model_copy(update=size))
+        (found,) = machines.inventory()
+        assert {"vcpus": found.vcpus, "memory_mb": found.memory_mb} == size
+        assert (found.engine_id, found.running, found.paused) == (made, state == "running", state == "paused")
 
 
 def test_image_that_cannot_be_had(site: Site) -> None:

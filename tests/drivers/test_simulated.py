@@ -17,7 +17,7 @@ import pytest
 from drivers import simulated
 from drivers.ownership import Owner
 from drivers.simulated import SimulatedMachines
-from model.errors import EngineUnavailable
+from model.errors import EngineUnavailable, NeedsRecreate, NeedsStop
 from tests.drivers.conftest import never, simulator_process, spec
 
 
@@ -56,7 +56,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
 @pytest.fixture
 def engine(running: Simulator) -> Iterator[Simulator]:
     yield running
-    running.set(latency_ms=0, refuse=0, lose_answers=0)
+    running.set(latency_ms=0, refuse=0, lose_answers=0, resize=0)
 
 
 @pytest.fixture
@@ -103,6 +103,30 @@ def test_refused_calls_did_nothing_and_may_be_repeated(engine: Simulator, machin
     machines.create(wanted)
     engine.set(refuse=1)
     refused(machines.inventory)
+
+
+@pytest.mark.parametrize(("setting", "kind"), [(1, NeedsStop), (2, NeedsRecreate)])
+def test_engine_that_cannot_resize_what_runs(
+    engine: Simulator, machines: SimulatedMachines, setting: int, kind: type[Exception]
+) -> None:
+    wanted = spec()
+    machines.create(wanted)
+    machines.start(wanted.id, never)
+    larger = wanted.model_copy(update={"memory_mb": 128})
+    engine.set(resize=setting)
+    for pause in (False, True):
+        if pause:
+            machines.pause(wanted.id)
+        with pytest.raises(kind):
+            machines.adjust(larger)
+        machines.adjust(wanted)  # as it is already
+    machines.stop(wanted.id, 0, never)
+    if kind is NeedsStop:
+        machines.adjust(larger)
+    else:
+        with pytest.raises(kind):
+            machines.adjust(larger)
+    assert [m.memory_mb for m in machines.inventory()] == [128 if kind is NeedsStop else 64]
 
 
 def test_machines_survive_a_kill_of_the_engine(engine: Simulator, owner: Owner) -> None:

@@ -18,7 +18,7 @@ import pytest
 from drivers.docker import DockerMachines
 from drivers.machines import Cancelled, Check
 from drivers.ownership import machine_name
-from model.errors import EngineRefused, ForeignObject, InstanceExited, NotFound, PortTaken
+from model.errors import EngineRefused, ForeignObject, InstanceExited, NeedsStop, NotFound, PortTaken
 from model.instances import MachineSpec, Port
 from tests.drivers.conftest import free_port, never, spec
 from tests.engines.conftest import driver, remove_all
@@ -302,6 +302,80 @@ def test_stop_of_a_paused_container(machines: DockerMachines, sdk: docker.APICli
     sdk.pause(machine_name(wanted.id))
     machines.stop(wanted.id, 5, never)
     assert not inspect(sdk, wanted)["State"]["Running"]
+
+
+def test_paused_program_stands_still_and_goes_on(machines: DockerMachines, sdk: docker.APIClient) -> None:
+    wanted = spec(cmd=["/bin/sh", "-c", "n=0; while :; do n=$((n+1)); echo $n; sleep 0.05; done"])
+    made = machines.create(wanted)
+    machines.start(wanted.id, never)
+    assert until(lambda: sdk.logs(made))
+    machines.pause(wanted.id)
+    said = sdk.logs(made)
+    time.sleep(0.5)
+    assert sdk.logs(made) == said
+    machines.resume(wanted.id)
+    assert until(lambda: len(sdk.logs(made)) > len(said))
+    numbers = [int(line) for line in sdk.logs(made).split()]
+    assert numbers == list(range(1, len(numbers) + 1)), "the same program, with its memory"
+
+
+def test_paused_program_is_asked_to_end_when_it_is_stopped(machines: DockerMachines, sdk: docker.APIClient) -> None:
+    wanted = spec(cmd=["/bin/sh", "-c", "trap 'echo bye; exit 5' TERM; echo ready; while :; do sleep 0.1; done"])
+    made = machines.create(wanted)
+    machines.start(wanted.id, never)
+    assert until(lambda: sdk.logs(made))
+    machines.pause(wanted.id)
+    machines.stop(wanted.id, 20, never)
+    assert (inspect(sdk, wanted)["State"]["ExitCode"], sdk.logs(made)) == (5, b"ready\nbye\n")
+
+
+def using_30_mib(machines: DockerMachines, sdk: docker.APIClient) -> MachineSpec:
+    """It has a file, and a program that holds so much memory and never ends."""
+    hold = "echo kept > /file; mkfifo /f; (sleep 1000 < /f) & exec dd if=/dev/zero bs=30M of=/f"
+    wanted = spec(memory_mb=64, cmd=["/bin/sh", "-c", hold])
+    machines.create(wanted)
+    machines.start(wanted.id, never)
+    assert until(lambda: machines.sample()[0].memory_bytes > 25 << 20)
+    return wanted
+
+
+def test_limits_change_in_the_kernel_while_it_runs(machines: DockerMachines, sdk: docker.APIClient) -> None:
+    wanted = spec(memory_mb=64)
+    machines.create(wanted)
+    machines.start(wanted.id, never)
+    before = inspect(sdk, wanted)["State"]
+    machines.adjust(wanted.model_copy(update={"vcpus": 0.5, "memory_mb": 96}))
+    limits = run(
+        sdk,
+        wanted,
+        *("/bin/sh", "-c"),
+        "cd /sys/fs/cgroup; cat memory.max cpu.max 2>/dev/null || cat memory/memory.limit_in_bytes "
+        "cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us",
+    ).split()
+    assert limits == [str(96 << 20), "50000", "100000"]
+    assert inspect(sdk, wanted)["State"] == before
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_less_memory_than_is_used_needs_a_stop_and_ends_nothing(
+    machines: DockerMachines, sdk: docker.APIClient, paused: bool
+) -> None:
+    wanted = using_30_mib(machines, sdk)
+    if paused:
+        machines.pause(wanted.id)
+    smaller = wanted.model_copy(update={"memory_mb": 16})
+    with pytest.raises(NeedsStop, match="uses"):
+        machines.adjust(smaller)
+    state = inspect(sdk, wanted)
+    assert (state["State"]["Running"], state["State"]["Paused"]) == (True, paused)
+    assert state["HostConfig"]["Memory"] == 64 << 20
+    machines.adjust(wanted.model_copy(update={"memory_mb": 48}))
+    machines.stop(wanted.id, 0, never)
+    machines.adjust(smaller)
+    state = inspect(sdk, wanted)
+    assert (state["HostConfig"]["Memory"], state["Id"]) == (16 << 20, state["Id"])
+    archive, _ = sdk.get_archive(machine_name(wanted.id), "/file")
+    assert b"kept" in b"".join(archive), "what it wrote is still there"
 
 
 @pytest.mark.parametrize("labels", [{}, {"io.cairn.kind": "instance", "io.cairn.generation": "1"}])

@@ -28,6 +28,8 @@ from model.errors import (
     ImageRefused,
     InstanceExited,
     LeaseLapsed,
+    NeedsRecreate,
+    NeedsStop,
     NotReady,
     PortTaken,
 )
@@ -46,15 +48,20 @@ MIDDLE = {
     "HealInstance": "instance.start",
     "MoveInstance": "instance.start",
     "DrainHost": "drain.next",
+    "RestartInstance": "instance.start",
+    "PauseInstance": "instance.pause",
+    "ResumeInstance": "instance.resume",
+    "ResizeInstance": "instance.adjust",
     "ImportImage": "image.verify",
     "DeleteImage": "image.discard",
 }
 FIRST = {
-    "ImportImage": "image.claim",
-    "DeleteImage": "image.claim",
     "ProvisionInstance": "instance.place",
     "MoveInstance": "instance.place_beside",
     "DrainHost": "drain.next",
+    "ResizeInstance": "instance.hold_size",
+    "ImportImage": "image.claim",
+    "DeleteImage": "image.claim",
 }
 Prepare = Callable[[Stage], object]
 Case = tuple[str, str, Prepare, dict[str, Any]]
@@ -96,9 +103,8 @@ def of_every_plan() -> list[Case]:
     return found
 
 
-def cases() -> list[Case]:
-    """All of them, and what can happen to some."""
-    found = of_every_plan()
+def particular_cases() -> list[Case]:
+    """Those that only some plans have."""
 
     def replaced(stage: Stage) -> None:
         stage.script["instance.start"] += [fails(PortTaken("taken", port=port)) for port in (20000, 20001)]
@@ -128,6 +134,29 @@ def cases() -> list[Case]:
     def stopped(stage: Stage) -> None:
         stage.was_running = False
 
+    def paused(stage: Stage) -> None:
+        stage.was_running, stage.was_paused = False, True
+
+    def paused_and_ended(stage: Stage) -> None:
+        paused(stage)
+        stage.script["instance.pause"].append(fails(InstanceExited("it does not run")))
+
+    def paused_and_refused(stage: Stage) -> None:
+        paused(stage)
+        stage.script["instance.stop"].append(fails(EngineRefused("no")))
+
+    def needs(error: Exception, *then: str) -> Prepare:
+        def prepare(stage: Stage) -> None:
+            stage.script["instance.adjust"].append(fails(error))
+            for step in then:
+                stage.script[step].append(fails(InstanceExited("gone")))
+
+        return prepare
+
+    def crashing(stage: Stage) -> None:
+        for step in ("instance.start", "undo instance.start"):
+            stage.always[step] = fails(InstanceExited("gone"))
+
     def moves(stage: Stage) -> None:
         stage.rounds = [
             Round(moves=[order("MoveInstance"), order("MoveInstance")], busy=0, stuck=[]),
@@ -152,12 +181,24 @@ def cases() -> list[Case]:
         uploaded(stage)
         stage.script["image.verify"].append(fails(ImageRefused("a bomb")))
 
-    found += [
+    return [
         ("ImportImage", "uploaded", uploaded, {}),
         ("ImportImage", "uploaded-failed", bad_upload, {}),
         ("ImportImage", "of-registry", of_registry, {}),
         ("HealInstance", "recreated", lambda stage: None, {"recreate": True}),
         ("HealInstance", "stopped", stopped, {}),
+        ("HealInstance", "paused", paused, {}),
+        ("HealInstance", "paused-and-ended", paused_and_ended, {}),
+        ("StopInstance", "paused", paused, {}),
+        ("StopInstance", "paused-failed", paused_and_refused, {}),
+        ("RestartInstance", "undo-failed", crashing, {}),
+        ("ResizeInstance", "stopped", stopped, {}),
+        ("ResizeInstance", "paused", paused, {}),
+        ("ResizeInstance", "restarted", needs(NeedsStop("no")), {}),
+        ("ResizeInstance", "restarted-failed", needs(NeedsStop("no"), "instance.start"), {}),
+        ("ResizeInstance", "recreated", needs(NeedsRecreate("no")), {"recreate": True}),
+        ("ResizeInstance", "recreated-failed", needs(NeedsRecreate("no"), "instance.start"), {"recreate": True}),
+        ("ResizeInstance", "not-recreated", needs(NeedsRecreate("no")), {}),
         ("MoveInstance", "host-lost", lost, {"host_lost": True}),
         ("MoveInstance", "stopped", stopped, {}),
         ("ProvisionInstance", "lease-lapsed", lapsed, {}),
@@ -174,7 +215,6 @@ def cases() -> list[Case]:
         ("DeprovisionInstance", "forced", refused, {"force": True}),
         ("DeprovisionInstance", "nowhere", nowhere, {}),
     ]
-    return found
 
 
 async def record(play: Theatre, kind: str, outcome: str, prepare: Prepare, values: dict[str, Any]) -> str:
@@ -242,7 +282,7 @@ async def main(version: str) -> None:
     folder.mkdir(exist_ok=True)
     recorders: dict[str, Callable[[Theatre], Awaitable[str]]] = {
         f"{kind}-{outcome}": lambda play, case=(kind, outcome, prepare, values): record(play, *case)
-        for kind, outcome, prepare, values in cases()
+        for kind, outcome, prepare, values in [*of_every_plan(), *particular_cases()]
     } | {
         "SweepBlobs-completed": lambda play: record_system(play, "SweepBlobs", lambda _: None),
         "SweepBlobs-retried": lambda play: record_system(play, "SweepBlobs", passing),

@@ -13,11 +13,11 @@ from model import errors
 from model.base import new_id
 from model.instances import STABLE, VERBS, Instance, Port, Status
 from model.workflows import TERMINAL, Order, State, Workflow
-from workflows.instances import PLANS
+from workflows import instance_changes, instances
 
 
 def test_every_plan_has_its_verb() -> None:
-    assert {plan.__name__ for plan in PLANS} == set(VERBS)
+    assert {plan.__name__ for plan in [*instances.PLANS, *instance_changes.PLANS]} == set(VERBS)
 
 
 def test_delete_is_legal_from_every_living_state() -> None:
@@ -28,7 +28,8 @@ def test_verbs_lead_from_stable_states_through_their_own_to_stable_or_gone() -> 
     for kind, verb in VERBS.items():
         assert verb.during not in STABLE
         assert verb.done in STABLE | {Status.DELETED, None}
-        if kind in ("StartInstance", "StopInstance"):
+        assert verb.stranded in STABLE | {None}
+        if kind in ("StartInstance", "StopInstance", "PauseInstance", "ResumeInstance"):
             assert verb.allowed < STABLE
             assert verb.done not in verb.allowed
 

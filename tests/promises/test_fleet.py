@@ -76,7 +76,7 @@ def healing(fleet: Stack, instance: Json) -> Iterator[None]:
 # Drift
 
 
-@pytest.mark.parametrize("what", ["rm", "stop", "update"])
+@pytest.mark.parametrize("what", ["rm", "stop", "pause", "update"])
 def test_change_behind_our_back_is_shown_and_healed(fleet: Stack, what: str) -> None:
     instance = fleet.running(backend="docker")
     (container,) = fleet.containers(instance["id"])
@@ -84,10 +84,12 @@ def test_change_behind_our_back_is_shown_and_healed(fleet: Stack, what: str) -> 
         container.remove(force=True)
     elif what == "stop":
         container.stop(timeout=0)
+    elif what == "pause":
+        container.pause()
     else:
         container.update(mem_limit="300m", memswap_limit="300m")
     drift = wait_for("drift is shown", lambda: fleet.instance(instance)["drift"], 30)
-    assert drift["kind"] == {"rm": "missing", "stop": "stopped", "update": "changed"}[what]
+    assert drift["kind"] == {"rm": "missing", "stop": "stopped", "pause": "paused", "update": "changed"}[what]
     if what == "update":
         assert drift["changes"] == {"memory_mb": {"expected": 512, "actual": 300}}
     with healing(fleet, instance):
@@ -128,6 +130,7 @@ def test_many_unknown_machines_are_left_alone_and_the_operator_is_told(fleet: St
 def test_drain_with_the_control_worker_killed_twice_moves_everything_once(fleet: Stack) -> None:
     instances = [fleet.running(host="sim-1") for _ in range(10)]
     fleet.completed(fleet.act("stop", instances[0]))
+    fleet.completed(fleet.act("pause", instances[1]))
     host = host_of(fleet, "sim-1")
     fleet.simulate(latency_ms=150)
     try:
@@ -142,7 +145,7 @@ def test_drain_with_the_control_worker_killed_twice_moves_everything_once(fleet:
     assert host_of(fleet, "sim-1")["state"] == "cordoned"
     after = [fleet.instance(instance) for instance in instances]
     assert "sim-1" not in {instance["host"] for instance in after}
-    assert [instance["status"] for instance in after] == ["stopped"] + ["running"] * 9
+    assert [instance["status"] for instance in after] == ["stopped"] * 2 + ["running"] * 8
     invariants.settle(fleet)
     fleet.request("POST", f"/hosts/{host['id']}/uncordon").raise_for_status()
 
@@ -189,6 +192,25 @@ def test_capacity_is_exact_under_a_burst_that_fills_the_fleet(fleet: Stack) -> N
 
 
 # Lost hosts
+
+
+def test_paused_program_that_somebody_wakes_or_ends_is_paused_again(fleet: Stack) -> None:
+    instance = fleet.running(backend="docker")
+    fleet.completed(fleet.act("pause", instance))
+    for wake in (True, False):
+        (container,) = fleet.containers(instance["id"])
+        if wake:
+            container.unpause()
+        else:
+            container.kill()
+            container.unpause()
+        drift = wait_for("drift is shown", lambda: fleet.instance(instance)["drift"], 30)
+        assert drift["kind"] == ("running" if wake else "stopped")
+        with healing(fleet, instance):
+            wait_for("it is healed", lambda: not fleet.instance(instance)["drift"], 60)
+            wait_for("it is at rest", lambda: fleet.instance(instance)["status"] == "paused", 60)
+        (container,) = fleet.containers(instance["id"])
+        assert container.status == "paused"
 
 
 @pytest.mark.skipif("dies" not in CHOSEN, reason=f"a sample, CAIRN_CHAOS_SEED={SEED}; CAIRN_CHAOS=all tries all")

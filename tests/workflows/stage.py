@@ -84,6 +84,7 @@ class Stage:
         self.digest: str | None = f"sha256:{'1' * 64}"
         #: Whether the instance ran before, and whether its old host can be reached.
         self.was_running = True
+        self.was_paused = False
         self.leaves: str | None = HOST
         #: What is to be imported, and how it ended.
         self.source: dict[str, Any] = {"source": "url", "url": "https://images.example.org/base.tar"}
@@ -138,7 +139,23 @@ class Control:
     async def claim(self, order: Order) -> Placement:
         await self._stage.play()
         host = HOST if self._stage.placed else None
-        return Placement(host=host, spec=self._stage.spec(order, 1), was_running=self._stage.was_running)
+        stage = self._stage
+        return Placement(
+            host=host, spec=stage.spec(order, 1), was_running=stage.was_running, was_paused=stage.was_paused
+        )
+
+    @activity.defn(name="instance.hold_size")
+    async def hold_size(self, order: Order) -> Placement:
+        await self._stage.play()
+        stage = self._stage
+        return Placement(
+            host=HOST if stage.placed else None,
+            spec=stage.spec(order, 2 if order.recreate else 1).model_copy(update={"memory_mb": 1024}),
+            was_running=stage.was_running,
+            was_paused=stage.was_paused,
+            leaves=HOST,
+            old_spec=stage.spec(order, 1),
+        )
 
     @activity.defn(name="instance.place_beside")
     async def place_beside(self, request: PlaceRequest) -> Placement:
@@ -257,6 +274,14 @@ class Engine:
 
     @activity.defn(name="instance.adjust")
     async def adjust(self, spec: MachineSpec) -> None:
+        await self._stage.play(f" to {spec.memory_mb}")
+
+    @activity.defn(name="instance.pause")
+    async def pause(self, spec: MachineSpec) -> None:
+        await self._stage.play()
+
+    @activity.defn(name="instance.resume")
+    async def resume(self, spec: MachineSpec) -> None:
         await self._stage.play()
 
     @activity.defn(name="instance.start")

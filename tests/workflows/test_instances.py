@@ -354,7 +354,7 @@ async def test_change_that_cannot_be_taken_back_says_so(play: Theatre) -> None:
     assert "could not be undone: no such container" in settled.failure.message
 
 
-HEAL = ["instance.claim", "image.ensure", "instance.create", "instance.adjust"]
+HEAL = ["instance.claim", "image.ensure", "instance.create", "instance.adjust to 512"]
 MOVE = [
     "instance.place_beside",
     "image.ensure",

@@ -1,0 +1,77 @@
+"""Instances as the API reads them: found, locked, shown."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row, bindparam, func, select, text
+
+from api.caller import Caller
+from model.errors import NotFound
+from model.hosts import Host, is_reachable
+from model.instances import Instance, Status
+
+columns = [*Instance.__table__.columns, Host.name.label("host"), Host.last_seen_at]
+query = select(*columns).select_from(Instance).outerjoin(Host, Host.id == Instance.host_id)
+
+# Built once: on the paths that every client waits for, building a statement costs more than running it.
+readable = (Instance.status != Status.DELETED) | (Instance.deleted_at > func.now() - text("interval '24 hours'"))
+MINE = (Instance.project_id == bindparam("project_id")) & (Instance.id == bindparam("instance_id")) & readable
+_BY_ID = query.where(MINE)
+_LOCK = select(Instance.__table__).where(MINE).with_for_update()
+
+
+async def lock(caller: Caller, instance_id: UUID) -> Row[Any]:
+    """Its row, which nobody else changes until the commit. Raises NotFound."""
+    found = await caller.execute(_LOCK, {"project_id": caller.project_id, "instance_id": instance_id})
+    row = found.one_or_none()
+    if row is None:
+        raise NotFound(f"there is no instance {instance_id}")
+    return row
+
+
+async def show(caller: Caller, instance_id: UUID) -> dict[str, Any]:
+    """Its JSON. Raises NotFound."""
+    found = await caller.execute(_BY_ID, {"project_id": caller.project_id, "instance_id": instance_id})
+    row = found.one_or_none()
+    if row is None:
+        raise NotFound(f"there is no instance {instance_id}")
+    return view(row)
+
+
+def view(row: Row[Any]) -> dict[str, Any]:
+    """The JSON of an instance, from a row of ``query``."""
+    return {
+        "id": row.id,
+        "project_id": row.project_id,
+        "name": row.name,
+        "status": row.status,
+        "image": row.image,
+        "image_id": row.image_id,
+        "image_digest": row.image_digest,
+        "instance_type": row.instance_type,
+        "vcpus": row.vcpus,
+        "memory_mb": row.memory_mb,
+        "env": row.env,
+        "cmd": row.cmd,
+        "ports": row.ports,
+        "labels": row.labels,
+        "tags": row.tags,
+        "metadata": row.metadata,
+        "backend": row.backend,
+        "host": row.host,
+        "reachable": None if row.host is None else is_reachable(row.last_seen_at),
+        "container_id": row.container_id,
+        "private_ip": row.private_ip,
+        "generation": row.generation,
+        "version": row.version,
+        "error": row.error,
+        "on_host_lost": row.on_host_lost,
+        "host_labels": row.wanted_labels,
+        "drift": row.drift,
+        "workflow_id": row.workflow_id,
+        "created_at": row.created_at,
+        "updated_at": row.updated_at,
+        "deleted_at": row.deleted_at,
+    }
