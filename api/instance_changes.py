@@ -39,7 +39,8 @@ _SIZE = text(
         (t.vcpus <= :vcpus OR h.allocated_vcpus + t.vcpus - :vcpus <= h.cpus * :cpu)
         AND (t.memory_mb <= :memory_mb OR h.allocated_memory_mb + t.memory_mb - :memory_mb <= h.memory_mb * :memory)
         AS room
-    FROM instance_types t LEFT JOIN hosts h ON h.id = :host_id WHERE t.name = :type
+    FROM instance_types t LEFT JOIN hosts h ON h.id = :host_id
+    WHERE t.name = :type AND t.retired_at IS NULL
     """
 )
 #: Labels, and entries of the metadata, that an instance may have.
