@@ -18,20 +18,21 @@ from docker import APIClient
 from docker.types import LogConfig
 from docker.utils import convert_filters
 
-from drivers import docker_usage, faults
-from drivers.docker_engine import CALL_SECONDS, CONFLICT, NOT_FOUND, SERVER_ERROR, DockerEngine, calling, said
+from drivers import docker_first, docker_health, docker_usage, faults
+from drivers.docker_engine import CALL_SECONDS, CONFLICT, NOT_FOUND, DockerEngine, calling
+from drivers.docker_facts import CPU_PERIOD, limits, observed, refusal_of
 from drivers.docker_pull import Pull
+from drivers.docker_streams import DockerStreams
 from drivers.machines import Cancelled, Check
 from drivers.ownership import FENCED, Owner, machine_name
 from model.errors import (
-    EngineRefused,
     EngineUnavailable,
     ImageNotFound,
     InstanceExited,
     NotFound,
-    PortTaken,
 )
-from model.instances import MachineSpec, MachineState, OwnedMachine, Port
+from model.health import Checked, Look
+from model.instances import MachineSpec, MachineState, OwnedMachine
 from model.samples import Reading
 
 #: A pull may be silent for so long between two lines of progress.
@@ -39,17 +40,11 @@ PULL_SECONDS = 60
 #: Changing calls at once: more only wait inside the engine, past their time-out.
 CHANGES = threading.BoundedSemaphore(8)
 ROOM_SECONDS = 30
-CPU_PERIOD = 100_000
 POLL_SECONDS = 0.05
 PROVEN = 256
 #: Details of a container are looked at again after this at the latest.
 DETAILS_SECONDS = 60
 LOG_LINES = 10
-
-# Why a start failed is in the engine's text alone: it answers 500 for a port that is taken as for any
-# failure of its network. Both texts come from libnetwork and name the port.
-_PORT_TAKEN = re.compile(r"(?:port is already allocated|address already in use)")
-_PORT = re.compile(r"(?:Bind for \S*)?:(\d{1,5})(?:/\w+)?(?:\s|:| failed|$)")
 
 
 class DockerMachines:
@@ -60,6 +55,7 @@ class DockerMachines:
     def __init__(self, base_url: str, *, installation: UUID, host_id: UUID, publish_address: str) -> None:
         self._owner = Owner(installation=installation, host_id=host_id)
         self._engine = DockerEngine(base_url, self._owner)
+        self._inside = DockerStreams(base_url, installation=installation, host_id=host_id)
         self._publish_address = publish_address
         self._listening: APIClient | None = None
         # Containers that this process made: an engine's id is never given twice, so their
@@ -93,13 +89,14 @@ class DockerMachines:
                 )
             faults.reached("after_effect")
 
-    def create(self, spec: MachineSpec) -> str:
+    def create(self, spec: MachineSpec, user_data: bytes | None = None) -> str:
         with calling(), _changing():
             until = time.monotonic() + CALL_SECONDS
             while time.monotonic() < until:
                 try:
                     made = self._create(spec)
                     faults.reached("after_effect")
+                    docker_first.fill(self._client, made, spec, user_data)
                     self._remember(spec.id, made)
                     return made
                 except docker.errors.ImageNotFound as error:
@@ -112,6 +109,8 @@ class DockerMachines:
                     time.sleep(POLL_SECONDS)  # it went meanwhile, or another create has the name and is not done
                     continue
                 if self._owner.check_adoptable(spec, found["Config"]["Labels"] or {}):
+                    if docker_first.is_new(found):
+                        docker_first.fill(self._client, found["Id"], spec, user_data)
                     return str(found["Id"])
                 self._remove(found["Id"])
         raise EngineUnavailable(f"{machine_name(spec.id)} keeps changing under our hands")
@@ -132,10 +131,11 @@ class DockerMachines:
             security_opt=["no-new-privileges"],
             port_bindings=bindings,
             log_config=LogConfig(type="json-file", config={"max-size": "10m", "max-file": "3"}),
+            restart_policy=docker_first.restart_policy(spec),
         )
         made = self._client.create_container(
             spec.image,
-            command=spec.cmd,
+            **docker_first.program(self._client, spec),
             name=machine_name(spec.id),
             hostname=re.sub(r"[^a-zA-Z0-9-]", "-", spec.name)[:63],
             environment=spec.env,
@@ -163,11 +163,18 @@ class DockerMachines:
                 except docker.errors.NotFound as error:
                     raise NotFound(f"{machine_name(machine)} is not on the engine any more") from error
                 except docker.errors.APIError as error:
-                    if (refusal := _refusal(error)) is not None:
+                    if (refusal := refusal_of(error)) is not None:
                         raise refusal from error
                     raise
                 faults.reached("after_effect")
             return self._ready(engine_id, cancelled)
+
+    def ready(self, machine: UUID, cancelled: Check) -> MachineState:
+        with calling():
+            found = self._engine.own(machine)
+            if found is None:
+                raise NotFound(f"{machine_name(machine)} is not on the engine")
+            return self._ready(str(found["Id"]), cancelled)
 
     def _ready(self, engine_id: str, cancelled: Check) -> MachineState:
         while True:
@@ -176,6 +183,11 @@ class DockerMachines:
             except docker.errors.NotFound as error:
                 raise NotFound(f"container {engine_id[:12]} went before it was ready") from error
             state = found["State"]
+            ran = docker_first.ran(self._client, found)
+            if ran:
+                raise InstanceExited(
+                    f"user_data ended with exit code {ran}" + self._last_words(engine_id), exit_code=ran
+                )
             health = (state.get("Health") or {}).get("Status", "none")
             if not state["Running"]:
                 raise InstanceExited(
@@ -183,6 +195,8 @@ class DockerMachines:
                     + self._last_words(engine_id),
                     exit_code=state["ExitCode"],
                 )
+            if ran is None or state["Restarting"]:
+                health = "starting"
             if health in ("none", "healthy"):
                 networks = found["NetworkSettings"]["Networks"].values()
                 addresses = [network["IPAddress"] for network in networks if network["IPAddress"]]
@@ -208,7 +222,7 @@ class DockerMachines:
             found = self._engine.own(spec.id)
             if found is None:
                 raise NotFound(f"{machine_name(spec.id)} is not on the engine")
-            if _limits(found) == (spec.vcpus, spec.memory_mb):
+            if limits(found) == (spec.vcpus, spec.memory_mb):
                 return
             memory = f"{spec.memory_mb}m"
             self._client.update_container(
@@ -297,14 +311,14 @@ class DockerMachines:
                         continue
                     # Not all at the same time again.
                     until = time.monotonic() + DETAILS_SECONDS * random.uniform(0.7, 1)  # noqa: S311
-                    details = (until, _observed(inspected))
+                    details = (until, observed(inspected))
                 known[found["Id"]] = details
                 machines.append(
                     OwnedMachine(
                         engine_id=found["Id"],
                         id=ours[0],
                         generation=ours[1],
-                        running=found["State"] == "running",
+                        running=found["State"] in ("running", "restarting"),
                         fenced=FENCED in found["Labels"],
                         **details[1],
                     )
@@ -344,44 +358,17 @@ class DockerMachines:
                 for id, generation, project_id in [ours[engine_id]]
             ]
 
+    def checked(self) -> list[Checked]:
+        return docker_health.checked(self._engine)
 
-def _limits(inspected: dict[str, Any]) -> tuple[float, int]:
-    """vCPUs and MiB; 0: no limit."""
-    config = inspected["HostConfig"]
-    quota, period = config.get("CpuQuota") or 0, config.get("CpuPeriod") or CPU_PERIOD
-    vcpus = quota / period if quota > 0 else (config.get("NanoCpus") or 0) / 1e9
-    return round(vcpus, 3), (config.get("Memory") or 0) >> 20
-
-
-def _observed(inspected: dict[str, Any]) -> dict[str, Any]:
-    """What an inventory says of a container beyond that it is there."""
-    vcpus, memory_mb = _limits(inspected)
-    ports = [
-        Port(host_port=int(binding["HostPort"] or 0), container_port=int(inside), protocol=protocol)
-        for name, bindings in (inspected["HostConfig"].get("PortBindings") or {}).items()
-        for inside, _, protocol in [name.partition("/")]
-        for binding in bindings or []
-    ]
-    return {"image": inspected["Config"]["Image"], "vcpus": vcpus, "memory_mb": memory_mb, "ports": ports}
+    def look(self, machine: Checked) -> Look:
+        return docker_health.look(self._engine, self._inside, machine)
 
 
 def _pause(cancelled: Check) -> None:
     if cancelled():
         raise Cancelled
     time.sleep(POLL_SECONDS)
-
-
-def _refusal(error: docker.errors.APIError) -> Exception | None:
-    """Why a start will not succeed however often it is tried; None: it may."""
-    text = said(error)
-    if _PORT_TAKEN.search(text):
-        ports = [int(port) for port in _PORT.findall(text) if int(port)]
-        port = ports[0] if ports else None
-        return PortTaken(f"host port {port} is taken by something else on the host", port=port)
-    if error.status_code is not None and error.status_code < SERVER_ERROR and error.status_code != CONFLICT:
-        # 400: the program of the image cannot be run at all.
-        return EngineRefused(f"the engine cannot start the instance: {text}")
-    return None
 
 
 @contextmanager
