@@ -34,12 +34,14 @@ BEAT = text(
 
 
 class Limits(Frozen):
-    """The settings that the look at hosts goes by."""
+    """The settings that what the platform orders by itself goes by."""
 
     reconcile_interval: float
     fence_after: float
     deadline_launch: float
     stop_grace: float = 10
+    deadline_stop: float = 300
+    deadline_delete: float = 300
 
     @property
     def fenced_after(self) -> dt.timedelta:

@@ -10,12 +10,15 @@ from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 from temporalio import activity
 
+from activities import lifetimes
 from activities.database import transaction
+from activities.health import until_healthy
 from activities.placement import Capacity, place, release, release_next, switch
 from activities.runs import Histories, claim, end, others, record
 from drivers.machines import Machines
 from model.base import Frozen
 from model.errors import HostIsBack, NoCapacity, NotReady, Superseded
+from model.health import HealthCheck
 from model.hosts import Host, is_reachable
 from model.instances import STABLE, VERBS, Instance, MachineSpec, MachineState, Port, Status
 from model.projects import ProjectQuota
@@ -176,10 +179,17 @@ class InstanceRecords:
 class InstanceEngine:
     """Machines of one host. Runs on that host's queue."""
 
-    def __init__(self, machines: Machines, ensure_fence: Callable[[], None]) -> None:
-        """``ensure_fence``: returns when what is fenced on this host will be stopped, should its lease lapse."""
+    def __init__(
+        self,
+        machines: Machines,
+        ensure_fence: Callable[[], None],
+        user_data: Callable[[MachineSpec], bytes] | None = None,
+    ) -> None:
+        """``ensure_fence``: returns when what is fenced on this host will be stopped, should its lease lapse.
+        ``user_data``: fetches the script that a spec names; it is in no history."""
         self._machines = machines
         self._ensure_fence = ensure_fence
+        self._user_data = user_data
 
     @activity.defn(name="image.ensure", no_thread_cancel_exception=True)
     def ensure_image(self, spec: MachineSpec) -> None:
@@ -189,13 +199,17 @@ class InstanceEngine:
     def create(self, spec: MachineSpec) -> str:
         if spec.fenced:
             self._ensure_fence()
-        return self._machines.create(spec)
+        script = self._user_data(spec) if spec.user_data and self._user_data else None
+        return self._machines.create(spec, script)
 
     @activity.defn(name="instance.start", no_thread_cancel_exception=True)
     def start(self, spec: MachineSpec) -> MachineState:
         if spec.fenced:
             self._ensure_fence()
-        return self._machines.start(spec.id, activity.is_cancelled)
+        state = self._machines.start(spec.id, activity.is_cancelled)
+        if spec.health_check is None:
+            return state
+        return until_healthy(self._machines, spec, spec.health_check, state, activity.is_cancelled)
 
     @activity.defn(name="instance.adjust", no_thread_cancel_exception=True)
     def adjust(self, spec: MachineSpec) -> None:
@@ -248,6 +262,7 @@ def settle_instance(
             instance.container_id, instance.private_ip = facts.engine_id, facts.private_ip
         if launch and status is Status.RUNNING:
             _count(session, instance, "used")
+        lifetimes.begin(instance, status, outcome)
         if status in (Status.ERROR, Status.DELETED, Status.STOPPED):
             instance.private_ip = None
         if launch and status is Status.ERROR:
@@ -329,4 +344,8 @@ def _spec(instance: Instance) -> MachineSpec:
         ports=[Port.model_validate(port) for port in instance.ports],
         labels=instance.labels,
         fenced=instance.on_host_lost == "fence",
+        restart_policy=instance.restart_policy,
+        health_check=HealthCheck.model_validate(instance.health_check) if instance.health_check else None,
+        user_data=instance.user_data_sha256,
+        authorized_key=instance.authorized_key,
     )

@@ -11,6 +11,7 @@ from sqlalchemy import Row, bindparam, func, insert, null, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from activities.placement import Capacity
+from api import lifetimes
 from api.accept import Acceptance, Answered, check_if_match, etag
 from api.caller import Authenticated, Caller
 from api.envelope import Envelope, Nothing, answer
@@ -41,16 +42,18 @@ _DEADLINES = {
     "StopInstance": "deadline_stop",
     "DeprovisionInstance": "deadline_delete",
 }
-_columns = [*Instance.__table__.columns, Host.name.label("host"), Host.last_seen_at]
+# All but a script, which nobody but its agent reads.
+_OWN = [column for column in Instance.__table__.columns if column.name != "user_data"]
+_columns = [*_OWN, Host.name.label("host"), Host.last_seen_at]
 _query = select(*_columns).select_from(Instance).outerjoin(Host, Host.id == Instance.host_id)
 
 # Built once: on the paths that every client waits for, building a statement costs more than running it.
 readable = (Instance.status != Status.DELETED) | (Instance.deleted_at > func.now() - text("interval '24 hours'"))
 MINE = (Instance.project_id == bindparam("project_id")) & (Instance.id == bindparam("instance_id")) & readable
 _BY_ID = _query.where(MINE)
-_LOCK = select(Instance.__table__).where(MINE).with_for_update()
+_LOCK = select(*_OWN).where(MINE).with_for_update()
 _INSERT = insert(Instance.__table__).returning(  # type: ignore[arg-type]  # a Table, typed as FromClause
-    *Instance.__table__.columns, null().label("host"), null().label("last_seen_at")
+    *_OWN, null().label("host"), null().label("last_seen_at")
 )
 _POSSIBLE = text(
     """
@@ -110,6 +113,7 @@ async def launch(request: Request, body: InstanceCreate, caller: Authenticated) 
         "wanted_labels": body.host_labels,
         "on_host_lost": body.on_host_lost,
         "workflow_id": order.workflow_id,
+        **await lifetimes.columns(caller, body),
     }
     try:
         row = (await caller.execute(_INSERT, values)).one()
@@ -348,6 +352,7 @@ def view(row: Row[Any]) -> dict[str, Any]:
         "on_host_lost": row.on_host_lost,
         "host_labels": row.wanted_labels,
         "drift": row.drift,
+        **lifetimes.view(row),
         "workflow_id": row.workflow_id,
         "created_at": row.created_at,
         "updated_at": row.updated_at,

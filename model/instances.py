@@ -175,7 +175,9 @@ class Instance(Base):
     health_check: Mapped[dict[str, Any] | None]
     #: As its agent last told it.
     health: Mapped[str | None]
-    user_data: Mapped[str | None]
+    #: The script, for its agent alone; everybody else goes by its SHA-256.
+    user_data: Mapped[str | None] = mapped_column(deferred=True)
+    user_data_sha256: Mapped[str | None]
     #: The key that it was launched with, which may be gone; and what of that is in the machine, each new one too.
     ssh_key_id: Mapped[UUID | None]
     authorized_key: Mapped[str | None]

@@ -21,6 +21,7 @@ def upgrade() -> None:
     op.add_column("instances", sa.Column("health_check", postgresql.JSONB(astext_type=sa.Text()), nullable=True))
     op.add_column("instances", sa.Column("health", sa.String(), nullable=True))
     op.add_column("instances", sa.Column("user_data", sa.String(), nullable=True))
+    op.add_column("instances", sa.Column("user_data_sha256", sa.String(), nullable=True))
     op.add_column("instances", sa.Column("ssh_key_id", sa.Uuid(), nullable=True))
     op.add_column("instances", sa.Column("authorized_key", sa.String(), nullable=True))
     op.create_check_constraint(op.f("ck_instances_ttl"), "instances", "(ttl_seconds IS NULL) = (expires_at IS NULL)")
@@ -65,7 +66,10 @@ def access() -> list[str]:
     return [
         "GRANT SELECT, INSERT, DELETE ON ssh_keys TO cairn_api",
         "ALTER TABLE ssh_keys ENABLE ROW LEVEL SECURITY",
-        f"CREATE POLICY api ON ssh_keys TO cairn_api USING ({MINE}) WITH CHECK ({MINE})",
+        *(
+            f"CREATE POLICY {name} ON ssh_keys TO cairn_{name} USING ({MINE}) WITH CHECK ({MINE})"
+            for name in ("api", "worker")
+        ),
     ]
 
 

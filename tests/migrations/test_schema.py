@@ -22,16 +22,16 @@ READ = "installation projects hosts host_ports host_tokens instance_types instan
 READ_BY_ALL = f"{READ} quotas pulses samples"
 #: Rights on whole tables; those on single columns are tried below.
 RIGHTS = {
-    ("cairn_api", "SELECT"): f"{READ_BY_ALL} api_keys",
-    ("cairn_api", "INSERT"): "host_tokens instances workflows events idempotency_keys pulses samples",
+    ("cairn_api", "SELECT"): f"{READ_BY_ALL} api_keys ssh_keys",
+    ("cairn_api", "INSERT"): "host_tokens instances workflows events idempotency_keys pulses samples ssh_keys",
     ("cairn_api", "UPDATE"): "host_tokens instances workflows idempotency_keys quotas pulses",
-    ("cairn_api", "DELETE"): "hosts host_tokens",
+    ("cairn_api", "DELETE"): "hosts host_tokens ssh_keys",
     ("cairn_worker", "SELECT"): READ_BY_ALL,
     ("cairn_worker", "INSERT"): "host_ports workflows events pulses samples",
     ("cairn_worker", "UPDATE"): "hosts instances workflows quotas pulses",
     ("cairn_worker", "DELETE"): "host_ports host_tokens idempotency_keys samples",
 }
-PER_PROJECT = {"instances", "workflows", "events", "idempotency_keys", "quotas", "samples"}
+PER_PROJECT = {"instances", "workflows", "events", "idempotency_keys", "quotas", "samples", "ssh_keys"}
 
 
 def config(database: Database) -> alembic.config.Config:
@@ -91,6 +91,7 @@ def test_role_is_no_more_than_a_role(database: Database, role: str) -> None:
         ("cairn_api", "INSERT INTO api_keys SELECT * FROM api_keys"),
         ("cairn_api", "UPDATE projects SET name = 'x'"),
         ("cairn_api", "DELETE FROM events"),
+        ("cairn_api", "UPDATE ssh_keys SET public_key = 'x'"),
         ("cairn_worker", "SELECT * FROM api_keys"),
         ("cairn_worker", "INSERT INTO instances SELECT * FROM instances"),
         ("cairn_worker", "DELETE FROM events"),
