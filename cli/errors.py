@@ -88,6 +88,7 @@ _HINTS = {
     "port_taken": "choose another host port, or give only the container's and let Cairn choose: --port 80",
     "no_capacity": "remove something, choose a smaller --type, add a host, or widen CAIRN_PORT_RANGE",
     "quota_exceeded": "remove something, or ask for a larger quota",
+    "unhealthy": "see what its check asks for: cairn instance show NAME; give it longer with --health-timeout",
     "image_not_found": "see what the engine has: docker image ls",
     "idempotency_mismatch": "a key stands for one request: give another --idempotency-key",
     "precondition_failed": "it has changed meanwhile: look again, then repeat",

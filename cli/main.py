@@ -30,6 +30,7 @@ COMMANDS = {
     "doctor": Place("cli.doctor", "doctor", "Check what the platform needs.", "cairn doctor"),
     "demo": Place("cli.demo", "demo", "Tour: launch, kill -9 in the middle, cancel, delete.", "cairn demo"),
     "instance": Place("cli.instances", "app", "Launch instances, look at them and into them, change them."),
+    "ssh-key": Place("cli.ssh_keys", "app", "Public keys that instances are launched with."),
     "host": Place("cli.hosts", "app", "Hosts: let machines join, look at them, empty and remove them."),
     "project": Place("cli.projects", "app", "The project that the API key stands for, and its policies."),
     "workflow": Place("cli.workflows", "app", "Look at workflows, wait for them and cancel them."),

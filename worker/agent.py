@@ -31,10 +31,12 @@ from drivers.machines import Machines
 from drivers.streams import Streams
 from model import logs
 from model.hosts import AgentHost
+from model.instances import MachineSpec
 from model.settings import Settings
 from model.tickets import Gate
-from worker import agent_server, fence, identity
+from worker import agent_server, fence, identity, user_data
 from worker.agent_server import AgentServer
+from worker.health import HealthLooks
 from worker.identity import Keys, Membership
 from worker.leases import Leases, Refused
 from worker.samples import Samples
@@ -122,12 +124,14 @@ async def run(settings: Settings) -> None:
         on_ticket_keys=gate.learn,
     )
     async with AsyncExitStack() as workers:
-        for worker in step_workers(client, membership.hosts, machines, partial(fence.check_open, settings)):
+        check_fence, scripts = partial(fence.check_open, settings), user_data.fetcher(membership)
+        for worker in step_workers(client, membership.hosts, machines, check_fence, scripts):
             await workers.enter_async_context(worker)
         log.info("agent.ready", hosts=[host.name for host in membership.hosts])
         stopped = asyncio.create_task(stopping.wait())
         serving = asyncio.create_task(serves.run(keys, listener, stopping))
-        beside = {asyncio.create_task(leases.run()), asyncio.create_task(Samples(membership, machines).run()), serving}
+        loops = (leases.run(), Samples(membership, machines).run(), HealthLooks(membership, machines).run())
+        beside = {serving, *(asyncio.create_task(loop) for loop in loops)}
         await asyncio.wait({*beside, stopped}, return_when=asyncio.FIRST_COMPLETED)
         ended = [task for task in beside if task.done()]
         for task in beside - {serving}:
@@ -141,13 +145,18 @@ async def run(settings: Settings) -> None:
 
 
 def step_workers(
-    client: Client, hosts: list[AgentHost], machines: Mapping[UUID, Machines], ensure_fence: Callable[[], None]
+    client: Client,
+    hosts: list[AgentHost],
+    machines: Mapping[UUID, Machines],
+    ensure_fence: Callable[[], None],
+    scripts: Callable[[MachineSpec], bytes],
 ) -> list[Worker]:
     """A Temporal worker for each host's queue."""
     threads = ThreadPoolExecutor(max(STEPS, 4 * len(hosts)), thread_name_prefix="step")
     workers = []
     for host in hosts:
-        engines = [InstanceEngine(machines[host.id], ensure_fence), HostEngine(host.name, machines[host.id])]
+        engine = machines[host.id]
+        engines = [InstanceEngine(engine, ensure_fence, scripts), HostEngine(host.name, engine)]
         workers.append(
             Worker(
                 client,
