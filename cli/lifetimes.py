@@ -14,7 +14,7 @@ from cli.client import Client
 from cli.errors import usage
 from cli.options import seconds
 
-_HELP_HEALTH = "http:PORT[/PATH], tcp:PORT or exec:COMMAND: what says that it is well."
+_HELP_HEALTH = "http:PORT/PATH, tcp:PORT or exec:COMMAND: what says that it is well."
 
 Ttl = Annotated[str | None, typer.Option("--ttl", help="Delete it after this: 90s, 30m, 8h, 7d.")]
 IdleStop = Annotated[str | None, typer.Option("--idle-stop", help="Stop it when it did nothing for so long: 30m.")]
@@ -22,7 +22,8 @@ UserData = Annotated[
     str | None, typer.Option("--user-data", help="Script that runs in it once, first, as root: a file, or - for stdin.")
 ]
 Restart = Annotated[
-    str | None, typer.Option("--restart", help="When its program ends: no (default), on-failure[:N] or always.")
+    str | None,
+    typer.Option("--restart", help="When its program ends: no (default), on-failure, on-failure:N or always."),
 ]
 HealthOption = Annotated[str | None, typer.Option("--health", help=_HELP_HEALTH)]
 Interval = Annotated[str | None, typer.Option("--health-interval", help="Time between two looks (default: 10s).")]

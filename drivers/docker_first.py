@@ -34,10 +34,7 @@ if [ ! -e /.cairn/ran ]; then
     mv /.cairn/ran.new /.cairn/ran
 fi
 read -r code < /.cairn/ran
-if [ "$code" != 0 ]; then
-    echo "user_data ended with exit code $code" >&2
-    exit "$code"
-fi
+[ "$code" = 0 ] || exit "$code"
 case $user in
 '' | root | root:* | 0 | 0:*) exec "$@" ;;
 esac
