@@ -262,7 +262,7 @@ def settle_instance(
             instance.container_id, instance.private_ip = facts.engine_id, facts.private_ip
         if launch and status is Status.RUNNING:
             _count(session, instance, "used")
-        lifetimes.begin(instance, status, outcome)
+        lifetimes.settled(instance, status, outcome)
         if status in (Status.ERROR, Status.DELETED, Status.STOPPED):
             instance.private_ip = None
         if launch and status is Status.ERROR:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 
 import structlog
-from sqlalchemy import ColumnElement, and_, func, select
+from sqlalchemy import ColumnElement, and_, func, literal_column, select
 from sqlalchemy.orm import Session
 
 from activities import orders
@@ -53,14 +53,15 @@ def order_due(session: Session, limits: Limits) -> list[Order]:
     return found
 
 
-def begin(instance: Instance, status: Status, outcome: Outcome) -> None:
-    """Where it runs from now on, or goes on to. A start that completed has waited until it was healthy."""
-    if status is not Status.RUNNING:
-        return
-    if instance.idle_stop_seconds is not None:
-        instance.active_at = func.now()
-    if outcome == "completed":
-        instance.health = "healthy" if instance.health_check else None
+def settled(instance: Instance, status: Status, outcome: Outcome) -> None:
+    """A run has ended, and the instance is ``status``. A start that completed has waited until it was healthy."""
+    if status is Status.RUNNING:
+        if instance.idle_stop_seconds is not None:
+            instance.active_at = func.now()
+        if outcome == "completed":
+            instance.health = "healthy" if instance.health_check else None
+    elif status is Status.DELETED and instance.user_data_sha256 is not None:
+        instance.user_data = None  # it may hold secrets
 
 
 def _locked(session: Session, due: ColumnElement[bool], kind: str) -> list[Instance]:
@@ -81,7 +82,8 @@ def _locked(session: Session, due: ColumnElement[bool], kind: str) -> list[Insta
 def _expired() -> ColumnElement[bool]:
     return and_(
         Instance.expires_at <= func.now(),
-        Instance.status != Status.DELETED,
+        # As the index has it.
+        Instance.status != literal_column("'deleted'"),
         Instance.status != Status.DELETING,
     )
 
@@ -102,7 +104,7 @@ def _idle() -> ColumnElement[bool]:
     )
     leased = select(Host.id).where(Host.id == Instance.host_id, Host.last_seen_at > now - LEASE).correlate(Instance)
     return and_(
-        Instance.status == Status.RUNNING,
+        Instance.status == literal_column("'running'"),
         Instance.idle_stop_seconds.is_not(None),
         Instance.active_at + func.make_interval(0, 0, 0, 0, 0, 0, Instance.idle_stop_seconds) <= now,
         leased.exists(),

@@ -247,6 +247,17 @@ def test_machine_that_ends_and_start_that_is_cancelled_are_not_waited_for() -> N
         wait(Machine("no"), cancelled=True)
 
 
+def test_script_goes_with_its_instance(platform: Platform, worker_engine: Engine) -> None:
+    instance = platform.running()
+    update(platform, instance, user_data="'#!secret'", user_data_sha256="'ab'")
+    delete = platform.change(instance, "DeprovisionInstance")
+    settle(platform, delete, "failed")
+    assert platform.instance(instance)["user_data"] == "#!secret"
+    settle(platform, platform.change(instance, "DeprovisionInstance"), "completed")
+    row = platform.instance(instance)
+    assert (row["status"], row["user_data"], row["user_data_sha256"]) == ("deleted", None, "ab")
+
+
 def test_health_is_good_after_a_start_and_as_it_was_after_one_that_failed(platform: Platform) -> None:
     check = """'{"type": "tcp", "port": 80}'"""
     instance = platform.launch()
