@@ -108,6 +108,7 @@ _HINTS = {
     "quota_exceeded": "remove something, or ask for a larger quota",
     "needs_stop": "resume or stop it first",
     "needs_recreate": "where what it wrote outside of volumes may be lost: --recreate",
+    "unhealthy": "see what its check asks for: cairn instance show NAME; give it longer with --health-timeout",
     "image_not_found": "see what the engine has: docker image ls",
     "idempotency_mismatch": "a key stands for one request: give another --idempotency-key",
     "internal": "see the API's log for the request id: --debug shows it",

@@ -1,0 +1,18 @@
+"""How long instances live and run: what counts as doing nothing."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+#: At least so much of one CPU, in percent, is doing something.
+IDLE_CPU_PERCENT = 1.0
+#: At least so many bytes in ten seconds, received and sent together, are doing something (1 KiB a second).
+IDLE_BYTES = 10_240
+#: Nothing is known of an instance whose samples have stopped for longer; and who is not known is not idle.
+UNKNOWN = dt.timedelta(seconds=60)
+#: An open stream says this often that it is open.
+MARK_SECONDS = 5.0
+#: A delete or stop that failed is ordered again after this.
+AGAIN = dt.timedelta(seconds=60)
+#: Seconds that may be asked for.
+LEAST_IDLE, LONGEST = 10, 10 * 365 * 24 * 3600
