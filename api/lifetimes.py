@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import re
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -18,13 +19,14 @@ from model.lifetimes import LEAST_IDLE, LONGEST
 from model.ssh_keys import SshKey
 
 MOST_USER_DATA = 16 * 1024
+_SHEBANG = re.compile(r"#![ \t]*/")
 #: In these it is on its way to running.
 _STARTING = {"pending", "provisioning", "starting", "restarting"}
 
 
 def _script(value: str) -> str:
     first = value.partition("\n")[0]
-    if not value.startswith("#!"):
+    if not _SHEBANG.match(value):
         raise ValueError("expected a script: its first line begins with #!, such as #!/bin/sh")
     if first.endswith("\r"):
         raise ValueError("its lines end as on Windows (CR LF): no engine finds the interpreter of such a script")

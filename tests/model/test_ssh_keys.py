@@ -69,6 +69,7 @@ def test_private_key_is_refused_and_not_repeated(text: str) -> None:
         "ssh-dss AAAA",
         "ssh-ed25519-cert-v01@openssh.com AAAA",
     ],
+    ids=lambda text: str(len(text)),
 )
 def test_what_is_no_public_key_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"key|RSA"):
