@@ -21,9 +21,11 @@ from model.errors import InstanceExited, Unhealthy
 from model.health import Checked, HealthCheck, Look
 from model.instances import MachineSpec, MachineState
 from model.workflows import Order
-from tests.activities.conftest import Platform
+from tests.activities.conftest import CAPACITY, Platform
 
-LIMITS = Limits(reconcile_interval=10, fence_after=30, deadline_launch=60, deadline_delete=33, deadline_stop=44)
+LIMITS = Limits(
+    reconcile_interval=10, fence_after=30, deadline_launch=60, capacity=CAPACITY, deadline_delete=33, deadline_stop=44
+)
 SECOND_AGO = "now() - interval '1 second'"
 
 
