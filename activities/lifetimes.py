@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
-
 import structlog
 from sqlalchemy import ColumnElement, and_, func, literal_column, select
 from sqlalchemy.orm import Session
@@ -12,7 +10,7 @@ from activities import orders
 from activities.fleet import Limits
 from model.hosts import LEASE, Host
 from model.instances import Instance, Status
-from model.lifetimes import AGAIN, UNKNOWN
+from model.lifetimes import AGAIN, FRESH
 from model.samples import FINEST, Sample
 from model.workflows import Order, Outcome, Workflow
 
@@ -89,15 +87,15 @@ def _expired() -> ColumnElement[bool]:
 
 
 def _idle() -> ColumnElement[bool]:
-    """What is not known is not idle: its host is there, and says that it did nothing."""
+    """What is not known is not idle: its host is there, and has measured it since it was last active, and lately."""
     now = func.now()
     known = (
         select(Sample.at)
         .where(
             Sample.instance_id == Instance.id,
             Sample.seconds == FINEST,
-            Sample.at > now - UNKNOWN,
-            Sample.at >= Instance.active_at - dt.timedelta(seconds=FINEST),
+            Sample.at > now - FRESH,
+            Sample.at >= Instance.active_at,
         )
         .correlate(Instance)
         .exists()

@@ -157,7 +157,9 @@ def test_idle_instance_is_stopped_once(platform: Platform, worker_engine: Engine
         "UPDATE instances SET idle_stop_seconds = NULL",
         "UPDATE instances SET status = 'stopped'",
         "UPDATE hosts SET last_seen_at = now() - interval '20 s'",
-        "UPDATE samples SET at = now() - interval '61 s'",
+        "UPDATE samples SET at = now() - interval '46 s'",
+        "UPDATE instances SET idle_stop_seconds = 20, active_at = now() - interval '21 s';"
+        " UPDATE samples SET at = now() - interval '22 s'",
         "UPDATE samples SET seconds = 60",
         "DELETE FROM samples",
         "UPDATE instances SET idle_stop_seconds = 10, active_at = now() - interval '11 s';"
