@@ -219,7 +219,7 @@ _documented = HTTPBearer(auto_error=False, scheme_name="HostCredential")
 async def _agent(
     request: Request,
     connection: Annotated[AsyncConnection, Depends(_connected, scope="function")],
-    _credential: Annotated[Any, Security(_documented)],
+    _documented_as: Annotated[Any, Security(_documented)],
 ) -> Agent:
     return Agent(connection, await _credential(request, connection))
 

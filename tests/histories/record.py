@@ -34,6 +34,7 @@ from model.errors import (
     PortTaken,
 )
 from model.instances import OwnedMachine
+from model.webhooks import WebhookRef
 from tests.services import eventually
 from tests.workflows.stage import HOST, Gate, Stage, Theatre, fails, order, server, theatre
 
@@ -63,6 +64,7 @@ FIRST = {
     "ImportImage": "image.claim",
     "DeleteImage": "image.claim",
 }
+HOOK = WebhookRef(project_id=new_id(), webhook_id=new_id())
 Prepare = Callable[[Stage], object]
 Case = tuple[str, str, Prepare, dict[str, Any]]
 
@@ -260,7 +262,13 @@ def leftovers(stage: Stage) -> None:
     stage.leftovers = [[OwnedMachine(engine_id="e", id=new_id(), generation=1, running=False)]]
 
 
+def deliveries(stage: Stage) -> None:
+    """Two rounds that go well, and one whose receiver asks for time."""
+    stage.rounds_of_deliveries = [0, 0.5, 0]
+
+
 def passing(stage: Stage) -> None:
+    stage.rounds_of_deliveries = [0]
     for name in (
         "host.inventory",
         "image.collect",
@@ -269,6 +277,8 @@ def passing(stage: Stage) -> None:
         "samples.coarsen",
         "rows.purge",
         "tick.sweep",
+        "webhook.take",
+        "webhook.deliver",
     ):
         stage.script[name].append(fails(EngineUnavailable("away")))
 
@@ -295,6 +305,8 @@ async def main(version: str) -> None:
         "Purge-completed": lambda play: record_system(play, "Purge", lambda _: None),
         "Purge-retried": lambda play: record_system(play, "Purge", passing),
         "Purge-again": lambda play: record_system(play, "Purge", much),
+        "DeliverWebhook-completed": lambda play: record_system(play, "DeliverWebhook", deliveries, HOOK),
+        "DeliverWebhook-retried": lambda play: record_system(play, "DeliverWebhook", passing, HOOK),
         "ReconcileHost-completed": lambda play: record_system(play, "ReconcileHost", lambda _: None, HOST),
         "ReconcileHost-retried": lambda play: record_system(play, "ReconcileHost", passing, HOST),
         "ReconcileHost-leftovers": lambda play: record_system(play, "ReconcileHost", leftovers, HOST),

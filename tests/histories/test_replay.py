@@ -15,8 +15,7 @@ from workflows.plans import PLANS
 
 FILES = sorted(Path(__file__).parent.glob("*/*.json"))
 #: What nobody asked for is not called off, and is not settled.
-SYSTEM = {"CoarsenSamples", "Purge", "ReconcileHost", "Tick"}
-SYSTEM = {"CoarsenSamples", "CollectImages", "SweepBlobs", "ReconcileHost", "Tick"}
+SYSTEM = {"CoarsenSamples", "CollectImages", "DeliverWebhook", "Purge", "ReconcileHost", "SweepBlobs", "Tick"}
 
 
 @workflow.defn(name="StopInstance", sandboxed=False)
