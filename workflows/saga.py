@@ -66,10 +66,14 @@ class Saga:
     async def commit(self, method: Callable[[Any, Any], R], arg: Any, config: ActivityConfig) -> R:
         """A step after which there is no way back: nothing before it is undone, and no cancel is heard any more.
 
-        The caller shields it, and what follows.
+        The caller shields it, and what follows. One that was refused has not happened: all is as before it.
         """
-        self.cancellable = False
-        result = await self.step(method, arg, config)
+        before, self.cancellable = self.cancellable, False
+        try:
+            result = await self.step(method, arg, config)
+        except FailureError:
+            self.cancellable = before
+            raise
         self._undos.clear()
         return result
 

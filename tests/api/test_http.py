@@ -133,7 +133,7 @@ async def test_project_header(api: Api) -> None:
         ("GET", "/v1/instances//", 404, "not_found"),
         ("PUT", "/v1/instances", 405, "method_not_allowed"),
         ("DELETE", "/v1/instances", 405, "method_not_allowed"),
-        ("PATCH", f"/v1/instances/{UUID(int=0)}", 405, "method_not_allowed"),
+        ("PUT", f"/v1/instances/{UUID(int=0)}", 405, "method_not_allowed"),
         ("GET", f"/v1/instances/{UUID(int=0)}/start", 405, "method_not_allowed"),
         ("POST", "/v1/hosts", 405, "method_not_allowed"),
         ("POST", "/v1/events", 405, "method_not_allowed"),

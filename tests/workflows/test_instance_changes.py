@@ -12,6 +12,7 @@ from model.errors import (
     NeedsRecreate,
     NeedsStop,
     NoCapacity,
+    Superseded,
 )
 from tests.workflows.stage import Gate, Theatre, fails
 
@@ -205,6 +206,24 @@ async def test_other_machine_that_does_not_start_gives_way_to_the_old_one(play: 
         *BACK,
         "instance.settle failed",
     ]
+
+
+async def test_switch_that_a_delete_came_before_is_undone_as_a_cancel(play: Theatre) -> None:
+    play.stage.script["instance.adjust"].append(fails(NeedsRecreate("never")))
+    gate = Gate()
+
+    async def superseded() -> None:
+        await gate()
+        raise Superseded("deleted")
+
+    play.stage.script["instance.switch"].append(superseded)
+    handle = await play.start("ResizeInstance", recreate=True)
+    await gate.reached.wait()
+    await handle.cancel()
+    gate.opened.set()
+    await play.end(handle)
+    assert play.stage.calls[7] == "undo instance.delete generation 2"
+    assert play.stage.calls[-1] == "instance.settle cancelled"
 
 
 async def test_cancel_of_a_resize_that_switches_comes_too_late(play: Theatre) -> None:
