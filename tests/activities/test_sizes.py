@@ -15,10 +15,10 @@ from activities.instances import Placement, PlaceRequest
 from model.errors import NoCapacity, Superseded
 from model.instances import OwnedMachine
 from model.workflows import Order
-from tests.activities.conftest import Platform
+from tests.activities.conftest import CAPACITY, Platform
 
 AUTO = {"host_port": None, "container_port": 80, "protocol": "tcp"}
-LIMITS = Limits(reconcile_interval=10, fence_after=60, deadline_launch=60)
+LIMITS = Limits(reconcile_interval=10, fence_after=60, deadline_launch=60, capacity=CAPACITY)
 SMALL, LARGE = {"vcpus": 1, "memory_mb": 512}, {"vcpus": 2, "memory_mb": 4096}
 #: The quota: what is used, and what is reserved.
 IS_SMALL, IS_LARGE = (1, 1, 512, 0, 0, 0), (1, 2, 4096, 0, 0, 0)

@@ -136,9 +136,10 @@ async def test_thousand_fine_rows_cost_nothing(platform: Platform, worker_engine
 async def test_only_the_tick_judges_hosts(platform: Platform, worker_engine: Engine, client: Client) -> None:
     """A sweep that the API asks for also runs while Temporal is away, and no host can renew its lease."""
     await Sweeper(worker_engine, client, LIMITS, IMAGES).sweep()
-    assert platform.db.rows("SELECT * FROM pulses") == []
+    judges = "SELECT process FROM pulses WHERE process IN ('api', 'tick')"
+    assert platform.db.rows(judges) == []
     await sweep(worker_engine, client)
-    assert [row["process"] for row in platform.db.rows("SELECT * FROM pulses")] == ["tick"]
+    assert platform.db.rows(judges) == [{"process": "tick"}]
 
 
 async def test_child_whose_parent_has_ended_is_started(
