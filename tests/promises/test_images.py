@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import docker
+import docker.errors
 import httpx
 import pytest
 
@@ -28,6 +30,11 @@ def registry(docker_engine: docker.DockerClient) -> Iterator[Registry]:
     made = Registry()
     yield made
     made.close()
+    for image in docker_engine.images.list():
+        if any(name.startswith(made.host) for name in [*image.tags, *image.attrs["RepoDigests"]]):
+            # A container of a test that is still being cleaned up keeps it: it is forgotten with its stack.
+            with contextlib.suppress(docker.errors.APIError):
+                docker_engine.images.remove(image.id, force=True)
 
 
 @pytest.fixture(scope="module")
