@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from api.lifetimes import Lifetimes, LifetimesView
+from api.lifetimes import IdleStop, Lifetimes, LifetimesView, Ttl
 from model.drift import Drift
 from model.hosts import Backend
 from model.instances import Port
@@ -175,6 +175,10 @@ class InstancePatch(BaseModel):
     labels: Annotated[dict[LabelName, LabelValue | None] | None, Field(max_length=128)] = None
     metadata: Annotated[dict[LabelName, MetadataValue | None] | None, Field(max_length=128)] = None
     tags: Tags | None = None
+    #: Anew from now on; null: it lives until it is deleted.
+    ttl_seconds: Ttl | None = None
+    #: Null: it is not stopped for being idle.
+    idle_stop_seconds: IdleStop | None = None
 
 
 class InstanceResize(BaseModel):

@@ -219,17 +219,23 @@ def update(
     remove_metadata: Annotated[list[str] | None, typer.Option(help="Entry to remove; may be repeated.")] = None,
     tag: Annotated[list[str] | None, typer.Option("--tag", help="Its tags, in place of all it has.")] = None,
     no_tags: Annotated[bool, typer.Option("--no-tags", help="Remove all tags.")] = False,
+    ttl: lifetimes.Ttl = None,
+    no_ttl: Annotated[bool, typer.Option("--no-ttl", help="It lives until it is removed.")] = False,
+    idle_stop: lifetimes.IdleStop = None,
+    no_idle_stop: Annotated[bool, typer.Option("--no-idle-stop", help="Do not stop it for being idle.")] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Change an instance's name, labels, metadata or tags. What is not named stays."""
+    """Change an instance's name, labels, metadata, tags, and how long it lives. What is not named stays."""
     if tag and no_tags:
         raise usage("give either --tag or --no-tags")
     labels = dict.fromkeys(remove_label or []) | pairs("--label", label)
     entries = dict.fromkeys(remove_metadata or []) | pairs("--metadata", metadata)
-    wanted = {"name": name, "labels": labels or None, "metadata": entries or None, "tags": tag or None}
+    wanted: dict[str, Any] = {"name": name, "labels": labels or None, "metadata": entries or None, "tags": tag or None}
+    wanted |= lifetimes.fields(ttl=ttl, idle_stop=idle_stop, user_data=None, restart=None)
     body = {field: value for field, value in wanted.items() if value is not None} | ({"tags": []} if no_tags else {})
+    body |= dict.fromkeys(["ttl_seconds"] * no_ttl + ["idle_stop_seconds"] * no_idle_stop)
     if not body:
-        raise usage("nothing to change: give --name, --label, --metadata or --tag")
+        raise usage("nothing to change: give --name, --label, --metadata, --tag, --ttl or --idle-stop")
     with Client() as client:
         path = f"/instances/{client.instance(instance)['id']}"
         _print(client.request("PATCH", path, body=body)["data"], output)
