@@ -36,7 +36,23 @@ class MachineHealth(BaseModel):
 class ToldHealth(BaseModel):
     """``POST /v1/hosts/health``."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "machines": [
+                        {
+                            "id": "0199b3f0-0000-7000-8000-000000000001",
+                            "project_id": "0199b3f0-0000-7000-8000-000000000002",
+                            "generation": 1,
+                            "health": "healthy",
+                        }
+                    ]
+                }
+            ]
+        },
+    )
 
     machines: Annotated[list[MachineHealth], Field(min_length=1, max_length=MOST)]
 
