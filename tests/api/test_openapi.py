@@ -22,7 +22,7 @@ BODY_STATUSES = {"400", "413", "415", "422"}
 @pytest.fixture(scope="module")
 def document() -> Json:
     # Neither the database nor Temporal is asked for it.
-    found: Json = create_app(Settings(), None, None).openapi()  # type: ignore[arg-type]
+    found: Json = create_app(Settings(), None, None, None).openapi()  # type: ignore[arg-type]
     return found
 
 
