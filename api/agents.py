@@ -257,7 +257,6 @@ _CALL_SWEEPER = text("SELECT pg_notify('cairn_sweep', '')")
 
 
 @joining.post("/register", status_code=201, responses=also(409), response_model=Envelope[Registered])
-@router.post("/register", status_code=201, responses=also(409), response_model=Envelope[Registered])
 async def register(request: Request, body: Register, connection: Connected) -> Response:
     """Join with a one-time token: what the agent must know of its platform.
 
