@@ -24,13 +24,7 @@ from drivers.docker_facts import CPU_PERIOD, limits, observed, refusal_of
 from drivers.docker_pull import Pull
 from drivers.machines import Cancelled, Check
 from drivers.ownership import FENCED, Owner, machine_name
-from model.errors import (
-    EngineUnavailable,
-    ImageNotFound,
-    InstanceExited,
-    NeedsStop,
-    NotFound,
-)
+from model.errors import EngineUnavailable, ImageNotFound, InstanceExited, NeedsStop, NotFound
 from model.instances import MachineSpec, MachineState, OwnedMachine
 from model.samples import Reading
 
