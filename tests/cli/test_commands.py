@@ -87,6 +87,10 @@ ROWS = {
         },
     ),
     "ssh-key list": ("/ssh-keys", {**MADE, "type": "ssh-ed25519", "fingerprint": f"SHA256:{'x' * 43}"}),
+    "webhook list": (
+        "/webhooks",
+        {**MADE, "url": f"https://example.org/{'x' * 100}", "events": ["instance."], "active": True},
+    ),
     "type list": ("/instance-types", {"vcpus": 0.5, "memory_mb": 512, "disk_gb": 8}),
     "instance list": ("/instances", instance(labels={"x": "y" * 100})),
     "host list": ("/hosts", host()),
