@@ -49,6 +49,7 @@ PLANS = {
     "import undone": ("image.discard",),
     "images": ("image.collect", "image.caches"),
     "blobs": ("image.sweep",),
+    "webhook": ("webhook.take", "webhook.deliver"),
 }
 #: Scenarios that a user asks for, and may call off.
 CHANGES = ("launch", "start", "stop", "restart", "pause", "resume", "resize", "resize off", "resize anew")
@@ -58,7 +59,7 @@ SYSTEM = ("reconcile", "tick", "samples", "purge", "images", "blobs")
 #: What is done with images.
 IMPORTS = ("import", "import of a registry", "import undone")
 #: What is the same on every engine, whose own steps other scenarios try.
-ON_ONE_ENGINE = (*SYSTEM, *IMPORTS, "heal", "drain", "drain undone", "resize off", "resize anew")
+ON_ONE_ENGINE = (*SYSTEM, *IMPORTS, "heal", "drain", "drain undone", "resize off", "resize anew", "webhook")
 PROCESSES = ("api", "temporal", "postgres")
 #: What a fault does by itself. An answer can be lost only where there is one.
 FAULTS = {"kill": None, "error": None, "lose_answer": ("after_effect", "after_commit")}
@@ -98,6 +99,8 @@ def every() -> list[Cell]:
                 cells += [Cell(what, plan, point, backend) for what in whats for backend in backends]
                 if plan in (*ASKED, "drain", "import"):
                     cells += [Cell("cancel", plan, point, backend) for backend in backends]
+                    cells += [Cell(process, plan, point, "simulated") for process in PROCESSES]
+                if plan == "webhook":
                     cells += [Cell(process, plan, point, "simulated") for process in PROCESSES]
                 if plan in CHANGES:
                     cells.append(Cell("delete", plan, point, "simulated"))
