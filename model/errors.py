@@ -78,6 +78,12 @@ class ValidationFailed(CairnError):
     code, status = "validation_failed", 422
 
 
+class UrlRefused(CairnError):
+    """A URL that a user gave leads, by itself or by a redirect, to where the platform does not go."""
+
+    code, status = "url_refused", 422
+
+
 class QuotaExceeded(CairnError):
     code, status = "quota_exceeded", 429
 

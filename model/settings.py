@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 from uuid import UUID
@@ -24,8 +25,15 @@ def _parse_port_range(value: object) -> object:
     return value
 
 
+def _parse_networks(value: object) -> object:
+    return (
+        tuple(ip_network(one.strip()) for one in value.split(",") if one.strip()) if isinstance(value, str) else value
+    )
+
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 PortRange = Annotated[tuple[Port, Port], NoDecode, BeforeValidator(_parse_port_range)]
+Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_parse_networks)]
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -72,6 +80,9 @@ class Settings(BaseSettings):
     )
     reconcile_interval: Seconds = Field(10, description="Seconds between two looks of an agent at its engine")
     tick_seconds: Seconds = Field(10, description="Seconds between two ticks")
+    outbound_allow: Networks = Field(
+        (), description="Networks, comma-separated, that users' URLs may lead to although they are not public"
+    )
     ticket_key: SecretStr | None = Field(
         None, description="Key that the API signs tickets for agents with: Ed25519, PEM (all APIs the same)"
     )
@@ -108,6 +119,6 @@ def table() -> str:
             default = "-".join(map(str, default))
         elif isinstance(default, bool):
             default = int(default)
-        shown = "" if default in (None, []) else f"`{default}`"
+        shown = "" if default in (None, [], "") else f"`{default}`"
         lines.append(f"| `CAIRN_{name.upper()}` | {shown} | {field.description} |")
     return "\n".join(lines)

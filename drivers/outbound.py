@@ -1,0 +1,169 @@
+"""Requests to URLs that users gave: only to addresses that the whole world can reach.
+
+Who can make the platform send a request must not reach through it what only the platform's machines reach: their
+loopback, the networks behind them, the metadata address of a cloud. So it is the address that is judged, and at the
+socket that connects to it: whatever was resolved before, however it is spelled, and at each redirect again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from model.errors import UrlRefused
+
+Address = IPv4Address | IPv6Address
+Networks = Sequence[IPv4Network | IPv6Network]
+MOST_REDIRECTS = 3
+MOST_URL = 2000
+
+#: What IANA has given out of IPv6 (https://www.iana.org/assignments/ipv6-address-space): nothing else is global.
+_GLOBAL = IPv6Network("2000::/3")
+#: Of documentation (RFC 9637): not known as such to every Python that we run on.
+_DOCUMENTATION = IPv6Network("3fff::/20")
+#: IPv6 addresses that a gateway turns into the IPv4 address in their last 32 bits (RFC 6052).
+_NAT64 = IPv6Network("64:ff9b::/96")
+
+
+def session(allow: Networks, *, timeout: aiohttp.ClientTimeout) -> aiohttp.ClientSession:
+    """A client for such URLs; to be closed by the caller.
+
+    http and https only; at most 3 redirects; no proxy, no cookies, and bodies as they are sent (nothing is
+    decompressed). ``allow``: networks that may be reached although they are not global. Every request raises
+    UrlRefused, beside aiohttp's errors (a ClientError for another scheme).
+    """
+    tracing = aiohttp.TraceConfig(_Hops)
+    tracing.on_request_start.append(_started)
+    tracing.on_request_redirect.append(_redirected)
+
+    def open_socket(address: Any) -> socket.socket:
+        family, kind, protocol, _, target = address
+        _check_address(target[0], target[0], allow)
+        return socket.socket(family, kind, protocol)
+
+    connector = aiohttp.TCPConnector(
+        resolver=_Resolver(allow),
+        use_dns_cache=False,
+        # One address after the other: an error of ours comes out as it is.
+        happy_eyeballs_delay=None,
+        socket_factory=open_socket,
+    )
+    return aiohttp.ClientSession(
+        connector=connector,
+        timeout=timeout,
+        trace_configs=[tracing],
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers={"Accept-Encoding": "identity"},
+        auto_decompress=False,
+        trust_env=False,
+    )
+
+
+async def check(url: str, allow: Networks) -> None:
+    """Refuse what ``session`` would refuse now, where a user names it. Raises UrlRefused.
+
+    A name that is not known at the moment passes: it may be known when it is needed.
+    """
+    if len(url) > MOST_URL:
+        raise UrlRefused(f"the URL has more than {MOST_URL} characters")
+    try:
+        parsed = URL(url)
+        _check_form(parsed)
+    except ValueError as error:
+        raise UrlRefused(f"not a URL: {error}") from None
+    host = (parsed.raw_host or "").rstrip(".")
+    with contextlib.suppress(ValueError):
+        # By itself: the resolver has no answer for a form of address that this machine does not use.
+        _check_address(str(ip_address(host)), host, allow)
+        return
+    with contextlib.suppress(OSError):
+        await _Resolver(allow).resolve(host, parsed.port or 0)
+
+
+class _Hops(SimpleNamespace):
+    """The redirects of one request."""
+
+    number = 0
+
+
+async def _started(_session: Any, _hops: Any, request: aiohttp.TraceRequestStartParams) -> None:
+    _check_form(request.url)
+
+
+async def _redirected(_session: Any, hops: Any, redirect: aiohttp.TraceRequestRedirectParams) -> None:
+    hops.number += 1
+    response = redirect.response
+    try:
+        if hops.number > MOST_REDIRECTS:
+            raise UrlRefused(f"{redirect.url.host} redirects more than {MOST_REDIRECTS} times")
+        location = response.headers.get("Location") or response.headers.get("URI") or ""
+        try:
+            _check_form(response.url.join(URL(location)))
+        except ValueError as error:
+            raise UrlRefused(f"{redirect.url.host} redirects to what is no URL") from error
+    except UrlRefused:
+        response.close()
+        raise
+
+
+class _Resolver(AbstractResolver):
+    """A name of which one address is refused is refused: it is not asked again until it gives a better answer."""
+
+    def __init__(self, allow: Networks) -> None:
+        self._allow = allow
+        self._resolver = aiohttp.ThreadedResolver()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        found = await self._resolver.resolve(host, port, family)
+        for answer in found:
+            _check_address(answer["host"], host, self._allow)
+        return found
+
+    async def close(self) -> None:
+        await self._resolver.close()
+
+
+def _check_form(url: URL) -> None:
+    if url.scheme not in ("http", "https"):
+        raise UrlRefused(f"expected a URL of http or https, got '{url.scheme}'")
+    host = (url.raw_host or "").rstrip(".")
+    if not host:
+        raise UrlRefused("the URL names no host")
+    with contextlib.suppress(OSError):
+        # "2130706433", "0x7f.1" and the like: what the system takes for an address, and a reader does not.
+        if socket.inet_ntoa(socket.inet_aton(host)) != host:
+            raise UrlRefused(f"{host}: write the address as four decimal numbers")
+
+
+def _check_address(address: str, name: str, allow: Networks) -> None:
+    parsed = _carried(ip_address(address))
+    if any(parsed.version == network.version and parsed in network for network in allow):
+        return
+    if not _is_global(parsed):
+        shown = name if name == address else f"{name} ({address})"
+        raise UrlRefused(f"{shown} is no public address; an operator can allow its network (CAIRN_OUTBOUND_ALLOW)")
+
+
+def _carried(address: Address) -> Address:
+    """The IPv4 address that an IPv6 one stands for: the packet ends up there."""
+    if isinstance(address, IPv4Address):
+        return address
+    if address in _NAT64:
+        return IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour or address
+
+
+def _is_global(address: Address) -> bool:
+    if isinstance(address, IPv6Address) and (address not in _GLOBAL or address in _DOCUMENTATION):
+        return False
+    return address.is_global and not address.is_multicast and not address.is_reserved
