@@ -16,6 +16,7 @@ from api import agents, errors, events, health, hosts, instances, projects, samp
 from api.agent_client import Agents
 from api.bells import Bells
 from api.dispatcher import Dispatcher
+from api.event_hub import Hub
 from api.http import Http
 from api.pulse import beat
 from model.settings import Settings
@@ -29,7 +30,8 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client) -> Fas
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         beside = [
-            asyncio.create_task(work) for work in (app.state.dispatcher.run(), app.state.bells.run(), beat(engine))
+            asyncio.create_task(work)
+            for work in (app.state.dispatcher.run(), app.state.bells.run(), app.state.events.run(), beat(engine))
         ]
         yield
         app.state.stopping.set()
@@ -53,6 +55,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client) -> Fas
     app.state.bells = Bells(settings.database_url.get_secret_value())
     app.state.agents = Agents(settings.ticket_key)
     app.state.stopping = asyncio.Event()
+    app.state.events = Hub(engine, app.state.bells, app.state.stopping)
     app.state.capacity = Capacity(
         port_range=settings.port_range,
         overcommit_cpu=settings.overcommit_cpu,

@@ -53,9 +53,11 @@ class Bells:
             await asyncio.sleep(0.5)
 
 
-async def wait_for(event: asyncio.Event, seconds: float) -> None:
-    """Until the next ring, at most ``seconds``."""
+async def wait_for(event: asyncio.Event, seconds: float) -> bool:
+    """Until the next ring, at most ``seconds``; whether there was one."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
+    rung = event.is_set()
     event.clear()
+    return rung

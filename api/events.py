@@ -1,95 +1,192 @@
-"""Events as server-sent streams, in commit order, resumable."""
+"""Events as server-sent streams and over WebSockets, in commit order, resumable."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator
-from typing import Any
+from contextlib import aclosing
+from typing import Annotated, Any
 from uuid import UUID
 
-import orjson
 import structlog
-from fastapi import APIRouter, Request
-from fastapi.responses import StreamingResponse
-from sqlalchemy import ColumnElement, Integer, Row, func, literal_column, select, text, tuple_
+from fastapi import APIRouter, Depends, Query, Request, Response, WebSocket
+from sqlalchemy import select
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.requests import HTTPConnection
 
 from api.bells import Bells, wait_for
-from api.caller import Authenticated, Caller
+from api.caller import Authenticated, Caller, authenticate
 from api.errors import RESPONSES
+from api.event_hub import BATCH, LOOK_SECONDS, QUIET_SECONDS, Hub, SlowConsumer, Wanted
+from api.http import StreamBroken
+from api.sockets import AGAIN_LATER, accept, close, ignored, relay, told
+from api.streamed import Bounded, within_patience
 from model.errors import NotFound, ValidationFailed
+from model.events import (
+    BEGINNING,
+    LAST,
+    NEWEST_SETTLED,
+    Position,
+    TypePattern,
+    as_json,
+    event_order,
+    id_of,
+    is_settled,
+    parse_id,
+    position_of,
+)
+from model.instances import Instance
 from model.workflows import TERMINAL, Event, Workflow
 
 router = APIRouter(tags=["events"], responses=RESPONSES)
 log = structlog.get_logger()
 
-#: A stream looks by itself this often: an event may wait for an older transaction to end.
-LOOK_SECONDS = 0.5
-COMMENT_SECONDS = 15
-BATCH = 500
-_ID = re.compile(r"(\d{1,9})-(\d{1,19})-(\d{1,19})")
-Position = tuple[int, int, int]
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Events as they are committed, each once",
+        "content": {
+            "text/event-stream": {
+                "example": 'id: 1-731-12\nevent: instance.running\ndata: {"id": "1-731-12", "type": '
+                '"instance.running", "resource_type": "instance", "resource_id": "…", "data": {…}, …}\n\n'
+            }
+        },
+    }
+}
+LastEventId = Annotated[
+    str | None, Query(description="Only what came after the event of this id (`0-0-0`: from the beginning)")
+]
 
-_order = tuple_(Event.epoch, Event.xid, Event.id)
-#: Below the oldest transaction that still runs nothing can appear any more; an older epoch is complete.
-_settled = (Event.xid < literal_column("pg_snapshot_xmin(pg_current_snapshot())::text::bigint")) | (
-    Event.epoch < func.current_epoch(type_=Integer)
-)
+
+def _wanted(
+    resource_type: Annotated[
+        str | None, Query(max_length=63, pattern="^[a-z][a-z0-9_]*$", description="Only events of such resources")
+    ] = None,
+    resource_id: Annotated[UUID | None, Query(description="Only events of this resource")] = None,
+    type: Annotated[
+        list[TypePattern] | None,
+        Query(max_length=50, description="Only events of these types; `instance.`: all that begin so"),
+    ] = None,
+) -> Wanted:
+    return Wanted(resource_type, resource_id, tuple(type or ()))
 
 
-@router.get("/v1/events", response_class=StreamingResponse)
-async def stream(request: Request, caller: Authenticated) -> StreamingResponse:
-    """The project's events, from now on, or from after `Last-Event-ID`."""
+Filters = Annotated[Wanted, Depends(_wanted)]
+
+
+@router.get("/v1/events", response_class=Response, responses=_STREAM)
+async def stream(request: Request, caller: Authenticated, wanted: Filters) -> Response:
+    """The project's events as server-sent events, from now on, or from after `Last-Event-ID`.
+
+    A client that is too slow for what comes is cut with `event: cut`; it resumes as after any lost connection.
+    """
     end = await _end(caller)
     # One beyond the end is of a database that is no more: the stream goes on from here, and not never.
     position = min(_last_event_id(request) or end, end)
     await caller.commit()
-    return _respond(_events(request, caller, Event.project_id == caller.project_id, position))
+    return Bounded(_frames(request, caller, wanted, position, end), "text/event-stream")
 
 
-@router.get("/v1/workflows/{workflow_id}/events", response_class=StreamingResponse)
-async def of_workflow(request: Request, workflow_id: UUID, caller: Authenticated) -> StreamingResponse:
+@router.get("/v1/instances/{instance_id}/events", response_class=Response, responses=_STREAM)
+async def of_instance(request: Request, instance_id: UUID, caller: Authenticated) -> Response:
+    """An instance's events from its beginning (or from after `Last-Event-ID`), and as they come."""
+    mine = (Instance.project_id == caller.project_id) & (Instance.id == instance_id)
+    if (await caller.execute(select(Instance.id).where(mine))).one_or_none() is None:
+        raise NotFound(f"there is no instance {instance_id}")
+    end = await _end(caller)
+    position = min(_last_event_id(request) or BEGINNING, end)
+    await caller.commit()
+    wanted = Wanted("instance", instance_id)
+    return Bounded(_frames(request, caller, wanted, position, end), "text/event-stream")
+
+
+@router.get("/v1/workflows/{workflow_id}/events", response_class=Response, responses=_STREAM)
+async def of_workflow(request: Request, workflow_id: UUID, caller: Authenticated) -> Response:
     """A workflow's events from its beginning (or from after `Last-Event-ID`), until it has ended."""
     mine = (Workflow.project_id == caller.project_id) & (Workflow.id == workflow_id)
     if (await caller.execute(select(Workflow.id).where(mine))).one_or_none() is None:
         raise NotFound(f"there is no workflow {workflow_id}")
     await caller.commit()
-    which = (Event.project_id == caller.project_id) & (Event.workflow_id == workflow_id)
-    return _respond(_events(request, caller, which, _last_event_id(request) or (0, 0, 0), workflow_id))
+    position = _last_event_id(request) or BEGINNING
+    return Bounded(_until_ended(request, caller, workflow_id, position), "text/event-stream")
 
 
-def _respond(events: AsyncIterator[bytes]) -> StreamingResponse:
-    return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+@router.websocket("/v1/ws/events")
+async def follow(socket: WebSocket, wanted: Filters, last_event_id: LastEventId = None) -> None:
+    """The project's events, each as JSON in a text message. The answer's `Last-Event-ID` is where it begins.
+
+    One that is too slow for what comes is closed with the code 1013: open it again with `last_event_id`.
+    """
+    async with told(socket):
+        caller = await authenticate(socket)
+        try:
+            end = await _end(caller)
+        finally:
+            await caller.connection.close()
+        position = min(_last_event_id(socket, last_event_id) or end, end)
+        await accept(socket, last_event_id=id_of(position))
+
+        async def send() -> None:
+            hub: Hub = socket.app.state.events
+            async with aclosing(hub.follow(caller.project_id, wanted, position, end)) as events:
+                async for _, items in events:
+                    for item in items:
+                        await within_patience(socket.scope, socket.send_text(item.data.decode()))
+
+        try:
+            await relay(socket, send(), ignored(socket))
+        except SlowConsumer as slow:
+            await close(socket, AGAIN_LATER, slow)
+        except StreamBroken as broken:
+            log.warning("events.cut", error=str(broken))
 
 
-async def _events(
-    request: Request, caller: Caller, which: ColumnElement[bool], position: Position, until: UUID | None = None
+async def _frames(
+    request: Request, caller: Caller, wanted: Wanted, position: Position, end: Position
 ) -> AsyncIterator[bytes]:
-    bells: Bells = request.app.state.bells
-    query = select(Event.__table__).where(which, _settled).order_by(*_order).limit(BATCH)
-    quiet = 0.0
+    hub: Hub = request.app.state.events
     # An id without data: a client that loses the connection before its first event resumes from here.
-    yield b"retry: 1000\nid: %d-%d-%d\n\n" % position
-    with bells.listening(str(until) if until else "") as bell:
+    yield b"retry: 1000\nid: %s\n\n" % id_of(position).encode()
+    try:
+        async with aclosing(hub.follow(caller.project_id, wanted, position, end)) as events:
+            async for read, items in events:
+                if items:
+                    yield b"".join(item.frame for item in items)
+                elif read is not None:
+                    # Nothing of what was read was wanted: the client need not read it again when it resumes.
+                    yield b": still here\nid: %s\n\n" % id_of(max(read, position)).encode()
+                else:
+                    yield b": still here\n\n"
+    except SlowConsumer as slow:
+        log.info("events.cut", error=slow.message)
+        yield b'event: cut\ndata: {"code": "%s", "message": "%s"}\n\n' % (slow.code.encode(), slow.message.encode())
+
+
+async def _until_ended(request: Request, caller: Caller, workflow_id: UUID, position: Position) -> AsyncIterator[bytes]:
+    """A workflow is short, and few follow one: each reads for itself."""
+    bells: Bells = request.app.state.bells
+    which = (Event.project_id == caller.project_id) & (Event.workflow_id == workflow_id)
+    query = select(Event.__table__).where(which, is_settled).order_by(*event_order).limit(BATCH)
+    quiet = 0.0
+    yield b"retry: 1000\nid: %s\n\n" % id_of(position).encode()
+    with bells.listening(str(workflow_id)) as bell:
         while not request.app.state.stopping.is_set():
             ended = False
             try:
                 async with caller.again() as connection:
-                    if until is not None:
-                        state = select(Workflow.state).where(Workflow.id == until)
-                        ended = (await connection.execute(state)).scalar_one() in TERMINAL
-                    rows = (await connection.execute(query.where(_order > position))).all()
+                    state = select(Workflow.state).where(Workflow.id == workflow_id)
+                    ended = (await connection.execute(state)).scalar_one() in TERMINAL
+                    rows = (await connection.execute(query.where(event_order > position))).all()
                     if ended and not rows:
                         # Its last event may be there and not settled yet, behind an older transaction.
-                        unsettled = select(Event.id).where(which, _order > position).limit(1)
+                        unsettled = select(Event.id).where(which, event_order > position).limit(1)
                         ended = (await connection.execute(unsettled)).one_or_none() is None
             except (SQLAlchemyError, OSError, TimeoutError) as error:
                 log.info("events.database_away", error=str(error).partition("\n")[0])
                 rows, ended = [], False
             for row in rows:
-                position = (row.epoch, row.xid, row.id)
-                yield _frame(row)
+                position = position_of(row)
+                told = (id_of(position).encode(), row.type.encode(), as_json(row))
+                yield b"id: %s\nevent: %s\ndata: %s\n\n" % told
             if rows:
                 quiet = 0.0
                 continue
@@ -98,46 +195,25 @@ async def _events(
                 return
             await wait_for(bell, LOOK_SECONDS)
             quiet += LOOK_SECONDS
-            if quiet >= COMMENT_SECONDS:
+            if quiet >= QUIET_SECONDS:
                 quiet = 0.0
                 yield b": still here\n\n"
 
 
 async def _end(caller: Caller) -> Position:
     """Just before the first event that is not settled yet, so that nothing in flight is missed."""
-    found: CursorResult[int, int] = await caller.execute(
-        text("SELECT current_epoch(), pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1")
-    )
-    epoch, newest_settled = found.one()
-    return (epoch, newest_settled, 2**62)
+    found: CursorResult[int, int] = await caller.execute(NEWEST_SETTLED)
+    epoch, settled = found.one()
+    return (epoch, settled, LAST)
 
 
-def _last_event_id(request: Request) -> Position | None:
-    asked = request.headers.get("last-event-id")
+def _last_event_id(connection: HTTPConnection, asked: str | None = None) -> Position | None:
+    asked = asked or connection.headers.get("last-event-id")
     if not asked:
         return None
-    found = _ID.fullmatch(asked)
-    if not found:
+    found = parse_id(asked)
+    if found is None:
         raise ValidationFailed(
             "Last-Event-ID: not one of ours", fields=[{"field": "Last-Event-ID", "message": "expected an event's id"}]
         )
-    epoch, xid, number = (int(part) for part in found.groups())
-    if max(xid, number) >= 2**63:
-        raise ValidationFailed(
-            "Last-Event-ID: out of range", fields=[{"field": "Last-Event-ID", "message": "out of range"}]
-        )
-    return (epoch, xid, number)
-
-
-def _frame(row: Row[Any]) -> bytes:
-    data = {
-        "id": f"{row.epoch}-{row.xid}-{row.id}",
-        "type": row.type,
-        "resource_type": row.resource_type,
-        "resource_id": row.resource_id,
-        "workflow_id": row.workflow_id,
-        "project_id": row.project_id,
-        "data": row.data,
-        "created_at": row.created_at,
-    }
-    return b"id: %s\nevent: %s\ndata: %s\n\n" % (str(data["id"]).encode(), row.type.encode(), orjson.dumps(data))
+    return found

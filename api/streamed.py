@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
+
+from api.http import StreamBroken
 
 #: Pings keep an idle WebSocket alive on its way. A client that reads slowly answers late: it is not gone yet.
 PING_SECONDS, PONG_SECONDS = 20, 300
 #: A connection whose other end has gone without a word is found dead after a minute, however quiet it is.
 IDLE_SECONDS, PROBE_SECONDS, PROBES = 30, 10, 3
+
+
+#: A client that takes nothing for so long is cut off.
+WRITE_SECONDS = 30.0
 
 
 class Streamed(StreamingResponse):
@@ -30,6 +37,33 @@ class Streamed(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._ended()
+
+
+class Bounded(StreamingResponse):
+    """A stream that goes on for ever, and whose client may come again: one that takes nothing is cut off."""
+
+    def __init__(self, content: AsyncIterator[bytes], media_type: str) -> None:
+        super().__init__(content, media_type=media_type)
+        self.headers["cache-control"] = "no-store"
+        self.headers["x-accel-buffering"] = "no"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def bounded(message: Message) -> None:
+            await within_patience(scope, send(message))
+
+        async with aclosing(self.body_iterator):  # type: ignore[type-var]  # it is a generator
+            await super().__call__(scope, receive, bounded)
+
+
+async def within_patience(scope: Scope, sending: Awaitable[None]) -> None:
+    """Send, or cut the connection off: a goodbye would wait behind what is not taken. Raises StreamBroken."""
+    try:
+        async with asyncio.timeout(WRITE_SECONDS):
+            await sending
+    except TimeoutError:
+        if abort := scope["state"].get("abort"):
+            abort()
+        raise StreamBroken(f"its client took nothing for {WRITE_SECONDS:g} s") from None
 
 
 def keep_alive(sock: socket.socket) -> socket.socket:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
 from typing import Annotated, Any
 from urllib.parse import quote
 from uuid import UUID
@@ -16,17 +14,18 @@ from fastapi import APIRouter, Query, Request, Response, WebSocket
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from sqlalchemy import select
-from starlette.websockets import WebSocketDisconnect, WebSocketState
+from starlette.websockets import WebSocketDisconnect
 
 from api.agent_client import BROKEN, Agents, Opened, Socket, Target, exit_code, said
-from api.caller import SUBPROTOCOL, Authenticated, Caller, authenticate
+from api.caller import Authenticated, Caller, authenticate
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.http import StreamBroken
 from api.instance_schemas import split_words
 from api.instances import MINE
+from api.sockets import ENDED, accept, ignored, relay, told
 from api.streamed import Streamed, first_of
-from model.errors import CairnError, HostUnreachable, InvalidState, NotFound, ValidationFailed
+from model.errors import HostUnreachable, InvalidState, NotFound, ValidationFailed
 from model.hosts import Host, is_reachable
 from model.instances import Instance, Status
 from model.streams import Resize, Run, Size, Tail
@@ -40,11 +39,6 @@ MOST_WORDS = 1000
 MOST_COMMAND, MOST_COMMAND_BYTES = 2000, 7000
 #: A terminal's agent hangs up sooner, and says why.
 WRITE_SECONDS = 75.0
-#: A close code of ours is this and the status that the same error has over HTTP.
-CLOSE_CODES = 4000
-ENDED, STOPPING = 1000, 1012
-#: A close frame has room for no more.
-REASON_BYTES = 123
 _QUERY = (
     select(
         *(Instance.id, Instance.name, Instance.status, Instance.host_id, Instance.workflow_id),
@@ -115,12 +109,12 @@ async def exec_(request: Request, instance_id: UUID, caller: Authenticated, body
 @router.websocket("/v1/ws/logs/{instance_id}")
 async def follow_logs(socket: WebSocket, instance_id: UUID, tail: TailQuery = None) -> None:
     """The logs and what comes, as binary messages."""
-    async with _told(socket):
+    async with told(socket):
         target = await _enter(socket, instance_id)
         opened = await _agents(socket).open(target, "logs", _logs_query(tail, True))
         try:
-            await _accept(socket)
-            await _relay(socket, _each(opened, opened.it.content.iter_any(), socket.send_bytes), _ignored(socket))
+            await accept(socket)
+            await relay(socket, _each(opened, opened.it.content.iter_any(), socket.send_bytes), ignored(socket))
         finally:
             opened.close()
 
@@ -128,7 +122,7 @@ async def follow_logs(socket: WebSocket, instance_id: UUID, tail: TailQuery = No
 @router.websocket("/v1/ws/stats/{instance_id}")
 async def follow_stats(socket: WebSocket, instance_id: UUID) -> None:
     """What the instance uses, about once a second: a JSON object in each text message."""
-    async with _told(socket):
+    async with told(socket):
         target = await _enter(socket, instance_id, running=True)
         opened = await _agents(socket).open(target, "stats", {})
 
@@ -136,8 +130,8 @@ async def follow_stats(socket: WebSocket, instance_id: UUID) -> None:
             await socket.send_text(line.decode(errors="replace").strip())
 
         try:
-            await _accept(socket)
-            await _relay(socket, _each(opened, aiter(opened.it.content), send), _ignored(socket))
+            await accept(socket)
+            await relay(socket, _each(opened, aiter(opened.it.content), send), ignored(socket))
         finally:
             opened.close()
 
@@ -151,22 +145,22 @@ async def terminal(
     rows: Size = 24,
 ) -> None:
     """A terminal in the instance: bytes as binary messages; sizes, and how it ended, as JSON in text messages."""
-    async with _told(socket):
+    async with told(socket):
         target = await _enter(socket, instance_id, running=True)
         query = {"columns": str(columns), "rows": str(rows)}
         if command:
             query["command"] = _words(command)
         opened = await _agents(socket).connect(target, "terminal", query)
         try:
-            await _accept(socket)
-            await _relay(socket, _shown(opened, socket), _typed(opened, socket))
+            await accept(socket)
+            await relay(socket, _shown(opened, socket), _typed(opened, socket))
         finally:
             opened.close()
 
 
 async def nowhere(socket: WebSocket) -> None:
     """Any other WebSocket: as any other path."""
-    async with _told(socket):
+    async with told(socket):
         caller = await authenticate(socket)
         await caller.connection.close()
         raise NotFound(f"there is no WebSocket {socket.url.path}")
@@ -290,45 +284,6 @@ async def _each(
         if item is None:
             return
         await send(item)
-
-
-async def _ignored(socket: WebSocket) -> None:
-    """Until the client goes; what it says is not for us."""
-    while (await socket.receive())["type"] != "websocket.disconnect":
-        pass
-    raise WebSocketDisconnect
-
-
-async def _relay(socket: WebSocket, out: Coroutine[Any, Any, None], back: Coroutine[Any, Any, None]) -> None:
-    """Both ways, until the stream has ended, the client has gone or the API stops."""
-    stopping: asyncio.Event = socket.app.state.stopping
-    await first_of(out, back, stopping.wait())
-    await socket.close(STOPPING if stopping.is_set() else ENDED)
-
-
-async def _accept(socket: WebSocket) -> None:
-    await socket.accept(SUBPROTOCOL if _is_browser(socket) else None)
-
-
-def _is_browser(socket: WebSocket) -> bool:
-    return SUBPROTOCOL in socket.scope["subprotocols"]
-
-
-@asynccontextmanager
-async def _told(socket: WebSocket) -> AsyncIterator[None]:
-    """Errors as the client can see them: an HTTP answer, or a close code where it has none, or does not see it."""
-    try:
-        yield
-    except WebSocketDisconnect:
-        pass
-    except CairnError as error:
-        if socket.application_state is WebSocketState.CONNECTING:
-            if not _is_browser(socket):
-                raise
-            await _accept(socket)
-        reason = f"{error.code}: {error.message}".encode()[:REASON_BYTES].decode(errors="ignore")
-        with contextlib.suppress(WebSocketDisconnect):
-            await socket.close(CLOSE_CODES + error.status, reason)
 
 
 async def _gone(request: Request) -> None:

@@ -8,6 +8,8 @@ from types import FrameType
 import uvicorn
 import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.http11 import Request
 
 from api.app import create_app
 from api.streamed import PING_SECONDS, PONG_SECONDS, keep_alive
@@ -31,6 +33,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._in_head, self._head = True, 0
         super().on_message_begin()
+        self.scope["state"]["abort"] = self.transport.abort
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -50,6 +53,15 @@ class Protocol(HttpToolsProtocol):
             self.send_400_response("A line of the request is too long.")
         else:
             super().handle_websocket_upgrade()
+
+
+class Sockets(WebSocketsSansIOProtocol):
+    """WebSockets whose connection can be cut off, as that of a request."""
+
+    def handle_connect(self, event: Request) -> None:
+        super().handle_connect(event)
+        if not self.close_sent:
+            self.scope["state"]["abort"] = self.transport.abort
 
 
 class Server(uvicorn.Server):
@@ -81,7 +93,7 @@ async def serve(settings: Settings) -> None:
         timeout_graceful_shutdown=10,
         timeout_keep_alive=75,
         http=Protocol,
-        ws="websockets-sansio",
+        ws=Sockets,
         ws_max_size=MOST_BYTES,
         ws_ping_interval=PING_SECONDS,
         ws_ping_timeout=PONG_SECONDS,

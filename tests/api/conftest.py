@@ -22,7 +22,7 @@ from model.settings import Settings
 from model.tickets import new_signing_key
 from tests import services
 from tests.services import PORT_RANGE, Database, TemporalServer, database, eventually, own_database, temporal_server
-from worker.api import CONNECTIONS, Protocol
+from worker.api import CONNECTIONS, Protocol, Sockets
 from worker.database import connect_async
 
 __all__ = ["database", "own_database", "temporal_server"]
@@ -78,9 +78,7 @@ async def served(db: Database, temporal: Client) -> AsyncIterator[Api]:
     app = create_app(settings, engine, temporal)
     with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
         port = listener.getsockname()[1]
-        config = uvicorn.Config(
-            app, log_config=None, access_log=False, http=Protocol, ws="websockets-sansio", lifespan="on"
-        )
+        config = uvicorn.Config(app, log_config=None, access_log=False, http=Protocol, ws=Sockets, lifespan="on")
         server = Quiet(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         assert await eventually(lambda: server.started)
