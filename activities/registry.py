@@ -11,16 +11,19 @@ from activities.hosts import HostEngine, HostRecords
 from activities.instances import InstanceEngine, InstanceRecords
 from activities.samples import SampleRecords
 from activities.sweeper import Sweeper
+from activities.webhooks import WebhookCalls, WebhookRecords
 from drivers import faults
 
-CONTROL_CLASSES: tuple[type, ...] = (InstanceRecords, HostRecords, HostDrains, SampleRecords, Sweeper)
+CONTROL_CLASSES: tuple[type, ...] = (InstanceRecords, HostRecords, HostDrains, SampleRecords, Sweeper, WebhookRecords)
 HOST_CLASSES: tuple[type, ...] = (InstanceEngine, HostEngine)
+WEBHOOK_CLASSES: tuple[type, ...] = (WebhookCalls,)
+Queue = Literal["control", "host", "webhooks"]
 
 
 class FaultPoint(TypedDict):
     activity: str
     point: str
-    queue: Literal["control", "host"]
+    queue: Queue
 
 
 def names(kind: type) -> list[str]:
@@ -40,9 +43,10 @@ def methods(instance: object) -> list[object]:
 
 def fault_points() -> list[FaultPoint]:
     """Three for each activity: the interceptor of every worker passes all of them."""
-    queues: list[tuple[Literal["control", "host"], tuple[type, ...]]] = [
+    queues: list[tuple[Queue, tuple[type, ...]]] = [
         ("control", CONTROL_CLASSES),
         ("host", HOST_CLASSES),
+        ("webhooks", WEBHOOK_CLASSES),
     ]
     return [
         {"activity": name, "point": f"{name}.{point}", "queue": queue}

@@ -21,6 +21,7 @@ from activities.fleet import BEAT, TICK, Limits, beat, replace_lost, to_reconcil
 from activities.runs import CONTROL, start, summarise
 from activities.samples import is_due
 from activities.settling import settle
+from activities.webhooks import start_due
 from model.base import Frozen
 from model.workflows import TERMINAL, Failure, Order, Outcome, State, Step, Workflow
 
@@ -93,6 +94,11 @@ class Sweeper:
         try:
             if await asyncio.to_thread(self._samples_are_due):
                 await asyncio.wait_for(self._coarsen_samples(), PATIENCE.total_seconds())
+        except (RPCError, TimeoutError) as error:
+            failures.append(error)
+        try:
+            wake = activity.in_activity()
+            await asyncio.wait_for(start_due(self._engine, self._client, wake=wake), PATIENCE.total_seconds())
         except (RPCError, TimeoutError) as error:
             failures.append(error)
         if failures:

@@ -12,7 +12,20 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from temporalio.client import Client
 
 from activities.placement import Capacity
-from api import agents, errors, events, health, hosts, instances, projects, samples, streams, workflows
+from api import (
+    agents,
+    dashboard,
+    errors,
+    events,
+    health,
+    hosts,
+    instances,
+    projects,
+    samples,
+    streams,
+    webhooks,
+    workflows,
+)
 from api.agent_client import Agents
 from api.bells import Bells
 from api.dispatcher import Dispatcher
@@ -64,6 +77,8 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client) -> Fas
     errors.install(app)
     # Agents before hosts: their paths are not ids.
     for module in (instances, streams, workflows, events, agents, samples, hosts, projects, health):
+        app.include_router(module.router)
+    for module in (webhooks, dashboard):
         app.include_router(module.router)
     app.add_api_websocket_route("/{path:path}", streams.nowhere)
     app.add_middleware(Http, bug=errors.bug)

@@ -176,6 +176,7 @@ class Instance(Base):
         ),
         Index("ix_instances_list", "project_id", "id", postgresql_where=text("status <> 'deleted'")),
         Index("ix_instances_status", "project_id", "status", "id"),
+        Index("ix_instances_counted", "project_id", "status", postgresql_where=text("status <> 'deleted'")),
         Index("ix_instances_host", "host_id", postgresql_where=text("host_id IS NOT NULL")),
         Index("ix_instances_next_host", "next_host_id", postgresql_where=text("next_host_id IS NOT NULL")),
         Index("ix_instances_labels", "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}),

@@ -5,6 +5,7 @@ from model.hosts import Host, HostPort, HostToken, InstanceType
 from model.instances import Instance
 from model.projects import ApiKey, Installation, Project, ProjectQuota, Pulse
 from model.samples import Sample
+from model.webhooks import Webhook, WebhookDelivery
 from model.workflows import Event, IdempotencyKey, Workflow
 
 __all__ = [
@@ -22,5 +23,7 @@ __all__ = [
     "ProjectQuota",
     "Pulse",
     "Sample",
+    "Webhook",
+    "WebhookDelivery",
     "Workflow",
 ]

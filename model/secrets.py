@@ -22,3 +22,8 @@ def new_join_token() -> str:
 def digest(secret: str) -> bytes:
     """SHA-256. All of these have 256 random bits, so a fast hash gives nothing away."""
     return hashlib.sha256(secret.encode()).digest()
+
+
+def new_webhook_secret() -> str:
+    """With which events are signed."""
+    return f"cairn_hook_{secrets.token_urlsafe(32)}"

@@ -83,6 +83,8 @@ class Settings(BaseSettings):
     outbound_allow: Networks = Field(
         (), description="Networks, comma-separated, that users' URLs may lead to although they are not public"
     )
+    webhook_attempts: int = Field(8, ge=1, le=20, description="Attempts to deliver an event to a webhook")
+    webhook_retry_seconds: Seconds = Field(3600, description="Seconds over which these attempts are spread")
     ticket_key: SecretStr | None = Field(
         None, description="Key that the API signs tickets for agents with: Ed25519, PEM (all APIs the same)"
     )

@@ -108,6 +108,7 @@ class Workflow(Base):
         CheckConstraint("(state IN ('completed', 'failed', 'cancelled')) = (finished_at IS NOT NULL)", name="finished"),
         Index("ix_workflows_state", "project_id", "state", "id"),
         Index("ix_workflows_resource", "project_id", "resource_id", "id"),
+        Index("ix_workflows_failed", "project_id", "finished_at", postgresql_where=text("state = 'failed'")),
         Index("ix_workflows_open", "checked_at", postgresql_where=text("state IN ('accepted', 'running')")),
     )
 
@@ -152,4 +153,5 @@ class Event(Base):
     __table_args__ = (
         Index("ix_events_order", "project_id", "epoch", "xid", "id"),
         Index("ix_events_workflow", "workflow_id", "epoch", "xid", "id"),
+        Index("ix_events_resource", "project_id", "resource_id", "epoch", "xid", "id"),
     )

@@ -35,9 +35,11 @@ from activities.registry import methods
 from activities.runs import CONTROL, Histories
 from activities.samples import SampleRecords
 from activities.sweeper import LOST_AFTER, Sweeper
+from activities.webhooks import WebhookRecords
 from model import logs
 from model.hosts import MARGIN
 from model.settings import Settings
+from worker import webhooks
 from worker.database import connect as connect_database
 from worker.temporal_client import connect
 from workflows.plans import PLANS
@@ -75,6 +77,7 @@ async def run(settings: Settings) -> None:
         HostDrains(engine, histories, limits),
         SampleRecords(engine),
         sweeper,
+        WebhookRecords(engine),
     ]
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -97,11 +100,12 @@ async def run(settings: Settings) -> None:
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
         graceful_shutdown_timeout=timedelta(seconds=5),
     )
-    async with worker:
+    async with worker, webhooks.caller(client, engine, settings):
         log.info("control.ready", temporal=settings.temporal_address)
         beside = [
             asyncio.create_task(declare_schedules(client, settings)),
             asyncio.create_task(sweep_when_called(sweeper, settings.database_url.get_secret_value())),
+            asyncio.create_task(webhooks.deliver_when_called(engine, client, settings.database_url.get_secret_value())),
         ]
         await stopping.wait()
         for task in beside:

@@ -10,6 +10,7 @@ from temporalio.workflow import ActivityCancellationType, ActivityConfig
 
 with workflow.unsafe.imports_passed_through():
     from activities.runs import CONTROL, host_queue
+    from activities.webhooks import WEBHOOKS
     from model.workflows import Order
 
 #: An attempt that is silent for this long is given to another worker. Workers beat every second.
@@ -44,6 +45,17 @@ def on_control(within: timedelta | None = None, *, poll: bool = False) -> Activi
         start_to_close_timeout=timedelta(minutes=5),
         heartbeat_timeout=HEARTBEAT,
         retry_policy=_POLL if poll else _RETRY,
+        cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+    )
+
+
+def on_webhooks() -> ActivityConfig:
+    """Requests to receivers, each with its own time-out; what became of them is in rows."""
+    return ActivityConfig(
+        task_queue=WEBHOOKS,
+        start_to_close_timeout=timedelta(minutes=2),
+        heartbeat_timeout=HEARTBEAT,
+        retry_policy=_RETRY,
         cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
     )
 

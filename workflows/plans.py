@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from workflows import hosts, instances, system
+from workflows import hosts, instances, system, webhooks
 
-PLANS = [*instances.PLANS, *hosts.PLANS, *system.PLANS]
+PLANS = [*instances.PLANS, *hosts.PLANS, *system.PLANS, *webhooks.PLANS]

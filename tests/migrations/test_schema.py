@@ -19,19 +19,20 @@ from worker.data_folder import StackError
 from worker.database import HostSeed, driver_url, migrate, seed
 
 READ = "installation projects hosts host_ports host_tokens instance_types instances workflows events idempotency_keys"
-READ_BY_ALL = f"{READ} quotas pulses samples"
+READ_BY_ALL = f"{READ} quotas pulses samples webhook_deliveries"
 #: Rights on whole tables; those on single columns are tried below.
 RIGHTS = {
     ("cairn_api", "SELECT"): f"{READ_BY_ALL} api_keys",
     ("cairn_api", "INSERT"): "host_tokens instances workflows events idempotency_keys pulses samples",
-    ("cairn_api", "UPDATE"): "host_tokens instances workflows idempotency_keys quotas pulses",
-    ("cairn_api", "DELETE"): "hosts host_tokens",
-    ("cairn_worker", "SELECT"): READ_BY_ALL,
-    ("cairn_worker", "INSERT"): "host_ports workflows events pulses samples",
-    ("cairn_worker", "UPDATE"): "hosts instances workflows quotas pulses",
-    ("cairn_worker", "DELETE"): "host_ports host_tokens idempotency_keys samples",
+    ("cairn_api", "UPDATE"): "host_tokens instances workflows idempotency_keys quotas pulses webhook_deliveries",
+    ("cairn_api", "DELETE"): "hosts host_tokens webhooks",
+    ("cairn_worker", "SELECT"): f"{READ_BY_ALL} webhooks",
+    ("cairn_worker", "INSERT"): "host_ports workflows events pulses samples webhook_deliveries",
+    ("cairn_worker", "UPDATE"): "hosts instances workflows quotas pulses webhooks webhook_deliveries",
+    ("cairn_worker", "DELETE"): "host_ports host_tokens idempotency_keys samples webhook_deliveries",
 }
 PER_PROJECT = {"instances", "workflows", "events", "idempotency_keys", "quotas", "samples"}
+PER_PROJECT |= {"webhooks", "webhook_deliveries"}
 
 
 def config(database: Database) -> alembic.config.Config:
@@ -91,6 +92,7 @@ def test_role_is_no_more_than_a_role(database: Database, role: str) -> None:
         ("cairn_api", "INSERT INTO api_keys SELECT * FROM api_keys"),
         ("cairn_api", "UPDATE projects SET name = 'x'"),
         ("cairn_api", "DELETE FROM events"),
+        ("cairn_api", "SELECT secret FROM webhooks"),
         ("cairn_worker", "SELECT * FROM api_keys"),
         ("cairn_worker", "INSERT INTO instances SELECT * FROM instances"),
         ("cairn_worker", "DELETE FROM events"),
@@ -112,8 +114,10 @@ def test_tables_of_projects_are_guarded_row_by_row(database: Database) -> None:
         (table, role) for table in PER_PROJECT for role in ("cairn_api", "cairn_worker")
     }
     spanned = {row["tablename"] for row in policies if row["qual"] == "true"}
-    assert spanned == {"instances", "workflows", "samples"}
-    assert all(row["with_check"] == row["qual"] for row in policies)
+    assert spanned == {"instances", "workflows", "samples", "webhooks", "webhook_deliveries", "events"}
+    # Workers read the events of all projects, and write them in one.
+    assert all(row["with_check"] == row["qual"] for row in policies if row["tablename"] != "events")
+    assert all("cairn.project" in row["with_check"] for row in policies if row["tablename"] == "events")
 
 
 def test_every_table_with_a_project_is_guarded_or_known_not_to_be(database: Database) -> None:
