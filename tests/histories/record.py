@@ -22,6 +22,7 @@ from activities.runs import CONTROL, RunEnded
 from model.base import new_id
 from model.errors import EngineRefused, EngineUnavailable, InstanceExited, NotReady, PortTaken
 from model.instances import OwnedMachine
+from model.webhooks import WebhookRef
 from tests.services import eventually
 from tests.workflows.stage import HOST, Gate, Stage, Theatre, fails, order, server, theatre
 
@@ -37,6 +38,7 @@ MIDDLE = {
     "DrainHost": "drain.next",
 }
 FIRST = {"ProvisionInstance": "instance.place", "MoveInstance": "instance.place_beside", "DrainHost": "drain.next"}
+HOOK = WebhookRef(project_id=new_id(), webhook_id=new_id())
 Prepare = Callable[[Stage], object]
 Case = tuple[str, str, Prepare, dict[str, Any]]
 
@@ -171,8 +173,14 @@ def leftovers(stage: Stage) -> None:
     stage.leftovers = [[OwnedMachine(engine_id="e", id=new_id(), generation=1, running=False)]]
 
 
+def deliveries(stage: Stage) -> None:
+    """Two rounds that go well, and one whose receiver asks for time."""
+    stage.rounds_of_deliveries = [0, 0.5, 0]
+
+
 def passing(stage: Stage) -> None:
-    for name in ("host.inventory", "samples.coarsen", "tick.sweep"):
+    stage.rounds_of_deliveries = [0]
+    for name in ("host.inventory", "samples.coarsen", "tick.sweep", "webhook.take", "webhook.deliver"):
         stage.script[name].append(fails(EngineUnavailable("away")))
 
 
@@ -187,6 +195,8 @@ async def main(version: str) -> None:
         "Tick-retried": lambda play: record_system(play, "Tick", passing),
         "CoarsenSamples-completed": lambda play: record_system(play, "CoarsenSamples", lambda _: None),
         "CoarsenSamples-retried": lambda play: record_system(play, "CoarsenSamples", passing),
+        "DeliverWebhook-completed": lambda play: record_system(play, "DeliverWebhook", deliveries, HOOK),
+        "DeliverWebhook-retried": lambda play: record_system(play, "DeliverWebhook", passing, HOOK),
         "ReconcileHost-completed": lambda play: record_system(play, "ReconcileHost", lambda _: None, HOST),
         "ReconcileHost-retried": lambda play: record_system(play, "ReconcileHost", passing, HOST),
         "ReconcileHost-leftovers": lambda play: record_system(play, "ReconcileHost", leftovers, HOST),

@@ -15,7 +15,7 @@ from workflows.plans import PLANS
 
 FILES = sorted(Path(__file__).parent.glob("*/*.json"))
 #: What nobody asked for is not called off, and is not settled.
-SYSTEM = {"CoarsenSamples", "ReconcileHost", "Tick"}
+SYSTEM = {"CoarsenSamples", "DeliverWebhook", "ReconcileHost", "Tick"}
 
 
 @workflow.defn(name="StopInstance", sandboxed=False)

@@ -27,8 +27,10 @@ from activities.registry import methods
 from activities.runs import CONTROL, host_queue, start
 from activities.samples import Coarsened
 from activities.sweeper import Swept
+from activities.webhooks import WEBHOOKS, Batch
 from model.base import new_id
 from model.instances import MachineSpec, MachineState, OwnedMachine, Port
+from model.webhooks import WebhookRef
 from model.workflows import Failure, Order
 from worker.temporal import DYNAMIC_CONFIG, SEARCH_ATTRIBUTES, find_binary
 from workflows.plans import PLANS
@@ -80,6 +82,8 @@ class Stage:
         self.rounds: list[Round] = []
         self.drained: list[DrainEnd] = []
         self.leftovers: list[list[OwnedMachine]] = []
+        #: What a webhook still has to be sent, in rounds: seconds that each of them asks to wait.
+        self.rounds_of_deliveries: list[float] = []
         #: Whether a cancelled activity ends as if nothing had happened.
         self.swallow = False
 
@@ -173,10 +177,27 @@ class Control:
         await self._stage.play()
         return Swept()
 
+    @activity.defn(name="webhook.take")
+    async def take(self, ref: WebhookRef) -> Batch:
+        await self._stage.play()
+        return Batch(webhook=ref, deliveries=[new_id()] if self._stage.rounds_of_deliveries else [])
+
     @activity.defn(name="samples.coarsen")
     async def coarsen(self) -> Coarsened:
         await self._stage.play()
         return Coarsened()
+
+
+class Receivers:
+    """Stands in for the activities of the queue of deliveries."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+
+    @activity.defn(name="webhook.deliver")
+    async def deliver(self, batch: Batch) -> float:
+        await self._stage.play()
+        return self._stage.rounds_of_deliveries.pop(0)
 
 
 class Engine:
@@ -298,6 +319,10 @@ async def theatre(client: Client, *, cached: int = 100, agent: bool = True) -> A
     with quick_heartbeats():
         async with AsyncExitStack() as workers:
             await workers.enter_async_context(control)
+            calls = methods(Receivers(stage))
+            await workers.enter_async_context(
+                Worker(client, task_queue=WEBHOOKS, activities=calls, **common)  # type: ignore[arg-type]
+            )
             if agent:
                 served = methods(Engine(stage))
                 host = Worker(client, task_queue=host_queue(HOST), activities=served, **common)  # type: ignore[arg-type]
