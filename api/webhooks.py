@@ -43,9 +43,12 @@ _CALL = text("SELECT pg_notify('cairn', 'webhook')")
 
 
 def _without_credentials(url: str) -> str:
-    with contextlib.suppress(ValueError):
-        if URL(url).user is not None or URL(url).password is not None:
-            raise ValueError("a URL is shown to the whole project: leave the name and password out")
+    try:
+        shows = URL(url).user is not None or URL(url).password is not None
+    except ValueError:
+        shows = False  # it is no URL, which is found later
+    if shows:
+        raise ValueError("a URL is shown to the whole project: leave the name and password out")
     return url
 
 
