@@ -153,6 +153,20 @@ class Client:
         message = f"there is no instance named '{wanted}'"
         raise CommandFailed(message, "not_found", Exit.NOT_FOUND, "see what there is: cairn instance list")
 
+    def webhook(self, wanted: str) -> dict[str, Any]:
+        """The webhook of this id, or of exactly this name."""
+        if _is_id(wanted):
+            found: dict[str, Any] = self.get(f"/webhooks/{wanted}")
+            return found
+        for row in self.get("/webhooks", name=wanted):
+            return dict(row)
+        message = f"there is no webhook named '{wanted}'"
+        raise CommandFailed(message, "not_found", Exit.NOT_FOUND, "see what there is: cairn webhook list")
+
+    def resource_id(self, wanted: str) -> str:
+        """An id as it is; else that of the instance of this name."""
+        return wanted if _is_id(wanted) else str(self.instance(wanted)["id"])
+
     def host(self, wanted: str) -> dict[str, Any]:
         """The host of this id, or of exactly this name."""
         if _is_id(wanted):
@@ -202,13 +216,16 @@ class Client:
         with made:
             yield made
 
-    def events(self, last_id: str | None) -> Iterator[httpx.Response]:
-        """One connection to the event stream, from after ``last_id``."""
+    def events(
+        self, last_id: str | None, params: Mapping[str, Any] | None = None, silence: float = 60
+    ) -> Iterator[httpx.Response]:
+        """One connection to the event stream, from after ``last_id``; ReadTimeout after ``silence`` seconds of it."""
         headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
         if last_id:
             headers["Last-Event-ID"] = last_id
         # The stream is silent between events, apart from the server's keep-alive comments.
-        with self.http.stream("GET", "/events", headers=headers, timeout=httpx.Timeout(60, connect=5)) as answer:
+        timeout = httpx.Timeout(silence, connect=5)
+        with self.http.stream("GET", "/events", params=params, headers=headers, timeout=timeout) as answer:
             if answer.status_code != httpx.codes.OK:
                 answer.read()
                 self.opened(answer.status_code, answer.content)

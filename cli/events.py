@@ -20,6 +20,11 @@ from cli.render import Format, Output
 app = typer.Typer(no_args_is_help=True, help="Watch what happens.")
 
 LONGEST_PAUSE = 5.0
+#: So long after the last event there are no more for now, seconds.
+SILENCE = 1.5
+BEGINNING = "0-0-0"
+#: Not an event, but why a stream ends.
+CUT = "cut"
 
 
 @app.callback()
@@ -27,24 +32,71 @@ def group() -> None:
     """Keeps ``watch`` a command of a group, though it is the only one."""
 
 
+After = Annotated[str | None, typer.Option(help="Start after the event of this id; 0-0-0: from the beginning.")]
+Most = Annotated[int | None, typer.Option(min=1, help="End after so many events.")]
+Resource = Annotated[
+    str | None, typer.Option(help="Only events of this instance (name or id), or of what has this id.")
+]
+Types = Annotated[
+    list[str] | None,
+    typer.Option("--type", help="Only this type; instance. takes all that begin so. May be repeated."),
+]
+
+
 @app.command(epilog="Example: cairn event watch --after 0-0-0 -o json")
 def watch(
-    after: Annotated[
-        str | None,
-        typer.Option(help="Start after the event of this id; 0-0-0: from the beginning."),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="End after so many events.")] = None,
+    after: After = None,
+    limit: Most = None,
+    resource: Resource = None,
+    type_: Types = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Print events as they happen, until Ctrl-C. A lost connection is resumed where it was lost."""
     with Client() as client:
-        for count, event in enumerate(follow(client, after), start=1):
+        for count, event in enumerate(follow(client, after, wanted(client, resource, type_)), start=1):
             _print(event, output)
             if count == limit:
                 return
 
 
-def follow(client: Client, last_id: str | None) -> Iterator[ServerSentEvent]:
+def events(
+    follow_: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.")] = False,
+    after: After = None,
+    limit: Most = None,
+    resource: Resource = None,
+    type_: Types = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Print the events there were, oldest first; with -f only those that come, or both from --after on."""
+    if follow_:
+        watch(after, limit, resource, type_, output)
+        return
+    with Client() as client:
+        asked = wanted(client, resource, type_)
+        for count, event in enumerate(past(client, after or BEGINNING, asked), start=1):
+            _print(event, output)
+            if count == limit:
+                return
+
+
+def wanted(client: Client, resource: str | None, types: list[str] | None) -> dict[str, Any]:
+    """The parameters that choose these events."""
+    found: dict[str, Any] = {"type": types} if types else {}
+    return found | ({"resource_id": client.resource_id(resource)} if resource else {})
+
+
+def past(client: Client, last_id: str, params: dict[str, Any]) -> Iterator[ServerSentEvent]:
+    """What there is; it ends where the stream pauses."""
+    try:
+        for answer in client.events(last_id, params, SILENCE):
+            yield from (event for event in EventSource(answer).iter_sse() if event.data)
+    except httpx.ReadTimeout:
+        return
+    except httpx.TransportError as error:
+        raise client.unreachable(error) from None
+
+
+def follow(client: Client, last_id: str | None, params: dict[str, Any] | None = None) -> Iterator[ServerSentEvent]:
     """All events after ``last_id``, over as many connections as it takes; none twice, none left out.
 
     The first connection must succeed; later ones are tried again until they do.
@@ -53,11 +105,11 @@ def follow(client: Client, last_id: str | None) -> Iterator[ServerSentEvent]:
     pause = 0.2
     while True:
         try:
-            for answer in client.events(last_id):
+            for answer in client.events(last_id, params):
                 connected, pause = True, 0.2
                 for event in EventSource(answer).iter_sse():
                     last_id = event.id or last_id
-                    if event.data:
+                    if event.data and event.event != CUT:
                         yield event
         except httpx.TransportError as error:
             if not connected:

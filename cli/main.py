@@ -34,6 +34,9 @@ COMMANDS = {
     "project": Place("cli.projects", "app", "The project that the API key stands for, and its policies."),
     "workflow": Place("cli.workflows", "app", "Look at workflows, wait for them and cancel them."),
     "event": Place("cli.events", "app", "Watch what happens."),
+    "events": Place("cli.events", "events", "Events there were; -f: as they come.", "cairn events -f --resource web"),
+    "webhook": Place("cli.webhooks", "app", "Send events to other programs, and see what became of them."),
+    "dashboard": Place("cli.dashboard", "dashboard", "The project and the hosts at a glance.", "cairn dashboard"),
     "faults": Place("cli.faults", "app", "Fault points of the platform; for testing only."),
 }
 

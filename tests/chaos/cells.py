@@ -33,13 +33,14 @@ PLANS = {
     "reconcile": ("host.inventory", "host.reconcile"),
     "tick": ("tick.sweep",),
     "samples": ("samples.coarsen",),
+    "webhook": ("webhook.take", "webhook.deliver"),
 }
 #: Scenarios that a user asks for, and may call off.
 ASKED = ("launch", "start", "stop", "delete")
 #: What nobody asks for.
 SYSTEM = ("reconcile", "tick", "samples")
 #: What is the same on every engine, whose own steps other scenarios try.
-ON_ONE_ENGINE = (*SYSTEM, "heal", "drain", "drain undone")
+ON_ONE_ENGINE = (*SYSTEM, "heal", "drain", "drain undone", "webhook")
 PROCESSES = ("api", "temporal", "postgres")
 #: What a fault does by itself. An answer can be lost only where there is one.
 FAULTS = {"kill": None, "error": None, "lose_answer": ("after_effect", "after_commit")}
@@ -79,6 +80,8 @@ def every() -> list[Cell]:
                 cells += [Cell(what, plan, point, backend) for what in whats for backend in backends]
                 if plan in (*ASKED, "drain"):
                     cells += [Cell("cancel", plan, point, backend) for backend in backends]
+                    cells += [Cell(process, plan, point, "simulated") for process in PROCESSES]
+                if plan == "webhook":
                     cells += [Cell(process, plan, point, "simulated") for process in PROCESSES]
                 if plan in ("launch", "start", "stop"):
                     cells.append(Cell("delete", plan, point, "simulated"))

@@ -10,6 +10,7 @@ import httpx
 
 from tests import invariants
 from tests.chaos.cells import PROCESSES, SYSTEM, Cell
+from tests.receiver import Receiver
 from tests.stack import Json, Stack, wait_for
 
 #: A cancel acts within this, whatever the step does meanwhile.
@@ -28,6 +29,8 @@ def run(stack: Stack, cell: Cell) -> None:
             _heal(stack, cell)
         elif cell.plan.startswith("drain"):
             _drain(stack, cell)
+        elif cell.plan == "webhook":
+            _webhook(stack, cell)
         elif cell.what == "cancel":
             _cancel(stack, cell)
         elif cell.what == "delete":
@@ -205,6 +208,38 @@ def _drain(stack: Stack, cell: Cell) -> None:
         stack.ended(accepted)
         stack.request("POST", f"/hosts/{host['id']}/uncordon").raise_for_status()
     _expect(stack, instance, "running")
+
+
+def _webhook(stack: Stack, cell: Cell) -> None:
+    """Every event that is wanted arrives, for the first time in order; what comes again has the same id."""
+    with Receiver() as receiver:
+        body = {"name": f"hook-{uuid.uuid4().hex[:8]}", "url": receiver.url, "events": ["instance."]}
+        hook = stack.accept("POST", "/webhooks", body)["data"]
+        (cursor,) = stack.sql("SELECT epoch, xid, number FROM webhooks WHERE id = %s", hook["id"])
+        before = len(stack.hits(cell.point))
+        try:
+            held = cell.what in PROCESSES
+            stack.plant(_at(cell.point, "pause" if held else cell.what))
+            accepted = stack.launch()
+            stack.wait_for_hit(cell.point, before, 30)
+            if held:
+                stack.kill(cell.what)
+                stack.plant()
+            stack.completed(accepted)
+            stack.completed(stack.act("stop", accepted))
+            wanted = (
+                "SELECT epoch || '-' || xid || '-' || id FROM events WHERE type LIKE 'instance.%%'"
+                " AND (epoch, xid, id) > (%s, %s, %s) ORDER BY epoch, xid, id"
+            )
+            expected = [id for (id,) in stack.sql(wanted, *cursor)]
+            wait_for("every event arrives", lambda: receiver.ids() == expected, 45)
+            assert len({(one.delivery, one.event["id"]) for one in receiver.received}) == len(expected)
+            assert all(one.is_signed_with(hook["secret"]) for one in receiver.received)
+            states = "SELECT count(*) FROM webhook_deliveries WHERE webhook_id = %s AND state = 'delivered'"
+            wait_for("it is written down", lambda: stack.sql(states, hook["id"]) == [(len(expected),)])
+        finally:
+            stack.wait_for_api()
+            stack.request("DELETE", f"/webhooks/{hook['id']}")
 
 
 def _plant_leftover(stack: Stack, instance: Json) -> str:

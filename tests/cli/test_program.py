@@ -58,6 +58,7 @@ CLIENT_COMMANDS = (
     + [["project", verb] for verb in ("show", "set")]
     + [["workflow", verb] for verb in ("list", "show", "wait", "cancel")]
     + [["event", "watch"], ["faults", "list"]]
+    + [["webhook", verb] for verb in ("create", "list", "show", "update", "rm", "deliveries", "redeliver")]
     + [[name] for name, place in COMMANDS.items() if place.example]
 )
 
