@@ -88,7 +88,7 @@ def test_rm_whose_answer_is_lost_is_done(api: FakeApi) -> None:
 def test_deliveries_and_once_more(api: FakeApi) -> None:
     api.on("GET /webhooks", Answer(200, [hook()]))
     api.on(f"GET /webhooks/{HOOK}/deliveries", Answer(200, [delivery()]))
-    api.on(f"POST /webhooks/{HOOK}/deliveries/{DELIVERY}/redeliver", Answer(202, delivery(state="pending")))
+    api.on(f"POST /webhooks/{HOOK}/deliveries/{DELIVERY}/redeliver", Answer(200, delivery(state="pending")))
     shown = cairn("webhook", "deliveries", "chat", "--state", "dead").stdout
     assert api.seen(f"GET /webhooks/{HOOK}/deliveries")[0].query["state"] == "dead"
     for expected in ("instance.error", "dead", "it answered 500", DELIVERY):
