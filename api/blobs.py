@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import text
 
 from api.agents import Authenticated, MemberRoute
-from api.errors import RESPONSES
+from api.errors import RESPONSES, also
 from drivers.blobs import Blobs, Opened
 from model.errors import NotFound
 
 router = APIRouter(prefix="/v1/blobs", tags=["agents"], responses=RESPONSES, route_class=MemberRoute)
 PIECE = 1 << 20
+_FILE: dict[int | str, dict[str, Any]] = {200: {"content": {"application/octet-stream": {}}}}
 _MAY_FETCH = text("SELECT may_fetch(:credential, :digest)")
 
 
-@router.get("/{digest}", response_class=StreamingResponse)
+@router.get("/{digest}", response_class=StreamingResponse, responses=also(404) | _FILE)
 async def fetch(request: Request, digest: str, agent: Authenticated) -> Response:
     """The file with this digest, where an instance that is placed on a host of the agent is made of it."""
     asked = {"credential": agent.credential, "digest": digest.replace("\x00", "")}

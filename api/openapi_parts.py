@@ -28,6 +28,7 @@ close code: 4000 and the status.
 
 | path | carries |
 |---|---|
+| `/v1/ws/events?resource_type=&resource_id=&type=&last_event_id=` | text: each event of the project as JSON |
 | `/v1/ws/logs/{instance_id}?tail=` | binary: what the instance's program writes |
 | `/v1/ws/stats/{instance_id}` | text, about once a second: what the instance uses, as a JSON object |
 | `/v1/ws/terminal/{instance_id}?command=&columns=&rows=` | binary both ways; sizes, and how it ended, as text |

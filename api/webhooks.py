@@ -20,7 +20,7 @@ from yarl import URL
 from api.accept import Acceptance, check_if_match, etag
 from api.caller import Authenticated, Caller
 from api.envelope import Envelope, Nothing, answer
-from api.errors import RESPONSES
+from api.errors import RESPONSES, also
 from api.instance_schemas import Name
 from api.paging import Paging, page_of
 from drivers import outbound
@@ -121,7 +121,7 @@ class DeliveryView(BaseModel):
     created_at: dt.datetime
 
 
-@router.post("", status_code=201, response_model=Envelope[WebhookView])
+@router.post("", status_code=201, responses=also(429), response_model=Envelope[WebhookView])
 async def create(request: Request, caller: Authenticated, body: WebhookCreate) -> Response:
     """Send the project's events to a URL, from now on. 422 `url_refused` where it leads to no public address."""
     async with _looked_up(request, caller, body.url) as again:
@@ -219,7 +219,7 @@ async def deliveries(
     return await page_of(request, caller, query, WebhookDelivery.__table__.c.id, page, _delivery)
 
 
-@router.post("/{webhook_id}/deliveries/{delivery_id}/redeliver", status_code=202, response_model=Envelope[DeliveryView])
+@router.post("/{webhook_id}/deliveries/{delivery_id}/redeliver", response_model=Envelope[DeliveryView])
 async def redeliver(
     request: Request, webhook_id: UUID, delivery_id: UUID, caller: Authenticated, body: Nothing | None = None
 ) -> Response:
@@ -230,14 +230,14 @@ async def redeliver(
     if row is None:
         raise NotFound(f"there is no delivery {delivery_id} of webhook {webhook.name}")
     if await Acceptance(request, caller).answered_before(delivery_id, None):
-        return answer(request, _delivery(row), 202)
+        return answer(request, _delivery(row))
     if not webhook.active:
         raise InvalidState(f"webhook {webhook.name} is switched off: switch it on first", state="inactive")
     anew = {"state": DeliveryState.PENDING, "attempts": 0, "next_attempt_at": func.now(), "error": None}
     changing = update(WebhookDelivery).where(*this).values(**anew).returning(WebhookDelivery.__table__)
     row = (await caller.execute(changing)).one()
     await caller.execute(_CALL)
-    return answer(request, _delivery(row), 202)
+    return answer(request, _delivery(row))
 
 
 @asynccontextmanager

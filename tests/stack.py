@@ -48,6 +48,9 @@ QUICK = {
     "CAIRN_TICK_SECONDS": "2",
     "CAIRN_PURGE_INTERVAL": "3",
     "CAIRN_STOP_GRACE": "3",
+    # Receivers of webhooks are on this machine, and are not waited for for an hour.
+    "CAIRN_OUTBOUND_ALLOW": "127.0.0.0/8",
+    "CAIRN_WEBHOOK_RETRY_SECONDS": "20",
 }
 #: Receivers of webhooks are on this machine, and are not waited for for an hour.
 QUICK |= {"CAIRN_OUTBOUND_ALLOW": "127.0.0.0/8", "CAIRN_WEBHOOK_RETRY_SECONDS": "20"}
@@ -91,7 +94,6 @@ class Stack:
                 "CAIRN_SIMULATED_HOSTS": str(simulated_hosts),
                 "CAIRN_SIMULATOR_URL": self.simulator_url,
                 "CAIRN_FAULTS_FILE": str(self.faults_file),
-                "CAIRN_OUTBOUND_ALLOW": "127.0.0.0/8",
             }
             | environ
         )

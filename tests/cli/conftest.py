@@ -6,15 +6,18 @@ from pathlib import Path
 import pytest
 from websockets.sync.server import ServerConnection
 
+from cli.given import given
 from tests.cli.fake import FakeApi, FakeStreams
 
 
 @pytest.fixture(autouse=True)
 def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No contexts, colours or platform of whoever runs the tests; what a command sets in the environment goes again."""
+    """No contexts, colours or platform of whoever runs the tests, nothing that a command before was given; what one
+    sets in the environment goes again."""
     for name in ("NO_COLOR", "CLICOLOR_FORCE", "FORCE_COLOR", "CAIRN_CONTEXT", "CAIRN_API_URL", "CAIRN_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    given.forget()
 
 
 @pytest.fixture

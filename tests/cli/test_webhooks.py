@@ -8,25 +8,9 @@ from typing import Any
 import pytest
 
 from cli.errors import Exit
-from tests.cli.fake import INSTANCE, WHEN, WORKFLOW, Answer, FakeApi, cairn, instance
+from tests.cli.fake import HOOK, INSTANCE, WHEN, WORKFLOW, Answer, FakeApi, cairn, hook, instance
 
-HOOK = "0199b3f0-0000-7000-8000-00000000000c"
 DELIVERY = "0199b3f0-0000-7000-8000-00000000000d"
-
-
-def hook(name: str = "chat", **over: Any) -> dict[str, Any]:
-    return {
-        "id": HOOK,
-        "name": name,
-        "url": "https://example.com/hook",
-        "events": ["instance.error", "host."],
-        "active": True,
-        "disabled_reason": None,
-        "version": 1,
-        "created_at": WHEN,
-        "updated_at": WHEN,
-        **over,
-    }
 
 
 def delivery(**over: Any) -> dict[str, Any]:
@@ -104,7 +88,7 @@ def test_rm_whose_answer_is_lost_is_done(api: FakeApi) -> None:
 def test_deliveries_and_once_more(api: FakeApi) -> None:
     api.on("GET /webhooks", Answer(200, [hook()]))
     api.on(f"GET /webhooks/{HOOK}/deliveries", Answer(200, [delivery()]))
-    api.on(f"POST /webhooks/{HOOK}/deliveries/{DELIVERY}/redeliver", Answer(202, delivery(state="pending")))
+    api.on(f"POST /webhooks/{HOOK}/deliveries/{DELIVERY}/redeliver", Answer(200, delivery(state="pending")))
     shown = cairn("webhook", "deliveries", "chat", "--state", "dead").stdout
     assert api.seen(f"GET /webhooks/{HOOK}/deliveries")[0].query["state"] == "dead"
     for expected in ("instance.error", "dead", "it answered 500", DELIVERY):
