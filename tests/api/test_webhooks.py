@@ -79,10 +79,12 @@ async def test_same_key_makes_one(api: Api) -> None:
         *("http://169.254.169.254/latest/meta-data", "ftp://example.com/", "http://[::ffff:10.0.0.1]/", "http://"),
     ],
 )
-async def test_url_that_leads_inside_is_refused(api: Api, url: str) -> None:
+async def test_url_that_leads_inside_is_refused(api: Api, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = await make(api)
+    nothing_allowed = api.app.state.settings.model_copy(update={"outbound_allow": ()})
+    monkeypatch.setattr(api.app.state, "settings", nothing_allowed)
     answer = await api.http.post("/v1/webhooks", json={"name": "chat", "url": url})
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "url_refused"), answer.text
-    made = await make(api)
     changed = await api.http.patch(f"/v1/webhooks/{made['id']}", json={"url": url})
     assert (changed.status_code, changed.json()["error"]["code"]) == (422, "url_refused")
 
