@@ -40,7 +40,7 @@ BEAT = text(
 
 
 class Limits(Frozen):
-    """The settings that the look at hosts goes by."""
+    """The settings that what the platform orders by itself goes by."""
 
     reconcile_interval: float
     fence_after: float
@@ -48,6 +48,8 @@ class Limits(Frozen):
     capacity: Capacity
     stop_grace: float = 10
     tick_seconds: float = 10
+    deadline_stop: float = 300
+    deadline_delete: float = 300
 
     @property
     def tick_away(self) -> dt.timedelta:

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from activities import sizes
+from activities import lifetimes, sizes
 from activities.caches import note_cached
 from activities.placement import release, release_next
 from activities.runs import end, record
@@ -53,6 +53,7 @@ def settle_instance(
             note_cached(session, instance)
         if launch and status is Status.RUNNING:
             _count(session, instance, "used")
+        lifetimes.settled(instance, status, outcome)
         if status in (Status.ERROR, Status.DELETED, Status.STOPPED):
             instance.private_ip = None
         if launch and status is Status.ERROR:

@@ -11,12 +11,14 @@ from temporalio import activity
 
 from activities import sizes
 from activities.database import transaction
+from activities.health import until_healthy
 from activities.instance_ends import lock, move, resized, settle_instance
 from activities.placement import Capacity, anew, place, release, release_next, switch
 from activities.runs import Histories, claim, others, record
 from drivers.machines import Fence, Machines
 from model.base import Frozen
 from model.errors import HostIsBack, NoCapacity, NotReady, Superseded
+from model.health import HealthCheck
 from model.hosts import Host, fenced_after, is_reachable
 from model.instances import Instance, MachineSpec, MachineState, Port, Ready, Status
 from model.workflows import Failure, Order, Outcome
@@ -211,25 +213,32 @@ class InstanceRecords:
 class InstanceEngine:
     """Machines of one host. Runs on that host's queue."""
 
-    def __init__(self, machines: Machines, fence: Fence) -> None:
+    def __init__(
+        self, machines: Machines, fence: Fence, user_data: Callable[[MachineSpec], bytes] | None = None
+    ) -> None:
+        """``user_data``: fetches the script that a spec names; it is in no history."""
         self._machines = machines
         self._fence = fence
+        self._user_data = user_data
 
     @activity.defn(name="instance.create", no_thread_cancel_exception=True)
     def create(self, spec: MachineSpec) -> str:
         if spec.fenced:
             self._fence.check_open(activity.is_cancelled)
-        return self._machines.create(spec)
+        script = self._user_data(spec) if spec.user_data and self._user_data else None
+        return self._machines.create(spec, script)
 
     @activity.defn(name="instance.start", no_thread_cancel_exception=True)
     def start(self, spec: MachineSpec) -> MachineState:
-        if not spec.fenced:
-            return self._machines.start(spec.id, activity.is_cancelled)
-        self._fence.check_open(activity.is_cancelled)
+        if spec.fenced:
+            self._fence.check_open(activity.is_cancelled)
         state = self._machines.start(spec.id, activity.is_cancelled)
-        # Only now: one that the fence stopped, and whose start was given up, is started by the next look at it.
-        self._fence.forget(spec.id)
-        return state
+        if spec.fenced:
+            # Only now: one that the fence stopped, and whose start was given up, is started by the next look at it.
+            self._fence.forget(spec.id)
+        if spec.health_check is None:
+            return state
+        return until_healthy(self._machines, spec, spec.health_check, state, activity.is_cancelled)
 
     @activity.defn(name="instance.adjust", no_thread_cancel_exception=True)
     def adjust(self, spec: MachineSpec) -> None:
@@ -293,4 +302,8 @@ def _spec(instance: Instance) -> MachineSpec:
         ports=[Port.model_validate(port) for port in instance.ports],
         labels=instance.labels,
         fenced=instance.on_host_lost == "fence",
+        restart_policy=instance.restart_policy,
+        health_check=HealthCheck.model_validate(instance.health_check) if instance.health_check else None,
+        user_data=instance.user_data_sha256,
+        authorized_key=instance.authorized_key,
     )

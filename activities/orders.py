@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, insert, text
+from sqlalchemy import func, insert, text, update
 from sqlalchemy.orm import Session
 
 from activities.database import use_project
 from activities.runs import record
 from model.base import new_id
 from model.instances import STABLE, VERBS, Instance, Status
-from model.workflows import Order, Workflow
+from model.workflows import NEVER_STARTED, Order, State, Workflow
 
 ACTOR = "system"
 _CALL_SWEEPER = text("SELECT pg_notify('cairn_sweep', '')")
@@ -31,9 +31,12 @@ def change(
     parent_id: UUID | None = None,
     **more: Any,
 ) -> Order:
-    """Order a change of an instance that is at rest, whose row the caller has locked; leaves its project in use."""
+    """Order a change of an instance that is at rest, whose row the caller has locked; leaves its project in use.
+
+    A delete may be ordered in any state, once those in its way are called off.
+    """
     verb = VERBS[kind]
-    if instance.status not in STABLE:
+    if instance.status not in STABLE and verb.done is not Status.DELETED:
         raise RuntimeError(f"{kind} of an instance that is {instance.status}: somebody works on it")
     order = Order(
         workflow_id=new_id(),
@@ -58,6 +61,27 @@ def change(
     data = {"name": instance.name, "from": prior, "to": Status(verb.during), "because": because}
     record(session, order, (f"instance.{verb.during}", data))
     return order
+
+
+def call_off_others(session: Session, instance: Instance) -> None:
+    """Ask every unfinished run of the instance, whose row the caller has locked, to end, as a user's delete does.
+
+    One that has not started ends here; the sweeper delivers the other cancels. Leaves its project in use.
+    """
+    use_project(session, instance.project_id)
+    mine = (Workflow.project_id == instance.project_id) & (Workflow.resource_id == instance.id)
+    now = func.now()
+    ended = session.execute(
+        update(Workflow)
+        .where(mine, Workflow.state == State.ACCEPTED)
+        .values(state=State.CANCELLED, error=NEVER_STARTED.model_dump(), finished_at=now, cancel_requested_at=now)
+        .returning(Workflow.order)
+    ).scalars()
+    for told in ended.all():
+        order = Order.model_validate(told)
+        record(session, order, ("workflow.cancelled", {"kind": order.kind, "error": NEVER_STARTED.model_dump()}))
+    running = update(Workflow).where(mine, Workflow.state == State.RUNNING)
+    session.execute(running.values(cancel_requested_at=func.coalesce(Workflow.cancel_requested_at, now)))
 
 
 def write(session: Session, order: Order, *, prior_status: str | None = None, parent_id: UUID | None = None) -> None:

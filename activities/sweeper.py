@@ -20,6 +20,7 @@ from activities import image_chores
 from activities.database import transaction
 from activities.fleet import BEAT, TICK, Limits, beat, replace_lost, to_reconcile
 from activities.image_records import ImageLimits
+from activities.lifetimes import order_due
 from activities.runs import CONTROL, start, summarise
 from activities.samples import is_due
 from activities.settling import settle
@@ -80,6 +81,7 @@ class Sweeper:
 
             return sum(await asyncio.gather(*(one(order) for order in orders)))
 
+        await self.order_due()
         # Not when called by NOTIFY, which also comes while Temporal is away, and hosts cannot renew their leases.
         hosts = await asyncio.to_thread(self._look_at_hosts, activity.in_activity())
         lost, asked, unchecked = await asyncio.to_thread(self._find)
@@ -109,6 +111,20 @@ class Sweeper:
         if failures:
             log.warning("sweep.failed", count=len(failures), error=str(failures[0]) or type(failures[0]).__name__)
         return swept
+
+    async def order_due(self) -> int:
+        """Order what is due by the clock, and start it at once: how many. What cannot be started, a sweep starts."""
+        due = await asyncio.to_thread(self._order_due)
+        for order in due:
+            try:
+                await asyncio.wait_for(start(self._client, order), PATIENCE.total_seconds())
+            except (RPCError, WorkflowAlreadyStartedError, TimeoutError) as error:
+                log.info("due.not_started", workflow_id=str(order.workflow_id), error=str(error))
+        return len(due)
+
+    def _order_due(self) -> list[Order]:
+        with transaction(self._engine) as session:
+            return order_due(session, self._limits)
 
     def _look_at_hosts(self, ticking: bool) -> list[str]:
         with transaction(self._engine) as session:

@@ -13,6 +13,7 @@ from temporalio.client import Client
 
 from activities.placement import Capacity
 from api import (
+    agent_reports,
     agents,
     blobs,
     dashboard,
@@ -28,6 +29,7 @@ from api import (
     projects,
     retries,
     samples,
+    ssh_keys,
     streams,
     webhooks,
     workflows,
@@ -94,7 +96,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
     # Agents before hosts: their paths are not ids.
     for module in (instances, images, image_uploads, blobs, streams, workflows, retries, events, webhooks, dashboard):
         app.include_router(module.router)
-    for module in (agents, samples, hosts, instance_types, projects, health):
+    for module in (agents, agent_reports, samples, hosts, instance_types, ssh_keys, projects, health):
         app.include_router(module.router)
     openapi.install(app)
     app.add_api_websocket_route("/{path:path}", streams.nowhere)

@@ -10,6 +10,7 @@ from sqlalchemy import Row, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from activities.placement import Capacity
+from api import lifetimes
 from api.accept import Acceptance, Answered, check_if_match, etag
 from api.caller import Caller
 from api.envelope import answer
@@ -142,6 +143,12 @@ async def patch(request: Request, caller: Caller, instance_id: UUID, body: Insta
             asked = _merged(field, getattr(instance, field), asked)
         elif field == "tags":
             asked = asked or []
+        elif field == "ttl_seconds":
+            changed |= await lifetimes.ttl(caller, asked)
+            continue
+        elif field == "idle_stop_seconds":
+            changed |= lifetimes.idle_stop(asked)
+            continue
         if asked != getattr(instance, field):
             changed[field] = asked
     if changed:
@@ -152,7 +159,7 @@ async def patch(request: Request, caller: Caller, instance_id: UUID, body: Insta
             await caller.execute(update(Instance).where(Instance.id == instance_id).values(values))
         except IntegrityError as error:
             raise name_taken(error, changed["name"]) from error
-        data = {"name": changed.get("name", instance.name), "changed": list(changed)}
+        data = {"name": changed.get("name", instance.name), "changed": sorted(body.model_fields_set & changed.keys())}
         if "name" in changed:
             data["from"] = instance.name
         await caller.execute(

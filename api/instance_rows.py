@@ -7,19 +7,22 @@ from uuid import UUID
 
 from sqlalchemy import Row, bindparam, func, select, text
 
+from api import lifetimes
 from api.caller import Caller
 from model.errors import NotFound
 from model.hosts import Host, is_reachable
 from model.instances import Instance, Status
 
-columns = [*Instance.__table__.columns, Host.name.label("host"), Host.last_seen_at]
+# All but a script, which nobody but its agent reads.
+own = [column for column in Instance.__table__.columns if column.name != "user_data"]
+columns = [*own, Host.name.label("host"), Host.last_seen_at]
 query = select(*columns).select_from(Instance).outerjoin(Host, Host.id == Instance.host_id)
 
 # Built once: on the paths that every client waits for, building a statement costs more than running it.
 readable = (Instance.status != Status.DELETED) | (Instance.deleted_at > func.now() - text("interval '24 hours'"))
 MINE = (Instance.project_id == bindparam("project_id")) & (Instance.id == bindparam("instance_id")) & readable
 _BY_ID = query.where(MINE)
-_LOCK = select(Instance.__table__).where(MINE).with_for_update()
+_LOCK = select(*own).where(MINE).with_for_update()
 
 
 async def lock(caller: Caller, instance_id: UUID) -> Row[Any]:
@@ -70,6 +73,7 @@ def view(row: Row[Any]) -> dict[str, Any]:
         "on_host_lost": row.on_host_lost,
         "host_labels": row.wanted_labels,
         "drift": row.drift,
+        **lifetimes.view(row),
         "workflow_id": row.workflow_id,
         "created_at": row.created_at,
         "updated_at": row.updated_at,

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
+from api.lifetimes import IdleStop, Lifetimes, LifetimesView, Ttl
 from model.drift import Drift
 from model.hosts import Backend
-from model.instances import OnHostLost, Port
+from model.instances import Port
 
 #: The reference grammar of the OCI distribution specification: [domain/]path[:tag][@digest].
 _IMAGE = re.compile(
@@ -123,7 +124,7 @@ def _distinct(ports: list[PortIn]) -> list[PortIn]:
     return ports
 
 
-class InstanceCreate(BaseModel):
+class InstanceCreate(Lifetimes):
     """``POST /v1/instances``."""
 
     model_config = ConfigDict(
@@ -154,7 +155,6 @@ class InstanceCreate(BaseModel):
     host: Annotated[Text, Field(min_length=1, max_length=63)] | None = None
     #: Labels that its host must have.
     host_labels: dict[LabelName, LabelValue] = Field(default={}, max_length=64)
-    on_host_lost: OnHostLost = "keep"
 
     def wanted_ports(self) -> list[Port]:
         return [
@@ -175,6 +175,10 @@ class InstancePatch(BaseModel):
     labels: Annotated[dict[LabelName, LabelValue | None] | None, Field(max_length=128)] = None
     metadata: Annotated[dict[LabelName, MetadataValue | None] | None, Field(max_length=128)] = None
     tags: Tags | None = None
+    #: Anew from now on; null: it lives until it is deleted.
+    ttl_seconds: Ttl | None = None
+    #: Null: it is not stopped for being idle.
+    idle_stop_seconds: IdleStop | None = None
 
 
 class InstanceResize(BaseModel):
@@ -194,7 +198,7 @@ class ErrorView(BaseModel):
     attempt: int | None
 
 
-class InstanceView(BaseModel):
+class InstanceView(LifetimesView):
     id: str
     project_id: str
     name: str

@@ -11,13 +11,14 @@ from sqlalchemy import Row, insert, null, select, text
 from sqlalchemy.exc import IntegrityError
 
 from activities.placement import Capacity
+from api import lifetimes
 from api.accept import Acceptance, etag
 from api.caller import Authenticated, Caller
 from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES
 from api.image_names import named_image
 from api.instance_changes import change, name_taken, order_of, patch
-from api.instance_rows import query, readable, view
+from api.instance_rows import own, query, readable, view
 from api.instance_rows import show as show_row
 from api.instance_schemas import InstanceCreate, InstancePatch, InstanceResize, InstanceView, Tag
 from api.paging import Paging, page_of
@@ -30,7 +31,7 @@ from model.instances import Instance, Status
 router = APIRouter(prefix="/v1/instances", tags=["instances"], responses=RESPONSES)
 
 _INSERT = insert(Instance.__table__).returning(  # type: ignore[arg-type]  # a Table, typed as FromClause
-    *Instance.__table__.columns, null().label("host"), null().label("last_seen_at")
+    *own, null().label("host"), null().label("last_seen_at")
 )
 _POSSIBLE = text(
     """
@@ -87,6 +88,7 @@ async def launch(request: Request, body: InstanceCreate, caller: Authenticated) 
         "wanted_labels": body.host_labels,
         "on_host_lost": body.on_host_lost,
         "workflow_id": order.workflow_id,
+        **await lifetimes.columns(caller, body),
     }
     try:
         row = (await caller.execute(_INSERT, values)).one()

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 from sqlalchemy import select, text
 
+from api import activity
 from api.agents import Authenticated as AuthenticatedAgent
 from api.agents import MemberRoute
 from api.caller import ENTER, Authenticated
@@ -122,16 +123,15 @@ async def tell(request: Request, body: Told, agent: AuthenticatedAgent) -> Respo
     machines = sorted(body.machines, key=lambda usage: usage.project_id)
     for project_id, usages in groupby(machines, lambda usage: usage.project_id):
         await agent.connection.execute(ENTER, {"project": str(project_id)})
-        result = await agent.connection.execute(
-            _WRITE,
-            {
-                "seconds": FINEST,
-                "at": at,
-                "machines": orjson.dumps([usage.model_dump(mode="json") for usage in usages]).decode(),
-                "project": project_id,
-                "credential": agent.credential,
-            },
-        )
+        told = {
+            "seconds": FINEST,
+            "at": at,
+            "machines": orjson.dumps([usage.model_dump(mode="json") for usage in usages]).decode(),
+            "project": project_id,
+            "credential": agent.credential,
+        }
+        result = await agent.connection.execute(_WRITE, told)
+        await activity.note(agent.connection, told)
         written += result.rowcount
     return answer(request, {"written": written})
 

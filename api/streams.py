@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 from typing import Annotated, Any
 from urllib.parse import quote
 from uuid import UUID
@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from sqlalchemy import select
 from starlette.websockets import WebSocketDisconnect
 
+from api import activity
 from api.agent_client import BROKEN, Agents, Opened, Socket, Target, exit_code, said
 from api.caller import Authenticated, Caller, authenticate
 from api.envelope import Envelope, answer
@@ -105,9 +106,10 @@ async def exec_(request: Request, instance_id: UUID, caller: Authenticated, body
     with closing(_hold(request, caller)) as held:
         await caller.commit()
         run = Run(argv=body.cmd, timeout=body.timeout, limit=OUTPUT_LIMIT)
-        running = asyncio.ensure_future(_agents(request).run(target, run))
-        ends = (_gone(request), request.app.state.stopping.wait(), held.revoked.wait())
-        await first_of(asyncio.shield(running), *ends)
+        async with activity.going_on(caller, instance_id):
+            running = asyncio.ensure_future(_agents(request).run(target, run))
+            ends = (_gone(request), request.app.state.stopping.wait(), held.revoked.wait())
+            await first_of(asyncio.shield(running), *ends)
         if not running.done():
             running.cancel()
             raise target.unknown("it was ended, because its caller went, its key was revoked or this API stops")
@@ -159,8 +161,9 @@ async def terminal(
     rows: Size = 24,
 ) -> None:
     """A terminal in the instance: bytes as binary messages; sizes, and how it ended, as JSON in text messages."""
-    async with told(socket):
+    async with told(socket), AsyncExitStack() as open_:
         target = await _enter(socket, instance_id, running=True)
+        await open_.enter_async_context(activity.going_on(socket.state.caller, instance_id))
         query = {"columns": str(columns), "rows": str(rows)}
         if command:
             query["command"] = _words(command)
@@ -241,7 +244,7 @@ async def _target(caller: Caller, instance_id: UUID, *, running: bool = False) -
 
 
 async def _enter(socket: WebSocket, instance_id: UUID, *, running: bool = False) -> Target:
-    caller = await authenticate(socket)
+    caller = socket.state.caller = await authenticate(socket)
     try:
         target = await _target(caller, instance_id, running=running)
         socket.state.held = _hold(socket, caller)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import render, streams
+from cli import lifetimes, render, streams
 from cli.client import Client
 from cli.completion import hosts as host_names
 from cli.completion import instances as instance_names
@@ -57,6 +57,16 @@ def launch(
         OnHostLost | None, typer.Option(help="What happens where its host is lost (default: keep).", show_default=False)
     ] = None,
     cmd: Annotated[str | None, typer.Option(help="What it runs, as one string; or write it after --.")] = None,
+    ttl: lifetimes.Ttl = None,
+    idle_stop: lifetimes.IdleStop = None,
+    restart: lifetimes.Restart = None,
+    user_data: lifetimes.UserData = None,
+    ssh_key: lifetimes.SshKey = None,
+    health: lifetimes.HealthOption = None,
+    health_interval: lifetimes.Interval = None,
+    health_timeout: lifetimes.Timeout = None,
+    health_retries: lifetimes.Retries = None,
+    health_start_period: lifetimes.StartPeriod = None,
     idempotency_key: Annotated[
         str | None, typer.Option(help="Launching again with the same key finds the same instance.")
     ] = None,
@@ -80,9 +90,18 @@ def launch(
         "host_labels": pairs("--host-label", host_label) or None,
         "on_host_lost": on_host_lost.value if on_host_lost else None,
         "cmd": command or (_words(cmd) if cmd else None),
+        **lifetimes.fields(ttl=ttl, idle_stop=idle_stop, user_data=user_data, restart=restart),
+        "health_check": lifetimes.health_check(
+            health,
+            interval=health_interval,
+            timeout=health_timeout,
+            retries=health_retries,
+            start_period=health_start_period,
+        ),
     }
-    body = {field: value for field, value in wanted.items() if value is not None}
     with Client() as client:
+        wanted["ssh_key_id"] = lifetimes.key_id(client, ssh_key)
+        body = {field: value for field, value in wanted.items() if value is not None}
         envelope = client.request("POST", "/instances", body=body, key=idempotency_key)
         _finish(client, [envelope], "launch", Ending(wait, timeout, output))
 
@@ -200,17 +219,23 @@ def update(
     remove_metadata: Annotated[list[str] | None, typer.Option(help="Entry to remove; may be repeated.")] = None,
     tag: Annotated[list[str] | None, typer.Option("--tag", help="Its tags, in place of all it has.")] = None,
     no_tags: Annotated[bool, typer.Option("--no-tags", help="Remove all tags.")] = False,
+    ttl: lifetimes.Ttl = None,
+    no_ttl: Annotated[bool, typer.Option("--no-ttl", help="It lives until it is removed.")] = False,
+    idle_stop: lifetimes.IdleStop = None,
+    no_idle_stop: Annotated[bool, typer.Option("--no-idle-stop", help="Do not stop it for being idle.")] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Change an instance's name, labels, metadata or tags. What is not named stays."""
+    """Change an instance's name, labels, metadata, tags, and how long it lives. What is not named stays."""
     if tag and no_tags:
         raise usage("give either --tag or --no-tags")
     labels = dict.fromkeys(remove_label or []) | pairs("--label", label)
     entries = dict.fromkeys(remove_metadata or []) | pairs("--metadata", metadata)
-    wanted = {"name": name, "labels": labels or None, "metadata": entries or None, "tags": tag or None}
+    wanted: dict[str, Any] = {"name": name, "labels": labels or None, "metadata": entries or None, "tags": tag or None}
+    wanted |= lifetimes.fields(ttl=ttl, idle_stop=idle_stop, user_data=None, restart=None)
     body = {field: value for field, value in wanted.items() if value is not None} | ({"tags": []} if no_tags else {})
+    body |= dict.fromkeys(["ttl_seconds"] * no_ttl + ["idle_stop_seconds"] * no_idle_stop)
     if not body:
-        raise usage("nothing to change: give --name, --label, --metadata or --tag")
+        raise usage("nothing to change: give --name, --label, --metadata, --tag, --ttl or --idle-stop")
     with Client() as client:
         path = f"/instances/{client.instance(instance)['id']}"
         _print(client.request("PATCH", path, body=body)["data"], output)
@@ -288,6 +313,7 @@ def _print(instance: dict[str, Any], output: Format) -> None:
             ("host lost", instance.get("on_host_lost") or ""),
             ("host labels", render.pairs(instance.get("host_labels"))),
             ("drift", _drift(instance.get("drift"))),
+            *lifetimes.facts(instance),
             ("address", instance.get("private_ip") or ""),
             ("ports", _ports(instance)),
             ("labels", render.pairs(instance.get("labels"))),

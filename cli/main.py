@@ -40,6 +40,7 @@ COMMANDS = {
     "demo": Place("cli.demo", "demo", "Tour: launch, kill -9 in the middle, cancel, delete.", "cairn demo", local=True),
     "instance": Place("cli.instances", "app", "Launch instances, look at them and into them, change them."),
     "image": Place("cli.images", "app", "Images: from a registry, a file or a URL."),
+    "ssh-key": Place("cli.ssh_keys", "app", "Public keys that instances are launched with."),
     "host": Place("cli.hosts", "app", "Hosts: let machines join, look at them, empty and remove them."),
     "type": Place("cli.types", "app", "Instance types: the sizes that instances come in."),
     "project": Place("cli.projects", "app", "The project that the API key stands for, and its policies."),

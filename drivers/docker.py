@@ -17,10 +17,11 @@ from docker import APIClient
 from docker.types import LogConfig
 from docker.utils import convert_filters
 
-from drivers import docker_usage, faults
+from drivers import docker_first, docker_health, docker_usage, faults
 from drivers.docker_details import Details
 from drivers.docker_engine import CALL_SECONDS, CONFLICT, NOT_FOUND, DockerEngine, calling
 from drivers.docker_facts import CPU_PERIOD, limits, refusal_of
+from drivers.docker_streams import DockerStreams
 from drivers.images import engine_reference
 from drivers.machines import Cancelled, Check
 from drivers.ownership import FENCED, Owner, machine_name
@@ -31,6 +32,7 @@ from model.errors import (
     NeedsStop,
     NotFound,
 )
+from model.health import Checked, Look
 from model.instances import MachineSpec, MachineState, OwnedMachine
 from model.samples import Reading
 
@@ -50,6 +52,7 @@ class DockerMachines:
     def __init__(self, base_url: str, *, installation: UUID, host_id: UUID, publish_address: str) -> None:
         self._owner = Owner(installation=installation, host_id=host_id)
         self._engine = DockerEngine(base_url, self._owner)
+        self._inside = DockerStreams(base_url, installation=installation, host_id=host_id)
         self._publish_address = publish_address
         self._listening: APIClient | None = None
         # Containers that this process made: an engine's id is never given twice, so their
@@ -62,13 +65,14 @@ class DockerMachines:
     def _client(self) -> APIClient:
         return self._engine.client
 
-    def create(self, spec: MachineSpec) -> str:
+    def create(self, spec: MachineSpec, user_data: bytes | None = None) -> str:
         with calling(), _changing():
             until = time.monotonic() + CALL_SECONDS
             while time.monotonic() < until:
                 try:
                     made = self._create(spec)
                     faults.reached("after_effect")
+                    docker_first.fill(self._client, made, spec, user_data)
                     self._remember(spec.id, made)
                     return made
                 except docker.errors.ImageNotFound as error:
@@ -81,6 +85,8 @@ class DockerMachines:
                     time.sleep(POLL_SECONDS)  # it went meanwhile, or another create has the name and is not done
                     continue
                 if self._owner.check_adoptable(spec, found["Config"]["Labels"] or {}):
+                    if docker_first.is_new(found):
+                        docker_first.fill(self._client, found["Id"], spec, user_data)
                     return str(found["Id"])
                 self._remove(found["Id"])
         raise EngineUnavailable(f"{machine_name(spec.id)} keeps changing under our hands")
@@ -101,10 +107,11 @@ class DockerMachines:
             security_opt=["no-new-privileges"],
             port_bindings=bindings,
             log_config=LogConfig(type="json-file", config={"max-size": "10m", "max-file": "3"}),
+            restart_policy=docker_first.restart_policy(spec),
         )
         made = self._client.create_container(
             engine_reference(spec.wanted_image),
-            command=spec.cmd,
+            **docker_first.program(self._client, spec),
             name=machine_name(spec.id),
             hostname=re.sub(r"[^a-zA-Z0-9-]", "-", spec.name)[:63],
             environment=spec.env,
@@ -138,6 +145,13 @@ class DockerMachines:
                 faults.reached("after_effect")
             return self._ready(engine_id, cancelled)
 
+    def ready(self, machine: UUID, cancelled: Check) -> MachineState:
+        with calling():
+            found = self._engine.own(machine)
+            if found is None:
+                raise NotFound(f"{machine_name(machine)} is not on the engine")
+            return self._ready(str(found["Id"]), cancelled)
+
     def _ready(self, engine_id: str, cancelled: Check) -> MachineState:
         while True:
             try:
@@ -145,6 +159,11 @@ class DockerMachines:
             except docker.errors.NotFound as error:
                 raise NotFound(f"container {engine_id[:12]} went before it was ready") from error
             state = found["State"]
+            ran = docker_first.ran(self._client, found)
+            if ran:
+                raise InstanceExited(
+                    f"user_data ended with exit code {ran}" + self._last_words(engine_id), exit_code=ran
+                )
             health = (state.get("Health") or {}).get("Status", "none")
             if not state["Running"]:
                 raise InstanceExited(
@@ -152,6 +171,8 @@ class DockerMachines:
                     + self._last_words(engine_id),
                     exit_code=state["ExitCode"],
                 )
+            if ran is None or state["Restarting"]:
+                health = "starting"
             if health in ("none", "healthy"):
                 networks = found["NetworkSettings"]["Networks"].values()
                 self._details.note(engine_id, found)
@@ -312,7 +333,7 @@ class DockerMachines:
                         engine_id=found["Id"],
                         id=ours[0],
                         generation=ours[1],
-                        running=found["State"] == "running",
+                        running=found["State"] in ("running", "restarting"),
                         fenced=FENCED in found["Labels"],
                         paused=found["State"] == "paused",
                         **details,
@@ -352,6 +373,12 @@ class DockerMachines:
                 for engine_id, usage in docker_usage.read(self._listening, list(ours))
                 for id, generation, project_id in [ours[engine_id]]
             ]
+
+    def checked(self) -> list[Checked]:
+        return docker_health.checked(self._engine)
+
+    def look(self, machine: Checked) -> Look:
+        return docker_health.look(self._engine, self._inside, machine)
 
 
 def _pause(cancelled: Check) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Protocol
 from uuid import UUID
 
+from model.health import Checked, Look
 from model.instances import MachineSpec, MachineState, OwnedMachine
 from model.samples import Reading
 
@@ -52,18 +53,25 @@ class Machines(Protocol):
 
     name: str
 
-    def create(self, spec: MachineSpec) -> str:
+    def create(self, spec: MachineSpec, user_data: bytes | None = None) -> str:
         """Find or create the machine of ``spec.id``; its engine's id comes back.
+
+        ``user_data``: what ``spec.user_data`` stands for. It and the authorized key are in the machine before its
+        first start.
 
         Adopts a machine of the same generation; replaces its own of an older generation; raises
         ForeignObject where the name is taken by something without our labels. Does not start it.
         """
 
     def start(self, machine: UUID, cancelled: Check) -> MachineState:
-        """Start it and wait until it is ready: running and, where it has a health check, healthy.
+        """Start it and wait until it is ready: running, its user data run once, and healthy where its image has a
+        health check of its own.
 
         Success when it runs already. Raises PortTaken (with the port), InstanceExited, NotFound.
         """
+
+    def ready(self, machine: UUID, cancelled: Check) -> MachineState:
+        """The same of a machine that was started, without starting it. Raises InstanceExited, NotFound."""
 
     def adjust(self, spec: MachineSpec) -> None:
         """Give it the CPU and memory limits of ``spec``, running, paused or not; it stays as it is.
@@ -104,4 +112,13 @@ class Machines(Protocol):
         """What all running machines with this installation's and this host's labels have used, in one call.
 
         Takes a second or two, however many there are. One that cannot be read (it ends meanwhile) is left out.
+        """
+
+    def checked(self) -> list[Checked]:
+        """All running machines of this owner that have a health check."""
+
+    def look(self, machine: Checked) -> Look:
+        """Ask a machine once whether it is well; takes as long as its check allows, at most.
+
+        Raises EngineUnavailable where the engine keeps it from knowing.
         """

@@ -13,6 +13,10 @@ PREFIX = "io.cairn"
 USER_PREFIX = f"{PREFIX}.user"
 KIND = "instance"
 FENCED = f"{PREFIX}.fenced"
+#: Its health check, as JSON: agents know from it what to look at.
+HEALTH = f"{PREFIX}.health"
+#: It runs a script first: the SHA-256 of that.
+USER_DATA = f"{PREFIX}.user-data"
 
 
 def machine_name(machine: UUID) -> str:
@@ -36,6 +40,8 @@ class Owner(Frozen):
             f"{PREFIX}.id": str(spec.id),
             f"{PREFIX}.generation": str(spec.generation),
             **({FENCED: "true"} if spec.fenced else {}),
+            **({HEALTH: spec.health_check.model_dump_json(exclude_defaults=True)} if spec.health_check else {}),
+            **({USER_DATA: spec.user_data} if spec.user_data else {}),
         }
 
     def filters(self) -> list[str]:

@@ -11,7 +11,7 @@ import urllib3
 
 from drivers import faults
 from drivers.machines import Cancelled, Check
-from drivers.ownership import FENCED, PREFIX, Owner, machine_name
+from drivers.ownership import FENCED, HEALTH, PREFIX, Owner, machine_name
 from model.errors import (
     EngineRefused,
     EngineUnavailable,
@@ -21,6 +21,7 @@ from model.errors import (
     NotFound,
     PortTaken,
 )
+from model.health import Checked, HealthCheck, Look
 from model.instances import MachineSpec, MachineState, OwnedMachine
 from model.samples import Reading
 
@@ -65,7 +66,8 @@ class SimulatedMachines:
         self._engine = SimulatedEngine(f"{url}/hosts/{host_name}")
         self._owner = Owner(installation=installation, host_id=host_id)
 
-    def create(self, spec: MachineSpec) -> str:
+    def create(self, spec: MachineSpec, user_data: bytes | None = None) -> str:
+        # Nothing runs in these machines, so nothing becomes of user data and keys.
         wanted = {
             "labels": self._owner.labels(spec),
             "image": spec.image,
@@ -102,6 +104,15 @@ class SimulatedMachines:
                 raise _error(status, answer)
             faults.reached("after_effect")
             found = answer
+        return self._ready(found, cancelled)
+
+    def ready(self, machine: UUID, cancelled: Check) -> MachineState:
+        found = self._own(machine)
+        if found is None:
+            raise NotFound(f"{machine_name(machine)} is not on the engine")
+        return self._ready(found, cancelled)
+
+    def _ready(self, found: dict[str, Any], cancelled: Check) -> MachineState:
         while found["state"] == "starting":
             if cancelled():
                 raise Cancelled
@@ -183,6 +194,23 @@ class SimulatedMachines:
                 usage = {name: value for name, value in found.items() if name not in ("name", "labels")}
                 readings.append(Reading(id=id, generation=generation, project_id=project_id, **usage))
         return readings
+
+    def checked(self) -> list[Checked]:
+        machines = []
+        for found in self._engine.call("GET", "machines") or []:
+            owned = self._owner.owned_of(found["name"], found["labels"])
+            if owned is not None and found["state"] == "running" and HEALTH in found["labels"]:
+                id, generation, project_id = owned
+                check = HealthCheck.model_validate_json(found["labels"][HEALTH])
+                who = {"engine_id": found["id"], "id": id, "project_id": project_id, "generation": generation}
+                machines.append(Checked(**who, address=found["ip"], check=check))
+        return machines
+
+    def look(self, machine: Checked) -> Look:
+        found = self._engine.call("GET", f"machines/{machine.engine_id}/health") or {}
+        if found.get("healthy"):
+            return Look()
+        return Look(failure="it was set to be unhealthy", started_at=found.get("started_at"))
 
     def _own(self, machine: UUID) -> dict[str, Any] | None:
         """What has the machine's name and our labels."""

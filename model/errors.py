@@ -179,6 +179,12 @@ class InstanceExited(CairnError):
     code, status = "instance_exited", 502
 
 
+class Unhealthy(CairnError):
+    """The instance runs, and its health check did not pass in time."""
+
+    code, status = "unhealthy", 502
+
+
 class EngineRefused(CairnError):
     """The engine understood the call and refused it; trying again cannot help."""
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 from enum import StrEnum
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 from uuid import UUID
 
 import orjson
-from pydantic import model_validator
+from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from model.base import Base, EmptyList, EmptyObject, Frozen, Id, Now
+from model.health import HealthCheck
 from model.images import Format, ImageWanted
 
 
@@ -101,9 +102,29 @@ class MachineSpec(Frozen):
     image_digest: str | None = None
     image_format: Format | None = None
 
+    #: What its engine does when its program ends: no, on-failure, on-failure:N or always.
+    restart_policy: str = "no"
+    health_check: HealthCheck | None = None
+    #: SHA-256 of a script that runs in it once, hexadecimal digits. The script itself is fetched by who needs it.
+    user_data: str | None = None
+    #: A line for the authorized_keys of its root.
+    authorized_key: str | None = None
+
+    #: What agents of 0.2 do not know: it goes out only where it says something.
+    LATER: ClassVar[tuple[str, ...]] = (
+        *("image_digest", "image_format"),
+        *("restart_policy", "health_check", "user_data", "authorized_key"),
+    )
+
     @property
     def wanted_image(self) -> ImageWanted:
         return ImageWanted(reference=self.image, digest=self.image_digest, format=self.image_format)
+
+    @model_serializer(mode="wrap")
+    def _known_to_all(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        told: dict[str, Any] = serialize(self)
+        unsaid = [name for name in self.LATER if getattr(self, name) == type(self).model_fields[name].default]
+        return {name: value for name, value in told.items() if name not in unsaid}
 
 
 class MachineState(Frozen):
@@ -205,6 +226,23 @@ class Instance(Base):
     next_held: Mapped[bool] = mapped_column(server_default=text("false"))
     #: How its machine was found to differ from what it should be.
     drift: Mapped[dict[str, Any] | None]
+    #: It is deleted at ``expires_at``, which is ``ttl_seconds`` after that was asked for.
+    ttl_seconds: Mapped[int | None]
+    expires_at: Mapped[dt.datetime | None]
+    #: It is stopped when it has done nothing for so long. ``active_at``: until when it is known to have done
+    #: something; only kept where that is asked for.
+    idle_stop_seconds: Mapped[int | None]
+    active_at: Mapped[dt.datetime | None]
+    restart_policy: Mapped[str] = mapped_column(server_default=text("'no'"))
+    health_check: Mapped[dict[str, Any] | None]
+    #: As its agent last told it.
+    health: Mapped[str | None]
+    #: The script, for its agent alone; everybody else goes by its SHA-256.
+    user_data: Mapped[str | None] = mapped_column(deferred=True)
+    user_data_sha256: Mapped[str | None]
+    #: The key that it was launched with, which may be gone; and what of that is in the machine, each new one too.
+    ssh_key_id: Mapped[UUID | None]
+    authorized_key: Mapped[str | None]
     #: Which column of the quotas it is counted in.
     quota: Mapped[str] = mapped_column(server_default=text("'reserved'"))
     container_id: Mapped[str | None]
@@ -232,6 +270,9 @@ class Instance(Base):
         CheckConstraint("on_host_lost IN ('keep', 'replace', 'fence')", name="on_host_lost"),
         CheckConstraint("(next_host_id IS NULL) = (next_generation IS NULL)", name="next"),
         CheckConstraint("num_nonnulls(next_type, next_vcpus, next_memory_mb) IN (0, 3)", name="next_size"),
+        CheckConstraint("(ttl_seconds IS NULL) = (expires_at IS NULL)", name="ttl"),
+        CheckConstraint("ttl_seconds > 0 AND idle_stop_seconds > 0", name="lifetimes"),
+        CheckConstraint("health IN ('starting', 'healthy', 'unhealthy')", name="health"),
         Index(
             "uq_instances_live_name", "project_id", "name", unique=True, postgresql_where=text("status <> 'deleted'")
         ),
@@ -243,6 +284,17 @@ class Instance(Base):
         Index("ix_instances_image", "image_id", postgresql_where=text("image_id IS NOT NULL")),
         Index("ix_instances_counted", "project_id", "status", postgresql_where=text("status <> 'deleted'")),
         Index("ix_instances_next_host", "next_host_id", postgresql_where=text("next_host_id IS NOT NULL")),
+        Index(
+            "ix_instances_expires",
+            "expires_at",
+            postgresql_where=text("expires_at IS NOT NULL AND status <> 'deleted'"),
+        ),
+        # Not over active_at, which changes often.
+        Index(
+            "ix_instances_idle",
+            "id",
+            postgresql_where=text("idle_stop_seconds IS NOT NULL AND status = 'running'"),
+        ),
         Index("ix_instances_labels", "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}),
         Index("ix_instances_tags", "tags", postgresql_using="gin", postgresql_ops={"tags": "jsonb_path_ops"}),
     )

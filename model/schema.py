@@ -6,6 +6,7 @@ from model.images import Image, ImageCache
 from model.instances import Instance
 from model.projects import ApiKey, Installation, Project, ProjectQuota, Pulse
 from model.samples import Sample
+from model.ssh_keys import SshKey
 from model.webhooks import Webhook, WebhookDelivery
 from model.workflows import Event, IdempotencyKey, Workflow
 
@@ -26,6 +27,7 @@ __all__ = [
     "ProjectQuota",
     "Pulse",
     "Sample",
+    "SshKey",
     "Webhook",
     "WebhookDelivery",
     "Workflow",

@@ -1,10 +1,8 @@
-"""An S3-compatible service of a test's own: OpenStack Swift from the distribution, on one disk.
-
-``apt-get install swift-proxy swift-account swift-container swift-object memcached``.
-"""
+"""An S3-compatible service of a test's own: OpenStack Swift from the distribution, on one disk."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -19,6 +17,7 @@ from botocore.config import Config
 from tests.services import child, until
 
 ACCESS_KEY, SECRET_KEY, BUCKET = "cairn:images", "a-secret", "images"
+PACKAGES = ("swift-proxy", "swift-account", "swift-container", "swift-object", "memcached")
 LAYERS = ("account", "container", "object")
 PROXY = """
 [DEFAULT]
@@ -65,8 +64,15 @@ use = egg:swift#{name}
 """
 
 
-def installed() -> bool:
+def is_installed() -> bool:
     return all(shutil.which(name) for name in ("swift-proxy-server", "swift-object-server", "memcached"))
+
+
+def install() -> None:
+    """From the distribution, as root; raises where that is not possible."""
+    environ = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
+        subprocess.run(["apt-get", "-q", *command], env=environ, stdin=subprocess.DEVNULL, check=True, timeout=400)
 
 
 class Swift:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -35,10 +35,12 @@ from drivers.machines import Fence, Machines
 from drivers.streams import Streams
 from model import logs
 from model.hosts import AgentHost
+from model.instances import MachineSpec
 from model.settings import Settings, of_process
 from model.tickets import Gate
-from worker import agent_server, fence, identity, joining
+from worker import agent_server, fence, identity, joining, user_data
 from worker.agent_server import AgentServer
+from worker.health import HealthLooks
 from worker.identity import Keys, Membership
 from worker.leases import Leases, Refused
 from worker.samples import Samples
@@ -146,13 +148,19 @@ async def run(settings: Settings) -> None:
     async with AsyncExitStack() as workers:
         if granted.done():
             temporal.workers = step_workers(
-                temporal.client, membership.hosts, machines, images, fence.AgentFence(settings)
+                temporal.client,
+                membership.hosts,
+                machines,
+                images,
+                fence.AgentFence(settings),
+                user_data.fetcher(membership),
             )
             for worker in temporal.workers:
                 await workers.enter_async_context(worker)
             log.info("agent.ready", hosts=[host.name for host in membership.hosts])
             serving = asyncio.create_task(serves.run(keys, listener, stopping))
-            beside |= {asyncio.create_task(Samples(membership, machines).run()), serving}
+            loops = (Samples(membership, machines).run(), HealthLooks(membership, machines).run())
+            beside |= {serving, *(asyncio.create_task(loop) for loop in loops)}
         await asyncio.wait({*beside, stopped}, return_when=asyncio.FIRST_COMPLETED)
         ended = [task for task in beside if task.done()]
         for task in beside - {serving}:
@@ -172,13 +180,14 @@ def step_workers(
     machines: Mapping[UUID, Machines],
     images: Mapping[UUID, Images],
     fence: Fence,
+    scripts: Callable[[MachineSpec], bytes] | None = None,
 ) -> list[Worker]:
     """A Temporal worker for each host's queue."""
     threads = ThreadPoolExecutor(max(STEPS, 4 * len(hosts)), thread_name_prefix="step")
     workers = []
     for host in hosts:
         engines = [
-            InstanceEngine(machines[host.id], fence),
+            InstanceEngine(machines[host.id], fence, scripts),
             HostEngine(host.name, machines[host.id], fence),
             ImageEngine(host.name, images[host.id]),
         ]

@@ -12,9 +12,11 @@ where no engine runs. It knows nothing of Cairn: names, labels and states, like 
     POST   /hosts/{host}/machines/{id}/resize    {vcpus, memory_mb}; 409 {needs} where the settings say so
     PUT    /hosts/{host}/machines/{id}           change any of its fields
     DELETE /hosts/{host}/machines/{id}           success where it is gone already
-    GET    /hosts/{host}/usage                   of its running machines: made up, and growing with time
-    PUT    /settings                             {latency_ms, refuse, lose_answers, resize}; resize: 0 at any time,
-                                                 1 only of what is stopped, 2 never
+    GET    /hosts/{host}/machines/{id}/health    {healthy, started_at}; as its field ``healthy`` says, or the settings
+    GET    /hosts/{host}/usage                   of its running machines: made up, and growing with time; its field
+                                                 ``load`` is the part of its CPUs that it uses
+    PUT    /settings                             {latency_ms, refuse, lose_answers, unhealthy, resize}; resize: 0 at
+                                                 any time, 1 only of what is stopped, 2 never
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ class Engine:
             machine = orjson.loads(blob)
             self.machines[machine["id"]] = machine
         self.names = {(m["host"], m["name"]): m["id"] for m in self.machines.values()}
-        self.settings: dict[str, float] = {"latency_ms": latency_ms, "refuse": 0, "lose_answers": 0, "resize": 0}
+        self.settings: dict[str, float] = {"latency_ms": latency_ms}
+        self.settings |= dict.fromkeys(("refuse", "lose_answers", "resize", "unhealthy"), 0)
 
     def find(self, host: str, id_or_name: str) -> Machine | None:
         machine = self.machines.get(self.names.get((host, id_or_name), id_or_name))
@@ -92,10 +95,10 @@ class Engine:
 
 
 def used(machine: Machine) -> dict[str, Any]:
-    """What a running machine has used: a steady load of its own, from its id."""
+    """What a running machine has used: a steady load of its own, from its id, unless it was given one."""
     now = time.time()
     seconds = now - machine.get("started_at", 0)
-    part = int(machine["id"][:2], 16) / 256
+    part = machine.get("load", int(machine["id"][:2], 16) / 256)
     memory = machine.get("memory_mb", 0) << 20
     return {
         "engine_id": machine["id"],
@@ -154,6 +157,13 @@ def application(engine: Engine) -> Starlette:
         made = {"id": uuid.uuid4().hex, "host": host, "name": name, "state": "created", "ip": address}
         return answer(engine.save(made | wanted), 201)
 
+    async def health(request: Request) -> Response:
+        found = engine.find(request.path_params["host"], request.path_params["name"])
+        if not found:
+            return missing()
+        healthy = found.get("healthy", not engine.settings["unhealthy"])
+        return answer({"healthy": healthy, "started_at": found.get("started_at")})
+
     async def act(request: Request) -> Response:
         verb, asked = request.path_params["verb"], orjson.loads(await request.body() or b"{}")
         found = engine.find(request.path_params["host"], request.path_params["name"])
@@ -197,6 +207,7 @@ def application(engine: Engine) -> Starlette:
             Route("/hosts/{host}/machines", simulated(machines)),
             Route("/hosts/{host}/usage", simulated(usage)),
             Route("/hosts/{host}/machines/{name}", simulated(machine), methods=["GET", "POST", "PUT", "DELETE"]),
+            Route("/hosts/{host}/machines/{name}/health", simulated(health)),
             Route("/hosts/{host}/machines/{name}/{verb}", simulated(act), methods=["POST"]),
         ]
     )

@@ -20,17 +20,20 @@ SURROGATE = "a\ud800b"
 NUL = "a\x00b"
 JSON = {"content-type": "application/json"}
 NOT_BUILT = {
-    "ttl_seconds": 60,
     "vpc_id": str(UUID(int=1)),
     "subnet_id": str(UUID(int=1)),
     "volumes": [{"volume_id": str(UUID(int=1)), "mount_path": "/data"}],
-    "ssh_key_id": str(UUID(int=1)),
-    "user_data": "#!",
 }
 TYPES: list[Any] = [1, -1, 1.5, True, [], {}, [1], {"a": 1}, "", None, [None], [[]], 10**400]
 
 #: field → values that it never takes.
 BAD: dict[str, list[Any]] = {
+    "ttl_seconds": [*(v for v in TYPES if v not in (1, None)), "60", 2**31],
+    "idle_stop_seconds": [*(v for v in TYPES if v is not None), "60", 9, 2**31],
+    "restart_policy": [*(v for v in TYPES), "NO", "on-failure:", "on-failure:0", "always:1", "on-failure:3\n"],
+    "health_check": [*(v for v in TYPES if v is not None), {"type": "http"}, {"type": "http", "port": 80, "path": NUL}],
+    "user_data": [*(v for v in TYPES if v is not None), "#!", "#!sh", "echo", "#!/bin/sh\r\n", f"#!/bin/sh {NUL}"],
+    "ssh_key_id": [*(v for v in TYPES if v is not None), "laptop", str(UUID(int=1))],
     "name": [
         *(v for v in TYPES),
         *("../etc", "..", ".", "/", "a/b", "a b", "-a", "_a", " web", "web ", "web\n", "a" * 64),

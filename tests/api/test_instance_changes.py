@@ -199,6 +199,18 @@ async def test_patch_that_changes_nothing_is_no_new_version_and_no_event(api: Ap
     assert api.db.counts()["events"] == 1
 
 
+async def test_patch_of_how_long_it_lives(api: Api) -> None:
+    instance = (await api.launch())["data"]
+    data = (await patched(api, instance, {"ttl_seconds": 600, "idle_stop_seconds": 60})).json()["data"]
+    assert (data["ttl_seconds"], data["idle_stop_seconds"]) == (600, 60)
+    assert data["expires_at"] is not None and data["active_at"] is not None
+    event = api.db.one("SELECT data FROM events WHERE type = 'instance.updated'")["data"]
+    assert event["changed"] == ["idle_stop_seconds", "ttl_seconds"]
+    data = (await patched(api, instance, {"ttl_seconds": None, "idle_stop_seconds": None})).json()["data"]
+    shown = [data[name] for name in ("ttl_seconds", "expires_at", "idle_stop_seconds", "active_at")]
+    assert shown == [None] * 4
+
+
 async def test_patch_of_the_name(api: Api) -> None:
     one, two = [(await api.launch(name))["data"] for name in ("one", "two")]
     assert refusal(await patched(api, two, {"name": "one", "tags": ["x"]})) == (409, "name_taken")

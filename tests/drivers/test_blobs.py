@@ -15,13 +15,16 @@ from drivers.s3_blobs import S3Blobs
 from model.errors import NotFound, Unavailable
 from tests.registry import sha256
 from tests.services import until
-from tests.swift import ACCESS_KEY, BUCKET, SECRET_KEY, Swift, installed
+from tests.swift import ACCESS_KEY, BUCKET, SECRET_KEY, Swift, install, is_installed
+
+#: The first run on a machine installs the service.
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
 def swift() -> Iterator[Swift]:
-    if not installed():
-        pytest.skip("needs swift-proxy, swift-account, swift-container, swift-object and memcached")
+    if not is_installed():
+        install()
     made = Swift()
     yield made
     made.remove()

@@ -11,9 +11,11 @@ import pytest
 
 from drivers import faults
 from model.errors import FaultInjected, ForeignObject, ImageNotFound, InstanceExited, NotFound, PortTaken, Superseded
+from model.health import HealthCheck
 from model.images import ImageWanted
 from model.instances import Port
 from tests.drivers.conftest import Site, free_port, never, spec
+from tests.services import until
 
 
 def test_life_of_a_machine_and_each_call_twice(site: Site) -> None:
@@ -246,3 +248,25 @@ def test_usage_is_of_running_machines_of_the_owner_alone(site: Site) -> None:
         assert machines.sample() == []
     finally:
         other.delete(foreign.id)
+
+
+def test_health_check_is_kept_with_the_machine_for_whoever_looks(site: Site) -> None:
+    check = HealthCheck(type="tcp", port=80, interval_seconds=2.5)
+    wanted, other = spec(health_check=check), spec()
+    machines = site.machines()
+    for mine in (wanted, other):
+        machines.create(mine)
+    assert machines.checked() == [], "none runs"
+    for mine in (wanted, other):
+        machines.start(mine.id, never)
+    assert site.machines(host_id=uuid4()).checked() == []
+    (found,) = site.machines().checked()
+    assert (found.id, found.project_id, found.generation, found.check) == (wanted.id, wanted.project_id, 1, check)
+    assert until(lambda: machines.look(found).failure is None)
+    assert machines.ready(wanted.id, never).engine_id == found.engine_id
+    machines.stop(wanted.id, 0, never)
+    assert machines.checked() == []
+    with pytest.raises(InstanceExited):
+        machines.ready(wanted.id, never)
+    with pytest.raises(NotFound):
+        machines.ready(uuid4(), never)

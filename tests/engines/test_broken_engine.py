@@ -66,8 +66,9 @@ class Proxy:
         self._keep = keep
 
     def cut(self) -> None:
-        """Every connection breaks; new ones work."""
-        for one in self._open:
+        """Every connection breaks; new ones work, also those that come while this goes on."""
+        broken, self._open = self._open, []
+        for one in broken:
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
 

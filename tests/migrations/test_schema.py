@@ -22,14 +22,14 @@ READ = "installation projects hosts host_ports host_tokens instance_types instan
 READ_BY_ALL = f"{READ} quotas pulses samples event_horizons images image_caches webhook_deliveries"
 #: Rights on whole tables; those on single columns are tried below.
 RIGHTS = {
-    ("cairn_api", "SELECT"): f"{READ_BY_ALL} api_keys",
+    ("cairn_api", "SELECT"): f"{READ_BY_ALL} api_keys ssh_keys",
     ("cairn_api", "INSERT"): (
-        "host_tokens instance_types instances workflows events idempotency_keys pulses samples images"
+        "host_tokens instance_types instances workflows events idempotency_keys pulses samples images ssh_keys"
     ),
     ("cairn_api", "UPDATE"): (
         "images host_tokens instance_types instances workflows idempotency_keys quotas pulses webhook_deliveries"
     ),
-    ("cairn_api", "DELETE"): "hosts host_tokens webhooks",
+    ("cairn_api", "DELETE"): "hosts host_tokens webhooks ssh_keys",
     ("cairn_worker", "SELECT"): f"{READ_BY_ALL} webhooks",
     ("cairn_worker", "INSERT"): (
         "image_caches host_ports workflows events pulses samples event_horizons webhook_deliveries"
@@ -53,6 +53,7 @@ PER_PROJECT = {
     "image_caches",
     "webhooks",
     "webhook_deliveries",
+    "ssh_keys",
 }
 
 
@@ -114,6 +115,7 @@ def test_role_is_no_more_than_a_role(database: Database, role: str) -> None:
         ("cairn_api", "DELETE FROM events"),
         ("cairn_api", "UPDATE projects SET name = 'x'"),
         ("cairn_api", "SELECT secret FROM webhooks"),
+        ("cairn_api", "UPDATE ssh_keys SET public_key = 'x'"),
         ("cairn_worker", "SELECT * FROM api_keys"),
         ("cairn_worker", "INSERT INTO instances SELECT * FROM instances"),
         ("cairn_worker", "UPDATE installation SET epoch = 0"),

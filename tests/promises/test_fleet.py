@@ -203,7 +203,6 @@ def test_paused_program_that_somebody_wakes_or_ends_is_paused_again(fleet: Stack
             container.unpause()
         else:
             container.kill()
-            container.unpause()
         drift = wait_for("drift is shown", lambda: fleet.instance(instance)["drift"], 30)
         assert drift["kind"] == ("running" if wake else "stopped")
         with healing(fleet, instance):

@@ -6,8 +6,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0003_events"
-down_revision = "0003_images"
+revision = "0005"
+down_revision = "0004"
 branch_labels = None
 depends_on = None
 

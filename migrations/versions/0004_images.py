@@ -6,8 +6,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0003_images"
-down_revision = "0003_surface"
+revision = "0004"
+down_revision = "0003"
 branch_labels = None
 depends_on = None
 

@@ -1,0 +1,135 @@
+"""What agents tell of the health of their machines, and what they ask for on their behalf."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Annotated
+from uuid import UUID
+
+import orjson
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import text
+
+from api.agents import Authenticated, MemberRoute
+from api.caller import ENTER
+from api.envelope import Envelope, answer
+from api.errors import RESPONSES
+from api.instance_schemas import Text
+from model.errors import NotFound
+from model.health import MOST, Health
+
+router = APIRouter(prefix="/v1/hosts", tags=["agents"], responses=RESPONSES, route_class=MemberRoute)
+
+
+class MachineHealth(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    id: UUID
+    project_id: UUID
+    generation: Annotated[int, Field(ge=0, le=2**31 - 1)]
+    health: Health
+    #: What the last look that failed said.
+    failure: Annotated[Text, Field(max_length=1000)] | None = None
+
+
+class ToldHealth(BaseModel):
+    """``POST /v1/hosts/health``."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "machines": [
+                        {
+                            "id": "0199b3f0-0000-7000-8000-000000000001",
+                            "project_id": "0199b3f0-0000-7000-8000-000000000002",
+                            "generation": 1,
+                            "health": "healthy",
+                        }
+                    ]
+                }
+            ]
+        },
+    )
+
+    machines: Annotated[list[MachineHealth], Field(min_length=1, max_length=MOST)]
+
+
+class HealthKept(BaseModel):
+    #: Of how many it was another than before.
+    changed: int
+
+
+class UserData(BaseModel):
+    user_data: str
+
+
+# Only what runs, in this generation, on a host of the agent; a start that is under way decides for itself. What a step
+# holds is passed over, and told again.
+_CHANGE = text(
+    """
+    WITH told AS (
+        SELECT * FROM jsonb_to_recordset(cast(:machines AS jsonb)) AS t(
+            id uuid, generation int, health text, failure text
+        )
+    ), changed AS (
+        SELECT i.id, i.health AS before, t.health, t.failure FROM told t
+        JOIN instances i ON i.id = t.id AND i.generation = t.generation AND i.project_id = :project
+        JOIN hosts h ON h.id = i.host_id AND h.credential = :credential
+        WHERE i.status = 'running' AND i.health_check IS NOT NULL AND i.health IS DISTINCT FROM t.health
+        ORDER BY i.id FOR UPDATE OF i SKIP LOCKED
+    )
+    UPDATE instances i SET health = changed.health FROM changed WHERE i.id = changed.id
+    RETURNING i.id, i.name, changed.before, changed.health, changed.failure
+    """
+)
+_RECORD = text(
+    """
+    INSERT INTO events (project_id, type, resource_type, resource_id, data)
+    VALUES (:project, :type, 'instance', :id, cast(:data AS jsonb))
+    """
+)
+_RING = text("SELECT pg_notify('cairn', '')")
+_USER_DATA = text(
+    """
+    SELECT i.user_data FROM instances i JOIN hosts h ON h.id IN (i.host_id, i.next_host_id)
+    WHERE i.id = :id AND i.project_id = :project AND h.credential = :credential AND i.user_data IS NOT NULL LIMIT 1
+    """
+)
+
+
+@router.post("/health", response_model=Envelope[HealthKept])
+async def tell(request: Request, body: ToldHealth, agent: Authenticated) -> Response:
+    """How the agent's machines that have a health check are. What changed is an event."""
+    changed = 0
+    machines = sorted({machine.id: machine for machine in body.machines}.values(), key=lambda m: m.project_id)
+    for project_id, told in groupby(machines, lambda machine: machine.project_id):
+        await agent.connection.execute(ENTER, {"project": str(project_id)})
+        told_json = orjson.dumps([machine.model_dump(mode="json") for machine in told]).decode()
+        mine = {"machines": told_json, "project": project_id, "credential": agent.credential}
+        rows = (await agent.connection.execute(_CHANGE, mine)).all()
+        changed += len(rows)
+        for row in rows:
+            if row.health == "starting":
+                continue
+            data = {"name": row.name, "from": row.before, "to": row.health, "failure": row.failure}
+            event = {"project": project_id, "type": f"instance.{row.health}", "id": row.id}
+            await agent.connection.execute(_RECORD, event | {"data": orjson.dumps(data).decode()})
+    if changed:
+        await agent.connection.execute(_RING)
+    return answer(request, {"changed": changed})
+
+
+@router.get("/user-data/{instance_id}", response_model=Envelope[UserData])
+async def user_data(
+    request: Request, instance_id: UUID, project_id: Annotated[UUID, Query()], agent: Authenticated
+) -> Response:
+    """The script of an instance that is, or is about to be, on a host of the agent."""
+    await agent.connection.execute(ENTER, {"project": str(project_id)})
+    asked = {"id": instance_id, "project": project_id, "credential": agent.credential}
+    found: str | None = (await agent.connection.execute(_USER_DATA, asked)).scalar_one_or_none()
+    if found is None:
+        raise NotFound(f"no host of this agent holds an instance {instance_id} with user_data")
+    return answer(request, {"user_data": found})
