@@ -83,7 +83,7 @@ ROWS = {
         {
             **MADE,
             **{"status": "available", "format": "docker-archive", "size_bytes": 5 << 20, "hosts": ["rack-1", "rack-2"]},
-            "source": {"type": "url", "url": f"https://example.org/{'x' * 100}"},
+            "source": {"type": "url", "reference": None, "url": f"https://example.org/{'x' * 100}"},
         },
     ),
     "ssh-key list": ("/ssh-keys", {**MADE, "type": "ssh-ed25519", "fingerprint": f"SHA256:{'x' * 43}"}),
