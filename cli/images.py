@@ -92,7 +92,7 @@ def import_(
     _import(name, {"type": "url", "url": url} | ({"checksum": checksum} if checksum else {}), wait, timeout, output)
 
 
-@app.command(epilog="Example: cairn image upload app app.tar, or docker save app:1 | cairn image upload app -")
+@app.command(epilog="Example: cairn image upload app app.tar, or: docker save app:1 | cairn image upload app -")
 def upload(
     name: NewName,
     file: Annotated[str, typer.Argument(help="The file; - for standard input.", show_default=False)],

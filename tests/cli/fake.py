@@ -23,6 +23,8 @@ from cli.main import app
 WORKFLOW = "0199b3f0-0000-7000-8000-00000000000a"
 HOST = "0199b3f0-0000-7000-8000-000000000002"
 INSTANCE = "0199b3f0-0000-7000-8000-000000000001"
+HOOK = "0199b3f0-0000-7000-8000-00000000000c"
+IMAGE = "0199b3f0-0000-7000-8000-000000000009"
 WHEN = "2026-01-01T12:00:00Z"
 
 
@@ -205,6 +207,37 @@ def workflow(state: str = "completed", *steps: dict[str, Any], **over: Any) -> d
         "error": None,
         "temporal_url": "http://127.0.0.1:8233/x",
         "steps": list(steps),
+        **over,
+    }
+
+
+def image(**over: Any) -> dict[str, Any]:
+    return {
+        "id": IMAGE,
+        "name": "app",
+        "status": "available",
+        "source": {"type": "upload", "reference": None, "url": None, "checksum": None},
+        "format": "docker-archive",
+        "digest": "sha256:" + "1" * 64,
+        "size_bytes": 3 << 20,
+        "hosts": ["local"],
+        "error": None,
+        "created_at": WHEN,
+        **over,
+    }
+
+
+def hook(name: str = "chat", **over: Any) -> dict[str, Any]:
+    return {
+        "id": HOOK,
+        "name": name,
+        "url": "https://example.com/hook",
+        "events": ["instance.error", "host."],
+        "active": True,
+        "disabled_reason": None,
+        "version": 1,
+        "created_at": WHEN,
+        "updated_at": WHEN,
         **over,
     }
 

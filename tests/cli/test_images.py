@@ -3,30 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.cli.fake import WHEN, WORKFLOW, Answer, FakeApi, accepted, cairn, workflow
-
-ID = "0199b3f0-0000-7000-8000-000000000009"
-
-
-def image(**over: Any) -> dict[str, Any]:
-    source = {"type": "upload", "reference": None, "url": None, "checksum": None}
-    return {
-        "id": ID,
-        "name": "app",
-        "status": "available",
-        "source": source,
-        "format": "docker-archive",
-        "digest": "sha256:" + "1" * 64,
-        "size_bytes": 3 << 20,
-        "hosts": ["local"],
-        "error": None,
-        "created_at": WHEN,
-        **over,
-    }
+from tests.cli.fake import IMAGE, WORKFLOW, Answer, FakeApi, accepted, cairn, image, workflow
 
 
 def test_list_and_show(api: FakeApi) -> None:
@@ -41,7 +21,7 @@ def test_list_and_show(api: FakeApi) -> None:
 def test_pull_and_import_name_their_sources(api: FakeApi) -> None:
     api.on("POST /images", accepted(image(status="importing")))
     api.on(f"GET /workflows/{WORKFLOW}", Answer(200, workflow()))
-    api.on(f"GET /images/{ID}", Answer(200, image()))
+    api.on(f"GET /images/{IMAGE}", Answer(200, image()))
     assert cairn("image", "pull", "app", "nginx:1.29").exit_code == 0
     assert (
         cairn("image", "import", "app", "https://x.example/a.tar", "--checksum", "1" * 64, "--no-wait").exit_code == 0
@@ -67,6 +47,6 @@ def test_name_that_is_taken_by_something_else(api: FakeApi, tmp_path: Path) -> N
 @pytest.mark.parametrize("state", ["completed", "failed"])
 def test_rm_waits_for_the_end(api: FakeApi, state: str) -> None:
     api.on("GET /images", Answer(200, [image()]))
-    api.on(f"DELETE /images/{ID}", accepted(image(status="deleting")))
+    api.on(f"DELETE /images/{IMAGE}", accepted(image(status="deleting")))
     api.on(f"GET /workflows/{WORKFLOW}", Answer(200, workflow(state)))
     assert cairn("image", "rm", "app").exit_code == (0 if state == "completed" else 1)

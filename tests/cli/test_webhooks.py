@@ -8,25 +8,9 @@ from typing import Any
 import pytest
 
 from cli.errors import Exit
-from tests.cli.fake import INSTANCE, WHEN, WORKFLOW, Answer, FakeApi, cairn, instance
+from tests.cli.fake import HOOK, INSTANCE, WHEN, WORKFLOW, Answer, FakeApi, cairn, hook, instance
 
-HOOK = "0199b3f0-0000-7000-8000-00000000000c"
 DELIVERY = "0199b3f0-0000-7000-8000-00000000000d"
-
-
-def hook(name: str = "chat", **over: Any) -> dict[str, Any]:
-    return {
-        "id": HOOK,
-        "name": name,
-        "url": "https://example.com/hook",
-        "events": ["instance.error", "host."],
-        "active": True,
-        "disabled_reason": None,
-        "version": 1,
-        "created_at": WHEN,
-        "updated_at": WHEN,
-        **over,
-    }
 
 
 def delivery(**over: Any) -> dict[str, Any]:
