@@ -52,8 +52,6 @@ QUICK = {
     "CAIRN_OUTBOUND_ALLOW": "127.0.0.0/8",
     "CAIRN_WEBHOOK_RETRY_SECONDS": "20",
 }
-#: Receivers of webhooks are on this machine, and are not waited for for an hour.
-QUICK |= {"CAIRN_OUTBOUND_ALLOW": "127.0.0.0/8", "CAIRN_WEBHOOK_RETRY_SECONDS": "20"}
 
 
 def wait_for(what: str, check: Callable[[], T | None], seconds: float = 30) -> T:

@@ -77,7 +77,6 @@ async def served(db: Database, temporal: Client) -> AsyncIterator[Api]:
         overcommit_cpu=4,
         overcommit_memory=1,
         ticket_key=new_signing_key(),
-        outbound_allow="127.0.0.0/8",
     )
     engine = connect_async(db.url("cairn_api"), CONNECTIONS)
     folder = Path(tempfile.mkdtemp(prefix="cb-"))
