@@ -25,7 +25,6 @@ def upgrade() -> None:
     op.add_column("hosts", sa.Column("public_key", sa.LargeBinary(), nullable=True))
     op.add_column("hosts", sa.Column("agent_url", sa.String(), nullable=True))
     op.add_column("hosts", sa.Column("fingerprint", sa.LargeBinary(), nullable=True))
-    op.add_column("hosts", sa.Column("fence_after", sa.Double(), nullable=True))
     op.add_column("hosts", sa.Column("inventory", sa.String(), nullable=True))
     op.add_column("hosts", sa.Column("reconciled", sa.String(), nullable=True))
     op.add_column("hosts", sa.Column("reconciled_at", sa.DateTime(timezone=True), nullable=True))
@@ -75,14 +74,6 @@ def upgrade() -> None:
     op.create_index(
         "ix_instances_next_host", "instances", ["next_host_id"], postgresql_where=sa.text("next_host_id IS NOT NULL")
     )
-    op.create_index(
-        "ix_workflows_parent", "workflows", ["parent_id", "id"], postgresql_where=sa.text("parent_id IS NOT NULL")
-    )
-    # Which of a host's instances changed lately, every few seconds.
-    op.drop_index("ix_instances_host", "instances")
-    op.create_index(
-        "ix_instances_host", "instances", ["host_id", "updated_at"], postgresql_where=sa.text("host_id IS NOT NULL")
-    )
     op.create_table(
         "samples",
         sa.Column("project_id", sa.Uuid(), nullable=False),
@@ -106,7 +97,7 @@ def upgrade() -> None:
 # The API lets hosts join and renews their leases; what they hold is the workers' alone.
 HOST_COLUMNS = (
     "id, name, backend, state, cpus, memory_mb, labels, versions, credential, public_key, agent_url, fingerprint, "
-    "last_seen_at, fence_after, inventory"
+    "last_seen_at, inventory"
 )
 GRANTS = [
     f"GRANT INSERT ({HOST_COLUMNS}), UPDATE ({HOST_COLUMNS}), DELETE ON hosts TO cairn_api",

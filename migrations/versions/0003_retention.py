@@ -1,4 +1,4 @@
-"""retries, instance types that operators change, what a purge looks for"""
+"""how long fences wait, parts of workflows; retries, instance types that operators change, what a purge looks for"""
 
 from __future__ import annotations
 
@@ -23,6 +23,16 @@ ACCESS = [
 
 
 def upgrade() -> None:
+    op.add_column("hosts", sa.Column("fence_after", sa.Double(), nullable=True))
+    op.execute("GRANT INSERT (fence_after), UPDATE (fence_after) ON hosts TO cairn_api")
+    op.create_index(
+        "ix_workflows_parent", "workflows", ["parent_id", "id"], postgresql_where=sa.text("parent_id IS NOT NULL")
+    )
+    # Which of a host's instances changed lately, every few seconds.
+    op.drop_index("ix_instances_host", "instances")
+    op.create_index(
+        "ix_instances_host", "instances", ["host_id", "updated_at"], postgresql_where=sa.text("host_id IS NOT NULL")
+    )
     # A run is tried again once. (Nothing has written the column so far.)
     op.create_index(
         "uq_workflows_retry_of",
