@@ -131,6 +131,11 @@ _HINTS = {
     "not_ready": "repeat in a moment",
     "host_is_back": "nothing has to be done: it stays where it is",
     "superseded": "something later took its place: cairn workflow list",
+    "lease_lapsed": "its host has lost the platform, and starts nothing exclusive meanwhile: cairn host list",
+    "registry_busy": "the registry asks for time: it is tried again by itself",
+    "image_refused": "see what its file may hold: docs/images.md",
+    "checksum_mismatch": "the file is not what was announced: get it again, or correct the checksum",
+    "url_refused": "it leads to no public address: the operator may allow networks with CAIRN_OUTBOUND_ALLOW",
     "fault_injected": "a test asked for it: see cairn faults list",
     "engine_unavailable": "see whether the engine of the host runs: cairn doctor",
 }
