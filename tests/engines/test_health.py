@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import docker
 import pytest
 
 from drivers.docker import DockerMachines
@@ -70,11 +69,10 @@ def test_server_that_does_not_answer_takes_no_longer_than_its_time_out(machines:
     assert time.monotonic() - began < 2
 
 
-def test_only_what_runs_is_looked_at(machines: DockerMachines, sdk: docker.APIClient) -> None:
+def test_only_what_runs_is_looked_at(machines: DockerMachines) -> None:
     machine = checked(machines, {"type": "tcp", "port": 80})
-    sdk.pause(machine.engine_id)
+    machines.pause(machine.id)
     assert machines.checked() == []
-    sdk.unpause(machine.engine_id)
     machines.stop(machine.id, 0, never)
     assert machines.checked() == []
     look = machines.look(machine)
