@@ -81,4 +81,4 @@ async def test_many_instances_are_summed_up_quickly(api: Api) -> None:
     data = (await api.http.get("/v1/dashboard/summary")).json()["data"]
     assert data["resources"]["instances"]["total"] == INSTANCES
     # The machine may be busy with something else: the best is what it costs.
-    assert best < 20
+    assert best < 60

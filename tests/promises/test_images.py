@@ -148,7 +148,9 @@ def test_bad_upload_says_why_and_leaves_the_disk_as_before(stack: Stack, content
 @pytest.mark.timeout(300)
 def test_twenty_launches_of_an_uncached_image_are_one_pull(stack: Stack, registry: Registry) -> None:
     busybox = Path("/bin/busybox").read_bytes()
-    digest = registry.push("web", {"bin/busybox": busybox}, "1", cmd=["/bin/busybox", "sleep", "1000"])
+    # Layers that no other test has brought to the engine.
+    files = {"bin/busybox": busybox, "only": os.urandom(16)}
+    digest = registry.push("web", files, "1", cmd=["/bin/busybox", "sleep", "1000"])
     registry.delay = 1
     launched = [stack.launch(backend="docker", image=f"{registry.host}/web:1", ports=[]) for _ in range(20)]
     for one in launched:
