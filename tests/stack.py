@@ -28,6 +28,7 @@ import httpx
 import psycopg
 from docker.models.containers import Container
 
+from drivers.brought import Brought
 from worker import engine, ports, postgres
 from worker.children import die_with_parent
 
@@ -142,12 +143,18 @@ class Stack:
         self.process = None
 
     def remove(self) -> None:
-        """Stop it, and remove its containers and data."""
+        """Stop it, and remove its containers, the images that it brought, and its data."""
         self.stop()
         with contextlib.suppress(FileNotFoundError, docker.errors.DockerException):
             for container in self.containers():
                 with contextlib.suppress(docker.errors.NotFound):
                     container.remove(force=True)
+            client = docker.DockerClient(base_url=self.engines[0], timeout=30)
+            for folder in self.data.rglob("*.images"):
+                for image in Brought(folder).all():
+                    with contextlib.suppress(docker.errors.APIError):
+                        client.images.remove(image.reference)
+            client.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def log(self, name: str | None = None) -> str:

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 
 from tests.chaos.cells import PROCESSES, Cell
-from tests.registry import tar_of
+from tests.registry import Registry, tar_of
 from tests.stack import Json, Stack, wait_for
 
 GOOD, BAD = tar_of({"bin/run": b"#!"}), tar_of({"/etc/shadow": b"root"})
@@ -34,6 +34,11 @@ def site() -> str:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return f"http://127.0.0.1:{server.server_address[1]}"
+
+
+@functools.cache
+def registry() -> Registry:
+    return Registry()
 
 
 def run(stack: Stack, cell: Cell) -> None:
@@ -66,7 +71,9 @@ def run(stack: Stack, cell: Cell) -> None:
 def _import(stack: Stack, cell: Cell) -> Json:
     source = {"type": "url", "url": f"{site()}/{'bad' if cell.plan == 'import undone' else 'good'}"}
     if cell.plan == "import of a registry":
-        source = {"type": "registry", "reference": "cairn/base:latest"}
+        name = f"chaos/{uuid.uuid4().hex[:12]}"
+        registry().push(name, {"run": name.encode()})
+        source = {"type": "registry", "reference": f"{registry().host}/{name}"}
     return stack.accept("POST", "/images", {"name": f"i-{uuid.uuid4().hex[:12]}", "source": source})
 
 

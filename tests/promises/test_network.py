@@ -265,7 +265,10 @@ def test_a_removed_host_that_comes_back_is_refused_and_what_is_fenced_there_ends
     try:
         wait_for("it is empty", lambda: stack.request("DELETE", f"/hosts/{host['id']}").status_code == 204, 60)
         machine.start("removed", secret)
-        wait_for("it is refused", lambda: "lease.refused" in machine.log("removed"), 20)
+        try:
+            wait_for("it is refused", lambda: "lease.refused" in machine.log("removed"), 20)
+        except AssertionError as late:
+            raise AssertionError(f"{late}:\n{machine.log('removed')}") from None
         machine.agents["removed"].wait(20)
         assert machine.log("removed").count("agent.ready") == 1, "it took steps"
         names = {f"cairn-instance-{fenced['id']}": "exited", f"cairn-instance-{other['id']}": "running"}
