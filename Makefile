@@ -40,7 +40,7 @@ doctor: $(READY) ## Check what the platform needs of this machine
 
 test: lint ## Everything, on a real Docker engine; installs what it needs
 	@.venv/bin/cairn doctor --install
-	.venv/bin/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+	.venv/bin/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 chaos: $(READY) ## Kill everything everywhere, at length (CAIRN_CHAOS_SEED=N repeats a run)
 	@.venv/bin/cairn doctor --install

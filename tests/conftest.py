@@ -16,6 +16,27 @@ from tests import invariants
 from tests.stack import Stack
 from worker import engine
 
+#: The files that take longest: with several processes they come first, so that none is left alone with one at the end.
+LONGEST = (
+    "test_matrix.py",
+    "test_network.py",
+    "test_outage.py",
+    "test_fleet.py",
+    "test_lifetimes.py",
+    "test_outside.py",
+    "test_joining.py",
+    "test_schemathesis.py",
+    "test_commands.py",
+    "test_storm.py",
+    "test_upgrade.py",
+    "test_events.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
 
 @pytest.fixture(scope="session")
 def running_stack() -> Iterator[Stack]:

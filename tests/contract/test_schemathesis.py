@@ -25,7 +25,9 @@ SECONDS = int(os.environ.get("CAIRN_CONTRACT_SECONDS") or (1800 if LONG else 45)
 @pytest.fixture(scope="module")
 def platform() -> Iterator[Stack]:
     """With room for some instances only: what is beyond is refused as documented."""
-    stack = Stack(docker=False, simulated_hosts=2, CAIRN_QUOTA_INSTANCES="40", CAIRN_DEADLINE_LAUNCH="10")
+    # Short: an import of a registry that nobody can reach is tried until then.
+    deadlines = {"CAIRN_DEADLINE_LAUNCH": "10", "CAIRN_DEADLINE_IMPORT": "10"}
+    stack = Stack(docker=False, simulated_hosts=2, CAIRN_QUOTA_INSTANCES="40", **deadlines)
     try:
         yield stack.start().ready()
     finally:

@@ -38,7 +38,8 @@ def test_busy_and_idle_instances_show_as_such_and_the_api_may_die_meanwhile(stac
         steps = {(later - earlier).total_seconds() for earlier, later in pairwise(times)}
         assert steps == {10}, "each ten seconds have one, also those of the outage"
         assert all(row["seconds"] == 10 for row in rows)
-    # This machine may be busy with other things too.
-    assert 30 < max(row["cpu_percent"] for row in stats(stack, busy, 1)) < 110
-    assert min(row["cpu_percent"] for row in stats(stack, idle, 1)) < 3
+    # What is left of a machine that is busy with other things, too, and never more than one core.
+    most = max(row["cpu_percent"] for row in stats(stack, busy, 1))
+    assert 5 < most < 110
+    assert min(row["cpu_percent"] for row in stats(stack, idle, 1)) < min(3, most / 4)
     assert all(0 < row["memory_bytes"] < 512 << 20 for row in stats(stack, idle, 1))
