@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests import invariants
@@ -57,12 +58,12 @@ def upgraded() -> Iterator[Stack]:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("version", ["0.1.0"])
+@pytest.mark.parametrize("version", ["0.1.0", "0.2.0"])
 def test_runs_under_way_during_an_upgrade_complete(upgraded: Stack, version: str, tmp_path: Path) -> None:
     stack, code = upgraded, code_of(version, tmp_path)
     # Its own name for the interval between two looks at the engines.
     stack.start(PYTHONPATH=str(code), CAIRN_RECONCILE_SECONDS="4").ready()
-    assert not (stack.data / "agents").exists(), "it is the older code that runs"
+    assert stack.request("GET", "/images").status_code == httpx.codes.NOT_FOUND, "it is the older code that runs"
     kept, stopping, deleting = (stack.running(backend="docker") for _ in range(3))
     stack.plant(
         *({"point": point, "action": "pause", "times": 1, "seconds": 0} for point in (PLACE, CREATE, STOP, DELETE))
