@@ -16,7 +16,7 @@ from uuid import UUID
 
 import aiohttp
 import structlog
-from sqlalchemy import Engine, delete, func, insert, select, text, update
+from sqlalchemy import Engine, func, insert, select, text, update
 from sqlalchemy.orm import Session
 from temporalio import activity
 from temporalio.client import Client
@@ -29,7 +29,6 @@ from model.base import Frozen, new_id
 from model.errors import UrlRefused
 from model.events import LAST, NEWEST_SETTLED, as_json, event_order, is_covered, is_settled
 from model.webhooks import (
-    KEPT,
     LONGEST_WAIT,
     MOST_DEAD,
     DeliveryState,
@@ -47,8 +46,6 @@ WEBHOOKS = "webhooks"
 BATCH, ROUND_SECONDS = 20, 20.0
 #: For one request, seconds.
 TIMEOUT = aiohttp.ClientTimeout(total=10, connect=5)
-#: Rows that are removed at once, where they are too old.
-REMOVED_AT_ONCE = 200
 GONE = 410
 log = structlog.get_logger()
 
@@ -189,7 +186,6 @@ class WebhookRecords:
                 return Batch(webhook=ref)
             pending = self._pending(session, webhook)
             if not pending:
-                self._remove_old(session, webhook)
                 self._advance(session, webhook)
                 pending = self._pending(session, webhook)
             wait = pending[0][1] if pending else 0
@@ -226,16 +222,6 @@ class WebhookRecords:
             webhook.epoch, webhook.xid, webhook.number = found[-1][:3]
         if len(found) < BATCH and (epoch, settled, LAST) > (webhook.epoch, webhook.xid, webhook.number):
             webhook.epoch, webhook.xid, webhook.number = epoch, settled, LAST
-
-    def _remove_old(self, session: Session, webhook: Webhook) -> None:
-        row = WebhookDelivery
-        mine = (row.project_id == webhook.project_id) & (row.webhook_id == webhook.id)
-        oldest = select(row.id).where(mine).order_by(row.id).limit(REMOVED_AT_ONCE)
-        session.execute(
-            delete(row).where(
-                row.id.in_(oldest), row.created_at < func.now() - KEPT, row.state != DeliveryState.PENDING
-            )
-        )
 
 
 class WebhookCalls:

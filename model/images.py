@@ -99,6 +99,8 @@ class Image(Base):
         CheckConstraint("format IN ({})".format(", ".join(f"'{f}'" for f in FORMATS)), name="format"),
         Index("uq_images_live_name", "project_id", "name", unique=True, postgresql_where=text("status <> 'deleted'")),
         Index("ix_images_digest", "digest", postgresql_where=text("digest IS NOT NULL")),
+        Index("ix_images_workflow", "project_id", "workflow_id"),
+        Index("ix_images_deleted", "deleted_at", postgresql_where=text("status = 'deleted'")),
     )
 
 

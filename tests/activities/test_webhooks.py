@@ -305,18 +305,6 @@ async def test_webhook_that_is_removed_or_switched_off_meanwhile_gets_nothing(ho
     assert receiver.received == []
 
 
-async def test_old_deliveries_go(hooks: Hooks, receiver: Receiver) -> None:
-    ref = hooks.make(receiver.url)
-    hooks.happen("test.one", "test.two")
-    await hooks.round(ref)
-    hooks.db.rows("UPDATE webhook_deliveries SET created_at = now() - interval '8 days' WHERE event_type = 'test.one'")
-    hooks.happen("test.three")
-    await hooks.take(ref)
-    assert [row["event_type"] for row in hooks.db.rows("SELECT event_type FROM webhook_deliveries ORDER BY id")] == [
-        *("test.two", "test.three")
-    ]
-
-
 async def test_only_what_is_wanted_makes_a_webhook_due(hooks: Hooks, receiver: Receiver) -> None:
     exact, prefix, every = (hooks.make(receiver.url, pattern) for pattern in ("a.b", "a.", "*"))
     none = hooks.make(receiver.url, "*", active=False)
