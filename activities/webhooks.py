@@ -270,7 +270,8 @@ class WebhookCalls:
 
     async def _round(self, batch: Batch) -> float:
         began = time.monotonic()
-        async with outbound.session(self._limits.allow, timeout=TIMEOUT) as client:
+        owner = batch.webhook.project_id
+        async with outbound.session(self._limits.allow, timeout=TIMEOUT, owner=owner) as client:
             for id in batch.deliveries:
                 job = await asyncio.to_thread(self._load, batch.webhook, id)
                 if isinstance(job, float):
