@@ -80,6 +80,7 @@ class Settings(BaseSettings):
     quota_vcpus: int | None = Field(None, ge=0, description="vCPUs per project (default: no limit)")
     quota_memory_mb: int | None = Field(None, ge=0, description="Memory per project, MiB (default: no limit)")
     project_streams: int = Field(100, ge=1, description="Streams that a project may have open at once, of each API")
+    project_event_streams: int = Field(500, ge=1, description="The same, of streams of events")
     deadline_launch: Seconds = Field(300, description="Seconds a launch may take before it is undone")
     deadline_start: Seconds = Field(300, description="Seconds a start may take")
     deadline_stop: Seconds = Field(300, description="Seconds a stop may take")
