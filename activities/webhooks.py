@@ -143,7 +143,9 @@ class Limits(NamedTuple):
 def due(session: Session) -> list[WebhookRef]:
     """The webhooks that have something to deliver now."""
     session.execute(_PASS_OVER, {"last": LAST})
-    return [WebhookRef(project_id=row.project_id, webhook_id=row.id) for row in session.execute(_DUE, {"most": MOST_DUE})]
+    return [
+        WebhookRef(project_id=row.project_id, webhook_id=row.id) for row in session.execute(_DUE, {"most": MOST_DUE})
+    ]
 
 
 async def start_due(engine: Engine, client: Client, *, wake: bool) -> int:

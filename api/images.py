@@ -10,6 +10,7 @@ from sqlalchemy import Row, func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.exc import IntegrityError
 
+from api import user_urls
 from api.accept import Acceptance, Answered, check_if_match, etag
 from api.caller import Authenticated, Caller
 from api.envelope import Envelope, answer
@@ -17,7 +18,6 @@ from api.errors import RESPONSES
 from api.image_schemas import ImageCreate, ImageView, RegistrySource, UploadSource, UrlSource
 from api.instance_changes import cancel_others
 from api.paging import Paging, page_of
-from drivers import outbound
 from model.base import new_id
 from model.errors import InUse, NameTaken, NotFound, UrlRefused
 from model.hosts import Host
@@ -49,6 +49,16 @@ SHOWN = 5
 )
 async def create(request: Request, body: ImageCreate, caller: Authenticated) -> Response:
     """Import an image: from a registry, from a URL, or (`201`) from a file that is uploaded next."""
+    if not isinstance(body.source, UrlSource):
+        return await _create(request, body, caller)
+    if user_urls.has_credentials(body.source.url):
+        raise UrlRefused("the URL carries a password, which everybody who reads the image would see")
+    await user_urls.check(request, caller, body.source.url)
+    async with caller.reopened() as again:
+        return await _create(request, body, again)
+
+
+async def _create(request: Request, body: ImageCreate, caller: Caller) -> Response:
     acceptance = Acceptance(request, caller, created=True)
     image_id = new_id()
     source = body.source
@@ -57,8 +67,6 @@ async def create(request: Request, body: ImageCreate, caller: Authenticated) -> 
         if isinstance(source, UploadSource):
             return await _created(request, caller, answered.resource_id)
         return await acceptance.answer(show_image, answered)
-    if isinstance(source, UrlSource):
-        await _check_url(request, source.url)
     uploaded = isinstance(source, UploadSource)
     order = import_order(request, caller, acceptance, image_id, body.name)
     values = {
@@ -91,13 +99,6 @@ async def _created(request: Request, caller: Caller, image_id: UUID) -> Response
     data = await show_image(caller, image_id)
     headers = {"Location": f"/v1/images/{image_id}", "ETag": etag(data["version"])}
     return answer(request, data, 201, headers=headers)
-
-
-async def _check_url(request: Request, url: str) -> None:
-    settings: Settings = request.app.state.settings
-    await outbound.check(url, settings.outbound_allow)
-    if "@" in url.partition("://")[2].partition("/")[0]:
-        raise UrlRefused("the URL carries a password, which everybody who reads the image would see")
 
 
 @router.get("", response_model=Envelope[list[ImageView]])

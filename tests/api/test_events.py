@@ -237,9 +237,7 @@ async def test_streams_of_events_end_when_the_key_that_opened_them_is_revoked(ap
 
 async def test_gap_is_told_on_every_stream(api: Api) -> None:
     paths = await routes(api)
-    api.db.rows(
-        "INSERT INTO event_horizons (project_id, epoch, xid, event_id) VALUES (%s, 1, 5, 5)", api.db.project_id
-    )
+    api.db.rows("INSERT INTO event_horizons (project_id, epoch, xid, event_id) VALUES (%s, 1, 5, 5)", api.db.project_id)
     for path in paths:
         (gap,) = await take(api.http, 1, path, after="1-4-4")
         assert (gap.event, json.loads(gap.data)) == ("gap", {"purged_until": "1-5-5"})

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import socket
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ from typing import Any
 import httpx
 import pytest
 
+from api import user_urls
 from model.settings import Settings
 from tests.api.conftest import Api
 from tests.services import eventually
+from worker.api import CONNECTIONS
 
 FILE = b"any file" * 10_000
 DIGEST = f"sha256:{hashlib.sha256(FILE).hexdigest()}"
@@ -76,6 +80,34 @@ async def test_source_that_is_refused(api: Api, source: dict[str, Any]) -> None:
     answer = await api.http.post("/v1/images", json={"name": "base", "source": source})
     assert answer.status_code == 422, answer.text
     assert api.db.rows("SELECT 1 FROM images") == []
+
+
+async def test_mail_address_in_a_query_is_no_password(api: Api) -> None:
+    await create(api, {"type": "url", "url": "http://1.1.1.1?mail=a@example.org"})
+
+
+async def test_slow_names_keep_no_connection_of_the_database(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = threading.Event()
+
+    def look_up(*_: Any, **__: Any) -> Any:
+        answers.wait(20)
+        raise socket.gaierror(socket.EAI_AGAIN, "too slow")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(user_urls, "LOOK_UP_SECONDS", 1.5)
+    source = {"type": "url", "url": "http://slow.test/a"}
+    waiting = [
+        asyncio.create_task(api.http.post("/v1/images", json={"name": f"i-{number}", "source": source}))
+        for number in range(CONNECTIONS + 5)
+    ]
+    await asyncio.sleep(0.3)
+    async with asyncio.timeout(1):
+        assert (await api.http.get("/v1/images")).status_code == 200
+    assert not any(task.done() for task in waiting)
+    answered = await asyncio.gather(*waiting)
+    answers.set()
+    assert {answer.status_code for answer in answered} <= {202, 429}
+    assert 202 in {answer.status_code for answer in answered}, "what is not known yet is judged by the download"
 
 
 async def test_name_is_taken_until_it_is_deleted(api: Api) -> None:
