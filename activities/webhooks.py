@@ -48,7 +48,7 @@ BATCH, ROUND_SECONDS = 20, 20.0
 TIMEOUT = aiohttp.ClientTimeout(total=10, connect=5)
 #: Webhooks that are started at once.
 MOST_DUE = 500
-#: A run that has taken a batch is not looked for before this: its round, and an attempt that is given to another worker.
+#: A run that has taken a batch is not looked for before this: its round, and once more where a worker died.
 IN_HAND = dt.timedelta(minutes=3)
 #: Rounds of one project that a process makes at once; another waits so many seconds, and takes no place meanwhile.
 ROUNDS_OF_PROJECT, TURN_SECONDS = 10, 3.0

@@ -26,7 +26,7 @@ _counting = threading.Lock()
 async def look_up(owner: Hashable, host: str, port: int, family: socket.AddressFamily) -> list[tuple[Any, ...]]:
     """As ``socket.getaddrinfo`` for TCP. May be given up at any time: its thread ends when the system answers.
     Raises OSError."""
-    while not _begin(owner):
+    while not _begin(owner):  # noqa: ASYNC110 - threads, and other loops, give turns back
         await asyncio.sleep(TURN_SECONDS)
     found: Future[list[tuple[Any, ...]]] = Future()
     found.set_running_or_notify_cancel()  # from here on nobody can cancel it: it is answered, whoever listens

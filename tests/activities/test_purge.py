@@ -125,7 +125,8 @@ def test_images_go_after_those_made_of_them_and_before_their_workflows(
     one = instance(platform, RECENT)
     platform.db.rows("UPDATE instances SET image_id = %s WHERE id = %s", used, one)
     platform.db.rows(
-        "INSERT INTO image_caches (host_id, image_id, project_id) SELECT h.id, i.id, i.project_id FROM hosts h, images i"
+        "INSERT INTO image_caches (host_id, image_id, project_id)"
+        " SELECT h.id, i.id, i.project_id FROM hosts h, images i"
     )
     assert run(worker_engine) == Purged(images=1, workflows=1)
     assert ids(platform, "images") == {living, used, recent}
