@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -11,9 +14,16 @@ from temporalio import activity
 from activities.runs import end, record
 from drivers.images import Images
 from model.base import Frozen
-from model.images import CachedImage, Image, ImageFound, ImageStatus, ImageWanted
+from model.errors import HostBusy
+from model.images import RESTING, CachedImage, Image, ImageFound, ImageStatus, ImageWanted
 from model.instances import MachineSpec
-from model.workflows import Failure, Order, Outcome, Step
+from model.workflows import Failure, Order, Outcome, Step, Workflow
+
+#: The queue of what brings files of images, and reads all of them: it may last, and keeps nothing else waiting.
+IMAGES = "images"
+#: Of a host's steps at once, those that make images usable, and imports among them: the rest is left for machines.
+ENSURES, PULLS = 16, 4
+TURN_SECONDS = 2.0
 
 
 class ImageFacts(Frozen):
@@ -39,21 +49,37 @@ class ImageEngine:
     def __init__(self, host: str, images: Images) -> None:
         self._host = host
         self._images = images
+        self._ensures = threading.Semaphore(ENSURES)
+        self._pulls = threading.Semaphore(PULLS)
 
     @activity.defn(name="image.ensure", no_thread_cancel_exception=True)
     def ensure(self, spec: MachineSpec) -> ImageFound | None:
         """Make the image of a machine usable, and say what it is. (None: from an agent of before.)"""
-        return self._images.ensure(spec.wanted_image, activity.is_cancelled)
+        with _turn(self._ensures, self._host):
+            return self._images.ensure(spec.wanted_image, activity.is_cancelled)
 
     @activity.defn(name="image.pull", no_thread_cancel_exception=True)
     def pull(self, wanted: ImageWanted) -> ImageFound:
         """The same, of an image that is being imported."""
-        return self._images.ensure(wanted, activity.is_cancelled)
+        with _turn(self._pulls, self._host), _turn(self._ensures, self._host):
+            return self._images.ensure(wanted, activity.is_cancelled)
 
     @activity.defn(name="image.collect", no_thread_cancel_exception=True)
     def collect(self, unused_for: dt.timedelta) -> HostImages:
         """Remove what Cairn brought and nothing has used for so long; what is left of it."""
         return HostImages(host=self._host, images=self._images.collect(unused_for, activity.is_cancelled))
+
+
+@contextmanager
+def _turn(places: threading.Semaphore, host: str) -> Iterator[None]:
+    """A place, or none for now: who waited for one would take it from other steps. Raises HostBusy."""
+    if not places.acquire(blocking=False):
+        busy = f"host {host} makes as many images usable as it may at once"
+        raise HostBusy(busy, retry_after_seconds=TURN_SECONDS)
+    try:
+        yield
+    finally:
+        places.release()
 
 
 def lock_image(session: Session, order: Order) -> Image:
@@ -81,7 +107,10 @@ def settle_image(
     if image.workflow_id == order.workflow_id:  # a delete that came meanwhile owns it now
         done = ImageStatus.AVAILABLE if order.kind == "ImportImage" else ImageStatus.DELETED
         previous, image.status = image.status, done if outcome == "completed" else ImageStatus.ERROR
-        image.error = failure.model_dump() if failure else None
+        if outcome != "completed" and (before := _as_before(row, steps)) is not None:
+            image.status = before
+        else:
+            image.error = failure.model_dump() if failure else None
         image.version += 1
         image.updated_at = func.now()
         if facts is not None and image.status == ImageStatus.AVAILABLE:
@@ -90,3 +119,12 @@ def settle_image(
             image.deleted_at = func.now()
         events.append((f"image.{image.status}", {"name": image.name, "from": previous, "to": image.status}))
     record(session, order, *events, (f"workflow.{outcome}", {"kind": order.kind, "error": row.error}))
+
+
+def _as_before(row: Workflow, steps: list[Step] | None) -> ImageStatus | None:
+    """What an image is again whose delete has ended before it began to remove anything."""
+    if row.kind != "DeleteImage" or row.prior_status not in RESTING:
+        return None
+    if steps is None or any(step.name == "image.discard" for step in steps):
+        return None
+    return ImageStatus(row.prior_status)

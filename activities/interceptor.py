@@ -66,8 +66,8 @@ class _Inbound(ActivityInboundInterceptor):
         except Cancelled as stopped:
             raise asyncio.CancelledError from stopped
         except CairnError as error:
-            said = {"code": error.code, "error": error.message, "retryable": error.retryable}
-            log.warning("activity.failed", **said, **_cause(error))
+            why = {"code": error.code, "error": error.message, "retryable": error.retryable, **_cause(error)}
+            log.warning("activity.failed", **why)
             # Not ``from error``: what led to it would be kept in the history, and push out what is said of it.
             raise ApplicationError(
                 error.message[:MOST_MESSAGE],

@@ -10,6 +10,7 @@ from sqlalchemy import Row, func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.exc import IntegrityError
 
+from activities import image_limits
 from api import user_urls
 from api.accept import Acceptance, Answered, check_if_match, etag
 from api.caller import Authenticated, Caller
@@ -90,8 +91,10 @@ async def _create(request: Request, body: ImageCreate, caller: Caller) -> Respon
     data = {"name": body.name, "from": None, "to": values["status"]}
     if uploaded:
         await acceptance.record("image.pending", "image", image_id, None, data)
+        await check_limits(request, caller, image_id, anew=True, importing=False)
         return await _created(request, caller, image_id)
     await acceptance.write(order, "image.importing", data)
+    await check_limits(request, caller, image_id, anew=True, of_bytes=not isinstance(source, RegistrySource))
     return await acceptance.answer(show_image)
 
 
@@ -154,6 +157,32 @@ async def _check_unused(caller: Caller, image: Row[Any]) -> None:
     if names:
         shown = ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
         raise InUse(f"image {image.name} is used by {shown}: delete these first", instances=list(names[:SHOWN]))
+
+
+async def check_limits(
+    request: Request,
+    caller: Caller,
+    image_id: UUID,
+    *,
+    anew: bool = False,
+    importing: bool = True,
+    of_bytes: bool = True,
+    size: int = 1,
+) -> None:
+    """Whether the project may have this image beside its others. Raises QuotaExceeded, TooManyImports.
+
+    ``anew``: it is one more; ``importing``: it is one more import; ``of_bytes``: its file has at least ``size``.
+    Last in a transaction.
+    """
+    settings: Settings = request.app.state.settings
+    limits = (await caller.execute(image_limits.LIMITS, {"project": caller.project_id})).one()
+    held = (await caller.execute(image_limits.HELD, {"project": caller.project_id, "but": image_id})).one()
+    if anew:
+        image_limits.check_number(limits, held)
+    if of_bytes:
+        image_limits.check_bytes(limits, held, size)
+    if importing:
+        image_limits.check_imports(held, settings.project_imports)
 
 
 async def own(caller: Caller, image_id: UUID, order: Order, status: ImageStatus, **more: Any) -> None:

@@ -27,6 +27,10 @@ class ImageStatus(StrEnum):
     DELETED = "deleted"
 
 
+#: States in which no run works on an image.
+RESTING = frozenset({ImageStatus.PENDING, ImageStatus.AVAILABLE, ImageStatus.ERROR})
+
+
 class ImageWanted(Frozen):
     """What a host is to make usable.
 
