@@ -85,7 +85,7 @@ class Settings(BaseSettings):
     )
     project_imports: int = Field(4, ge=1, description="Images that a project may import at once")
     project_streams: int = Field(100, ge=1, description="Streams that a project may have open at once, of each API")
-    project_event_streams: int = Field(500, ge=1, description="The same, of streams of events")
+    project_event_streams: int = Field(500, ge=1, description="Streams of events that it may have open beside them")
     deadline_launch: Seconds = Field(300, description="Seconds a launch may take before it is undone")
     deadline_start: Seconds = Field(300, description="Seconds a start may take")
     deadline_stop: Seconds = Field(300, description="Seconds a stop may take")
@@ -131,7 +131,7 @@ class Settings(BaseSettings):
     faults_file: Path | None = Field(None, description="Fault points' file; testing only")
     blobs_dir: Path | None = Field(None, description="Folder of uploaded images (default: blobs in the data folder)")
     blobs_min_free_bytes: int = Field(
-        1 << 30, ge=0, description="Bytes that stay free on the disk of that folder: no image is taken into these"
+        1 << 30, ge=0, description="Bytes that images leave free on its disk"
     )
     blobs_s3_bucket: str | None = Field(None, description="Keep images in this bucket instead (S3-compatible)")
     blobs_s3_endpoint: str | None = Field(None, description="Where the bucket's service is (default: AWS)")
