@@ -130,9 +130,7 @@ class Settings(BaseSettings):
     simulator_latency_ms: float = Field(0, ge=0, description="Time a call to the simulated engine takes")
     faults_file: Path | None = Field(None, description="Fault points' file; testing only")
     blobs_dir: Path | None = Field(None, description="Folder of uploaded images (default: blobs in the data folder)")
-    blobs_min_free_bytes: int = Field(
-        1 << 30, ge=0, description="Bytes that images leave free on its disk"
-    )
+    blobs_min_free_bytes: int = Field(1 << 30, ge=0, description="Bytes that images leave free on its disk")
     blobs_s3_bucket: str | None = Field(None, description="Keep images in this bucket instead (S3-compatible)")
     blobs_s3_endpoint: str | None = Field(None, description="Where the bucket's service is (default: AWS)")
     blobs_s3_region: str = Field("us-east-1", description="Region of the bucket")
