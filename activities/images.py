@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from uuid import UUID
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -21,9 +23,11 @@ from model.workflows import Failure, Order, Outcome, Step, Workflow
 
 #: The queue of what brings files of images, and reads all of them: it may last, and keeps nothing else waiting.
 IMAGES = "images"
-#: Of a host's steps at once, those that make images usable, and imports among them: the rest is left for machines.
-ENSURES, PULLS = 16, 4
-TURN_SECONDS = 2.0
+#: Of a host's steps at once, those that make images usable for machines, of one project, and for imports (of which the
+#: API bounds those of a project): the rest is left for what is done to machines.
+ENSURES, OF_PROJECT, PULLS = 12, 8, 10
+#: For a place an attempt waits so long, as most are quick, and the next comes after so long: it takes none meanwhile.
+WAIT_SECONDS, TURN_SECONDS = 0.25, 2.0
 
 
 class ImageFacts(Frozen):
@@ -43,43 +47,62 @@ class HostImages(Frozen):
     images: list[CachedImage]
 
 
+class Places:
+    """For threads: so many at once, and so many of one project."""
+
+    def __init__(self, most: int, *, of_project: int) -> None:
+        self._most = most
+        self._of_project = of_project
+        self._taken: Counter[UUID | None] = Counter()
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def one(self, host: str, project_id: UUID | None = None) -> Iterator[None]:
+        """Raises HostBusy where there is none in a moment."""
+
+        def is_free() -> bool:
+            return self._taken.total() < self._most and self._taken[project_id] < self._of_project
+
+        with self._changed:
+            if not self._changed.wait_for(is_free, WAIT_SECONDS):
+                busy = f"host {host} makes as many images usable as it may at once"
+                raise HostBusy(busy, retry_after_seconds=TURN_SECONDS)
+            self._taken[project_id] += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken[project_id] -= 1
+                if not self._taken[project_id]:
+                    del self._taken[project_id]
+                self._changed.notify_all()
+
+
 class ImageEngine:
     """Images of one host. Runs on that host's queue."""
 
     def __init__(self, host: str, images: Images) -> None:
         self._host = host
         self._images = images
-        self._ensures = threading.Semaphore(ENSURES)
-        self._pulls = threading.Semaphore(PULLS)
+        self._ensures = Places(ENSURES, of_project=OF_PROJECT)
+        self._pulls = Places(PULLS, of_project=PULLS)
 
     @activity.defn(name="image.ensure", no_thread_cancel_exception=True)
     def ensure(self, spec: MachineSpec) -> ImageFound | None:
         """Make the image of a machine usable, and say what it is. (None: from an agent of before.)"""
-        with _turn(self._ensures, self._host):
+        with self._ensures.one(self._host, spec.project_id):
             return self._images.ensure(spec.wanted_image, activity.is_cancelled)
 
     @activity.defn(name="image.pull", no_thread_cancel_exception=True)
     def pull(self, wanted: ImageWanted) -> ImageFound:
         """The same, of an image that is being imported."""
-        with _turn(self._pulls, self._host), _turn(self._ensures, self._host):
+        with self._pulls.one(self._host):
             return self._images.ensure(wanted, activity.is_cancelled)
 
     @activity.defn(name="image.collect", no_thread_cancel_exception=True)
     def collect(self, unused_for: dt.timedelta) -> HostImages:
         """Remove what Cairn brought and nothing has used for so long; what is left of it."""
         return HostImages(host=self._host, images=self._images.collect(unused_for, activity.is_cancelled))
-
-
-@contextmanager
-def _turn(places: threading.Semaphore, host: str) -> Iterator[None]:
-    """A place, or none for now: who waited for one would take it from other steps. Raises HostBusy."""
-    if not places.acquire(blocking=False):
-        busy = f"host {host} makes as many images usable as it may at once"
-        raise HostBusy(busy, retry_after_seconds=TURN_SECONDS)
-    try:
-        yield
-    finally:
-        places.release()
 
 
 def lock_image(session: Session, order: Order) -> Image:

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from psycopg.types.json import Jsonb
@@ -24,9 +25,11 @@ from drivers.blobs import FileBlobs
 from model.base import new_id
 from model.errors import HostBusy, QuotaExceeded, Unavailable
 from model.images import ImageFound, ImageWanted
+from model.instances import MachineSpec
 from model.workflows import Failure, Order, Step
 from tests.activities.conftest import NoHistories
 from tests.services import Database
+from worker.agent import STEPS
 
 CONTENT = b"x" * 100_000
 
@@ -231,31 +234,40 @@ class Registries:
         return ImageFound()
 
 
-def test_imports_take_few_of_a_hosts_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_activities, "ENSURES", 3)
-    monkeypatch.setattr(image_activities, "PULLS", 2)
+def test_images_take_some_of_a_hosts_places_and_one_project_not_all_of_these(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, number in (("ENSURES", 3), ("OF_PROJECT", 2), ("PULLS", 2), ("WAIT_SECONDS", 0.05)):
+        monkeypatch.setattr(image_activities, name, number)
     registries = Registries()
     host = ImageEngine("one", registries)  # type: ignore[arg-type]
 
     def pull() -> Any:
         return ActivityEnvironment().run(host.pull, ImageWanted(reference="web:1"))
 
-    def ensure() -> Any:
-        spec: Any = type("Spec", (), {"wanted_image": ImageWanted(reference="web:1")})
+    def ensure(project: UUID) -> Any:
+        spec = MachineSpec(
+            id=new_id(), project_id=project, generation=1, name="web", image="web:1", vcpus=1, memory_mb=512, ports=[]
+        )
         return ActivityEnvironment().run(host.ensure, spec)
 
-    with ThreadPoolExecutor(4) as threads:
-        running = [threads.submit(pull), threads.submit(pull)]
+    mine, theirs = new_id(), new_id()
+    with ThreadPoolExecutor(5) as threads:
+        running = [threads.submit(pull), threads.submit(pull), *(threads.submit(ensure, mine) for _ in range(2))]
         for _ in running:
-            assert registries.entered.acquire(timeout=5)
+            assert registries.entered.acquire(timeout=5), "imports take no place from launches"
         with pytest.raises(HostBusy) as busy:
             pull()
         assert busy.value.details["retry_after_seconds"] > 0
-        running.append(threads.submit(ensure))
-        assert registries.entered.acquire(timeout=5), "a launch has a place beside them"
         with pytest.raises(HostBusy):
-            ensure()
+            ensure(mine)
+        running.append(threads.submit(ensure, theirs))
+        assert registries.entered.acquire(timeout=5), "there is one left for others"
+        with pytest.raises(HostBusy):
+            ensure(theirs)
         registries.answer.set()
         for one in running:
             assert one.result(5) == ImageFound()
-        assert pull() == ensure() == ImageFound()
+        assert pull() == ensure(mine) == ImageFound()
+
+
+def test_places_stay_for_what_is_done_to_machines() -> None:
+    assert image_activities.ENSURES + image_activities.PULLS <= STEPS - 8
