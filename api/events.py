@@ -16,7 +16,7 @@ from starlette.requests import HTTPConnection
 
 from api.bells import Bells, wait_for
 from api.caller import Authenticated, Caller, authenticate
-from api.errors import RESPONSES
+from api.errors import RESPONSES, also
 from api.event_hub import BATCH, LOOK_SECONDS, QUIET_SECONDS, Hub, SlowConsumer, Wanted
 from api.http import StreamBroken
 from api.open_streams import Held, OpenStreams
@@ -65,7 +65,7 @@ def _wanted(
 Filters = Annotated[Wanted, Depends(_wanted)]
 
 
-@router.get("/v1/events", response_class=Response)
+@router.get("/v1/events", response_class=Response, responses=also(429))
 async def stream(request: Request, caller: Authenticated, wanted: Filters) -> Response:
     """The project's events as server-sent events, from now on, or from after `Last-Event-ID`.
 
@@ -83,7 +83,7 @@ async def stream(request: Request, caller: Authenticated, wanted: Filters) -> Re
     return Bounded(frames, "text/event-stream", held.close)
 
 
-@router.get("/v1/instances/{instance_id}/events", response_class=Response)
+@router.get("/v1/instances/{instance_id}/events", response_class=Response, responses=also(429))
 async def of_instance(request: Request, instance_id: UUID, caller: Authenticated) -> Response:
     """An instance's events from its beginning (or from after `Last-Event-ID`), and as they come."""
     mine = (Instance.project_id == caller.project_id) & (Instance.id == instance_id)
@@ -99,7 +99,7 @@ async def of_instance(request: Request, instance_id: UUID, caller: Authenticated
     return Bounded(frames, "text/event-stream", held.close)
 
 
-@router.get("/v1/workflows/{workflow_id}/events", response_class=Response)
+@router.get("/v1/workflows/{workflow_id}/events", response_class=Response, responses=also(429))
 async def of_workflow(request: Request, workflow_id: UUID, caller: Authenticated) -> Response:
     """A workflow's events from its beginning (or from after `Last-Event-ID`), until it has ended."""
     mine = (Workflow.project_id == caller.project_id) & (Workflow.id == workflow_id)
