@@ -16,6 +16,7 @@ from temporalio import activity
 
 from activities.blob_claims import CLAIM, HOLD, parameters, remove_unneeded
 from activities.database import transaction
+from activities.image_limits import take
 from activities.images import HostImages, ImageFacts, lock_image, settle_image
 from activities.placement import leased
 from activities.runs import Histories, claim, others
@@ -25,6 +26,8 @@ from drivers.blobs import Blobs
 from drivers.images import engine_reference
 from drivers.locked_file import LockedFile
 from drivers.machines import Cancelled
+from drivers.pace import Pace
+from drivers.pace import said as pace_said
 from model.base import Frozen
 from model.errors import (
     BodyTooLarge,
@@ -132,22 +135,31 @@ class ImageRecords:
             with transaction(self._engine, asked.order.project_id) as session:
                 session.execute(HOLD, {"digest": file.digest})
                 session.execute(CLAIM, parameters(asked.order.resource_id, file.digest))
+                take(session, asked.order.project_id, asked.order.resource_id, file.size)
             self._blobs.put(file)
             return file.digest
 
     async def _download(self, asked: Import, file: LockedFile) -> None:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=SILENCE_SECONDS)
         try:
-            async with outbound.session(self._allow, timeout=timeout) as http, http.get(asked.url or "") as answer:
+            owner = asked.order.project_id
+            async with (
+                outbound.session(self._allow, timeout=timeout, owner=owner) as http,
+                http.get(asked.url or "") as answer,
+            ):
                 if answer.status != 200:  # noqa: PLR2004
                     raise _refusal(answer)
                 announced = answer.content_length
                 if announced is not None and announced > self._limits.most_bytes:
                     raise BodyTooLarge(f"the file has {announced} bytes, more than {self._limits.most_bytes}")
+                file.check_room(announced or 0)
+                pace = Pace()
                 async for piece in answer.content.iter_chunked(CHUNK):
                     if activity.is_cancelled():
                         raise Cancelled("downloading")
                     file.write(piece)
+                    if pace.is_too_slow(file.size):
+                        raise Unavailable(f"the download was broken off: {pace_said()}")
                     if file.size > self._limits.most_bytes:
                         raise BodyTooLarge(f"the file has more than {self._limits.most_bytes} bytes")
                     progress.say(progress.of_bytes(file.size, announced))

@@ -25,6 +25,9 @@ from model.errors import CairnError
 #: Well below the heartbeat time-out of workflows.options; a cancel reaches an activity with a heartbeat.
 HEARTBEAT_SECONDS = 1.0
 
+#: Of a message, characters: Temporal cuts a failure of more than 4 KB off, all of it.
+MOST_MESSAGE = 1000
+
 log = structlog.get_logger()
 
 
@@ -63,14 +66,16 @@ class _Inbound(ActivityInboundInterceptor):
         except Cancelled as stopped:
             raise asyncio.CancelledError from stopped
         except CairnError as error:
-            log.warning("activity.failed", code=error.code, error=error.message, retryable=error.retryable)
+            why = {"code": error.code, "error": error.message, "retryable": error.retryable, **_cause(error)}
+            log.warning("activity.failed", **why)
+            # Not ``from error``: what led to it would be kept in the history, and push out what is said of it.
             raise ApplicationError(
-                error.message,
+                error.message[:MOST_MESSAGE],
                 error.details,
                 type=error.code,
                 non_retryable=not error.retryable,
                 next_retry_delay=_delay(error),
-            ) from error
+            ) from None
         except (asyncio.CancelledError, ApplicationError):
             raise
         except SQLAlchemyError as error:
@@ -80,7 +85,7 @@ class _Inbound(ActivityInboundInterceptor):
             raise ApplicationError("the database is away, or refused a statement", type="unavailable") from None
         except Exception as error:
             log.exception("activity.failed", code="internal", retryable=True)
-            raise ApplicationError(f"an error of ours: {type(error).__name__}", type="internal") from error
+            raise ApplicationError(f"an error of ours: {type(error).__name__}", type="internal") from None
         finally:
             beating.cancel()
 
@@ -99,6 +104,13 @@ def _delay(error: CairnError) -> timedelta | None:
     """When whoever refused asks to be tried again; None: as the step's retries say."""
     seconds = error.details.get("retry_after_seconds")
     return timedelta(seconds=seconds) if seconds else None
+
+
+def _cause(error: CairnError) -> dict[str, str]:
+    cause = error.__cause__
+    if cause is None or isinstance(cause, SQLAlchemyError):  # which may hold what users wrote
+        return {}
+    return {"cause": f"{type(cause).__name__}: {cause}"[:MOST_MESSAGE]}
 
 
 def _context(args: Any) -> dict[str, str]:

@@ -1,18 +1,23 @@
-"""What is kept for a while only: rows of deleted instances, events, keys, workflows that ended, void tokens."""
+"""What is kept for a while only: rows of deleted instances and images, events, deliveries, keys, workflows that ended,
+void tokens."""
 
 from __future__ import annotations
 
 import datetime as dt
 import time
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
+import structlog
 from sqlalchemy import Engine, select, text
+from sqlalchemy.exc import DBAPIError
 from temporalio import activity
 
 from activities.database import transaction
 from model.base import Frozen
 from model.projects import Project
+from model.webhooks import KEPT
 
 #: Rows of one transaction: some ten milliseconds, so that what is accepted meanwhile does not notice.
 BATCH = 1000
@@ -20,6 +25,7 @@ BATCH = 1000
 SHARE, PASS_SECONDS = 1.0, 120.0
 #: Within these a request may be repeated under its key, and a host whose answer was lost may join again.
 KEYS, TOKENS = dt.timedelta(hours=24), dt.timedelta(days=7)
+log = structlog.get_logger()
 
 _BOUND = text("SET LOCAL statement_timeout = '20s'")
 # By age, and nothing that still holds a port. What is deleted holds none, so none is ever passed over.
@@ -32,8 +38,27 @@ _INSTANCES = text(
     )
     """
 )
+# The same, of images: none that an instance names, be it a deleted one. Where they were cached goes with them.
+_IMAGES = text(
+    """
+    DELETE FROM images WHERE id IN (
+        SELECT id FROM images i WHERE status = 'deleted' AND deleted_at < now() - :kept
+        AND NOT EXISTS (SELECT FROM instances n WHERE n.image_id = i.id)
+        ORDER BY deleted_at LIMIT :most FOR UPDATE SKIP LOCKED
+    )
+    """
+)
+# Those that ended, of webhooks that are switched off too.
+_DELIVERIES = text(
+    """
+    DELETE FROM webhook_deliveries WHERE id IN (
+        SELECT id FROM webhook_deliveries WHERE state <> 'pending' AND created_at < now() - :kept
+        ORDER BY created_at LIMIT :most FOR UPDATE SKIP LOCKED
+    )
+    """
+)
 # From the beginning of the project's stream, which is about their age. How far is noted with it: who resumes from
-# before that is told.
+# before that is told. It only grows: what was written by an old transaction may be gone later than what came after it.
 _EVENTS = text(
     """
     WITH oldest AS (
@@ -46,12 +71,14 @@ _EVENTS = text(
         SELECT :project, epoch, xid, id FROM gone ORDER BY epoch DESC, xid DESC, id DESC LIMIT 1
         ON CONFLICT (project_id) DO UPDATE
         SET epoch = excluded.epoch, xid = excluded.xid, event_id = excluded.event_id
+        WHERE (excluded.epoch, excluded.xid, excluded.event_id)
+            > (event_horizons.epoch, event_horizons.xid, event_horizons.event_id)
     )
     SELECT count(*) FROM gone
     """
 )
-# In the order of ids, which is that of their creation. Rows that instances name, or that are not old enough, are
-# passed over: the next batch goes on behind them.
+# In the order of ids, which is that of their creation. Rows that instances or images name, or that are not old enough,
+# are passed over: the next batch goes on behind them.
 _WORKFLOWS = text(
     """
     WITH next AS (
@@ -60,6 +87,7 @@ _WORKFLOWS = text(
     ), gone AS (
         DELETE FROM workflows w USING next n WHERE w.id = n.id AND n.finished_at < now() - :kept
         AND NOT EXISTS (SELECT FROM instances i WHERE i.project_id = n.project_id AND i.workflow_id = n.id)
+        AND NOT EXISTS (SELECT FROM images i WHERE i.project_id = n.project_id AND i.workflow_id = n.id)
         RETURNING 1
     )
     SELECT (SELECT count(*) FROM gone) AS gone, (SELECT id FROM next ORDER BY id DESC LIMIT 1) AS last
@@ -89,14 +117,17 @@ class Retention(Frozen):
 
 
 class Purged(Frozen):
-    """What one pass removed. ``more``: it was not through."""
+    """What one pass removed. ``more``: it was not through. ``failed``: kinds of which the database refused a batch."""
 
     instances: int = 0
+    images: int = 0
     events: int = 0
+    deliveries: int = 0
     workflows: int = 0
     keys: int = 0
     tokens: int = 0
     more: bool = False
+    failed: list[str] = []
 
 
 class PurgeRecords:
@@ -113,15 +144,28 @@ class PurgeRecords:
         with transaction(self._engine) as session:
             projects = list(session.scalars(select(Project.id)))
         kept = self._retention
-        counts = {
-            # Before the workflows that they name.
-            "instances": self._all(until, _INSTANCES, kept.deleted),
-            "events": sum(self._all(until, _EVENTS, kept.events, project) for project in projects),
-            "workflows": self._workflows(until),
-            "keys": sum(self._all(until, _KEYS, KEYS, project) for project in projects),
-            "tokens": self._all(until, _TOKENS, TOKENS),
+        kinds: dict[str, Callable[[], int]] = {
+            # Before what they name: instances name images, and both name workflows.
+            "instances": lambda: self._all(until, _INSTANCES, kept.deleted),
+            "images": lambda: self._all(until, _IMAGES, kept.deleted),
+            "events": lambda: sum(self._all(until, _EVENTS, kept.events, project) for project in projects),
+            "deliveries": lambda: self._all(until, _DELIVERIES, KEPT),
+            "workflows": lambda: self._workflows(until),
+            "keys": lambda: sum(self._all(until, _KEYS, KEYS, project) for project in projects),
+            "tokens": lambda: self._all(until, _TOKENS, TOKENS),
         }
-        return Purged(**counts, more=time.monotonic() >= until)
+        counts, failed = dict[str, int](), list[str]()
+        for kind, remove in kinds.items():
+            try:
+                counts[kind] = remove()
+            except DBAPIError as error:
+                # The database is away: all of it is tried again.
+                if error.connection_invalidated or getattr(error.orig, "sqlstate", None) is None:
+                    raise
+                # The others go all the same, and the next pass tries it again.
+                log.error("purge.refused", kind=kind, error=str(error.orig).partition("\n")[0])
+                failed.append(kind)
+        return Purged(**counts, more=time.monotonic() >= until, failed=failed)
 
     def _all(self, until: float, statement: Any, kept: dt.timedelta, project: UUID | None = None) -> int:
         """Batches, until one finds nothing. (The oldest of a stream may hold some that are not old enough.)"""

@@ -29,7 +29,7 @@ CONTROL_CLASSES: tuple[type, ...] = (
 )
 HOST_CLASSES: tuple[type, ...] = (InstanceEngine, HostEngine, ImageEngine)
 WEBHOOK_CLASSES: tuple[type, ...] = (WebhookCalls,)
-Queue = Literal["control", "host", "webhooks"]
+Queue = Literal["control", "host", "webhooks", "images"]
 
 
 class FaultPoint(TypedDict):
@@ -55,13 +55,14 @@ def methods(instance: object) -> list[object]:
 
 def fault_points() -> list[FaultPoint]:
     """Three for each activity: the interceptor of every worker passes all of them."""
+    elsewhere: dict[str, Queue] = dict.fromkeys(("image.download", "image.verify"), "images")
     queues: list[tuple[Queue, tuple[type, ...]]] = [
         ("control", CONTROL_CLASSES),
         ("host", HOST_CLASSES),
         ("webhooks", WEBHOOK_CLASSES),
     ]
     return [
-        {"activity": name, "point": f"{name}.{point}", "queue": queue}
+        {"activity": name, "point": f"{name}.{point}", "queue": elsewhere.get(name, queue)}
         for queue, kinds in queues
         for kind in kinds
         for name in names(kind)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import time
-from collections.abc import Callable
+from collections import Counter
 from email.utils import parsedate_to_datetime
 from typing import Literal, NamedTuple
 from uuid import UUID
 
 import aiohttp
 import structlog
-from sqlalchemy import Engine, delete, func, insert, select, text, update
+from sqlalchemy import Engine, func, insert, select, text, update
 from sqlalchemy.orm import Session
 from temporalio import activity
 from temporalio.client import Client
@@ -26,10 +26,9 @@ from activities.database import transaction, use_project
 from activities.runs import CONTROL
 from drivers import outbound
 from model.base import Frozen, new_id
-from model.errors import UrlRefused
+from model.errors import CairnError, UrlRefused
 from model.events import LAST, NEWEST_SETTLED, as_json, event_order, is_covered, is_settled
 from model.webhooks import (
-    KEPT,
     LONGEST_WAIT,
     MOST_DEAD,
     DeliveryState,
@@ -47,23 +46,33 @@ WEBHOOKS = "webhooks"
 BATCH, ROUND_SECONDS = 20, 20.0
 #: For one request, seconds.
 TIMEOUT = aiohttp.ClientTimeout(total=10, connect=5)
-#: Rows that are removed at once, where they are too old.
-REMOVED_AT_ONCE = 200
+#: Webhooks that are started at once.
+MOST_DUE = 500
+#: A run that has taken a batch is not looked for before this: its round, and once more where a worker died.
+IN_HAND = dt.timedelta(minutes=3)
+#: Rounds of one project that a process makes at once; another waits so many seconds, and takes no place meanwhile.
+ROUNDS_OF_PROJECT, TURN_SECONDS = 10, 3.0
 GONE = 410
 log = structlog.get_logger()
 
-# What has something to deliver now. Its cursor alone says little: most events are not wanted.
+# What has something to deliver now, and nobody delivers it; first what has waited longest. Its cursor alone says
+# little: most events are not wanted.
 _DUE = text(
     """
-    SELECT w.project_id, w.id FROM webhooks w WHERE w.active AND coalesce(
-        (SELECT d.next_attempt_at <= now() FROM webhook_deliveries d WHERE d.webhook_id = w.id AND d.state = 'pending'
-         ORDER BY d.epoch, d.xid, d.event_id LIMIT 1),
-        EXISTS (
-            SELECT FROM events e, jsonb_array_elements_text(w.events) p
-            WHERE e.project_id = w.project_id AND (e.epoch, e.xid, e.id) > (w.epoch, w.xid, w.number)
-            AND (p IN ('*', e.type) OR (right(p, 1) = '.' AND starts_with(e.type, p)))
-        )
-    ) ORDER BY w.id LIMIT 500
+    SELECT w.project_id, w.id FROM webhooks w
+    LEFT JOIN LATERAL (
+        SELECT d.next_attempt_at AS since FROM webhook_deliveries d WHERE d.webhook_id = w.id AND d.state = 'pending'
+        ORDER BY d.epoch, d.xid, d.event_id LIMIT 1
+    ) pending ON true
+    LEFT JOIN LATERAL (
+        SELECT e.created_at AS since FROM events e, jsonb_array_elements_text(w.events) p
+        WHERE pending.since IS NULL
+        AND e.project_id = w.project_id AND (e.epoch, e.xid, e.id) > (w.epoch, w.xid, w.number)
+        AND (p IN ('*', e.type) OR (right(p, 1) = '.' AND starts_with(e.type, p)))
+        ORDER BY e.epoch, e.xid, e.id LIMIT 1
+    ) wanted ON true
+    WHERE w.active AND (w.in_hand_until < now()) IS NOT FALSE AND coalesce(pending.since, wanted.since) <= now()
+    ORDER BY coalesce(pending.since, wanted.since), w.id LIMIT :most
     """
 )
 # Events that a webhook does not want are passed over here, so that they are looked at once.
@@ -117,6 +126,12 @@ class Answer(NamedTuple):
         return "gone" if self.status == GONE else "failed"
 
 
+class OthersFirst(CairnError):
+    """The project's webhooks have as many places as they may; details: ``retry_after_seconds``."""
+
+    code, status, retryable = "others_first", 503, True
+
+
 class Limits(NamedTuple):
     """``attempts`` of a delivery, spread over so many seconds; networks that may be reached all the same."""
 
@@ -128,7 +143,9 @@ class Limits(NamedTuple):
 def due(session: Session) -> list[WebhookRef]:
     """The webhooks that have something to deliver now."""
     session.execute(_PASS_OVER, {"last": LAST})
-    return [WebhookRef(project_id=row.project_id, webhook_id=row.id) for row in session.execute(_DUE)]
+    return [
+        WebhookRef(project_id=row.project_id, webhook_id=row.id) for row in session.execute(_DUE, {"most": MOST_DUE})
+    ]
 
 
 async def start_due(engine: Engine, client: Client, *, wake: bool) -> int:
@@ -189,10 +206,10 @@ class WebhookRecords:
                 return Batch(webhook=ref)
             pending = self._pending(session, webhook)
             if not pending:
-                self._remove_old(session, webhook)
                 self._advance(session, webhook)
                 pending = self._pending(session, webhook)
             wait = pending[0][1] if pending else 0
+            webhook.in_hand_until = func.now() + IN_HAND if pending and wait <= 0 else None
             return Batch(webhook=ref, deliveries=[id for id, _ in pending], wait=max(wait, 0))
 
     def _pending(self, session: Session, webhook: Webhook) -> list[tuple[UUID, float]]:
@@ -227,16 +244,6 @@ class WebhookRecords:
         if len(found) < BATCH and (epoch, settled, LAST) > (webhook.epoch, webhook.xid, webhook.number):
             webhook.epoch, webhook.xid, webhook.number = epoch, settled, LAST
 
-    def _remove_old(self, session: Session, webhook: Webhook) -> None:
-        row = WebhookDelivery
-        mine = (row.project_id == webhook.project_id) & (row.webhook_id == webhook.id)
-        oldest = select(row.id).where(mine).order_by(row.id).limit(REMOVED_AT_ONCE)
-        session.execute(
-            delete(row).where(
-                row.id.in_(oldest), row.created_at < func.now() - KEPT, row.state != DeliveryState.PENDING
-            )
-        )
-
 
 class WebhookCalls:
     """The requests. Runs on a queue of its own, and, as it waits for strangers, without threads of its own."""
@@ -244,15 +251,29 @@ class WebhookCalls:
     def __init__(self, engine: Engine, limits: Limits) -> None:
         self._engine = engine
         self._limits = limits
+        self._rounds: Counter[UUID] = Counter()
 
     @activity.defn(name="webhook.deliver")
     async def deliver(self, batch: Batch) -> float:
-        """Deliver them, in order; seconds to wait where one failed, 0 where there may be more.
+        """Deliver them, in order; seconds to wait where one failed, 0 where there may be more. Raises OthersFirst.
 
         What was sent, and not written down, is sent again, under the same id.
         """
+        project_id = batch.webhook.project_id
+        if self._rounds[project_id] >= ROUNDS_OF_PROJECT:
+            raise OthersFirst("its project's other webhooks are being delivered to", retry_after_seconds=TURN_SECONDS)
+        self._rounds[project_id] += 1
+        try:
+            return await self._round(batch)
+        finally:
+            self._rounds[project_id] -= 1
+            if not self._rounds[project_id]:
+                del self._rounds[project_id]
+
+    async def _round(self, batch: Batch) -> float:
         began = time.monotonic()
-        async with outbound.session(self._limits.allow, timeout=TIMEOUT) as client:
+        owner = batch.webhook.project_id
+        async with outbound.session(self._limits.allow, timeout=TIMEOUT, owner=owner) as client:
             for id in batch.deliveries:
                 job = await asyncio.to_thread(self._load, batch.webhook, id)
                 if isinstance(job, float):
@@ -279,12 +300,17 @@ class WebhookCalls:
             if row is None:
                 return None
             delivery, webhook, event = row
-            if event is None:
-                delivery.state, delivery.error = DeliveryState.DEAD, "the event is no longer kept"
-                return None
-            wait: float = (delivery.next_attempt_at - dt.datetime.now(dt.UTC)).total_seconds()
-            # A clock that differs a little from the database's does not make it wait again.
-            return wait if wait > 1 else Job(webhook.url, webhook.secret, event.type, as_json(event))
+            if event is not None:
+                wait: float = (delivery.next_attempt_at - dt.datetime.now(dt.UTC)).total_seconds()
+                # A clock that differs a little from the database's does not make it wait again.
+                return wait if wait > 1 else Job(webhook.url, webhook.secret, event.type, as_json(event))
+        with transaction(self._engine, ref.project_id) as session:
+            session.execute(
+                update(WebhookDelivery)
+                .where(WebhookDelivery.id == id, WebhookDelivery.state == DeliveryState.PENDING)
+                .values(state=DeliveryState.DEAD, error="the event is no longer kept")
+            )
+        return None
 
     async def _post(self, client: aiohttp.ClientSession, id: UUID, job: Job) -> Answer:
         now = int(time.time())
@@ -313,6 +339,7 @@ class WebhookCalls:
             delivery = session.get(WebhookDelivery, id)
             if webhook is None or delivery is None or delivery.state != DeliveryState.PENDING:
                 return 0.0
+            webhook.in_hand_until = func.now() + IN_HAND
             delivery.attempts += 1
             delivery.last_attempt_at = func.now()
             delivery.status_code, delivery.error = answer.status, answer.error
@@ -333,6 +360,7 @@ class WebhookCalls:
                 usual = wait_after(delivery.attempts, attempts=self._limits.attempts, spread=self._limits.spread)
                 wait = max(usual, min(answer.retry_after, LONGEST_WAIT))
                 delivery.next_attempt_at = func.now() + dt.timedelta(seconds=wait)
+                webhook.in_hand_until = None
                 return wait
             return 0.0
 
@@ -345,19 +373,16 @@ def _answer(status: int, retry_after: str | None) -> Answer:
 
 
 def _seconds(retry_after: str | None) -> float:
-    """Of a Retry-After header: seconds, or a date."""
+    """Of a Retry-After header: seconds, or a date. Whatever it says, what came of the request is written down."""
     if not retry_after:
         return 0
-    readers: tuple[Callable[[str], float], ...] = (
-        float,
-        lambda value: (parsedate_to_datetime(value) - dt.datetime.now(dt.UTC)).total_seconds(),
-    )
-    for read in readers:
-        try:
-            return max(0.0, min(read(retry_after), LONGEST_WAIT))
-        except (ValueError, TypeError):
-            continue
-    return 0
+    if retry_after.isascii() and retry_after.isdecimal():
+        return min(float(retry_after), LONGEST_WAIT)
+    try:
+        until = parsedate_to_datetime(retry_after) - dt.datetime.now(dt.UTC)
+    except (ValueError, TypeError, OverflowError):
+        return 0
+    return max(0.0, min(until.total_seconds(), LONGEST_WAIT))
 
 
 def _said(error: Exception) -> str:

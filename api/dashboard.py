@@ -14,6 +14,7 @@ from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.hosts import Size
 from model.hosts import LEASE, Host
+from model.images import Image, ImageStatus
 from model.instances import Instance, Status
 from model.webhooks import Webhook
 from model.workflows import State, Workflow
@@ -37,6 +38,7 @@ _switched = case((Webhook.disabled_reason.is_not(None), "disabled"), (Webhook.ac
 #: What is counted, by state.
 RESOURCES = {
     "instances": Counted(Instance.status, Instance.project_id, Instance.status != Status.DELETED),
+    "images": Counted(Image.status, Image.project_id, Image.status != ImageStatus.DELETED),
     "webhooks": Counted(_switched, Webhook.project_id, literal(True)),
 }
 

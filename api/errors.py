@@ -24,6 +24,7 @@ from model.errors import (
     Malformed,
     NotFound,
     QuotaExceeded,
+    TooManyImports,
     TooManyStreams,
     Unavailable,
     ValidationFailed,
@@ -67,7 +68,7 @@ def install(app: FastAPI) -> None:
 
 def render(request: Request, error: CairnError, headers: Mapping[str, str] | None = None) -> Response:
     headers = dict(headers or {})
-    if isinstance(error, HostUnreachable | TooManyStreams):
+    if isinstance(error, HostUnreachable | TooManyStreams | TooManyImports):
         headers["Retry-After"] = "5"
     elif error.status == Unavailable.status:
         headers["Retry-After"] = "1"

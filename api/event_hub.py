@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.bells import Bells, wait_for
 from api.caller import ENTER
-from model.errors import CairnError
+from model.errors import CairnError, Unauthenticated
 from model.events import (
     LAST,
     NEWEST_SETTLED,
@@ -194,27 +194,41 @@ class Hub:
             feed.wake()
 
     async def follow(
-        self, project_id: UUID, wanted: Wanted, position: Position, end: Position
+        self,
+        project_id: UUID,
+        wanted: Wanted,
+        position: Position,
+        end: Position,
+        revoked: asyncio.Event | None = None,
     ) -> AsyncGenerator[tuple[Position | None, list[Item]], None]:
         """What is wanted of a project's events after ``position``, and then as they come, until the process stops.
 
         Some at a time; none, with how far it has read, when nothing has come for a while. ``end``: up to where
-        events are known to be settled. Raises SlowConsumer.
+        events are known to be settled. Raises SlowConsumer, and Unauthenticated where the key was ``revoked``.
         """
-        with self._used(project_id, end) as feed:
-            while position < feed.start and not self._stopping.is_set():
+        revoked = revoked or asyncio.Event()
+        with self._used(project_id, end) as feed, contextlib.ExitStack() as watched:
+            while position < feed.start and self._goes_on(revoked):
                 position, items = await self._read_patiently(project_id, wanted, position)
                 if items:
                     yield None, items
             follower = feed.follow(position)
+            watching = asyncio.create_task(revoked.wait())
+            watching.add_done_callback(lambda _: follower.awake.set())
+            watched.callback(watching.cancel)
             try:
-                while not self._stopping.is_set():
+                while self._goes_on(revoked):
                     if items := feed.take(follower, wanted):
                         yield None, items
                     elif follower.next == feed.next and not await wait_for(follower.awake, QUIET_SECONDS):
                         yield (feed.end if follower.next == feed.next else None), []
             finally:
                 feed.followers.discard(follower)
+
+    def _goes_on(self, revoked: asyncio.Event) -> bool:
+        if revoked.is_set():
+            raise Unauthenticated("the API key was revoked")
+        return not self._stopping.is_set()
 
     @contextlib.contextmanager
     def _used(self, project_id: UUID, end: Position) -> Iterator[Feed]:
@@ -233,7 +247,15 @@ class Hub:
                     feed.reader.cancel()
 
     async def _read_on(self, project_id: UUID, feed: Feed) -> None:
-        """Read what comes, each event once, for all followers."""
+        """Read what comes, each event once, for all followers, whatever goes wrong: nobody else would."""
+        while True:
+            try:
+                await self._read_all(project_id, feed)
+            except Exception:
+                log.exception("events.reader_failed", project_id=str(project_id))
+                await asyncio.sleep(LOOK_SECONDS)
+
+    async def _read_all(self, project_id: UUID, feed: Feed) -> None:
         pause = LOOK_SECONDS
         with self._bells.listening("") as bell:
             while True:

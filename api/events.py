@@ -16,12 +16,13 @@ from starlette.requests import HTTPConnection
 
 from api.bells import Bells, wait_for
 from api.caller import Authenticated, Caller, authenticate
-from api.errors import RESPONSES
+from api.errors import RESPONSES, also
 from api.event_hub import BATCH, LOOK_SECONDS, QUIET_SECONDS, Hub, SlowConsumer, Wanted
 from api.http import StreamBroken
+from api.open_streams import Held, OpenStreams
 from api.sockets import AGAIN_LATER, accept, close, ignored, relay, told
 from api.streamed import Bounded, within_patience
-from model.errors import NotFound, ValidationFailed
+from model.errors import CairnError, NotFound, Unauthenticated, ValidationFailed
 from model.events import (
     BEGINNING,
     LAST,
@@ -40,6 +41,8 @@ from model.workflows import TERMINAL, Event, EventHorizon, Workflow
 
 router = APIRouter(tags=["events"], responses=RESPONSES)
 log = structlog.get_logger()
+#: Whoever follows a workflow of which nothing is heard looks by itself this often at last.
+MOST_SECONDS = 4.0
 
 LastEventId = Annotated[
     str | None, Query(description="Only what came after the event of this id (`0-0-0`: from the beginning)")
@@ -62,7 +65,7 @@ def _wanted(
 Filters = Annotated[Wanted, Depends(_wanted)]
 
 
-@router.get("/v1/events", response_class=Response)
+@router.get("/v1/events", response_class=Response, responses=also(429))
 async def stream(request: Request, caller: Authenticated, wanted: Filters) -> Response:
     """The project's events as server-sent events, from now on, or from after `Last-Event-ID`.
 
@@ -75,31 +78,39 @@ async def stream(request: Request, caller: Authenticated, wanted: Filters) -> Re
     purged_until = await gap_after(caller, asked)
     position = min(asked or end, end)
     await caller.commit()
-    return Bounded(_frames(request, caller, wanted, position, end, purged_until), "text/event-stream")
+    held = _hold(request, caller)
+    frames = _frames(request, caller, wanted, position, end, held, purged_until)
+    return Bounded(frames, "text/event-stream", held.close)
 
 
-@router.get("/v1/instances/{instance_id}/events", response_class=Response)
+@router.get("/v1/instances/{instance_id}/events", response_class=Response, responses=also(429))
 async def of_instance(request: Request, instance_id: UUID, caller: Authenticated) -> Response:
     """An instance's events from its beginning (or from after `Last-Event-ID`), and as they come."""
     mine = (Instance.project_id == caller.project_id) & (Instance.id == instance_id)
     if (await caller.execute(select(Instance.id).where(mine))).one_or_none() is None:
         raise NotFound(f"there is no instance {instance_id}")
     end = await _end(caller)
-    position = min(_last_event_id(request) or BEGINNING, end)
+    asked = _last_event_id(request)
+    purged_until = await gap_after(caller, asked)
+    position = min(asked or BEGINNING, end)
     await caller.commit()
-    wanted = Wanted("instance", instance_id)
-    return Bounded(_frames(request, caller, wanted, position, end), "text/event-stream")
+    held = _hold(request, caller)
+    frames = _frames(request, caller, Wanted("instance", instance_id), position, end, held, purged_until)
+    return Bounded(frames, "text/event-stream", held.close)
 
 
-@router.get("/v1/workflows/{workflow_id}/events", response_class=Response)
+@router.get("/v1/workflows/{workflow_id}/events", response_class=Response, responses=also(429))
 async def of_workflow(request: Request, workflow_id: UUID, caller: Authenticated) -> Response:
     """A workflow's events from its beginning (or from after `Last-Event-ID`), until it has ended."""
     mine = (Workflow.project_id == caller.project_id) & (Workflow.id == workflow_id)
     if (await caller.execute(select(Workflow.id).where(mine))).one_or_none() is None:
         raise NotFound(f"there is no workflow {workflow_id}")
+    asked = _last_event_id(request)
+    purged_until = await gap_after(caller, asked)
     await caller.commit()
-    position = _last_event_id(request) or BEGINNING
-    return Bounded(_until_ended(request, caller, workflow_id, position), "text/event-stream")
+    held = _hold(request, caller)
+    frames = _until_ended(request, caller, workflow_id, asked or BEGINNING, held, purged_until)
+    return Bounded(frames, "text/event-stream", held.close)
 
 
 @router.websocket("/v1/ws/events")
@@ -115,6 +126,7 @@ async def follow(socket: WebSocket, wanted: Filters, last_event_id: LastEventId 
             end = await _end(caller)
             asked = _last_event_id(socket, last_event_id)
             purged_until = await gap_after(caller, asked)
+            socket.state.held = _hold(socket, caller)
         finally:
             await caller.connection.close()
         position = min(asked or end, end)
@@ -143,15 +155,13 @@ async def _frames(
     wanted: Wanted,
     position: Position,
     end: Position,
-    purged_until: str | None = None,
+    held: Held,
+    purged_until: str | None,
 ) -> AsyncIterator[bytes]:
     hub: Hub = request.app.state.events
-    # An id without data: a client that loses the connection before its first event resumes from here.
-    yield b"retry: 1000\nid: %s\n\n" % id_of(position).encode()
-    if purged_until:
-        yield b'event: gap\ndata: {"purged_until": "%s"}\n\n' % purged_until.encode()
+    yield _head(position, purged_until)
     try:
-        async with aclosing(hub.follow(caller.project_id, wanted, position, end)) as events:
+        async with aclosing(hub.follow(caller.project_id, wanted, position, end, held.revoked)) as events:
             async for read, items in events:
                 if items:
                     yield b"".join(item.frame for item in items)
@@ -160,20 +170,40 @@ async def _frames(
                     yield b": still here\nid: %s\n\n" % id_of(max(read, position)).encode()
                 else:
                     yield b": still here\n\n"
-    except SlowConsumer as slow:
-        log.info("events.cut", error=slow.message)
-        yield b'event: cut\ndata: {"code": "%s", "message": "%s"}\n\n' % (slow.code.encode(), slow.message.encode())
+    except (SlowConsumer, Unauthenticated) as why:
+        yield _cut(why)
 
 
-async def _until_ended(request: Request, caller: Caller, workflow_id: UUID, position: Position) -> AsyncIterator[bytes]:
-    """A workflow is short, and few follow one: each reads for itself."""
+def _head(position: Position, purged_until: str | None) -> bytes:
+    # An id without data: a client that loses the connection before its first event resumes from here.
+    head = b"retry: 1000\nid: %s\n\n" % id_of(position).encode()
+    return head + (b'event: gap\ndata: {"purged_until": "%s"}\n\n' % purged_until.encode() if purged_until else b"")
+
+
+def _cut(why: CairnError) -> bytes:
+    log.info("events.cut", error=why.message)
+    return b'event: cut\ndata: {"code": "%s", "message": "%s"}\n\n' % (why.code.encode(), why.message.encode())
+
+
+def _hold(connection: Request | WebSocket, caller: Caller) -> Held:
+    streams: OpenStreams = connection.app.state.open_streams
+    return streams.hold(caller, events=True)
+
+
+async def _until_ended(
+    request: Request, caller: Caller, workflow_id: UUID, position: Position, held: Held, purged_until: str | None
+) -> AsyncIterator[bytes]:
+    """A workflow is short, and few follow one: each reads for itself, ever less often where no bell rings."""
     bells: Bells = request.app.state.bells
     which = (Event.project_id == caller.project_id) & (Event.workflow_id == workflow_id)
     query = select(Event.__table__).where(which, is_settled).order_by(*event_order).limit(BATCH)
-    quiet = 0.0
-    yield b"retry: 1000\nid: %s\n\n" % id_of(position).encode()
+    quiet, pause = 0.0, LOOK_SECONDS
+    yield _head(position, purged_until)
     with bells.listening(str(workflow_id)) as bell:
         while not request.app.state.stopping.is_set():
+            if held.revoked.is_set():
+                yield _cut(Unauthenticated("the API key was revoked"))
+                return
             ended = False
             try:
                 async with caller.again() as connection:
@@ -197,8 +227,9 @@ async def _until_ended(request: Request, caller: Caller, workflow_id: UUID, posi
             if ended:
                 yield b"event: end\ndata: {}\n\n"
                 return
-            await wait_for(bell, LOOK_SECONDS)
-            quiet += LOOK_SECONDS
+            rung = await wait_for(bell, pause)
+            quiet += pause
+            pause = LOOK_SECONDS if rung else min(2 * pause, MOST_SECONDS)
             if quiet >= QUIET_SECONDS:
                 quiet = 0.0
                 yield b": still here\n\n"

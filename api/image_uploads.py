@@ -6,21 +6,27 @@ import asyncio
 import base64
 import binascii
 import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 from starlette.requests import ClientDisconnect
 
+from activities import image_limits
 from activities.blob_claims import CLAIM_UPLOAD, HOLD, parameters
 from api.accept import Acceptance, check_if_match
 from api.caller import Caller, Unread
 from api.envelope import Envelope
 from api.errors import RESPONSES
 from api.image_schemas import ImageView
-from api.images import import_order, lock_image, own, show_image
+from api.images import check_limits, import_order, lock_image, own, show_image
 from drivers.blobs import Blobs
 from drivers.locked_file import LockedFile
+from drivers.pace import Pace
+from drivers.pace import said as pace_said
 from model.errors import (
     BodyTooLarge,
     ChecksumMismatch,
@@ -34,12 +40,12 @@ from model.images import ImageStatus
 from model.settings import Settings
 
 router = APIRouter(prefix="/v1/images", tags=["images"], responses=RESPONSES)
-#: Uploads at once in one process.
-AT_ONCE = 16
+#: Uploads at once in one process, and those of one project.
+AT_ONCE, OF_PROJECT = 64, 4
 #: What is written at once; how long a sender may be silent.
 PIECE, SILENCE_SECONDS = 1 << 20, 60
 _CONTENT_DIGEST = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/=]{44}):")
-_UPLOADS = asyncio.Semaphore(AT_ONCE)
+_UPLOADS: Counter[UUID] = Counter()
 
 
 @router.post(
@@ -68,14 +74,14 @@ async def upload(request: Request, image_id: UUID, caller: Unread) -> Response:
     check_if_match(request, image.version)
     if "idempotency-key" not in request.headers:  # else this may be a repetition
         _check_waits(image)
+    if _waits(image):
+        await check_limits(request, caller, image_id, size=max(announced, 1))
     expected = [value for value in (image.checksum, *_checksums(request)) if value]
     await caller.commit()  # nothing is held while it comes
-    if _UPLOADS.locked():
-        raise TooManyStreams(f"{AT_ONCE} uploads are under way already: try again in a moment")
-    async with _UPLOADS:
+    with _place(caller.project_id):
         blobs: Blobs = request.app.state.blobs
         with await asyncio.to_thread(blobs.receive) as file:
-            await _receive(request, file, settings.image_max_bytes)
+            await _receive(request, file, announced, settings.image_max_bytes)
             for digest in expected:
                 if file.digest != digest:
                     raise ChecksumMismatch(
@@ -86,17 +92,37 @@ async def upload(request: Request, image_id: UUID, caller: Unread) -> Response:
             return await _accept(request, caller, image_id, blobs, file)
 
 
-async def _receive(request: Request, file: LockedFile, most: int) -> None:
+@contextmanager
+def _place(project_id: UUID) -> Iterator[None]:
+    """Raises TooManyStreams."""
+    if _UPLOADS[project_id] >= OF_PROJECT:
+        raise TooManyStreams(f"{OF_PROJECT} uploads of the project are under way already: try again in a moment")
+    if _UPLOADS.total() >= AT_ONCE:
+        raise TooManyStreams(f"{AT_ONCE} uploads are under way already: try again in a moment")
+    _UPLOADS[project_id] += 1
+    try:
+        yield
+    finally:
+        _UPLOADS[project_id] -= 1
+        if not _UPLOADS[project_id]:
+            del _UPLOADS[project_id]
+
+
+async def _receive(request: Request, file: LockedFile, announced: int, most: int) -> None:
     pieces = request.stream()
     waiting: list[bytes] = []
     held = 0
+    pace = Pace()
     try:
+        file.check_room(announced)
         while True:
             async with asyncio.timeout(SILENCE_SECONDS):
                 piece = await anext(pieces, None)
             if piece:
                 waiting.append(piece)
                 held += len(piece)
+                if pace.is_too_slow(file.size + held):
+                    raise Malformed(f"{pace_said()}: nothing was kept")
             if held >= PIECE or piece is None:
                 if file.size + held > most:
                     raise BodyTooLarge(f"an image may have {most} bytes (CAIRN_IMAGE_MAX_BYTES)")
@@ -120,6 +146,9 @@ async def _accept(request: Request, caller: Caller, image_id: UUID, blobs: Blobs
         # First the row says that it needs the file, then the file is there: so nobody removes it meanwhile.
         await first.execute(HOLD, {"digest": file.digest})
         claimed = (await first.execute(CLAIM_UPLOAD, parameters(image_id, file.digest))).one_or_none()
+        if claimed is not None:
+            await check_limits(request, first, image_id, importing=False, size=file.size)
+            await first.execute(image_limits.TAKE, {"id": image_id, "size": file.size})
         await first.commit()
     if claimed is not None:  # else it was answered before, or it is refused below
         await asyncio.to_thread(blobs.put, file)
@@ -144,8 +173,12 @@ async def _accept(request: Request, caller: Caller, image_id: UUID, blobs: Blobs
         return await acceptance.answer(show_image)
 
 
+def _waits(image: Any) -> bool:
+    return image.source == "upload" and image.status in (ImageStatus.PENDING, ImageStatus.ERROR)
+
+
 def _check_waits(image: Any) -> None:
-    if image.source != "upload" or image.status not in (ImageStatus.PENDING, ImageStatus.ERROR):
+    if not _waits(image):
         raise InvalidState(
             f"image {image.name} is {image.status}, from {image.source}: it waits for no upload", state=image.status
         )

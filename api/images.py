@@ -10,6 +10,8 @@ from sqlalchemy import ColumnElement, Row, func, insert, select, update
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.exc import IntegrityError
 
+from activities import image_limits
+from api import user_urls
 from api.accept import Acceptance, Answered, check_if_match, etag
 from api.caller import Authenticated, Caller
 from api.envelope import Envelope, answer
@@ -18,7 +20,6 @@ from api.image_schemas import ImageCreate, ImageView, RegistrySource, UploadSour
 from api.instance_changes import cancel_others
 from api.paging import OfName, Paging, page_of
 from api.resources import is_readable, listed, one
-from drivers import outbound
 from model.base import new_id
 from model.errors import InUse, NameTaken, UrlRefused
 from model.hosts import Host
@@ -49,6 +50,16 @@ SHOWN = 5
 )
 async def create(request: Request, body: ImageCreate, caller: Authenticated) -> Response:
     """Import an image: from a registry, from a URL, or (`201`) from a file that is uploaded next."""
+    if not isinstance(body.source, UrlSource):
+        return await _create(request, body, caller)
+    if user_urls.has_credentials(body.source.url):
+        raise UrlRefused("the URL carries a password, which everybody who reads the image would see")
+    await user_urls.check(request, caller, body.source.url)
+    async with caller.reopened() as again:
+        return await _create(request, body, again)
+
+
+async def _create(request: Request, body: ImageCreate, caller: Caller) -> Response:
     acceptance = Acceptance(request, caller, created=True)
     image_id = new_id()
     source = body.source
@@ -57,8 +68,6 @@ async def create(request: Request, body: ImageCreate, caller: Authenticated) -> 
         if isinstance(source, UploadSource):
             return await _created(request, caller, answered.resource_id)
         return await acceptance.answer(show_image, answered)
-    if isinstance(source, UrlSource):
-        await _check_url(request, source.url)
     uploaded = isinstance(source, UploadSource)
     order = import_order(request, caller, acceptance, image_id, body.name)
     values = {
@@ -82,8 +91,10 @@ async def create(request: Request, body: ImageCreate, caller: Authenticated) -> 
     data = {"name": body.name, "from": None, "to": values["status"]}
     if uploaded:
         await acceptance.record("image.pending", "image", image_id, None, data)
+        await check_limits(request, caller, image_id, anew=True, importing=False)
         return await _created(request, caller, image_id)
     await acceptance.write(order, "image.importing", data)
+    await check_limits(request, caller, image_id, anew=True, of_bytes=not isinstance(source, RegistrySource))
     return await acceptance.answer(show_image)
 
 
@@ -91,13 +102,6 @@ async def _created(request: Request, caller: Caller, image_id: UUID) -> Response
     data = await show_image(caller, image_id)
     headers = {"Location": f"/v1/images/{image_id}", "ETag": etag(data["version"])}
     return answer(request, data, 201, headers=headers)
-
-
-async def _check_url(request: Request, url: str) -> None:
-    settings: Settings = request.app.state.settings
-    await outbound.check(url, settings.outbound_allow)
-    if "@" in url.partition("://")[2].partition("/")[0]:
-        raise UrlRefused("the URL carries a password, which everybody who reads the image would see")
 
 
 @router.get("", response_model=Envelope[list[ImageView]])
@@ -148,6 +152,32 @@ async def _check_unused(caller: Caller, image: Row[Any]) -> None:
     if names:
         shown = ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
         raise InUse(f"image {image.name} is used by {shown}: delete these first", instances=list(names[:SHOWN]))
+
+
+async def check_limits(
+    request: Request,
+    caller: Caller,
+    image_id: UUID,
+    *,
+    anew: bool = False,
+    importing: bool = True,
+    of_bytes: bool = True,
+    size: int = 1,
+) -> None:
+    """Whether the project may have this image beside its others. Raises QuotaExceeded, TooManyImports.
+
+    ``anew``: it is one more; ``importing``: it is one more import; ``of_bytes``: its file has at least ``size``.
+    Last in a transaction.
+    """
+    settings: Settings = request.app.state.settings
+    limits = (await caller.execute(image_limits.LIMITS, {"project": caller.project_id})).one()
+    held = (await caller.execute(image_limits.HELD, {"project": caller.project_id, "but": image_id})).one()
+    if anew:
+        image_limits.check_number(limits, held)
+    if of_bytes:
+        image_limits.check_bytes(limits, held, size)
+    if importing:
+        image_limits.check_imports(held, settings.project_imports)
 
 
 async def own(caller: Caller, image_id: UUID, order: Order, status: ImageStatus, **more: Any) -> None:

@@ -38,31 +38,34 @@ class Held:
 
 
 class OpenStreams:
-    def __init__(self, engine: AsyncEngine, most: int) -> None:
+    """``most`` of a project; of those of ``events``, which cost little, another number."""
+
+    def __init__(self, engine: AsyncEngine, most: int, *, events: int) -> None:
         self._engine = engine
-        self._most = most
-        self._count: Counter[UUID] = Counter()
+        self._most = {False: most, True: events}
+        self._count: Counter[tuple[UUID, bool]] = Counter()
         self._by_key: defaultdict[UUID, set[Held]] = defaultdict(set)
 
-    def hold(self, caller: Caller) -> Held:
+    def hold(self, caller: Caller, *, events: bool = False) -> Held:
         """Raises TooManyStreams where the caller's project has as many as it may."""
-        project_id, key_id = caller.project_id, caller.key_id
-        if self._count[project_id] >= self._most:
+        counted, key_id = (caller.project_id, events), caller.key_id
+        if self._count[counted] >= self._most[events]:
             raise TooManyStreams(
-                f"the project has {self._most} streams open, as many as it may: close one, or try again",
-                limit=self._most,
+                f"the project has {self._most[events]} {'streams of events' if events else 'streams'} open, as many "
+                "as it may: close one, or try again",
+                limit=self._most[events],
             )
 
         def let_go(held: Held) -> None:
-            self._count[project_id] -= 1
+            self._count[counted] -= 1
             self._by_key[key_id].discard(held)
-            if not self._count[project_id]:
-                del self._count[project_id]
+            if not self._count[counted]:
+                del self._count[counted]
             if not self._by_key[key_id]:
                 del self._by_key[key_id]
 
         held = Held(let_go)
-        self._count[project_id] += 1
+        self._count[counted] += 1
         self._by_key[key_id].add(held)
         return held
 

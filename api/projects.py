@@ -8,8 +8,9 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import func, select, update
+from sqlalchemy import Row, func, select, update
 
+from activities import image_limits
 from api.caller import Authenticated, Caller
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
@@ -67,12 +68,30 @@ async def patch(request: Request, project_id: UUID, body: ProjectPatch, caller: 
 
 @router.get("/{project_id}/quotas", response_model=Envelope[dict[str, QuotaView]])
 async def quotas(request: Request, project_id: UUID, caller: Authenticated) -> Response:
-    """What the project may use (`limit`, null: no limit), uses, and has reserved for launches under way."""
+    """What the project may use (`limit`, null: no limit), uses, and has reserved for launches and imports under
+    way."""
     await _project(caller, project_id)
     row = (await caller.execute(select(ProjectQuota.__table__).where(ProjectQuota.project_id == project_id))).one()
     columns = ("limit", "used", "reserved")
     data = {what: {column: getattr(row, f"{what}_{column}") for column in columns} for what in QUOTAS}
+    data |= await _images(caller, row)
     return answer(request, data)
+
+
+async def _images(caller: Caller, limits: Row[Any]) -> dict[str, dict[str, Any]]:
+    held = (await caller.execute(image_limits.HELD, {"project": caller.project_id, "but": None})).one()
+    return {
+        "images": {
+            "limit": limits.images_limit,
+            "used": held.images - held.images_coming,
+            "reserved": held.images_coming,
+        },
+        "image_bytes": {
+            "limit": limits.image_bytes_limit,
+            "used": held.bytes - held.bytes_coming,
+            "reserved": held.bytes_coming,
+        },
+    }
 
 
 async def _project(caller: Caller, project_id: UUID) -> dict[str, Any]:

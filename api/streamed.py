@@ -42,17 +42,21 @@ class Streamed(StreamingResponse):
 class Bounded(StreamingResponse):
     """A stream that goes on for ever, and whose client may come again: one that takes nothing is cut off."""
 
-    def __init__(self, content: AsyncIterator[bytes], media_type: str) -> None:
+    def __init__(self, content: AsyncIterator[bytes], media_type: str, ended: Callable[[], None]) -> None:
         super().__init__(content, media_type=media_type)
         self.headers["cache-control"] = "no-store"
         self.headers["x-accel-buffering"] = "no"
+        self._ended = ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def bounded(message: Message) -> None:
             await within_patience(scope, send(message))
 
-        async with aclosing(self.body_iterator):  # type: ignore[type-var]  # it is a generator
-            await super().__call__(scope, receive, bounded)
+        try:
+            async with aclosing(self.body_iterator):  # type: ignore[type-var]  # it is a generator
+                await super().__call__(scope, receive, bounded)
+        finally:
+            self._ended()
 
 
 async def within_patience(scope: Scope, sending: Awaitable[None]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import datetime as dt
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,8 +13,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy import Row, delete, func, insert, literal, select, text, update
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.exc import IntegrityError
-from yarl import URL
 
+from api import user_urls
 from api.accept import Acceptance, check_if_match, etag
 from api.caller import Authenticated, Caller
 from api.envelope import Envelope, Nothing, answer
@@ -28,26 +26,19 @@ from model.base import new_id
 from model.errors import InvalidState, NameTaken, NotFound, QuotaExceeded
 from model.events import LAST, NEWEST_SETTLED, TypePattern, id_of
 from model.secrets import new_webhook_secret
-from model.settings import Settings
 from model.webhooks import DeliveryState, Webhook, WebhookDelivery
 
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"], responses=RESPONSES)
 
 #: Webhooks of one project.
 MOST = 100
-#: For the look at where a URL leads; what is not known by then is judged at each delivery.
-LOOK_UP_SECONDS = 3
-#: All but the secret, which the API writes and cannot read.
-_shown = [column for column in Webhook.__table__.columns if column.name != "secret"]
+#: All but the secret, which the API writes and cannot read, and what only the workers need.
+_shown = [column for column in Webhook.__table__.columns if column.name not in ("secret", "in_hand_until")]
 _CALL = text("SELECT pg_notify('cairn', 'webhook')")
 
 
 def _without_credentials(url: str) -> str:
-    try:
-        shows = URL(url).user is not None or URL(url).password is not None
-    except ValueError:
-        shows = False  # it is no URL, which is found later
-    if shows:
+    if user_urls.has_credentials(url):
         raise ValueError("a URL is shown to the whole project: leave the name and password out")
     return url
 
@@ -246,11 +237,7 @@ async def _looked_up(request: Request, caller: Caller, url: str | None) -> Async
     if url is None:
         yield caller
         return
-    settings: Settings = request.app.state.settings
-    await caller.commit()
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(LOOK_UP_SECONDS):
-            await outbound.check(url, settings.outbound_allow)
+    await user_urls.check(request, caller, url)
     async with caller.again() as connection:
         yield caller.on(connection)
 

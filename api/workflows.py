@@ -24,7 +24,7 @@ from api.instance_schemas import ErrorView
 from api.paging import Paging, page_of
 from api.samples import Time
 from model.errors import InvalidState, NotFound
-from model.images import Image
+from model.images import RESTING, Image
 from model.instances import STABLE, Instance
 from model.settings import Settings
 from model.workflows import NEVER_STARTED, TERMINAL, Failure, Order, State, Step, Workflow
@@ -136,7 +136,8 @@ async def _ask_to_end(request: Request, caller: Caller, row: Row[Any]) -> Row[An
     """Write the wish down, and hand it over. What nobody ever ran is settled here."""
     # A delete may have called off another run, which then has to be seen to its end. And a row that waits
     # again, because Temporal lost its run, may have left something that has to be undone.
-    calls_off = row.kind == "DeprovisionInstance" and row.prior_status not in STABLE
+    at_rest = {"DeprovisionInstance": STABLE, "DeleteImage": RESTING}.get(row.kind)
+    calls_off = at_rest is not None and row.prior_status not in at_rest
     at_once = row.state == State.ACCEPTED and row.started_at is None and not calls_off
     if at_once:
         order = Order.model_validate(row.order)

@@ -77,8 +77,9 @@ def storing() -> Iterator[None]:
 class FileBlobs:
     """On a file system that all APIs and control workers share."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, least_free: int = 0) -> None:
         self._folder = folder
+        self._least_free = least_free
         self._incoming = folder / "incoming"
 
     def _path(self, digest: str) -> Path:
@@ -87,7 +88,7 @@ class FileBlobs:
 
     def receive(self) -> LockedFile:
         with storing():
-            return LockedFile(self._incoming)
+            return LockedFile(self._incoming, least_free=self._least_free)
 
     def put(self, file: LockedFile) -> None:
         path = self._path(file.digest)

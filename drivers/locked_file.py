@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -18,10 +19,14 @@ class LockedFile:
     Gone at the end of its ``with``, unless it was kept.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Raises OSError where the folder cannot be written to."""
+    def __init__(self, folder: Path, *, least_free: int = 0) -> None:
+        """``least_free``: bytes of its disk that it leaves alone.
+
+        Raises OSError where the folder cannot be written to.
+        """
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.size = 0
+        self._least_free = least_free
         self.sha256 = hashlib.sha256()
         while True:
             self.path = folder / str(new_id())
@@ -47,7 +52,14 @@ class LockedFile:
     def digest(self) -> str:
         return f"sha256:{self.sha256.hexdigest()}"
 
+    def check_room(self, more: int) -> None:
+        """Raises OSError (ENOSPC) where so many bytes more would leave too few free."""
+        disk = os.fstatvfs(self._fd)
+        if disk.f_bavail * disk.f_frsize < self._least_free + more:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     def write(self, piece: bytes) -> None:
+        self.check_room(len(piece))
         left = memoryview(piece)
         while left:
             left = left[os.write(self._fd, left) :]

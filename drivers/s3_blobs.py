@@ -36,7 +36,9 @@ class S3Blobs:
         access_key: str | None,
         secret_key: str | None,
         folder: Path,
+        least_free: int = 0,
     ) -> None:
+        self._least_free = least_free
         self._bucket = bucket
         self._incoming = folder / "incoming"
         # Checksums only where the service asks for them: not all know the newer ones.
@@ -60,7 +62,7 @@ class S3Blobs:
 
     def receive(self) -> LockedFile:
         with storing():
-            return LockedFile(self._incoming)
+            return LockedFile(self._incoming, least_free=self._least_free)
 
     def put(self, file: LockedFile) -> None:
         with self._calling(file.digest), storing():

@@ -104,6 +104,18 @@ class TooManyStreams(CairnError):
     code, status, retryable = "too_many_streams", 429, True
 
 
+class TooManyImports(CairnError):
+    """The project imports as many images as it may at once; details: ``limit``."""
+
+    code, status, retryable = "too_many_imports", 429, True
+
+
+class HostBusy(CairnError):
+    """The host makes as many images usable as it may at once; the step waits for its turn."""
+
+    code, status, retryable = "host_busy", 503, True
+
+
 class HostUnreachable(CairnError):
     """The host's lease has lapsed, or its agent does not answer; details: ``host``."""
 

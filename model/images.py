@@ -28,6 +28,10 @@ class ImageStatus(StrEnum):
     DELETED = "deleted"
 
 
+#: States in which no run works on an image.
+RESTING = frozenset({ImageStatus.PENDING, ImageStatus.AVAILABLE, ImageStatus.ERROR})
+
+
 class ImageWanted(Frozen):
     """What a host is to make usable.
 
@@ -83,6 +87,8 @@ class Image(Resource, Base):
         CheckConstraint("source IN ('registry', 'upload', 'url')", name="source"),
         CheckConstraint("format IN ({})".format(", ".join(f"'{f}'" for f in FORMATS)), name="format"),
         Index("ix_images_digest", "digest", postgresql_where=text("digest IS NOT NULL")),
+        Index("ix_images_workflow", "project_id", "workflow_id"),
+        Index("ix_images_deleted", "deleted_at", postgresql_where=text("status = 'deleted'")),
     )
 
 

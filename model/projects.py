@@ -6,7 +6,7 @@ import datetime as dt
 from typing import Literal
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, LargeBinary, text
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from model.base import Base, Id, Now
@@ -71,6 +71,9 @@ class ProjectQuota(Base):
     memory_mb_limit: Mapped[int | None]
     memory_mb_used: Mapped[int] = mapped_column(server_default=text("0"))
     memory_mb_reserved: Mapped[int] = mapped_column(server_default=text("0"))
+    #: What is used of these the images' own rows say: they are few, and change seldom.
+    images_limit: Mapped[int | None]
+    image_bytes_limit: Mapped[int | None] = mapped_column(BigInteger)
 
     __table_args__ = (
         CheckConstraint(

@@ -79,7 +79,13 @@ class Settings(BaseSettings):
     quota_instances: int | None = Field(None, ge=0, description="Instances per project (default: no limit)")
     quota_vcpus: int | None = Field(None, ge=0, description="vCPUs per project (default: no limit)")
     quota_memory_mb: int | None = Field(None, ge=0, description="Memory per project, MiB (default: no limit)")
+    quota_images: int | None = Field(None, ge=0, description="Images per project (default: no limit)")
+    quota_image_bytes: int | None = Field(
+        None, ge=0, description="Bytes of all files of a project's images (default: no limit)"
+    )
+    project_imports: int = Field(4, ge=1, description="Images that a project may import at once")
     project_streams: int = Field(100, ge=1, description="Streams that a project may have open at once, of each API")
+    project_event_streams: int = Field(500, ge=1, description="Streams of events that it may have open beside them")
     deadline_launch: Seconds = Field(300, description="Seconds a launch may take before it is undone")
     deadline_start: Seconds = Field(300, description="Seconds a start may take")
     deadline_stop: Seconds = Field(300, description="Seconds a stop may take")
@@ -124,6 +130,7 @@ class Settings(BaseSettings):
     simulator_latency_ms: float = Field(0, ge=0, description="Time a call to the simulated engine takes")
     faults_file: Path | None = Field(None, description="Fault points' file; testing only")
     blobs_dir: Path | None = Field(None, description="Folder of uploaded images (default: blobs in the data folder)")
+    blobs_min_free_bytes: int = Field(1 << 30, ge=0, description="Bytes that images leave free on its disk")
     blobs_s3_bucket: str | None = Field(None, description="Keep images in this bucket instead (S3-compatible)")
     blobs_s3_endpoint: str | None = Field(None, description="Where the bucket's service is (default: AWS)")
     blobs_s3_region: str = Field("us-east-1", description="Region of the bucket")

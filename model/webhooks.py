@@ -52,6 +52,8 @@ class Webhook(Base):
     epoch: Mapped[int]
     xid: Mapped[int] = mapped_column(BigInteger)
     number: Mapped[int] = mapped_column(BigInteger)
+    #: A run is delivering to it; one that has died is looked for again then.
+    in_hand_until: Mapped[dt.datetime | None]
     version: Mapped[int] = mapped_column(server_default=text("1"))
     created_at: Mapped[Now]
     updated_at: Mapped[Now]
@@ -95,6 +97,7 @@ class WebhookDelivery(Base):
             *("webhook_id", "epoch", "xid", "event_id"),
             postgresql_where=text("state = 'pending'"),
         ),
+        Index("ix_webhook_deliveries_ended", "created_at", postgresql_where=text("state <> 'pending'")),
     )
 
 

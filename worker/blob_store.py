@@ -10,7 +10,7 @@ def connect(settings: Settings) -> Blobs:
     """A folder that all APIs and control workers share, or a bucket of an S3-compatible service."""
     folder = settings.blobs_dir or settings.data_dir / "blobs"
     if settings.blobs_s3_bucket is None:
-        return FileBlobs(folder)
+        return FileBlobs(folder, least_free=settings.blobs_min_free_bytes)
     from drivers.s3_blobs import S3Blobs
 
     secret = settings.blobs_s3_secret_key
@@ -21,4 +21,5 @@ def connect(settings: Settings) -> Blobs:
         access_key=settings.blobs_s3_access_key,
         secret_key=secret.get_secret_value() if secret else None,
         folder=folder,
+        least_free=settings.blobs_min_free_bytes,
     )

@@ -40,7 +40,7 @@ from activities.sweeper import LOST_AFTER, Sweeper
 from activities.webhooks import WebhookRecords
 from model import logs
 from model.settings import Settings, of_process
-from worker import blob_store, webhooks
+from worker import blob_store, images, webhooks
 from worker.database import connect as connect_database
 from worker.temporal_client import connect
 from workflows.plans import PLANS
@@ -84,13 +84,14 @@ async def run(settings: Settings) -> None:
         deadline_delete=settings.deadline_delete,
     )
     sweeper = Sweeper(engine, client, limits, image_limits)
+    image_records = ImageRecords(engine, histories, blobs, image_limits, settings.outbound_allow)
     records = [
         InstanceRecords(engine, capacity, histories),
         HostRecords(engine, limits),
         HostDrains(engine, histories, limits),
         SampleRecords(engine),
         PurgeRecords(engine, retention_of(settings)),
-        ImageRecords(engine, histories, blobs, image_limits, settings.outbound_allow),
+        image_records,
         sweeper,
         WebhookRecords(engine),
     ]
@@ -104,6 +105,7 @@ async def run(settings: Settings) -> None:
         # The sandbox finds mistakes in plans: the tests and the replay of histories run in it. Here it would cost
         # more than a quarter of this process's CPU for each run.
         workflow_runner=UnsandboxedWorkflowRunner(),
+        # All of image_records too: runs that began before there was a queue of images have their steps here.
         activities=[method for record in records for method in methods(record)],  # type: ignore[misc]
         activity_executor=ThreadPoolExecutor(THREADS, thread_name_prefix="activity"),
         max_concurrent_activities=THREADS,
@@ -115,7 +117,7 @@ async def run(settings: Settings) -> None:
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
         graceful_shutdown_timeout=timedelta(seconds=5),
     )
-    async with worker, webhooks.caller(client, engine, settings):
+    async with worker, images.importer(client, image_records), webhooks.caller(client, engine, settings):
         log.info("control.ready", temporal=settings.temporal_address)
         beside = [
             asyncio.create_task(declare_schedules(client, settings)),

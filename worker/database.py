@@ -117,6 +117,8 @@ def seed(owner_url: str, *, installation: UUID, api_key: str, hosts: list[HostSe
             "instances_limit": settings.quota_instances,
             "vcpus_limit": settings.quota_vcpus,
             "memory_mb_limit": settings.quota_memory_mb,
+            "images_limit": settings.quota_images,
+            "image_bytes_limit": settings.quota_image_bytes,
         }
         session.execute(
             insert(ProjectQuota)

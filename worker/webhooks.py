@@ -18,8 +18,8 @@ from activities.registry import methods
 from activities.webhooks import WEBHOOKS, Limits, WebhookCalls, start_due
 from model.settings import Settings
 
-#: Receivers that are called at once.
-AT_ONCE = 40
+#: Rounds of deliveries at once, of all projects: each waits for a receiver, and costs a connection.
+AT_ONCE = 200
 #: Events that come one after the other are looked for together; again when it is quiet, as one may have waited for
 #: an older transaction.
 TOGETHER_SECONDS, QUIET_SECONDS = 0.2, 1.0

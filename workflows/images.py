@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from temporalio import workflow
 
-from workflows.options import REMOVE, SILENCE, on_control, on_host, remaining
+from workflows.options import REMOVE, SILENCE, on_control, on_host, on_images, remaining
 from workflows.saga import Saga, Settle, Undo, call, carry_out
 
 with workflow.unsafe.imports_passed_through():
@@ -42,10 +42,9 @@ class ImportImage:
                 return ImageFacts(digest=found.digest, size_bytes=found.size_bytes, host=asked.host)
             undo = [Undo(ImageRecords.discard, order, on_control(REMOVE))]
             if asked.url is not None:
-                long = on_control(remaining(order), long=True)
-                digest = await saga.step(ImageRecords.download, asked, long, undo=undo)
+                digest = await saga.step(ImageRecords.download, asked, on_images(remaining(order)), undo=undo)
                 asked, undo = asked.model_copy(update={"digest": digest}), []
-            return await saga.step(ImageRecords.verify, asked, on_control(remaining(order), long=True), undo=undo)
+            return await saga.step(ImageRecords.verify, asked, on_images(remaining(order)), undo=undo)
 
         await carry_out(order, plan, settling(order))
 

@@ -9,6 +9,7 @@ from temporalio.common import RetryPolicy
 from temporalio.workflow import ActivityCancellationType, ActivityConfig
 
 with workflow.unsafe.imports_passed_through():
+    from activities.images import IMAGES
     from activities.runs import CONTROL, host_queue
     from activities.webhooks import WEBHOOKS
     from model.workflows import Order
@@ -54,6 +55,11 @@ def on_control(within: timedelta | None = None, *, poll: bool = False, long: boo
         retry_policy=_POLL if poll else _RETRY,
         cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
     )
+
+
+def on_images(within: timedelta) -> ActivityConfig:
+    """Bringing or reading a file of any size: an attempt may take all of ``within``."""
+    return on_control(within, long=True) | ActivityConfig(task_queue=IMAGES)
 
 
 def on_webhooks() -> ActivityConfig:

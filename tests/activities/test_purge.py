@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from temporalio.testing import ActivityEnvironment
 
 from activities import purge
@@ -46,6 +46,31 @@ def instance(platform: Platform, days: float, status: str = "deleted", of: UUID 
         *(made, platform.db.project_id, str(made), status, of or workflow(platform, days, made)),
     )
     return made
+
+
+def image(platform: Platform, days: float, status: str = "deleted", of: UUID | None = None) -> UUID:
+    made = new_id()
+    deleted = f"now() - interval '{days} days'" if status == "deleted" else "NULL"
+    platform.db.rows(
+        "INSERT INTO images (id, project_id, name, status, source, workflow_id, deleted_at) "
+        f"VALUES (%s, %s, %s, %s, 'registry', %s, {deleted})",
+        *(made, platform.db.project_id, str(made), status, of or workflow(platform, days, made)),
+    )
+    return made
+
+
+def deliveries(platform: Platform, days: float, state: str, *, active: bool) -> None:
+    webhook = new_id()
+    platform.db.rows(
+        "INSERT INTO webhooks (id, project_id, name, url, events, secret, active, epoch, xid, number) "
+        "VALUES (%s, %s, %s, 'http://x', '[]', 's', %s, 0, 0, 0)",
+        *(webhook, platform.db.project_id, str(webhook), active),
+    )
+    platform.db.rows(
+        "INSERT INTO webhook_deliveries (id, project_id, webhook_id, epoch, xid, event_id, event_type, state, "
+        f"created_at) VALUES (%s, %s, %s, 0, 0, 0, %s, %s, now() - interval '{days} days')",
+        *(new_id(), platform.db.project_id, webhook, f"{state} {days:g}", state),
+    )
 
 
 def events(platform: Platform, days: float, count: int, project: UUID | None = None) -> None:
@@ -87,6 +112,65 @@ def test_what_a_living_instance_names_stays_however_old_and_so_does_what_runs(
     assert run(worker_engine) == Purged()
     assert ids(platform, "workflows") == {launch, running}
     assert ids(platform, "instances") == {living}
+
+
+def test_images_go_after_those_made_of_them_and_before_their_workflows(
+    platform: Platform, worker_engine: Engine
+) -> None:
+    imported = workflow(platform, OLD)
+    living = image(platform, OLD, "available", of=imported)
+    used = image(platform, OLD)
+    recent = image(platform, RECENT)
+    image(platform, OLD)
+    one = instance(platform, RECENT)
+    platform.db.rows("UPDATE instances SET image_id = %s WHERE id = %s", used, one)
+    platform.db.rows(
+        "INSERT INTO image_caches (host_id, image_id, project_id)"
+        " SELECT h.id, i.id, i.project_id FROM hosts h, images i"
+    )
+    assert run(worker_engine) == Purged(images=1, workflows=1)
+    assert ids(platform, "images") == {living, used, recent}
+    assert imported in ids(platform, "workflows")
+    platform.db.rows("UPDATE instances SET deleted_at = now() - interval '8 days'")
+    assert run(worker_engine) == Purged(instances=1, images=1, workflows=1)
+
+
+def test_deliveries_that_ended_go_after_a_week_whether_their_webhook_is_on_or_off(
+    platform: Platform, worker_engine: Engine
+) -> None:
+    for active in (True, False):
+        for days in (6, 8):
+            for state in ("pending", "delivered", "dead"):
+                deliveries(platform, days, state, active=active)
+    assert run(worker_engine) == Purged(deliveries=4)
+    left = [row["event_type"] for row in platform.db.rows("SELECT event_type FROM webhook_deliveries")]
+    assert sorted(left) == sorted(2 * ["pending 6", "delivered 6", "dead 6", "pending 8"])
+
+
+def test_what_the_database_refuses_stops_nothing_else(
+    platform: Platform, worker_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(purge, "_WORKFLOWS", text("DELETE FROM workflows WHERE now() - :kept > :after LIMIT :most"))
+    for _ in range(3):
+        instance(platform, OLD)
+    test_keys = "INSERT INTO idempotency_keys (project_id, key, fingerprint, resource_id, workflow_id, created_at) "
+    platform.db.rows(
+        f"{test_keys} VALUES (%s, 'k', '', %s, %s, now() - interval '2 days')",
+        *(platform.db.project_id, new_id(), new_id()),
+    )
+    assert run(worker_engine) == Purged(instances=3, keys=1, failed=["workflows"])
+
+
+def test_horizon_never_goes_back(platform: Platform, worker_engine: Engine) -> None:
+    # The transaction of the second was older than that of the first, and is purged later.
+    for xid in (100, 50):
+        platform.db.rows(
+            "INSERT INTO events (epoch, xid, project_id, type, resource_type, resource_id, created_at) "
+            "VALUES (1, %s, %s, 't', 'instance', %s, now() - interval '100 days')",
+            *(xid, platform.db.project_id, new_id()),
+        )
+        assert run(worker_engine).events == 1
+    assert platform.db.one("SELECT xid FROM event_horizons")["xid"] == 100
 
 
 def test_rows_that_stay_do_not_stop_those_behind_them(

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from temporalio.client import Client
 from temporalio.testing import ActivityEnvironment
 
-from activities.webhooks import Batch, Limits, WebhookCalls, WebhookRecords, due, start_due
+from activities.webhooks import Answer, Batch, Limits, OthersFirst, WebhookCalls, WebhookRecords, due, start_due
 from model.base import new_id
 from model.webhooks import MOST_DEAD, WebhookRef, signature, wait_after
 from tests.receiver import Receiver
@@ -257,7 +257,11 @@ async def test_receiver_that_is_gone_is_asked_no_more(hooks: Hooks, receiver: Re
 
 @pytest.mark.parametrize(
     ("asked", "expected"),
-    [("500", 500), ("1", 28.57), ("1e9", 3600), ("-5", 28.57), ("nonsense", 28.57), ("nan", 28.57), ("in 5 min", 300)],
+    [
+        *(("500", 500), ("1", 28.57), ("9" * 5000, 3600), ("-5", 28.57), ("nonsense", 28.57), ("nan", 28.57)),
+        *(("in 5 min", 300), ("Sun, 06 Nov 99999999999999999999 08:49:37 GMT", 28.57), ("\xb2", 28.57)),
+        *(("Fri, 31 Dec 9999 23:59:59 -2359", 3600), ("Fri, 31 Dec 9999 23:59:59 GMT", 3600)),
+    ],
 )
 async def test_receiver_may_ask_for_more_time(hooks: Hooks, receiver: Receiver, asked: str, expected: float) -> None:
     if asked == "in 5 min":
@@ -305,18 +309,6 @@ async def test_webhook_that_is_removed_or_switched_off_meanwhile_gets_nothing(ho
     assert receiver.received == []
 
 
-async def test_old_deliveries_go(hooks: Hooks, receiver: Receiver) -> None:
-    ref = hooks.make(receiver.url)
-    hooks.happen("test.one", "test.two")
-    await hooks.round(ref)
-    hooks.db.rows("UPDATE webhook_deliveries SET created_at = now() - interval '8 days' WHERE event_type = 'test.one'")
-    hooks.happen("test.three")
-    await hooks.take(ref)
-    assert [row["event_type"] for row in hooks.db.rows("SELECT event_type FROM webhook_deliveries ORDER BY id")] == [
-        *("test.two", "test.three")
-    ]
-
-
 async def test_only_what_is_wanted_makes_a_webhook_due(hooks: Hooks, receiver: Receiver) -> None:
     exact, prefix, every = (hooks.make(receiver.url, pattern) for pattern in ("a.b", "a.", "*"))
     none = hooks.make(receiver.url, "*", active=False)
@@ -333,6 +325,71 @@ async def test_only_what_is_wanted_makes_a_webhook_due(hooks: Hooks, receiver: R
         while (batch := await hooks.take(ref)).deliveries:
             await hooks.deliver(batch)
     assert len(receiver.received) == 1 + 2 + 3
+
+
+async def test_what_is_in_hand_is_not_due_and_is_again_where_its_run_died(hooks: Hooks, receiver: Receiver) -> None:
+    ref = hooks.make(receiver.url)
+    hooks.happen("test.one", "test.two")
+    batch = await hooks.take(ref)
+    assert not hooks.is_due(ref)
+    hooks.db.rows("UPDATE webhooks SET in_hand_until = now() - interval '1 second'")
+    assert hooks.is_due(ref)
+    receiver.script.append(500)
+    assert await hooks.deliver(batch) > 0
+    hooks.hurry()
+    assert hooks.is_due(ref), "a failed attempt leaves nothing in hand"
+    await hooks.round(ref)
+    hooks.happen("test.three")
+    assert not hooks.is_due(ref), "its run looks for more by itself"
+    await hooks.round(ref)
+    await hooks.take(ref)
+    assert hooks.row(ref)["in_hand_until"] is None, "it has ended"
+
+
+async def test_those_that_waited_longest_are_started_first(
+    hooks: Hooks, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("activities.webhooks.MOST_DUE", 2)
+    first, second, third, fourth = (hooks.make(receiver.url, f"test.{number}") for number in range(4))
+    hooks.happen("test.3", "test.1", "test.0", "test.2")
+    with Session(hooks.engine) as session, session.begin():
+        assert due(session) == [fourth, second]
+    for ref in (fourth, second):
+        await hooks.take(ref)
+    with Session(hooks.engine) as session, session.begin():
+        assert due(session) == [first, third], "what is being delivered hides nothing"
+
+
+async def test_slow_receivers_of_one_project_leave_places_for_others(
+    hooks: Hooks, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("activities.webhooks.ROUNDS_OF_PROJECT", 2)
+    hooks.db.project("stranger")
+    stranger = hooks.db.one("SELECT id FROM projects WHERE name = 'stranger'")["id"]
+    mine = [hooks.make(receiver.url) for _ in range(3)]
+    theirs = hooks.make(receiver.url, project_id=stranger)
+    hooks.happen("test.one")
+    hooks.happen("test.one", project_id=stranger)
+    calls, entered, leave = WebhookCalls(hooks.engine, LIMITS), asyncio.Semaphore(0), asyncio.Event()
+
+    async def slow(*_: Any) -> Answer:
+        entered.release()
+        await leave.wait()
+        return Answer(200, None)
+
+    monkeypatch.setattr(calls, "_post", slow)
+    batches = [await hooks.take(ref) for ref in (*mine, theirs)]
+    rounds = [asyncio.create_task(ActivityEnvironment().run(calls.deliver, batch)) for batch in batches[:2]]
+    for _ in rounds:
+        await entered.acquire()
+    with pytest.raises(OthersFirst) as refused:
+        await ActivityEnvironment().run(calls.deliver, batches[2])
+    assert refused.value.details["retry_after_seconds"] > 0
+    rounds.append(asyncio.create_task(ActivityEnvironment().run(calls.deliver, batches[3])))
+    await entered.acquire()
+    leave.set()
+    assert await asyncio.gather(*rounds) == [0, 0, 0]
+    assert await ActivityEnvironment().run(calls.deliver, batches[2]) == 0
 
 
 async def test_run_is_started_once_and_called_where_it_waits(

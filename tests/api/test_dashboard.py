@@ -25,13 +25,16 @@ async def test_counts_of_the_project_and_of_the_fleet(api: Api) -> None:
     api.db.rows("UPDATE hosts SET last_seen_at = now() - interval '1 hour' WHERE name = 'one'")
     async with api.as_(api.db.project("stranger")) as stranger:
         await stranger.post("/v1/instances", json={"name": "theirs", "image": "cairn/base"})
+    for name, source in (("a", {"type": "upload"}), ("b", {"type": "registry", "reference": "nginx"})):
+        await api.http.post("/v1/images", json={"name": name, "source": source})
     answer = await api.http.get("/v1/dashboard/summary")
     assert answer.status_code == 200, answer.text
     data = answer.json()["data"]
     assert data["resources"]["instances"] == {"total": 3, "by_state": {"running": 2, "pending": 1}}
     assert data["resources"]["webhooks"] == {"total": 0, "by_state": {}}
-    assert data["workflows"] == {"accepted": 1, "running": 0, "failed_24h": 1}
-    (running,) = data["running_workflows"]
+    assert data["resources"]["images"] == {"total": 2, "by_state": {"pending": 1, "importing": 1}}
+    assert data["workflows"] == {"accepted": 2, "running": 0, "failed_24h": 1}
+    _, running = data["running_workflows"]
     assert (running["kind"], running["name"], running["state"]) == ("ProvisionInstance", "four", "accepted")
     assert data["hosts"] == {"total": 2, "by_state": {"ready": 1, "cordoned": 1}, "reachable": 1}
     assert data["capacity"] == {"vcpus": 128, "memory_mb": 131072}

@@ -401,3 +401,20 @@ async def test_streams_end_when_the_process_is_to_stop(api: Api) -> None:
             await asyncio.wait_for(connection.recv(), 5)
         assert closed.value.rcvd is not None and closed.value.rcvd.code == 1012
         assert await asyncio.wait_for(taking, 5) == []
+
+
+async def test_reader_goes_on_whatever_goes_wrong(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_hub, "LOOK_SECONDS", 0.05)
+    taking = asyncio.create_task(take(api.http, 1))
+    assert await eventually(lambda: followers(api))
+    failures, real = [ValueError("nobody thought of this")], Hub._read
+
+    async def read(*args: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await real(*args)
+
+    monkeypatch.setattr(Hub, "_read", read)
+    assert await eventually(lambda: not failures)
+    await asyncio.to_thread(write, api, "test.one")
+    assert [event.event for event in await taking] == ["test.one"]

@@ -10,8 +10,12 @@ from typing import Any
 
 import httpx
 import psycopg
+import pytest
 from httpx_sse import aconnect_sse
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from api.open_streams import OpenStreams
 from tests.api.conftest import Api
 from tests.api.test_accept import settle
 from tests.services import SUPERUSER, eventually
@@ -179,3 +183,64 @@ async def test_stream_survives_a_cut_connection_of_the_listener(api: Api) -> Non
     )
     await api.launch()
     assert [event.event for event in await taking] == ["instance.pending"]
+
+
+def socket(api: Api) -> Any:
+    url = f"{api.url.replace('http', 'ws', 1)}/v1/ws/events"
+    return connect(url, additional_headers={"X-API-Key": api.db.api_key}, proxy=None)
+
+
+async def routes(api: Api) -> list[str]:
+    body = await api.launch()
+    return [
+        "/v1/events",
+        f"/v1/instances/{body['data']['id']}/events",
+        f"/v1/workflows/{body['meta']['workflow_id']}/events",
+    ]
+
+
+async def test_project_has_so_many_streams_of_events_and_others_beside_them(api: Api) -> None:
+    api.app.state.open_streams = streams = OpenStreams(api.app.state.engine, 1, events=2)
+    paths = await routes(api)
+    for path in paths:
+        async with api.http.stream("GET", path) as first, socket(api):
+            assert first.status_code == 200
+            for other in paths:
+                answer = await api.http.get(other)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (429, "too_many_streams")
+                assert int(answer.headers["retry-after"]) > 0
+            with pytest.raises(InvalidStatus) as refused:
+                await socket(api)
+            assert refused.value.response.status_code == 429
+        assert await eventually(lambda: not streams._count), "what has ended gives its place back"
+
+
+async def test_streams_of_events_end_when_the_key_that_opened_them_is_revoked(api: Api) -> None:
+    paths = await routes(api)
+    following = [asyncio.create_task(take(api.http, 99, path, after="0-0-0")) for path in paths]
+    async with socket(api) as connection:
+        streams = api.app.state.open_streams
+        assert await eventually(lambda: sum(streams._count.values()) == 4)
+        await asyncio.sleep(0.3)
+        await streams.look()
+        assert not any(task.done() for task in following)
+        api.db.rows("UPDATE api_keys SET revoked_at = now()")
+        await streams.look()
+        with pytest.raises(ConnectionClosed) as closed:
+            await asyncio.wait_for(connection.recv(), 5)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 4401
+        for events in await asyncio.wait_for(asyncio.gather(*following), 6):
+            assert (events[-1].event, json.loads(events[-1].data)["code"]) == ("cut", "unauthenticated")
+    assert await eventually(lambda: not streams._count)
+
+
+async def test_gap_is_told_on_every_stream(api: Api) -> None:
+    paths = await routes(api)
+    api.db.rows("INSERT INTO event_horizons (project_id, epoch, xid, event_id) VALUES (%s, 1, 5, 5)", api.db.project_id)
+    for path in paths:
+        (gap,) = await take(api.http, 1, path, after="1-4-4")
+        assert (gap.event, json.loads(gap.data)) == ("gap", {"purged_until": "1-5-5"})
+        if path != "/v1/events":
+            (first,) = await take(api.http, 1, path, after="0-0-0")
+            assert first.event == "instance.pending"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import socket
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,13 @@ from typing import Any
 import httpx
 import pytest
 
+from api import image_uploads, user_urls
+from drivers import pace
+from drivers.blobs import FileBlobs
 from model.settings import Settings
 from tests.api.conftest import Api
 from tests.services import eventually
+from worker.api import CONNECTIONS
 
 FILE = b"any file" * 10_000
 DIGEST = f"sha256:{hashlib.sha256(FILE).hexdigest()}"
@@ -76,6 +82,34 @@ async def test_source_that_is_refused(api: Api, source: dict[str, Any]) -> None:
     answer = await api.http.post("/v1/images", json={"name": "base", "source": source})
     assert answer.status_code == 422, answer.text
     assert api.db.rows("SELECT 1 FROM images") == []
+
+
+async def test_mail_address_in_a_query_is_no_password(api: Api) -> None:
+    await create(api, {"type": "url", "url": "http://1.1.1.1?mail=a@example.org"})
+
+
+async def test_slow_names_keep_no_connection_of_the_database(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = threading.Event()
+
+    def look_up(*_: Any, **__: Any) -> Any:
+        answers.wait(20)
+        raise socket.gaierror(socket.EAI_AGAIN, "too slow")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(user_urls, "LOOK_UP_SECONDS", 1.5)
+    source = {"type": "url", "url": "http://slow.test/a"}
+    waiting = [
+        asyncio.create_task(api.http.post("/v1/images", json={"name": f"i-{number}", "source": source}))
+        for number in range(CONNECTIONS + 5)
+    ]
+    await asyncio.sleep(0.3)
+    async with asyncio.timeout(1):
+        assert (await api.http.get("/v1/images")).status_code == 200
+    assert not any(task.done() for task in waiting)
+    answered = await asyncio.gather(*waiting)
+    answers.set()
+    assert {answer.status_code for answer in answered} <= {202, 429}
+    assert 202 in {answer.status_code for answer in answered}, "what is not known yet is judged by the download"
 
 
 async def test_name_is_taken_until_it_is_deleted(api: Api) -> None:
@@ -256,3 +290,122 @@ async def test_host_fetches_what_its_instances_need_and_nothing_else(api: Api) -
             assert (await agent.get(f"/v1/blobs/{wrong}", headers=host)).status_code == 404
         api.db.rows("UPDATE instances SET status = 'deleted', deleted_at = now()")
         assert (await agent.get(path, headers=host)).status_code == 404
+
+
+async def refused(api: Api, name: str, source: dict[str, Any] | None = None) -> tuple[int, str]:
+    answer = await api.http.post("/v1/images", json={"name": name, "source": source or {"type": "upload"}})
+    return answer.status_code, answer.json()["error"]["code"]
+
+
+async def test_quota_of_images(api: Api) -> None:
+    api.db.rows("UPDATE quotas SET images_limit = 2")
+    made = [await create(api, name=name) for name in ("a", "b")]
+    assert await refused(api, "c") == (429, "quota_exceeded")
+    assert len(api.db.rows("SELECT 1 FROM images")) == 2
+    api.db.rows("UPDATE images SET status = 'deleted', deleted_at = now() WHERE id = %s", made[0]["data"]["id"])
+    answers = await asyncio.gather(
+        *(api.http.post("/v1/images", json={"name": f"n-{n}", "source": {"type": "upload"}}) for n in range(5))
+    )
+    assert sorted(answer.status_code for answer in answers) == [201, 429, 429, 429, 429], "two do not get one place"
+
+
+async def test_quota_of_bytes(api: Api) -> None:
+    api.db.rows("UPDATE quotas SET image_bytes_limit = %s", len(FILE) + 5)
+    await available(api, "first")
+    other = await create(api, name="second")
+    answer = await upload(api, other)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "quota_exceeded")
+
+    async def unannounced() -> AsyncIterator[bytes]:
+        yield FILE[1:]
+
+    answer = await upload(api, other, unannounced())
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "quota_exceeded")
+    assert len(stored(api)) == 1
+    assert (await upload(api, other, b"tiny")).status_code == 202
+    project = (await api.http.get("/v1/projects")).json()["data"][0]["id"]
+    found = (await api.http.get(f"/v1/projects/{project}/quotas")).json()["data"]["image_bytes"]
+    assert found == {"limit": len(FILE) + 5, "used": len(FILE), "reserved": 4}
+
+
+async def test_so_many_imports_at_once(api: Api) -> None:
+    most = api.app.state.settings.project_imports
+    waiting = await create(api, name="waiting")
+    made = [await create(api, {"type": "registry", "reference": "nginx"}, f"i-{n}") for n in range(most)]
+    for source in ({"type": "registry", "reference": "nginx"}, {"type": "url", "url": "http://1.1.1.1/"}):
+        assert await refused(api, "more", source) == (429, "too_many_imports")
+    for headers in ({}, {"Idempotency-Key": "k"}):
+        answer = await upload(api, waiting, **headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "too_many_imports")
+        assert int(answer.headers["retry-after"]) > 0
+    async with api.as_(api.db.project("other")) as other:
+        body = {"name": "theirs", "source": {"type": "registry", "reference": "nginx"}}
+        assert (await other.post("/v1/images", json=body)).status_code == 202
+    api.db.rows("UPDATE images SET status = 'available' WHERE id = %s", made[0]["data"]["id"])
+    assert (await upload(api, waiting)).status_code == 202
+
+
+async def test_uploads_of_one_project_leave_places_for_others(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_uploads, "OF_PROJECT", 2)
+    go_on = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"begun"
+        await go_on.wait()
+
+    made = [await create(api, name=name) for name in ("a", "b", "c")]
+    sending = [asyncio.create_task(upload(api, one, slow())) for one in made[:2]]
+    assert await eventually(lambda: len(stored(api)) == 2)
+    answer = await upload(api, made[2])
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "too_many_streams")
+    async with api.as_(api.db.project("other")) as other:
+        theirs = (await other.post("/v1/images", json={"name": "x", "source": {"type": "upload"}})).json()["data"]
+        assert (await other.post(f"/v1/images/{theirs['id']}/upload", content=FILE)).status_code == 202
+    go_on.set()
+    assert [(await one).status_code for one in sending] == [202, 202]
+    assert not image_uploads._UPLOADS
+
+
+async def test_upload_that_drips_loses_its_place(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "WINDOW_SECONDS", 0.3)
+    made = await create(api)
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(api.url.rpartition(":")[2]))
+    path = f"/v1/images/{made['data']['id']}/upload"
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nX-API-Key: {api.db.api_key}\r\nContent-Length: 5000000\r\n\r\n"
+    writer.write(head.encode())
+    answering = asyncio.create_task(reader.readline())
+    for _ in range(100):
+        if answering.done():
+            break
+        writer.write(b"x")
+        await asyncio.sleep(0.02)
+    assert b" 400 " in await asyncio.wait_for(answering, 1)
+    writer.close()
+    assert await eventually(lambda: stored(api) == [])
+
+
+async def test_some_of_the_disk_stays_free(api: Api) -> None:
+    made = await create(api)
+    api.app.state.blobs = FileBlobs(api.app.state.blobs._folder, least_free=1 << 60)
+    answer = await upload(api, made)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+    assert stored(api) == []
+
+
+async def test_delete_that_never_began_can_be_called_off(api: Api) -> None:
+    made = await available(api)
+    path = f"/v1/images/{made['data']['id']}"
+    workflow = (await api.http.delete(path)).json()["meta"]["workflow_id"]
+    assert (await api.http.post(f"/v1/workflows/{workflow}/cancel")).json()["data"]["state"] == "cancelled"
+    found = (await api.http.get(path)).json()["data"]
+    assert (found["status"], found["error"], found["digest"]) == ("available", None, DIGEST)
+    assert (await api.launch(image="base"))["data"]["image_id"] == found["id"]
+
+
+async def test_delete_that_called_off_an_import_is_seen_to_its_end(api: Api) -> None:
+    made = await create(api, {"type": "registry", "reference": "nginx"})
+    api.db.rows("UPDATE workflows SET state = 'running', started_at = now(), run_id = 'r'")
+    path = f"/v1/images/{made['data']['id']}"
+    workflow = (await api.http.delete(path)).json()["meta"]["workflow_id"]
+    assert (await api.http.post(f"/v1/workflows/{workflow}/cancel")).json()["data"]["state"] == "accepted"
+    assert (await api.http.get(path)).json()["data"]["status"] == "deleting"

@@ -139,7 +139,7 @@ def terminal(api: Api, instance: dict[str, Any]) -> Any:
 async def test_project_has_so_many_streams_and_no_more(api: Api) -> None:
     instance = await placed(api, "web")
     agents = api.app.state.agents = Talking()
-    api.app.state.open_streams = OpenStreams(api.app.state.engine, 2)
+    api.app.state.open_streams = OpenStreams(api.app.state.engine, 2, events=1)
     path = f"/v1/instances/{instance['id']}"
     async with api.http.stream("GET", f"{path}/logs?follow=true") as first, terminal(api, instance) as second:
         assert first.status_code == 200

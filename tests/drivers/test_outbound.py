@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 from ipaddress import ip_network
 from typing import Any
@@ -12,9 +14,10 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from drivers import outbound
+from drivers import lookups, outbound
 from model.errors import UrlRefused
 from model.settings import Settings
+from tests.services import eventually
 
 ONE, OTHER = "127.0.0.1", "127.0.0.2"
 ALLOWED = [ip_network(f"{ONE}/32")]
@@ -173,6 +176,39 @@ async def test_a_name_with_one_private_address_is_refused(names: Any, answer: li
         await outbound.check("http://web.test/", [])
     with pytest.raises(UrlRefused, match=r"web\.test"):
         await get("http://web.test/", [])
+
+
+async def test_who_names_it_is_not_told_the_address(names: Any) -> None:
+    names({"web.test": [["10.1.2.3"]]})
+    with pytest.raises(UrlRefused) as refused:
+        await outbound.check("http://web.test/", [])
+    assert "10.1.2.3" not in refused.value.message
+
+
+async def test_slow_names_of_one_owner_keep_no_other_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, asked = threading.Event(), list[str]()
+
+    def look_up(host: Any, *_: Any, **__: Any) -> Any:
+        asked.append(host)
+        if host.startswith("slow"):
+            answers.wait(10)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("1.1.1.1", 80))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    slow = [asyncio.create_task(outbound.check(f"http://slow-{n}.test/", [], "mallory")) for n in range(40)]
+    await asyncio.sleep(0.2)
+    assert len(asked) == lookups.AT_ONCE
+    for task in slow:  # whoever gives up leaves its lookup behind
+        task.cancel()
+    await asyncio.gather(*slow, return_exceptions=True)
+    again = asyncio.create_task(outbound.check("http://slow-again.test/", [], "mallory"))
+    async with asyncio.timeout(2):
+        await outbound.check("http://quick.test/", [], "alice")
+    assert len(asked) == lookups.AT_ONCE + 1
+    answers.set()
+    async with asyncio.timeout(2):
+        await again
+    assert await eventually(lambda: not lookups._under_way)
 
 
 async def test_a_name_that_is_not_known_passes_the_check(names: Any, monkeypatch: pytest.MonkeyPatch) -> None:

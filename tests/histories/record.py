@@ -184,6 +184,7 @@ def particular_cases() -> list[Case]:
         stage.script["image.verify"].append(fails(ImageRefused("a bomb")))
 
     return [
+        ("ImportImage", "apart", lambda stage: None, {}),  # of when images got a queue of their own
         ("ImportImage", "uploaded", uploaded, {}),
         ("ImportImage", "uploaded-failed", bad_upload, {}),
         ("ImportImage", "of-registry", of_registry, {}),

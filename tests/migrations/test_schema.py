@@ -38,7 +38,8 @@ RIGHTS = {
         "images image_caches hosts instances workflows quotas pulses event_horizons webhooks webhook_deliveries"
     ),
     ("cairn_worker", "DELETE"): (
-        "image_caches host_ports host_tokens idempotency_keys samples instances workflows events webhook_deliveries"
+        "image_caches host_ports host_tokens idempotency_keys samples instances workflows events webhook_deliveries "
+        "images"
     ),
 }
 PER_PROJECT = {

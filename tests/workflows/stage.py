@@ -23,7 +23,7 @@ import activities.interceptor
 from activities.drains import DrainEnd, Round
 from activities.hosts import Inventory
 from activities.image_records import ImageEnd, Import
-from activities.images import HostImages, ImageFacts
+from activities.images import IMAGES, HostImages, ImageFacts
 from activities.instances import Placement, PlaceRequest, Settlement, StopRequest
 from activities.purge import Purged
 from activities.registry import methods
@@ -201,16 +201,6 @@ class Control:
         await self._stage.play()
         return Import(order=order, **self._stage.source)
 
-    @activity.defn(name="image.download")
-    async def download(self, asked: Import) -> str:
-        await self._stage.play()
-        return f"sha256:{'2' * 64}"
-
-    @activity.defn(name="image.verify")
-    async def verify(self, asked: Import) -> ImageFacts:
-        await self._stage.play(f" {str(asked.digest)[:8]}")
-        return ImageFacts(digest=asked.digest, size_bytes=1, format="rootfs-tar")
-
     @activity.defn(name="image.discard")
     async def discard(self, order: Order) -> None:
         await self._stage.play()
@@ -253,6 +243,23 @@ class Control:
     async def purge(self) -> Purged:
         await self._stage.play()
         return self._stage.purged.pop(0) if self._stage.purged else Purged()
+
+
+class Importer:
+    """Stands in for the activities of the queue of images."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+
+    @activity.defn(name="image.download")
+    async def download(self, asked: Import) -> str:
+        await self._stage.play()
+        return f"sha256:{'2' * 64}"
+
+    @activity.defn(name="image.verify")
+    async def verify(self, asked: Import) -> ImageFacts:
+        await self._stage.play(f" {str(asked.digest)[:8]}")
+        return ImageFacts(digest=asked.digest, size_bytes=1, format="rootfs-tar")
 
 
 class Receivers:
@@ -406,10 +413,10 @@ async def theatre(client: Client, *, cached: int = 100, agent: bool = True) -> A
     with quick_heartbeats():
         async with AsyncExitStack() as workers:
             await workers.enter_async_context(control)
-            calls = methods(Receivers(stage))
-            await workers.enter_async_context(
-                Worker(client, task_queue=WEBHOOKS, activities=calls, **common)  # type: ignore[arg-type]
-            )
+            for queue, stands_in in ((WEBHOOKS, Receivers(stage)), (IMAGES, Importer(stage))):
+                served = methods(stands_in)
+                one = Worker(client, task_queue=queue, activities=served, **common)  # type: ignore[arg-type]
+                await workers.enter_async_context(one)
             if agent:
                 served = methods(Engine(stage))
                 host = Worker(client, task_queue=host_queue(HOST), activities=served, **common)  # type: ignore[arg-type]

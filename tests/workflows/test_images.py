@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from temporalio.client import WorkflowFailureError
 
-from model.errors import ImageRefused
+from activities.runs import summarise
+from model.errors import ImageRefused, Unavailable
+from tests.services import eventually
 from tests.workflows.stage import HOST, Gate, Theatre, fails
 
 
@@ -45,6 +47,24 @@ async def test_what_is_refused_is_discarded(play: Theatre) -> None:
     failure = play.stage.imported[-1].failure
     assert failure is not None
     assert (failure.code, failure.step) == ("image_refused", "image.verify")
+
+
+async def test_what_led_to_an_error_does_not_push_it_out(play: Theatre) -> None:
+    async def break_off() -> None:
+        try:
+            raise OSError("a long story " * 1000)
+        except OSError as error:
+            raise Unavailable("the download broke off: " + "x" * 10_000) from error
+
+    play.stage.always["image.download"] = break_off
+    handle = await play.start("ImportImage")
+
+    async def said() -> str | None:
+        return next((step.error for step in await summarise(handle, running=True) if step.error), None)
+
+    found = await eventually(said)
+    await handle.terminate()
+    assert found.startswith("the download broke off: xxx")
 
 
 @pytest.mark.parametrize("step", ["image.download", "image.verify"])
