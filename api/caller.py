@@ -122,25 +122,33 @@ async def authenticate(request: HTTPConnection) -> Caller:
     return Caller(engine, connection, row.project_id, f"key:{row.name}", row.id)
 
 
-async def _caller(
+async def _unread(
     request: Request,
     _api_key: Annotated[str | None, Security(documented[0])],
     _bearer: Annotated[Any, Security(documented[1])],
 ) -> AsyncIterator[Caller]:
     caller = await authenticate(request)
     try:
-        await check_body(request)
-        if request.method == "POST":
-            idempotency_key(request)
         yield caller
-        if not caller.connection.closed:
-            await caller.commit()
     finally:
         # Rolls back what was not committed.
         await caller.connection.close()
 
 
+#: A caller whose body is not read before it is asked for, and who commits itself.
 #: ``scope="function"``: the transaction ends before the answer is sent, not after.
+Unread = Annotated[Caller, Depends(_unread, scope="function")]
+
+
+async def _caller(request: Request, caller: Unread) -> AsyncIterator[Caller]:
+    await check_body(request)
+    if request.method == "POST":
+        idempotency_key(request)
+    yield caller
+    if not caller.connection.closed:
+        await caller.commit()
+
+
 Authenticated = Annotated[Caller, Depends(_caller, scope="function")]
 
 

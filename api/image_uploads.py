@@ -6,16 +6,15 @@ import asyncio
 import base64
 import binascii
 import re
-from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Any
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Request, Response, Security
+from fastapi import APIRouter, Request, Response
 from starlette.requests import ClientDisconnect
 
 from activities.blob_claims import CLAIM_UPLOAD, HOLD, parameters
 from api.accept import Acceptance, check_if_match
-from api.caller import Caller, authenticate, documented
+from api.caller import Caller, Unread
 from api.envelope import Envelope
 from api.errors import RESPONSES
 from api.image_schemas import ImageView
@@ -43,22 +42,6 @@ _CONTENT_DIGEST = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/=]{44}):")
 _UPLOADS = asyncio.Semaphore(AT_ONCE)
 
 
-async def _caller(
-    request: Request,
-    _api_key: Annotated[str | None, Security(documented[0])],
-    _bearer: Annotated[Any, Security(documented[1])],
-) -> AsyncIterator[Caller]:
-    """As everywhere, but the body is not read before it is asked for."""
-    caller = await authenticate(request)
-    try:
-        yield caller
-    finally:
-        await caller.connection.close()
-
-
-Uploader = Annotated[Caller, Depends(_caller, scope="function")]
-
-
 @router.post(
     "/{image_id}/upload",
     status_code=202,
@@ -70,7 +53,7 @@ Uploader = Annotated[Caller, Depends(_caller, scope="function")]
         }
     },
 )
-async def upload(request: Request, image_id: UUID, caller: Uploader) -> Response:
+async def upload(request: Request, image_id: UUID, caller: Unread) -> Response:
     """Send the image's file: a docker or OCI archive, the tar of a root file system, or a qcow2 disk, plain or packed
     with gzip or zstd. It is checked by the workflow that starts then.
 

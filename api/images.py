@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
-from sqlalchemy import Row, func, insert, select, text, update
+from sqlalchemy import ColumnElement, Row, func, insert, select, update
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.exc import IntegrityError
 
@@ -16,10 +16,11 @@ from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.image_schemas import ImageCreate, ImageView, RegistrySource, UploadSource, UrlSource
 from api.instance_changes import cancel_others
-from api.paging import Paging, page_of
+from api.paging import OfName, Paging, page_of
+from api.resources import is_readable, listed, one
 from drivers import outbound
 from model.base import new_id
-from model.errors import InUse, NameTaken, NotFound, UrlRefused
+from model.errors import InUse, NameTaken, UrlRefused
 from model.hosts import Host
 from model.images import Image, ImageCache, ImageStatus
 from model.instances import Instance, Status
@@ -27,7 +28,6 @@ from model.settings import Settings
 from model.workflows import Order
 
 router = APIRouter(prefix="/v1/images", tags=["images"], responses=RESPONSES)
-readable = (Image.status != ImageStatus.DELETED) | (Image.deleted_at > func.now() - text("interval '24 hours'"))
 _hosts = (
     select(func.array_agg(aggregate_order_by(Host.name, Host.name)))
     .join(ImageCache, ImageCache.host_id == Host.id)
@@ -106,15 +106,10 @@ async def index(
     caller: Authenticated,
     page: Paging,
     status: Annotated[ImageStatus | None, Query()] = None,
-    name: Annotated[str | None, Query(max_length=63, pattern=r"^[^\x00]*$")] = None,
+    name: OfName = None,
 ) -> Response:
     """Images of the project, newest first; those deleted within 24 hours only with `?status=deleted`."""
-    query = _query.where(Image.project_id == caller.project_id)
-    query = query.where(Image.status == status) if status else query.where(Image.status != ImageStatus.DELETED)
-    if status == ImageStatus.DELETED:
-        query = query.where(readable)
-    if name is not None:
-        query = query.where(Image.name == name)
+    query = listed(_query, Image, caller, status=status, name=name)
     return await page_of(request, caller, query, Image.__table__.c.id, page, view)
 
 
@@ -171,11 +166,8 @@ async def own(caller: Caller, image_id: UUID, order: Order, status: ImageStatus,
 
 
 async def lock_image(caller: Caller, image_id: UUID) -> Row[Any]:
-    mine = (Image.project_id == caller.project_id) & (Image.id == image_id) & readable
-    row = (await caller.execute(select(Image.__table__).where(mine).with_for_update())).one_or_none()
-    if row is None:
-        raise NotFound(f"there is no image {image_id}")
-    return row
+    locked = select(Image.__table__).where(_mine(caller, image_id)).with_for_update()
+    return await one(caller, locked, "image", image_id)
 
 
 def import_order(request: Request, caller: Caller, acceptance: Acceptance, image_id: UUID, name: str) -> Order:
@@ -193,11 +185,11 @@ def import_order(request: Request, caller: Caller, acceptance: Acceptance, image
 
 
 async def show_image(caller: Caller, image_id: UUID) -> dict[str, Any]:
-    mine = (Image.project_id == caller.project_id) & (Image.id == image_id) & readable
-    row = (await caller.execute(_query.where(mine))).one_or_none()
-    if row is None:
-        raise NotFound(f"there is no image {image_id}")
-    return view(row)
+    return view(await one(caller, _query.where(_mine(caller, image_id)), "image", image_id))
+
+
+def _mine(caller: Caller, image_id: UUID) -> ColumnElement[bool]:
+    return (Image.project_id == caller.project_id) & (Image.id == image_id) & is_readable(Image)
 
 
 def view(row: Row[Any]) -> dict[str, Any]:

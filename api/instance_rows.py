@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, bindparam, func, select, text
+from sqlalchemy import Row, bindparam, select
 
 from api import lifetimes
 from api.caller import Caller
-from model.errors import NotFound
+from api.resources import is_readable, one
 from model.hosts import Host, is_reachable
-from model.instances import Instance, Status
+from model.instances import Instance
 
 # All but a script, which nobody but its agent reads.
 own = [column for column in Instance.__table__.columns if column.name != "user_data"]
@@ -19,7 +19,7 @@ columns = [*own, Host.name.label("host"), Host.last_seen_at]
 query = select(*columns).select_from(Instance).outerjoin(Host, Host.id == Instance.host_id)
 
 # Built once: on the paths that every client waits for, building a statement costs more than running it.
-readable = (Instance.status != Status.DELETED) | (Instance.deleted_at > func.now() - text("interval '24 hours'"))
+readable = is_readable(Instance)
 MINE = (Instance.project_id == bindparam("project_id")) & (Instance.id == bindparam("instance_id")) & readable
 _BY_ID = query.where(MINE)
 _LOCK = select(*own).where(MINE).with_for_update()
@@ -27,20 +27,14 @@ _LOCK = select(*own).where(MINE).with_for_update()
 
 async def lock(caller: Caller, instance_id: UUID) -> Row[Any]:
     """Its row, which nobody else changes until the commit. Raises NotFound."""
-    found = await caller.execute(_LOCK, {"project_id": caller.project_id, "instance_id": instance_id})
-    row = found.one_or_none()
-    if row is None:
-        raise NotFound(f"there is no instance {instance_id}")
-    return row
+    asked = {"project_id": caller.project_id, "instance_id": instance_id}
+    return await one(caller, _LOCK, "instance", instance_id, asked)
 
 
 async def show(caller: Caller, instance_id: UUID) -> dict[str, Any]:
     """Its JSON. Raises NotFound."""
-    found = await caller.execute(_BY_ID, {"project_id": caller.project_id, "instance_id": instance_id})
-    row = found.one_or_none()
-    if row is None:
-        raise NotFound(f"there is no instance {instance_id}")
-    return view(row)
+    asked = {"project_id": caller.project_id, "instance_id": instance_id}
+    return view(await one(caller, _BY_ID, "instance", instance_id, asked))
 
 
 def view(row: Row[Any]) -> dict[str, Any]:

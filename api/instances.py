@@ -18,11 +18,12 @@ from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES
 from api.image_names import named_image
 from api.instance_changes import change, name_taken, order_of, patch
-from api.instance_rows import own, query, readable, view
+from api.instance_rows import own, query, view
 from api.instance_rows import show as show_row
 from api.instance_schemas import InstanceCreate, InstancePatch, InstanceResize, InstanceView, Tag
-from api.paging import Paging, page_of
+from api.paging import OfName, Paging, page_of
 from api.quotas import reserve
+from api.resources import listed
 from model.base import new_id
 from model.errors import NoCapacity, PortTaken, ValidationFailed
 from model.hosts import Host, HostState
@@ -105,7 +106,7 @@ async def index(
     caller: Authenticated,
     page: Paging,
     status: Annotated[Status | None, Query()] = None,
-    name: Annotated[str | None, Query(max_length=63, pattern=r"^[^\x00]*$")] = None,
+    name: OfName = None,
     label: Annotated[str | None, Query(max_length=320, pattern=r"^[^=\x00]+=[^\x00]*$")] = None,
     tag: Annotated[list[Tag], Query(max_length=16)] = [],  # noqa: B006 - FastAPI copies it
 ) -> Response:
@@ -113,12 +114,7 @@ async def index(
 
     Of several `tag` an instance has all.
     """
-    found = query.where(Instance.project_id == caller.project_id)
-    found = found.where(Instance.status == status) if status else found.where(Instance.status != Status.DELETED)
-    if status == Status.DELETED:
-        found = found.where(readable)
-    if name is not None:
-        found = found.where(Instance.name == name)
+    found = listed(query, Instance, caller, status=status, name=name)
     if label is not None:
         key, _, value = label.partition("=")
         found = found.where(Instance.labels.contains({key: value}))

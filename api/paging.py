@@ -29,6 +29,8 @@ class Page:
 
 
 Paging = Annotated[Page, Depends()]
+#: ``?name=``: only what is called just so.
+OfName = Annotated[str | None, Query(max_length=63, pattern=r"^[^\x00]*$")]
 
 
 async def page_of(

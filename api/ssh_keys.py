@@ -6,7 +6,7 @@ import datetime as dt
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy import Row, delete, insert, select
 from sqlalchemy.exc import IntegrityError
@@ -16,7 +16,7 @@ from api.caller import Authenticated, Caller
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.instance_schemas import Name
-from api.paging import Paging, page_of
+from api.paging import OfName, Paging, page_of
 from model.base import new_id
 from model.errors import NameTaken, NotFound
 from model.ssh_keys import LONGEST, SshKey, parse
@@ -82,7 +82,7 @@ async def index(
     request: Request,
     caller: Authenticated,
     page: Paging,
-    name: Annotated[str | None, Query(max_length=63, pattern=r"^[^\x00]*$")] = None,
+    name: OfName = None,
 ) -> Response:
     """The project's keys, newest first."""
     query = select(SshKey.__table__).where(SshKey.project_id == caller.project_id)

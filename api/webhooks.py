@@ -22,7 +22,7 @@ from api.caller import Authenticated, Caller
 from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES, also
 from api.instance_schemas import Name
-from api.paging import Paging, page_of
+from api.paging import OfName, Paging, page_of
 from drivers import outbound
 from model.base import new_id
 from model.errors import InvalidState, NameTaken, NotFound, QuotaExceeded
@@ -151,7 +151,7 @@ async def index(
     request: Request,
     caller: Authenticated,
     page: Paging,
-    name: Annotated[str | None, Query(max_length=63, pattern=r"^[^\x00]*$")] = None,
+    name: OfName = None,
     active: bool | None = None,
 ) -> Response:
     """The project's webhooks, newest first."""

@@ -140,26 +140,23 @@ class Client:
             if not cursor or (limit is not None and len(rows) >= limit):
                 return rows, bool(cursor)
 
-    def instance(self, wanted: str) -> dict[str, Any]:
-        """The instance of this id, or the live one of exactly this name."""
+    def named(self, path: str, noun: str, wanted: str) -> dict[str, Any]:
+        """The one of this id, or the live one of exactly this name, of the list at ``path``."""
         if is_id(wanted):
-            found: dict[str, Any] = self.get(f"/instances/{wanted}")
-            return found
-        for row in self.get("/instances", name=wanted):
+            return dict(self.get(f"{path}/{wanted}"))
+        for row in self.get(path, name=wanted):
             if row["name"] == wanted:
                 return dict(row)
-        message = f"there is no instance named '{wanted}'"
-        raise CommandFailed(message, "not_found", Exit.NOT_FOUND, "see what there is: cairn instance list")
+        raise _unknown(noun, wanted)
+
+    def instance(self, wanted: str) -> dict[str, Any]:
+        return self.named("/instances", "instance", wanted)
+
+    def image(self, wanted: str) -> dict[str, Any]:
+        return self.named("/images", "image", wanted)
 
     def webhook(self, wanted: str) -> dict[str, Any]:
-        """The webhook of this id, or of exactly this name."""
-        if is_id(wanted):
-            found: dict[str, Any] = self.get(f"/webhooks/{wanted}")
-            return found
-        for row in self.get("/webhooks", name=wanted):
-            return dict(row)
-        message = f"there is no webhook named '{wanted}'"
-        raise CommandFailed(message, "not_found", Exit.NOT_FOUND, "see what there is: cairn webhook list")
+        return self.named("/webhooks", "webhook", wanted)
 
     def resource_id(self, wanted: str) -> str:
         """An id as it is; else that of the instance of this name."""
@@ -168,13 +165,11 @@ class Client:
     def host(self, wanted: str) -> dict[str, Any]:
         """The host of this id, or of exactly this name."""
         if is_id(wanted):
-            found: dict[str, Any] = self.get(f"/hosts/{wanted}")
-            return found
+            return dict(self.get(f"/hosts/{wanted}"))
         for row in self.pages("/hosts", {}, None)[0]:
             if row["name"] == wanted:
                 return row
-        message = f"there is no host named '{wanted}'"
-        raise CommandFailed(message, "not_found", Exit.NOT_FOUND, "see what there is: cairn host list")
+        raise _unknown("host", wanted)
 
     @contextmanager
     def text(self, path: str, params: Mapping[str, Any], *, endless: bool = False) -> Iterator[httpx.Response]:
@@ -284,6 +279,11 @@ def checked_id(value: str) -> str:
     if not is_id(value):
         raise usage(f"'{value}' is not a workflow id", "find it with: cairn workflow list")
     return value
+
+
+def _unknown(noun: str, wanted: str) -> CommandFailed:
+    message = f"there is no {noun} named '{wanted}'"
+    return CommandFailed(message, "not_found", Exit.NOT_FOUND, f"see what there is: cairn {noun} list")
 
 
 def _is_distrust(error: Exception) -> bool:

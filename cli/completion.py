@@ -56,12 +56,19 @@ def contexts(incomplete: str) -> list[str]:
 
 def _names(path: str, field: str, incomplete: str) -> list[str]:
     """Nothing where the API does not answer: the line that is being typed is no place for errors."""
-    try:
-        from cli.client import Client
+    import httpx
 
+    from cli.client import Client
+    from cli.errors import CommandFailed
+
+    try:
         with Client() as client:
             answer = client.request("GET", path, params={"limit": MOST}, patience=0, timeout=ANSWER_SECONDS)
-            rows: list[dict[str, Any]] = answer["data"]
-        return sorted({str(row[field]) for row in rows if str(row.get(field) or "").startswith(incomplete)})
-    except Exception:  # whatever it is, it is told once the command is run
+    # No context, no address, no proxy that httpx could use, no answer: that is told once the command is run.
+    except (CommandFailed, httpx.HTTPError, httpx.InvalidURL, ImportError, OSError, ValueError):
         return []
+    rows: Any = answer["data"]
+    if not isinstance(rows, list):  # something else answers there
+        return []
+    names = {str(row.get(field) or "") for row in rows if isinstance(row, dict)}
+    return sorted(name for name in names if name and name.startswith(incomplete))

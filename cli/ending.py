@@ -27,11 +27,31 @@ def _state(row: dict[str, Any]) -> str:
 
 
 class Kind(NamedTuple):
-    """One kind of resource: ``path`` is that of its list, ``show`` prints one of them, ``state`` says how it is."""
+    """One kind of resource: ``path`` is that of its list; ``find`` gets one by its name or id, ``show`` prints it,
+    ``state`` says how it is."""
 
     path: str
+    find: Callable[[Client, str], dict[str, Any]]
     show: Callable[[dict[str, Any], Format], None]
     state: Callable[[dict[str, Any]], str] = _state
+
+
+def each(
+    kind: Kind, names: Sequence[str], verb: str, send: Callable[[Client, str], dict[str, Any]], ending: Ending
+) -> None:
+    """Send for all of them first, then wait for one after the other: they run side by side.
+
+    ``send`` gets the path of one. One that fails does not keep the others from being tried.
+    """
+    accepted: list[dict[str, Any]] = []
+    failures: list[CommandFailed] = []
+    with Client() as client:
+        for name in names:
+            try:
+                accepted.append(send(client, f"{kind.path}/{kind.find(client, name)['id']}"))
+            except CommandFailed as failure:
+                failures.append(failure)
+        finish(client, accepted, verb, ending._replace(alone=len(names) == 1), kind, failures)
 
 
 def finish(

@@ -12,6 +12,7 @@ from cli.completion import hosts as host_names
 from cli.ending import Ending, Kind, finish
 from cli.errors import CommandFailed
 from cli.join import join
+from cli.listing import Listing, Table, print_list
 from cli.options import pairs, seconds
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
 from cli.render import All, Format, Limit, Output
@@ -25,31 +26,23 @@ Name = Annotated[str, typer.Argument(help="Name or id.", show_default=False, aut
 @app.command("list", epilog="Example: cairn host list -o json")
 def list_(limit: Limit = 50, everything: All = False, output: Output = Format.TABLE) -> None:
     """List hosts, newest first, with what is held of what they have."""
+    table = Table(
+        ["NAME", "STATE", "BACKEND", "VCPUS", "MEMORY", "PORTS", "SEEN", "LABELS", "ID"],
+        lambda row: [
+            row["name"],
+            _state(row),
+            row["backend"],
+            f"{row['allocated']['vcpus']:g}/{row['capacity']['vcpus']:g}",
+            f"{row['allocated']['memory_mb']}/{row['capacity']['memory_mb']} MiB",
+            str(row["ports_held"]),
+            _seen(row),
+            render.pairs(row.get("labels")),
+            row["id"],
+        ],
+        wide=["LABELS", "ID"],
+    )
     with Client() as client:
-        rows, more = client.pages("/hosts", {}, None if everything else limit)
-    if output is Format.JSON:
-        render.print_json(rows)
-    else:
-        render.print_table(
-            ["NAME", "STATE", "BACKEND", "VCPUS", "MEMORY", "PORTS", "SEEN", "LABELS", "ID"],
-            [
-                [
-                    row["name"],
-                    _state(row),
-                    row["backend"],
-                    f"{row['allocated']['vcpus']:g}/{row['capacity']['vcpus']:g}",
-                    f"{row['allocated']['memory_mb']}/{row['capacity']['memory_mb']} MiB",
-                    str(row["ports_held"]),
-                    _seen(row),
-                    render.pairs(row.get("labels")),
-                    row["id"],
-                ]
-                for row in rows
-            ],
-            wide=["LABELS", "ID"],
-        )
-    if more:
-        render.say(f"there are more than {limit}; show them with --all or a higher --limit")
+        print_list(client, "/hosts", {}, Listing(limit, everything, output), table)
 
 
 @app.command(epilog="Example: cairn host show rack-1")
@@ -103,7 +96,7 @@ def drain(name: Name, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT, out
     """Move everything that is on a host elsewhere, a few instances at a time; place nothing more on it."""
     with Client() as client:
         envelope = client.request("POST", f"/hosts/{client.host(name)['id']}/drain")
-        finish(client, [envelope], "drain", Ending(wait, timeout, output), Kind("/hosts", _print, _state))
+        finish(client, [envelope], "drain", Ending(wait, timeout, output), Kind("/hosts", Client.host, _print, _state))
 
 
 @app.command(epilog="Example: cairn host rm rack-1")

@@ -12,8 +12,10 @@ import httpx
 import typer
 
 from cli import render
-from cli.client import Client, is_id, workflow_of
+from cli.client import Client, workflow_of
+from cli.ending import Ending, Kind, finish
 from cli.errors import CommandFailed, Exit, usage
+from cli.listing import Listing, Table, print_list
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait, require_completed, watch
 from cli.render import All, Format, Limit, Output
 
@@ -34,37 +36,29 @@ def list_(
     output: Output = Format.TABLE,
 ) -> None:
     """List images, newest first, with the hosts that have them."""
+    table = Table(
+        ["NAME", "STATUS", "FORMAT", "SIZE", "HOSTS", "AGE", "SOURCE", "ID"],
+        lambda row: [
+            row["name"],
+            row["status"],
+            row["format"] or row["source"]["type"],
+            render.size(row["size_bytes"]) if row["size_bytes"] is not None else "",
+            ", ".join(row["hosts"]),
+            render.age(row["created_at"]),
+            _source(row),
+            row["id"],
+        ],
+        wide=["SOURCE", "ID"],
+    )
     with Client() as client:
-        rows, more = client.pages("/images", {"status": status}, None if everything else limit)
-    if output is Format.JSON:
-        render.print_json(rows)
-    else:
-        render.print_table(
-            ["NAME", "STATUS", "FORMAT", "SIZE", "HOSTS", "AGE", "SOURCE", "ID"],
-            [
-                [
-                    row["name"],
-                    row["status"],
-                    row["format"] or row["source"]["type"],
-                    render.size(row["size_bytes"]) if row["size_bytes"] is not None else "",
-                    ", ".join(row["hosts"]),
-                    render.age(row["created_at"]),
-                    _source(row),
-                    row["id"],
-                ]
-                for row in rows
-            ],
-            wide=["SOURCE", "ID"],
-        )
-    if more:
-        render.say(f"there are more than {limit}; show them with --all or a higher --limit")
+        print_list(client, "/images", {"status": status}, Listing(limit, everything, output), table)
 
 
 @app.command(epilog="Example: cairn image show web")
 def show(name: Name, output: Output = Format.TABLE) -> None:
     """Show one image."""
     with Client() as client:
-        _print(_find(client, name), output)
+        _print(client.image(name), output)
 
 
 @app.command(epilog="Example: cairn image pull web nginx:1.29")
@@ -106,14 +100,14 @@ def upload(
     with source, Client() as client:
         image = _waiting(client, name, checksum)
         envelope = _send(client, image, source)
-        _finish(client, envelope, wait, timeout, output)
+        finish(client, [envelope], "import of", Ending(wait, timeout, output), _KIND)
 
 
 @app.command(epilog="Example: cairn image rm web")
 def rm(name: Name, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT) -> None:
     """Delete an image that no instance is made of."""
     with Client() as client:
-        image = _find(client, name)
+        image = client.image(name)
         envelope = client.request("DELETE", f"/images/{image['id']}")
         workflow_id = workflow_of(envelope)
         if wait and workflow_id:
@@ -124,25 +118,7 @@ def rm(name: Name, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT) -> Non
 def _import(name: str, source: dict[str, Any], wait: bool, timeout: float, output: Format) -> None:
     with Client() as client:
         envelope = client.request("POST", "/images", body={"name": name, "source": source})
-        _finish(client, envelope, wait, timeout, output)
-
-
-def _finish(client: Client, envelope: dict[str, Any], wait: bool, timeout: float, output: Format) -> None:
-    image, workflow_id = envelope["data"], workflow_of(envelope)
-    failure: CommandFailed | None = None
-    if workflow_id and wait:
-        render.say(f"import of {image['name']}: workflow {workflow_id}")
-        try:
-            ended = watch(client, workflow_id, timeout)
-            image = client.get(f"/images/{image['id']}")
-            require_completed(ended)
-        except CommandFailed as found:
-            failure = found
-    elif workflow_id:
-        render.say(f"import of {image['name']} accepted; wait for it: cairn workflow wait {workflow_id}")
-    _print(image, output)
-    if failure:
-        raise failure
+        finish(client, [envelope], "import of", Ending(wait, timeout, output), _KIND)
 
 
 def _open(file: str) -> BinaryIO:
@@ -163,7 +139,7 @@ def _waiting(client: Client, name: str, checksum: str | None) -> dict[str, Any]:
     except CommandFailed as failure:
         if failure.code != "name_taken":
             raise
-        known = _find(client, name)
+        known = client.image(name)
         if known["source"]["type"] != "upload" or known["status"] not in ("pending", "error"):
             raise
         return known
@@ -209,18 +185,6 @@ def _pieces(source: BinaryIO, size: int | None) -> Iterator[bytes]:
     render.say(f"sent {render.size(sent)}")
 
 
-def _find(client: Client, wanted: str) -> dict[str, Any]:
-    """The image of this id, or the live one of exactly this name."""
-    if is_id(wanted):
-        found: dict[str, Any] = client.get(f"/images/{wanted}")
-        return found
-    for row in client.get("/images", name=wanted):
-        if row["name"] == wanted:
-            return dict(row)
-    message = f"there is no image named '{wanted}'"
-    raise CommandFailed(message, "not_found", Exit.NOT_FOUND, "see what there is: cairn image list")
-
-
 def _print(image: dict[str, Any], output: Format) -> None:
     if output is Format.JSON:
         render.print_json(image)
@@ -240,6 +204,9 @@ def _print(image: dict[str, Any], output: Format) -> None:
             ("created", f"{image['created_at']} ({render.age(image['created_at'])} ago)"),
         ]
     )
+
+
+_KIND = Kind("/images", Client.image, _print)
 
 
 def _source(image: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -13,8 +12,9 @@ from cli import lifetimes, render, streams
 from cli.client import Client
 from cli.completion import hosts as host_names
 from cli.completion import instances as instance_names
-from cli.ending import Ending, Kind, finish
-from cli.errors import CommandFailed, usage
+from cli.ending import Ending, Kind, each, finish
+from cli.errors import usage
+from cli.listing import Listing, Table, print_list
 from cli.options import pairs
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
 from cli.render import All, Format, Limit, Output
@@ -103,7 +103,7 @@ def launch(
         wanted["ssh_key_id"] = lifetimes.key_id(client, ssh_key)
         body = {field: value for field, value in wanted.items() if value is not None}
         envelope = client.request("POST", "/instances", body=body, key=idempotency_key)
-        _finish(client, [envelope], "launch", Ending(wait, timeout, output))
+        finish(client, [envelope], "launch", Ending(wait, timeout, output), _KIND)
 
 
 @app.command("list", epilog="Example: cairn instance list --status running --label tier=web -o json")
@@ -119,31 +119,23 @@ def list_(
     """List instances, newest first."""
     if label is not None:
         pairs("--label", [label])
+    params = {"status": status, "name": name, "label": label, "tag": tag}
+    table = Table(
+        ["NAME", "STATUS", "TYPE", "HOST", "ADDRESS", "PORTS", "AGE", "ID"],
+        lambda row: [
+            row["name"],
+            _status(row),
+            row["instance_type"],
+            row.get("host") or "",
+            row.get("private_ip") or "",
+            _ports(row),
+            render.age(row["created_at"]),
+            row["id"],
+        ],
+        wide=["HOST", "ID"],
+    )
     with Client() as client:
-        params = {"status": status, "name": name, "label": label, "tag": tag}
-        rows, more = client.pages("/instances", params, None if everything else limit)
-    if output is Format.JSON:
-        render.print_json(rows)
-    else:
-        render.print_table(
-            ["NAME", "STATUS", "TYPE", "HOST", "ADDRESS", "PORTS", "AGE", "ID"],
-            [
-                [
-                    row["name"],
-                    _status(row),
-                    row["instance_type"],
-                    row.get("host") or "",
-                    row.get("private_ip") or "",
-                    _ports(row),
-                    render.age(row["created_at"]),
-                    row["id"],
-                ]
-                for row in rows
-            ],
-            wide=["HOST", "ID"],
-        )
-    if more:
-        render.say(f"there are more than {limit}; show them with --all or a higher --limit")
+        print_list(client, "/instances", params, Listing(limit, everything, output), table)
 
 
 @app.command(epilog="Example: cairn instance show web")
@@ -156,39 +148,23 @@ def show(
         _print(client.instance(name), output)
 
 
-@app.command(epilog="Example: cairn instance start web worker --no-wait")
-def start(names: Names, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT, output: Output = Format.TABLE) -> None:
-    """Start stopped instances."""
-    ending = Ending(wait, timeout, output, alone=len(names) == 1)
-    _each(names, "start", lambda client, id: client.request("POST", f"/instances/{id}/start"), ending)
+def _verb(verb: str, help: str, example: str) -> None:
+    """A command that asks each instance for one thing, and has no options of its own."""
+
+    def command(
+        names: Names, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT, output: Output = Format.TABLE
+    ) -> None:
+        ending = Ending(wait, timeout, output)
+        each(_KIND, names, verb, lambda client, path: client.request("POST", f"{path}/{verb}"), ending)
+
+    app.command(verb, help=help, epilog=f"Example: cairn instance {example}")(command)
 
 
-@app.command(epilog="Example: cairn instance stop web")
-def stop(names: Names, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT, output: Output = Format.TABLE) -> None:
-    """Stop running or paused instances. They keep their host and ports."""
-    ending = Ending(wait, timeout, output, alone=len(names) == 1)
-    _each(names, "stop", lambda client, id: client.request("POST", f"/instances/{id}/stop"), ending)
-
-
-@app.command(epilog="Example: cairn instance restart web")
-def restart(names: Names, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT, output: Output = Format.TABLE) -> None:
-    """Stop running instances and start them again. They keep their files, host and ports."""
-    ending = Ending(wait, timeout, output, alone=len(names) == 1)
-    _each(names, "restart", lambda client, id: client.request("POST", f"/instances/{id}/restart"), ending)
-
-
-@app.command(epilog="Example: cairn instance pause web")
-def pause(names: Names, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT, output: Output = Format.TABLE) -> None:
-    """Hold running instances: their processes keep their memory, and do not run."""
-    ending = Ending(wait, timeout, output, alone=len(names) == 1)
-    _each(names, "pause", lambda client, id: client.request("POST", f"/instances/{id}/pause"), ending)
-
-
-@app.command(epilog="Example: cairn instance resume web")
-def resume(names: Names, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT, output: Output = Format.TABLE) -> None:
-    """Let paused instances go on."""
-    ending = Ending(wait, timeout, output, alone=len(names) == 1)
-    _each(names, "resume", lambda client, id: client.request("POST", f"/instances/{id}/resume"), ending)
+_verb("start", "Start stopped instances.", "start web worker --no-wait")
+_verb("stop", "Stop running or paused instances. They keep their host and ports.", "stop web")
+_verb("restart", "Stop running instances and start them again. They keep their files, host and ports.", "restart web")
+_verb("pause", "Hold running instances: their processes keep their memory, and do not run.", "pause web")
+_verb("resume", "Let paused instances go on.", "resume web")
 
 
 @app.command(epilog="Example: cairn instance resize web --type standard-1")
@@ -205,8 +181,8 @@ def resize(
 ) -> None:
     """Give instances another type, on the host where they are. They are stopped for it only where they must be."""
     body = {"instance_type": instance_type} | ({"recreate": True} if recreate else {})
-    ending = Ending(wait, timeout, output, alone=len(names) == 1)
-    _each(names, "resize", lambda client, id: client.request("POST", f"/instances/{id}/resize", body=body), ending)
+    ending = Ending(wait, timeout, output)
+    each(_KIND, names, "resize", lambda client, path: client.request("POST", f"{path}/resize", body=body), ending)
 
 
 @app.command(epilog="Example: cairn instance update web --name web-2 --label tier=web --remove-label old --tag blue")
@@ -251,8 +227,8 @@ def rm(
 ) -> None:
     """Remove instances, in whatever state; what is under way for them is cancelled and undone first."""
     params = {"force": "true"} if force else None
-    ending = Ending(wait, timeout, output, alone=len(names) == 1)
-    _each(names, "rm", lambda client, id: client.request("DELETE", f"/instances/{id}", params=params), ending)
+    ending = Ending(wait, timeout, output)
+    each(_KIND, names, "rm", lambda client, path: client.request("DELETE", path, params=params), ending)
 
 
 app.command(epilog="Example: cairn instance logs web --tail 100 -f")(streams.logs)
@@ -261,38 +237,11 @@ app.command("exec", epilog="Example: cairn instance exec web -- ls -l /www")(str
 app.command(epilog="Example: cairn instance terminal web -- /bin/sh")(streams.terminal)
 
 
-def _each(names: list[str], verb: str, send: Callable[[Client, str], dict[str, Any]], ending: Ending) -> None:
-    """Send for all of them first, then wait for one after the other: they run side by side.
-
-    One that fails does not keep the others from being tried.
-    """
-    accepted: list[dict[str, Any]] = []
-    failures: list[CommandFailed] = []
-    with Client() as client:
-        for name in names:
-            try:
-                accepted.append(send(client, client.instance(name)["id"]))
-            except CommandFailed as failure:
-                failures.append(failure)
-        _finish(client, accepted, verb, ending, failures)
-
-
 def _words(cmd: str) -> list[str]:
     try:
         return shlex.split(cmd)
     except ValueError as error:
         raise usage(f"--cmd: {error}") from None
-
-
-def _finish(
-    client: Client,
-    accepted: list[dict[str, Any]],
-    verb: str,
-    ending: Ending,
-    failures: list[CommandFailed] | None = None,
-) -> None:
-    """Wait for what was accepted and print where it ended; the first failure decides the exit code."""
-    finish(client, accepted, verb, ending, Kind("/instances", _print, _status), failures or [])
 
 
 def _print(instance: dict[str, Any], output: Format) -> None:
@@ -346,6 +295,9 @@ def _status(instance: dict[str, Any]) -> str:
     drift = (instance.get("drift") or {}).get("kind")
     note = "host unreachable" if away else f"drift: {drift}" if drift else ""
     return f"{instance['status']} ({note})" if note else str(instance["status"])
+
+
+_KIND = Kind("/instances", Client.instance, _print, _status)
 
 
 def _ports(instance: dict[str, Any]) -> str:

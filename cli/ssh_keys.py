@@ -12,6 +12,7 @@ import typer
 from cli import render
 from cli.client import Client
 from cli.errors import CommandFailed, Exit, usage
+from cli.listing import Listing, Table, print_list
 from cli.render import All, Format, Limit, Output
 
 #: What private keys have in them; the platform looks closer.
@@ -40,18 +41,13 @@ def add(
 @app.command("list", epilog="Example: cairn ssh-key list -o json")
 def list_(limit: Limit = 50, everything: All = False, output: Output = Format.TABLE) -> None:
     """List keys, newest first."""
+    table = Table(
+        ["NAME", "TYPE", "FINGERPRINT", "AGE", "ID"],
+        lambda row: [row["name"], row["type"], row["fingerprint"], render.age(row["created_at"]), row["id"]],
+        wide=["ID"],
+    )
     with Client() as client:
-        rows, more = client.pages("/ssh-keys", {}, None if everything else limit)
-    if output is Format.JSON:
-        render.print_json(rows)
-    else:
-        render.print_table(
-            ["NAME", "TYPE", "FINGERPRINT", "AGE", "ID"],
-            [[row["name"], row["type"], row["fingerprint"], render.age(row["created_at"]), row["id"]] for row in rows],
-            wide=["ID"],
-        )
-    if more:
-        render.say(f"there are more than {limit}; show them with --all or a higher --limit")
+        print_list(client, "/ssh-keys", {}, Listing(limit, everything, output), table)
 
 
 @app.command(epilog="Example: cairn ssh-key show laptop")

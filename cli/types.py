@@ -9,6 +9,7 @@ import typer
 from cli import render
 from cli.client import Client
 from cli.errors import CommandFailed
+from cli.listing import Listing, Table, print_list
 from cli.render import All, Format, Limit, Output
 
 app = typer.Typer(no_args_is_help=True, help="Instance types: the sizes that instances come in.")
@@ -22,17 +23,12 @@ Disk = Annotated[int, typer.Option("--disk", metavar="GIB", help="Disk in GiB.",
 @app.command("list", epilog="Example: cairn type list")
 def list_(limit: Limit = 50, everything: All = False, output: Output = Format.TABLE) -> None:
     """List instance types, smallest first."""
+    table = Table(
+        ["NAME", "VCPUS", "MEMORY", "DISK"],
+        lambda row: [row["name"], f"{row['vcpus']:g}", f"{row['memory_mb']} MiB", f"{row['disk_gb']} GiB"],
+    )
     with Client() as client:
-        rows, more = client.pages("/instance-types", {}, None if everything else limit)
-    if output is Format.JSON:
-        render.print_json(rows)
-    else:
-        render.print_table(
-            ["NAME", "VCPUS", "MEMORY", "DISK"],
-            [[row["name"], f"{row['vcpus']:g}", f"{row['memory_mb']} MiB", f"{row['disk_gb']} GiB"] for row in rows],
-        )
-    if more:
-        render.say(f"there are more than {limit}; show them with --all or a higher --limit")
+        print_list(client, "/instance-types", {}, Listing(limit, everything, output), table)
 
 
 @app.command(epilog="Example: cairn type show basic-1")

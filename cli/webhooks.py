@@ -10,6 +10,7 @@ import typer
 from cli import render
 from cli.client import Client
 from cli.errors import CommandFailed, usage
+from cli.listing import Listing, Table, print_list
 from cli.render import All, Format, Limit, Output
 from model.secrets import new_webhook_secret
 
@@ -55,28 +56,20 @@ def create(
 @app.command("list", epilog="Example: cairn webhook list -o json")
 def list_(limit: Limit = 50, everything: All = False, output: Output = Format.TABLE) -> None:
     """List webhooks, newest first."""
+    table = Table(
+        ["NAME", "STATE", "EVENTS", "URL", "AGE", "ID"],
+        lambda row: [
+            row["name"],
+            _state(row),
+            ", ".join(row["events"]),
+            row["url"],
+            render.age(row["created_at"]),
+            row["id"],
+        ],
+        wide=["ID"],
+    )
     with Client() as client:
-        rows, more = client.pages("/webhooks", {}, None if everything else limit)
-    if output is Format.JSON:
-        render.print_json(rows)
-    else:
-        render.print_table(
-            ["NAME", "STATE", "EVENTS", "URL", "AGE", "ID"],
-            [
-                [
-                    row["name"],
-                    _state(row),
-                    ", ".join(row["events"]),
-                    row["url"],
-                    render.age(row["created_at"]),
-                    row["id"],
-                ]
-                for row in rows
-            ],
-            wide=["ID"],
-        )
-    if more:
-        render.say(f"there are more than {limit}; show them with --all or a higher --limit")
+        print_list(client, "/webhooks", {}, Listing(limit, everything, output), table)
 
 
 @app.command(epilog="Example: cairn webhook show chat")
@@ -133,29 +126,20 @@ def deliveries(
     output: Output = Format.TABLE,
 ) -> None:
     """What became of events, newest first."""
+    table = Table(
+        ["EVENT", "STATE", "ATTEMPTS", "ANSWER", "AGE", "ID"],
+        lambda row: [
+            row["event_type"],
+            row["state"],
+            str(row["attempts"]),
+            row["error"] or str(row["status_code"] or ""),
+            render.age(row["created_at"]),
+            row["id"],
+        ],
+    )
     with Client() as client:
         path = f"/webhooks/{client.webhook(name)['id']}/deliveries"
-        asked = {"state": state.value if state else None}
-        rows, more = client.pages(path, asked, None if everything else limit)
-    if output is Format.JSON:
-        render.print_json(rows)
-    else:
-        render.print_table(
-            ["EVENT", "STATE", "ATTEMPTS", "ANSWER", "AGE", "ID"],
-            [
-                [
-                    row["event_type"],
-                    row["state"],
-                    str(row["attempts"]),
-                    row["error"] or str(row["status_code"] or ""),
-                    render.age(row["created_at"]),
-                    row["id"],
-                ]
-                for row in rows
-            ],
-        )
-    if more:
-        render.say(f"there are more than {limit}; show them with --all or a higher --limit")
+        print_list(client, path, {"state": state}, Listing(limit, everything, output), table)
 
 
 @app.command(epilog="Example: cairn webhook redeliver chat 0199b3f0-0000-7000-8000-00000000000a")

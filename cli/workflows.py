@@ -12,6 +12,7 @@ from cli.client import Client, checked_id
 from cli.completion import instances as instance_names
 from cli.completion import workflows as workflow_ids
 from cli.errors import CommandFailed, Exit
+from cli.listing import Listing, Table, print_list
 from cli.progress import DEFAULT_TIMEOUT, Timeline, Timeout, Wait, require_completed, watch
 from cli.render import All, Format, Limit, Output
 
@@ -44,13 +45,7 @@ def list_(
         resource = client.instance(instance)["id"] if instance else None
         params = {"state": state, "kind": kind, "resource_type": resource_type, "resource_id": resource}
         params |= {"created_after": since, "created_before": until}
-        rows, more = client.pages("/workflows", params, None if everything else limit)
-    if output is Format.JSON:
-        render.print_json(rows)
-    else:
-        _table(rows)
-    if more:
-        render.say(f"there are more than {limit}; show them with --all or a higher --limit")
+        print_list(client, "/workflows", params, Listing(limit, everything, output), _TABLE)
 
 
 @app.command(epilog="Example: cairn workflow show 0199b3f0-0000-7000-8000-000000000001")
@@ -64,7 +59,7 @@ def show(workflow: WorkflowId, output: Output = Format.TABLE) -> None:
     _print(found, output)
     if parts:
         render.out().print("moves, newest first", style="bold")
-        _table(parts)
+        _TABLE.print(parts)
 
 
 @app.command(epilog="Example: cairn workflow wait 0199b3f0-0000-7000-8000-000000000001 --timeout 60")
@@ -109,23 +104,19 @@ def retry(
     require_completed(ended)
 
 
-def _table(rows: list[dict[str, Any]]) -> None:
-    render.print_table(
-        ["ID", "KIND", "STATE", "TOOK", "AGE", "RESOURCE", "ERROR"],
-        [
-            [
-                row["id"],
-                row["kind"],
-                row["state"],
-                render.between(row.get("started_at"), row.get("finished_at")),
-                render.age(row["created_at"]),
-                row["resource_id"],
-                str((row.get("error") or {}).get("code") or ""),
-            ]
-            for row in rows
-        ],
-        wide=["RESOURCE", "ERROR"],
-    )
+_TABLE = Table(
+    ["ID", "KIND", "STATE", "TOOK", "AGE", "RESOURCE", "ERROR"],
+    lambda row: [
+        row["id"],
+        row["kind"],
+        row["state"],
+        render.between(row.get("started_at"), row.get("finished_at")),
+        render.age(row["created_at"]),
+        row["resource_id"],
+        str((row.get("error") or {}).get("code") or ""),
+    ],
+    wide=["RESOURCE", "ERROR"],
+)
 
 
 def _print_end(workflow: dict[str, Any], output: Format) -> None:

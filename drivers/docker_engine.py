@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,11 +14,16 @@ import requests
 import urllib3.exceptions
 from docker import APIClient
 
+from drivers.machines import Cancelled, Check
 from drivers.ownership import Owner, machine_name
-from model.errors import EngineRefused, EngineUnavailable
+from model.errors import EngineRefused, EngineUnavailable, NotFound
 
 #: Below the ten seconds within which a cancel acts. A call that takes longer is ambiguous, and repeated.
 CALL_SECONDS = 9
+POLL_SECONDS = 0.05
+#: Changing calls at once: more only wait inside the engine, past their time-out.
+CHANGES = threading.BoundedSemaphore(8)
+ROOM_SECONDS = 30
 NOT_FOUND, CONFLICT, SERVER_ERROR = 404, 409, 500
 
 
@@ -55,6 +62,13 @@ class DockerEngine:
         ours = self.owner.owned(machine_name(machine), found["Config"]["Labels"] or {}) if found else None
         return found if ours is not None else None
 
+    def require(self, machine: UUID) -> dict[str, Any]:
+        """The same. Raises NotFound."""
+        found = self.own(machine)
+        if found is None:
+            raise NotFound(f"{machine_name(machine)} is not on the engine")
+        return found
+
 
 def said(error: Exception) -> str:
     return str(getattr(error, "explanation", None) or error)[:1000]
@@ -76,3 +90,25 @@ def calling() -> Iterator[None]:
         OSError,
     ) as error:
         raise EngineUnavailable(f"the engine does not answer: {said(error)}") from error
+
+
+@contextmanager
+def changing(cancelled: Check = lambda: False) -> Iterator[None]:
+    """Take part in the changing calls; gives up where others, of an engine that hangs, make no room."""
+    until = time.monotonic() + ROOM_SECONDS
+    while not CHANGES.acquire(timeout=POLL_SECONDS):
+        if cancelled():
+            raise Cancelled
+        if time.monotonic() > until:
+            raise EngineUnavailable("the engine is busy with earlier calls")
+    try:
+        yield
+    finally:
+        CHANGES.release()
+
+
+def pause(cancelled: Check) -> None:
+    """Between two looks at what is waited for. Raises Cancelled."""
+    if cancelled():
+        raise Cancelled
+    time.sleep(POLL_SECONDS)

@@ -88,8 +88,9 @@ class DockerImages:
     def _find_quietly(self, reference: str) -> object:
         """Whether it is there; as far as one knows it is, where the engine does not answer."""
         try:
-            return self._find(reference)
-        except Exception:  # the error that is on its way is the one that counts
+            with calling():
+                return self._find(reference)
+        except (EngineRefused, EngineUnavailable):  # the error that is on its way is the one that counts
             return reference
 
     def _pull(self, reference: str, cancelled: Check) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
@@ -38,7 +39,7 @@ MAY_PASS = (
 )
 
 
-class Transfer(threading.Thread):
+class Transfer(threading.Thread, ABC):
     """One call to the engine that answers with lines of progress. One that is called off ends with the engine's next
     word, or with its silence."""
 
@@ -51,9 +52,9 @@ class Transfer(threading.Thread):
         self.lost: str | None = None
         self._layers: dict[str, tuple[int, int]] = {}
 
+    @abstractmethod
     def lines(self) -> Iterable[dict[str, Any]]:
         """Make the call."""
-        raise NotImplementedError
 
     def run(self) -> None:
         try:

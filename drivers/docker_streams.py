@@ -82,9 +82,7 @@ class DockerStreams:
     def _find(self, machine: UUID, *, running: bool = False) -> str:
         """The engine's id of a machine of ours."""
         with calling():
-            found = self._engine.own(machine)
-        if found is None:
-            raise NotFound(f"{machine_name(machine)} is not on the engine")
+            found = self._engine.require(machine)
         if running and not found["State"]["Running"]:
             raise InvalidState(f"{machine_name(machine)} does not run", state=found["State"]["Status"])
         return str(found["Id"])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Literal
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, text
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from model.base import Base, Frozen, Id, Now
+from model.base import Base, Frozen, Now
+from model.resources import Resource, rules
 
 Format = Literal["docker-archive", "oci-archive", "rootfs-tar", "qcow2"]
 FORMATS: tuple[Format, ...] = ("docker-archive", "oci-archive", "rootfs-tar", "qcow2")
@@ -59,13 +60,9 @@ def engine_name(image_id: UUID, digest: str) -> str:
     return f"cairn/{image_id}:{digest.removeprefix('sha256:')[:12]}"
 
 
-class Image(Base):
+class Image(Resource, Base):
     __tablename__ = "images"
 
-    id: Mapped[Id]
-    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
-    name: Mapped[str]
-    status: Mapped[str]
     source: Mapped[str]
     #: Of a registry.
     reference: Mapped[str | None]
@@ -78,26 +75,13 @@ class Image(Base):
     #: sha256:…; of a registry that of the manifest (none: the host has it from elsewhere), of a file the file's.
     digest: Mapped[str | None]
     size_bytes: Mapped[int | None] = mapped_column(BigInteger)
-    error: Mapped[dict[str, Any] | None]
-    version: Mapped[int] = mapped_column(server_default=text("1"))
     #: The workflow that owns the image, or owned it last; none yet: it waits for its upload.
     workflow_id: Mapped[UUID | None]
-    created_at: Mapped[Now]
-    updated_at: Mapped[Now]
-    deleted_at: Mapped[dt.datetime | None]
 
     __table_args__ = (
-        UniqueConstraint("project_id", "id"),
-        ForeignKeyConstraint(
-            ["project_id", "workflow_id"],
-            ["workflows.project_id", "workflows.id"],
-            deferrable=True,
-            initially="DEFERRED",
-        ),
-        CheckConstraint("status IN ({})".format(", ".join(f"'{s}'" for s in ImageStatus)), name="status"),
+        *rules("images", ImageStatus),
         CheckConstraint("source IN ('registry', 'upload', 'url')", name="source"),
         CheckConstraint("format IN ({})".format(", ".join(f"'{f}'" for f in FORMATS)), name="format"),
-        Index("uq_images_live_name", "project_id", "name", unique=True, postgresql_where=text("status <> 'deleted'")),
         Index("ix_images_digest", "digest", postgresql_where=text("digest IS NOT NULL")),
     )
 

@@ -10,12 +10,13 @@ from uuid import UUID
 
 import orjson
 from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
-from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, text
+from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from model.base import Base, EmptyList, EmptyObject, Frozen, Id, Now
+from model.base import Base, EmptyList, EmptyObject, Frozen
 from model.health import HealthCheck
 from model.images import Format, ImageWanted
+from model.resources import Resource, rules
 
 
 class Status(StrEnum):
@@ -175,13 +176,9 @@ def digest_of(machines: list[OwnedMachine]) -> str:
     return hashlib.sha256(b"\n".join(lines)).hexdigest()
 
 
-class Instance(Base):
+class Instance(Resource, Base):
     __tablename__ = "instances"
 
-    id: Mapped[Id]
-    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
-    name: Mapped[str]
-    status: Mapped[str]
     image: Mapped[str]
     #: The project's image that ``image`` names; none: that is a reference of a registry.
     image_id: Mapped[UUID | None]
@@ -247,24 +244,12 @@ class Instance(Base):
     quota: Mapped[str] = mapped_column(server_default=text("'reserved'"))
     container_id: Mapped[str | None]
     private_ip: Mapped[str | None]
-    error: Mapped[dict[str, Any] | None]
-    version: Mapped[int] = mapped_column(server_default=text("1"))
     #: The workflow that owns the instance, or owned it last. Only the owner moves its state.
     workflow_id: Mapped[UUID]
-    created_at: Mapped[Now]
-    updated_at: Mapped[Now]
-    deleted_at: Mapped[dt.datetime | None]
 
     __table_args__ = (
-        UniqueConstraint("project_id", "id"),
-        ForeignKeyConstraint(
-            ["project_id", "workflow_id"],
-            ["workflows.project_id", "workflows.id"],
-            deferrable=True,
-            initially="DEFERRED",
-        ),
+        *rules("instances", Status),
         ForeignKeyConstraint(["project_id", "image_id"], ["images.project_id", "images.id"]),
-        CheckConstraint("status IN ({})".format(", ".join(f"'{s}'" for s in Status)), name="status"),
         CheckConstraint("quota IN ('none', 'reserved', 'used')", name="quota"),
         CheckConstraint("vcpus > 0 AND memory_mb > 0", name="size"),
         CheckConstraint("on_host_lost IN ('keep', 'replace', 'fence')", name="on_host_lost"),
@@ -273,9 +258,6 @@ class Instance(Base):
         CheckConstraint("(ttl_seconds IS NULL) = (expires_at IS NULL)", name="ttl"),
         CheckConstraint("ttl_seconds > 0 AND idle_stop_seconds > 0", name="lifetimes"),
         CheckConstraint("health IN ('starting', 'healthy', 'unhealthy')", name="health"),
-        Index(
-            "uq_instances_live_name", "project_id", "name", unique=True, postgresql_where=text("status <> 'deleted'")
-        ),
         Index("ix_instances_list", "project_id", "id", postgresql_where=text("status <> 'deleted'")),
         Index("ix_instances_status", "project_id", "status", "id"),
         Index("ix_instances_host", "host_id", "updated_at", postgresql_where=text("host_id IS NOT NULL")),

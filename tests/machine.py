@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -63,6 +64,10 @@ class Machine:
         process.send_signal(number)
         process.wait(20)
 
+    def end_all(self) -> None:
+        for name in list(self.agents):
+            self.end(name)
+
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text()
 
@@ -86,6 +91,18 @@ class Machine:
     def _reachable(self, name: str) -> Json | None:
         hosts = self.stack.list("/hosts")
         return next((host for host in hosts if host["name"] == name and host["reachable"]), None)
+
+
+@contextmanager
+def beside(stack: Stack, folder: Path) -> Iterator[Machine]:
+    """A machine whose agents, instances and hosts (named joined-…) are gone afterwards."""
+    made = Machine(stack, folder)
+    yield made
+    stack.delete_all()
+    made.end_all()
+    for host in stack.list("/hosts"):
+        if host["name"].startswith("joined-"):
+            stack.request("DELETE", f"/hosts/{host['id']}")
 
 
 def token(stack: Stack, **body: object) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from temporalio import workflow
 from temporalio.exceptions import ActivityError
 
@@ -38,26 +40,29 @@ class RestartInstance:
 class PauseInstance:
     @workflow.run
     async def run(self, order: Order) -> None:
-        async def plan(saga: Saga) -> None:
-            placement = await saga.step(InstanceRecords.claim, order, on_control(remaining(order), poll=True))
-            spec, host = placement.spec, host_of(placement)
-            undo = [Undo(InstanceEngine.resume, spec, on_host(host, RESTORE))]
-            await saga.step(InstanceEngine.pause, spec, on_host(host, remaining(order)), undo=undo)
-
-        await carry_out(order, plan, settling(order))
+        await _switch(order, InstanceEngine.pause, back=InstanceEngine.resume)
 
 
 @workflow.defn
 class ResumeInstance:
     @workflow.run
     async def run(self, order: Order) -> None:
-        async def plan(saga: Saga) -> None:
-            placement = await saga.step(InstanceRecords.claim, order, on_control(remaining(order), poll=True))
-            spec, host = placement.spec, host_of(placement)
-            undo = [Undo(InstanceEngine.pause, spec, on_host(host, RESTORE))]
-            await saga.step(InstanceEngine.resume, spec, on_host(host, remaining(order)), undo=undo)
+        await _switch(order, InstanceEngine.resume, back=InstanceEngine.pause)
 
-        await carry_out(order, plan, settling(order))
+
+_Change = Callable[[InstanceEngine, MachineSpec], None]
+
+
+async def _switch(order: Order, there: _Change, *, back: _Change) -> None:
+    """One step that another takes back."""
+
+    async def plan(saga: Saga) -> None:
+        placement = await saga.step(InstanceRecords.claim, order, on_control(remaining(order), poll=True))
+        spec, host = placement.spec, host_of(placement)
+        undo = [Undo(back, spec, on_host(host, RESTORE))]
+        await saga.step(there, spec, on_host(host, remaining(order)), undo=undo)
+
+    await carry_out(order, plan, settling(order))
 
 
 @workflow.defn

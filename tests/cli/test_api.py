@@ -173,8 +173,15 @@ def test_completion_is_silent_where_the_api_is_not(api: FakeApi, monkeypatch: py
     api.on("GET /instances", Answer(503, error={"code": "unavailable", "message": "away"}))
     assert offered("cairn instance show ") == []
     assert len(api.requests) == 1
-    monkeypatch.setenv("CAIRN_API_URL", "http://127.0.0.1:9/v1")
+    api.on("GET /instances", Answer(200, {"name": "of something else"}))
     assert offered("cairn instance show ") == []
+    for url in ("http://127.0.0.1:9/v1", "http://[::1/v1", "no address"):
+        monkeypatch.setenv("CAIRN_API_URL", url)
+        assert offered("cairn instance show ") == []
+    monkeypatch.setenv("ALL_PROXY", "gopher://127.0.0.1:9")
+    monkeypatch.setenv("CAIRN_API_URL", "http://platform.invalid/v1")
+    assert offered("cairn instance show ") == []
+    monkeypatch.delenv("ALL_PROXY")
     monkeypatch.delenv("CAIRN_API_URL")
     monkeypatch.setenv("CAIRN_DATA_DIR", "/nowhere")
     assert offered("cairn instance show ") == []

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from tests import invariants
-from tests.machine import Machine, token
+from tests.machine import Machine, beside, token
 from tests.stack import Json, Stack, wait_for
 
 #: On a busy machine platform and agents take a minute to start.
@@ -41,14 +41,8 @@ def fleet() -> Iterator[Stack]:
 
 @pytest.fixture
 def machine(fleet: Stack, tmp_path: Path) -> Iterator[Machine]:
-    made = Machine(fleet, tmp_path)
-    yield made
-    fleet.delete_all()
-    for name in list(made.agents):
-        made.end(name)
-    for host in fleet.list("/hosts"):
-        if host["name"].startswith("joined-"):
-            fleet.request("DELETE", f"/hosts/{host['id']}")
+    with beside(fleet, tmp_path) as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 import subprocess
@@ -12,21 +11,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.machine import CAIRN, Machine, token
+from tests.machine import CAIRN, Machine, beside, token
 from tests.stack import Stack, wait_for
 
 
 @pytest.fixture
 def machine(stack: Stack, tmp_path: Path) -> Iterator[Machine]:
-    made = Machine(stack, tmp_path)
-    yield made
-    stack.delete_all()
-    for name in list(made.agents):
-        made.end(name)
-    for host in stack.list("/hosts"):
-        if host["name"].startswith("joined-"):
-            with contextlib.suppress(AssertionError):
-                stack.request("DELETE", f"/hosts/{host['id']}")
+    with beside(stack, tmp_path) as made:
+        yield made
 
 
 def test_joined_host_takes_launches_survives_kill_and_its_removal_voids_its_credential(

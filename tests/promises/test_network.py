@@ -74,8 +74,7 @@ class Fleet:
         return made
 
     def _end_agents(self) -> None:
-        for name in list(self.machine.agents):
-            self.machine.end(name)
+        self.machine.end_all()
         shutil.rmtree(self.machine.folder)  # what fences still watch goes by it
 
     def remove(self) -> None:

@@ -42,8 +42,7 @@ def platform() -> Iterator[Stack]:
 def machine(platform: Stack, tmp_path: Path) -> Iterator[Machine]:
     made = Machine(platform, tmp_path)
     yield made
-    for name in list(made.agents):
-        made.end(name)
+    made.end_all()
 
 
 def running(stack: Stack) -> dict[str, tuple[str, str]]:

@@ -1,0 +1,39 @@
+"""Resources as lists and single reads show them: those of the project, and deleted ones for a day."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Executable, Row, Select, func, text
+
+from api.caller import Caller
+from model.errors import NotFound
+from model.resources import Resource
+
+_DELETED = "deleted"
+S = TypeVar("S", bound=Select[Any])
+
+
+def is_readable(resource: type[Resource]) -> ColumnElement[bool]:
+    """It is not deleted, or has been for less than 24 hours."""
+    return (resource.status != _DELETED) | (resource.deleted_at > func.now() - text("interval '24 hours'"))
+
+
+def listed(query: S, resource: type[Resource], caller: Caller, *, status: str | None, name: str | None) -> S:
+    """``query``, of the caller's project alone; deleted ones only where ``status`` asks for them."""
+    query = query.where(resource.project_id == caller.project_id)
+    query = query.where(resource.status == status) if status else query.where(resource.status != _DELETED)
+    if status == _DELETED:
+        query = query.where(is_readable(resource))
+    return query if name is None else query.where(resource.name == name)
+
+
+async def one(
+    caller: Caller, statement: Executable, noun: str, id: UUID, parameters: dict[str, Any] | None = None
+) -> Row[Any]:
+    """The row that ``statement`` finds. Raises NotFound."""
+    row = (await caller.execute(statement, parameters)).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no {noun} {id}")
+    return row
