@@ -57,6 +57,7 @@ class Settlement(Frozen):
     outcome: Outcome
     failure: Failure | None = None
     facts: Ready | None = None
+    #: False: it could not be taken back, and was brought to an end instead.
     undone: bool = True
 
 

@@ -51,13 +51,16 @@ def order_due(session: Session, limits: Limits) -> list[Order]:
     return found
 
 
-def settled(instance: Instance, status: Status, outcome: Outcome) -> None:
-    """A run has ended, and the instance is ``status``. A start that completed has waited until it was healthy."""
+def settled(instance: Instance, order: Order, status: Status, outcome: Outcome, *, started: bool) -> None:
+    """A run has ended, and the instance is ``status``. ``started``: a step of it started the machine, which, where it
+    completed, has waited until it was healthy; else only a look says how it is."""
     if status is Status.RUNNING:
         if instance.idle_stop_seconds is not None:
             instance.active_at = func.now()
-        if outcome == "completed":
+        if outcome == "completed" and started:
             instance.health = "healthy" if instance.health_check else None
+        elif outcome == "completed" and order.kind == "ResumeInstance":
+            instance.health = None
     elif status is Status.DELETED and instance.user_data_sha256 is not None:
         instance.user_data = None  # it may hold secrets
 

@@ -45,6 +45,16 @@ def settling(order: Order) -> Settle:
     return settle
 
 
+def ending(spec: MachineSpec, host: str) -> Undo:
+    """Stops it at once."""
+    return Undo(InstanceEngine.stop, StopRequest(spec=spec, grace_seconds=0), on_host(host, RESTORE))
+
+
+def starting_again(spec: MachineSpec, host: str) -> Undo:
+    """Starts what ran before. Whether it is healthy is not waited for: it need not have been."""
+    return Undo(InstanceEngine.start, spec.model_copy(update={"health_check": None}), on_host(host, RESTORE))
+
+
 def removal(placement: Placement) -> Undo:
     return Undo(InstanceEngine.delete, placement.spec, on_host(host_of(placement), REMOVE))
 
@@ -114,10 +124,7 @@ class StopInstance:
             spec, host = placement.spec, host_of(placement)
             request = StopRequest(spec=spec, grace_seconds=order.grace_seconds)
             # It may have been asked to end already, and be about to: that is seen through before it is started.
-            undo = [
-                Undo(InstanceEngine.stop, StopRequest(spec=spec, grace_seconds=0), on_host(host, RESTORE)),
-                Undo(InstanceEngine.start, spec, on_host(host, RESTORE)),
-            ]
+            undo = [ending(spec, host), starting_again(spec, host)]
             if placement.was_paused:
                 undo.append(Undo(InstanceEngine.pause, spec, on_host(host, RESTORE)))
             await saga.step(InstanceEngine.stop, request, on_host(host, remaining(order)), undo=undo)
@@ -235,11 +242,8 @@ async def make_beside(saga: Saga, order: Order, placement: Placement) -> Machine
         remake.append(Undo(InstanceEngine.create, old, on_host(left, RESTORE)))
         if placement.was_running:
             request = StopRequest(spec=old, grace_seconds=order.grace_seconds)
-            restart = [
-                Undo(InstanceEngine.stop, StopRequest(spec=old, grace_seconds=0), on_host(left, RESTORE)),
-                Undo(InstanceEngine.start, old, on_host(left, RESTORE)),
-            ]
-            await saga.step(InstanceEngine.stop, request, on_host(left, remaining(order)), undo=restart)
+            back = [ending(old, left), starting_again(old, left)]
+            await saga.step(InstanceEngine.stop, request, on_host(left, remaining(order)), undo=back)
     made = await saga.step(InstanceEngine.create, spec, there(), undo=remake)
     if not placement.was_running:
         return ready(MachineState(engine_id=made, private_ip=None), spec)

@@ -118,6 +118,30 @@ def test_delete_that_a_user_asked_for_is_left_alone(platform: Platform, worker_e
     assert due(worker_engine) == []
 
 
+# Health
+
+
+@pytest.mark.parametrize(
+    ("kind", "health"),
+    [
+        ("RestartInstance", "healthy"),
+        ("MoveInstance", "healthy"),
+        ("HealInstance", "healthy"),
+        ("ResizeInstance", "unhealthy"),
+        ("ResumeInstance", None),
+    ],
+)
+def test_only_what_was_started_has_been_seen_to_be_healthy(platform: Platform, kind: str, health: str | None) -> None:
+    instance = platform.running()
+    update(platform, instance, health_check="""'{"type": "tcp", "port": 80}'""")
+    if kind == "ResumeInstance":
+        settle(platform, platform.change(instance, "PauseInstance"), "completed")
+    update(platform, instance, health="'unhealthy'")
+    settle(platform, platform.change(instance, kind), "completed")
+    row = platform.instance(instance)
+    assert (row["status"], row["health"]) == ("running", health)
+
+
 # Idle stop
 
 

@@ -32,6 +32,7 @@ from activities.samples import Coarsened
 from activities.sweeper import Swept
 from activities.webhooks import WEBHOOKS, Batch
 from model.base import new_id
+from model.health import HealthCheck
 from model.images import ImageFound, ImageWanted
 from model.instances import MachineSpec, MachineState, OwnedMachine, Port
 from model.webhooks import WebhookRef
@@ -87,6 +88,7 @@ class Stage:
         #: Whether the instance ran before, and whether its old host can be reached.
         self.was_running = True
         self.was_paused = False
+        self.health_check: HealthCheck | None = None
         self.leaves: str | None = HOST
         #: What is to be imported, and how it ended.
         self.source: dict[str, Any] = {"source": "url", "url": "https://images.example.org/base.tar"}
@@ -120,6 +122,7 @@ class Stage:
             name=order.name,
             image="cairn/base",
             ports=ports,
+            health_check=self.health_check,
             **size,
         )
 
@@ -307,7 +310,7 @@ class Engine:
 
     @activity.defn(name="instance.start")
     async def start(self, spec: MachineSpec) -> MachineState:
-        await self._stage.play()
+        await self._stage.play(" until healthy" if spec.health_check else "")
         return MachineState(engine_id="e-1", private_ip="10.0.0.9")
 
     @activity.defn(name="instance.stop")

@@ -349,7 +349,7 @@ async def test_change_that_cannot_be_taken_back_says_so(play: Theatre) -> None:
     assert failure is not None
     assert failure.code == "cancelled"
     (settled,) = play.stage.settled
-    assert not settled.undone
+    assert settled.undone  # nothing was brought about instead
     assert settled.failure is not None
     assert "could not be undone: no such container" in settled.failure.message
 
