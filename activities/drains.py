@@ -94,9 +94,7 @@ class HostDrains:
             use_project(session, order.project_id)
             return Round(moves=moves, busy=busy, stuck=stuck)
 
-    def _is_lost(
-        self, host: Host, instance: Instance, *, may_judge: bool
-    ) -> Literal["here", "lost", "wait", "stuck"]:
+    def _is_lost(self, host: Host, instance: Instance, *, may_judge: bool) -> Literal["here", "lost", "wait", "stuck"]:
         """Whether the host can be asked to let the instance go, and else what its policy says, once it counts as
         lost: for a while it may only have found no API."""
         if is_reachable(host.last_seen_at):

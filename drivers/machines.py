@@ -118,7 +118,8 @@ class Machines(Protocol):
         """All running machines of this owner that have a health check."""
 
     def look(self, machine: Checked) -> Look:
-        """Ask a machine once whether it is well; takes as long as its check allows, at most.
+        """Ask a machine once whether it is well, and it alone, whoever gets its address when it ends; takes as long as
+        its check allows, at most.
 
         Raises EngineUnavailable where the engine keeps it from knowing.
         """

@@ -203,7 +203,7 @@ class SimulatedMachines:
                 id, generation, project_id = owned
                 check = HealthCheck.model_validate_json(found["labels"][HEALTH])
                 who = {"engine_id": found["id"], "id": id, "project_id": project_id, "generation": generation}
-                machines.append(Checked(**who, address=found["ip"], check=check))
+                machines.append(Checked(**who, check=check))
         return machines
 
     def look(self, machine: Checked) -> Look:

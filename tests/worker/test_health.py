@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 from uuid import uuid4
 
@@ -59,6 +60,11 @@ WELL, ENDED = -1.0, None
         ([(100, 95), (116, 95), (117, 95)], "unhealthy"),
         ([(100, WELL), (110, 105)], "starting"),
         ([(100, 0), (101, 0), (110, 105)], "starting"),
+        ([(100, WELL), (130, 105)], "starting"),
+        ([(100, WELL), (130, 105), (160, 135)], "unhealthy"),
+        ([(100, WELL), (130, 105), (160, 135), (190, 165)], "unhealthy"),
+        ([(100, WELL), (130, 105), (150, WELL), (190, 165)], "starting"),
+        ([(100, WELL), (130, ENDED), (131, 120)], "starting"),
         ([(100, WELL), (110, ENDED), (111, ENDED), (112, ENDED)], "healthy"),
     ],
     ids=str,
@@ -74,20 +80,26 @@ class Machines:
         self.there = [self.machine("good"), self.machine("bad")]
         self.away = False
         self.looks = 0
+        self.seen = 0
+        #: Looks at those that hang end with it.
+        self.over = threading.Event()
 
     @staticmethod
     def machine(engine_id: str) -> Checked:
         check = CHECK.model_copy(update={"interval_seconds": 0.05, "start_period_seconds": 0})
         ids: dict[str, Any] = {"id": uuid4(), "project_id": uuid4(), "generation": 1}
-        return Checked(engine_id=engine_id, address="10.0.0.1", check=check, **ids)
+        return Checked(engine_id=engine_id, check=check, **ids)
 
     def checked(self) -> list[Checked]:
+        self.seen += 1
         if self.away:
             raise EngineUnavailable("away")
         return self.there
 
     def look(self, machine: Checked) -> Look:
         self.looks += 1
+        if machine.engine_id.startswith("hangs"):
+            self.over.wait(10)
         if self.away:
             raise KeyError("never seen")
         return Look(failure="no", started_at=1) if machine.engine_id.startswith("bad") else Look()
@@ -147,6 +159,40 @@ async def test_engine_that_is_away_says_nothing_of_machines_and_an_api_that_is_a
     assert await eventually(lambda: api.of(good) == ["healthy"])
     assert not running.done()
     running.cancel()
+
+
+async def test_project_whose_machines_hang_takes_no_more_than_its_share(
+    looks: tuple[Machines, Api, HealthLooks],
+) -> None:
+    machines, api, agent = looks
+    one = machines.machine("hangs-0")
+    machines.there = [one.model_copy(update={"engine_id": f"hangs-{n}"}) for n in range(2 * health.AT_ONCE)]
+    running = asyncio.create_task(agent.run())
+    try:
+        assert await eventually(lambda: machines.looks >= health.SHARE)
+        await asyncio.sleep(0.3)
+        assert machines.looks == health.SHARE
+        machines.there = [*machines.there, good := machines.machine("good")]
+        assert await eventually(lambda: api.of(good) == ["healthy"])
+    finally:
+        machines.over.set()
+        running.cancel()
+
+
+async def test_machines_that_all_hang_do_not_hide_which_there_are(
+    looks: tuple[Machines, Api, HealthLooks], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "SEE_SECONDS", 0.05)
+    machines, _, agent = looks
+    machines.there = [machines.machine(f"hangs-{n}") for n in range(health.AT_ONCE)]
+    running = asyncio.create_task(agent.run())
+    try:
+        assert await eventually(lambda: machines.looks == health.AT_ONCE)
+        before = machines.seen
+        assert await eventually(lambda: machines.seen > before)
+    finally:
+        machines.over.set()
+        running.cancel()
 
 
 # User data
