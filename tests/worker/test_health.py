@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from base64 import b64encode
 from typing import Any
 from uuid import uuid4
 
@@ -14,13 +15,17 @@ import pytest
 from model.errors import EngineUnavailable, Superseded, Unavailable
 from model.health import Checked, HealthCheck, Look
 from model.instances import MachineSpec
+from model.sealing import SealBroken, new_private_key, seal
 from tests.services import eventually
 from worker import health
 from worker.health import HealthLooks, Standing
-from worker.identity import Membership
+from worker.identity import Keys, Membership
 from worker.user_data import fetcher
 
 CHECK = HealthCheck(type="tcp", port=80, interval_seconds=1, retries=2, start_period_seconds=20)
+KEYS, OTHERS = (
+    Keys(private_key=b64encode(new_private_key()).decode(), certificate="", certificate_key="") for _ in range(2)
+)
 MEMBERSHIP = Membership(
     api_url="http://api/v1",
     installation=uuid4(),
@@ -209,13 +214,16 @@ def test_script_is_fetched_for_its_instance_and_proved() -> None:
 
     def answer(request: httpx.Request) -> httpx.Response:
         asked.append((request.url.path, request.url.params["project_id"], request.headers["authorization"]))
-        return httpx.Response(200, json={"data": {"user_data": "abc"}})
+        purpose = f"user_data:{request.url.path.rpartition('/')[2]}"
+        return httpx.Response(200, json={"data": {"sealed": seal(b"abc", purpose=purpose, key=KEYS.public_key)}})
 
-    fetch = fetcher(MEMBERSHIP, httpx.MockTransport(answer))
+    fetch = fetcher(MEMBERSHIP, KEYS, httpx.MockTransport(answer))
     assert fetch(wanted) == b"abc"
     assert asked == [(f"/v1/hosts/user-data/{wanted.id}", str(wanted.project_id), "Bearer c")]
     with pytest.raises(Superseded):
         fetch(spec(user_data="00" * 32))
+    with pytest.raises(SealBroken):
+        fetcher(MEMBERSHIP, OTHERS, httpx.MockTransport(answer))(wanted)
 
 
 @pytest.mark.parametrize(
@@ -236,4 +244,4 @@ def test_script_that_cannot_be_had(answer: httpx.Response | Exception, error: ty
         return answer
 
     with pytest.raises(error):
-        fetcher(MEMBERSHIP, httpx.MockTransport(handle))(spec())
+        fetcher(MEMBERSHIP, KEYS, httpx.MockTransport(handle))(spec())
