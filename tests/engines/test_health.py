@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -111,7 +112,7 @@ def test_answer_of_who_got_the_address_during_a_look_is_not_its_own(
         other = spec()
         machines.create(other)
         assert machines.start(other.id, never).private_ip == address
-        time.sleep(0.3)
+        await asyncio.sleep(0.3)
         assert await ask(check, address) is None
         return None
 
