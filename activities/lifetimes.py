@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import datetime as dt
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import structlog
-from sqlalchemy import ColumnElement, and_, func, literal_column, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, and_, case, func, literal_column, select
+from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from activities import orders
 from activities.fleet import Limits
 from model.hosts import LEASE, Host
 from model.instances import Instance, Status
-from model.lifetimes import AGAIN, FRESH
+from model.lifetimes import AGAIN, AT_MOST, AT_MOST_SILENT, FRESH
 from model.samples import FINEST, Sample
 from model.workflows import Order, Outcome, Workflow
 
@@ -23,32 +27,48 @@ def order_due(session: Session, limits: Limits) -> list[Order]:
     """Order the deletes and stops that are due, once: whoever looks at the same time passes over what is locked here,
     and afterwards it is in another state. Costs two looks at small indexes."""
     found = []
-    for instance in _locked(session, _expired(), "DeprovisionInstance"):
-        log.info("instance.expired", instance=str(instance.id))
-        orders.call_off_others(session, instance)
-        found.append(
-            orders.change(
-                session,
-                instance,
-                "DeprovisionInstance",
-                because="its time to live is over",
-                deadline_seconds=limits.deadline_delete,
-                grace_seconds=limits.stop_grace,
-            )
-        )
-    for instance in _locked(session, _idle(), "StopInstance"):
-        log.info("instance.idle", instance=str(instance.id), since=str(instance.active_at))
-        found.append(
-            orders.change(
-                session,
-                instance,
-                "StopInstance",
-                because=f"idle for {instance.idle_stop_seconds} s",
-                deadline_seconds=limits.deadline_stop,
-                grace_seconds=limits.stop_grace,
-            )
-        )
+    for instance in _locked(session, _expired(), "DeprovisionInstance", since=Instance.expires_at):
+        with _alone(session, instance):
+            found.append(_delete(session, instance, limits))
+    for instance in _locked(session, _idle(), "StopInstance", since=Instance.active_at):
+        with _alone(session, instance):
+            found.append(_stop(session, instance, limits))
     return found
+
+
+@contextmanager
+def _alone(session: Session, instance: Instance) -> Iterator[None]:
+    """One that cannot be ordered keeps no other from its turn."""
+    try:
+        with session.begin_nested():
+            yield
+    except Exception:  # whatever is wrong with it
+        log.exception("instance.due_not_ordered", instance=str(instance.id))
+
+
+def _delete(session: Session, instance: Instance, limits: Limits) -> Order:
+    log.info("instance.expired", instance=str(instance.id))
+    orders.call_off_others(session, instance)
+    return orders.change(
+        session,
+        instance,
+        "DeprovisionInstance",
+        because="its time to live is over",
+        deadline_seconds=limits.deadline_delete,
+        grace_seconds=limits.stop_grace,
+    )
+
+
+def _stop(session: Session, instance: Instance, limits: Limits) -> Order:
+    log.info("instance.idle", instance=str(instance.id), since=str(instance.active_at))
+    return orders.change(
+        session,
+        instance,
+        "StopInstance",
+        because=f"idle for {instance.idle_stop_seconds} s",
+        deadline_seconds=limits.deadline_stop,
+        grace_seconds=limits.stop_grace,
+    )
 
 
 def settled(instance: Instance, order: Order, status: Status, outcome: Outcome, *, started: bool) -> None:
@@ -65,9 +85,25 @@ def settled(instance: Instance, order: Order, status: Status, outcome: Outcome, 
         instance.user_data = None  # it may hold secrets
 
 
-def _locked(session: Session, due: ColumnElement[bool], kind: str) -> list[Instance]:
-    # One that failed is not tried again at once.
-    failed = and_(Workflow.kind == kind, Workflow.finished_at > func.now() - AGAIN)
+def _locked(
+    session: Session, due: ColumnElement[bool], kind: str, since: InstrumentedAttribute[dt.datetime | None]
+) -> list[Instance]:
+    """Those that are due ``since`` then, but for what was tried and failed not long ago."""
+    tried = aliased(Workflow)
+    tries = (
+        select(func.count())
+        .where(
+            tried.project_id == Instance.project_id,
+            tried.resource_id == Instance.id,
+            tried.kind == kind,
+            tried.created_at >= since,
+        )
+        .correlate(Instance)
+        .scalar_subquery()
+    )
+    pause = AGAIN * func.pow(2, func.least(func.greatest(tries, 1), 10) - 1)
+    longest = case((_leased(), AT_MOST), else_=AT_MOST_SILENT)
+    failed = and_(Workflow.kind == kind, Workflow.finished_at > func.now() - func.least(pause, longest))
     return list(
         session.scalars(
             select(Instance)
@@ -78,6 +114,12 @@ def _locked(session: Session, due: ColumnElement[bool], kind: str) -> list[Insta
             .with_for_update(of=Instance, skip_locked=True)
         ).all()
     )
+
+
+def _leased() -> ColumnElement[bool]:
+    """Its host is there."""
+    mine = select(Host.id).where(Host.id == Instance.host_id, Host.last_seen_at > func.now() - LEASE)
+    return mine.correlate(Instance).exists()
 
 
 def _expired() -> ColumnElement[bool]:
@@ -103,11 +145,10 @@ def _idle() -> ColumnElement[bool]:
         .correlate(Instance)
         .exists()
     )
-    leased = select(Host.id).where(Host.id == Instance.host_id, Host.last_seen_at > now - LEASE).correlate(Instance)
     return and_(
         Instance.status == literal_column("'running'"),
         Instance.idle_stop_seconds.is_not(None),
         Instance.active_at + func.make_interval(0, 0, 0, 0, 0, 0, Instance.idle_stop_seconds) <= now,
-        leased.exists(),
+        _leased(),
         known,
     )
