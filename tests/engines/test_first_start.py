@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import tarfile
@@ -163,6 +164,45 @@ def test_image_of_another_user_runs_its_program_as_that(
     made = launch(machines, wanted, data)
     assert until(lambda: sdk.logs(made).count(b"\n") == 4), sdk.logs(made)
     assert sdk.logs(made) == b"0\n1000\n/home/app\n/www\n"
+
+
+@pytest.mark.parametrize(
+    ("user", "runs_as"),
+    [
+        ("1000", "1000 1000 /home/app"),
+        ("1000:2000", "1000 2000 /home/app"),
+        ("app:others", "1000 3000 /home/app"),
+        ("4321", "4321 0 /"),
+        ("4321:app", "4321 1000 /"),
+        ("4321:8765", "4321 8765 /"),
+    ],
+)
+def test_image_of_a_user_without_a_name(
+    machines: DockerMachines, sdk: docker.APIClient, image: Any, user: str, runs_as: str
+) -> None:
+    users = "echo app:x:1000:1000::/home/app:/bin/sh >> /etc/passwd; "
+    users += "echo app:x:1000: > /etc/group; echo others:x:3000: >> /etc/group"
+    command = """CMD ["/bin/sh", "-c", "echo $(id -u) $(id -g) $HOME; exec sleep 100"]"""
+    wanted, data = with_data("#!/bin/sh\n", image=image(f"USER {user}", command, prepare=users))
+    made = launch(machines, wanted, data)
+    assert until(lambda: sdk.logs(made) == f"{runs_as}\n".encode()), sdk.logs(made)
+    before = run(sdk, made, "cat /etc/passwd")
+    machines.stop(wanted.id, 0, never)
+    machines.start(wanted.id, never)
+    assert until(lambda: sdk.logs(made) == f"{runs_as}\n".encode() * 2), "and when it is started again"
+    assert run(sdk, made, "cat /etc/passwd") == before
+
+
+@pytest.mark.parametrize("user", ["ghost", "0x0", "1000:ghosts"])
+def test_image_of_a_user_whom_nobody_knows_runs_as_nobody_else(
+    machines: DockerMachines, sdk: docker.APIClient, image: Any, user: str
+) -> None:
+    wanted, data = with_data("#!/bin/sh\n", image=image(f"USER {user}", 'CMD ["/bin/sh", "-c", "id -u; sleep 9"]'))
+    made = machines.create(wanted, data)
+    with contextlib.suppress(InstanceExited):
+        machines.start(wanted.id, never)
+    assert until(lambda: not sdk.inspect_container(made)["State"]["Running"])
+    assert f"runs as {user}, whom".encode() in sdk.logs(made)
 
 
 # Keys
