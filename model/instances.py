@@ -111,10 +111,14 @@ class MachineSpec(Frozen):
     #: A line for the authorized_keys of its root.
     authorized_key: str | None = None
 
+    #: Of a change of its limits: it ran before, and is to run after it.
+    lives: bool = False
+
     #: What agents of 0.2 do not know: it goes out only where it says something.
     LATER: ClassVar[tuple[str, ...]] = (
         *("image_digest", "image_format"),
         *("restart_policy", "health_check", "user_data", "authorized_key"),
+        "lives",
     )
 
     @property

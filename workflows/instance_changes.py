@@ -96,7 +96,9 @@ class ResizeInstance:
         undo = [Undo(InstanceEngine.adjust, old, on_host(host, RESTORE))]
         if placement.was_running:
             undo.append(starting_again(old, host))  # a program that cannot live with less memory has ended
-        await saga.step(InstanceEngine.adjust, spec, on_host(host, remaining(order)), undo=undo)
+        lives = placement.was_running or placement.was_paused
+        as_it_is = spec.model_copy(update={"lives": lives})
+        await saga.step(InstanceEngine.adjust, as_it_is, on_host(host, remaining(order)), undo=undo)
 
     async def _adjust_stopped(self, saga: Saga, order: Order, placement: Placement) -> MachineState:
         spec, host = placement.spec, host_of(placement)

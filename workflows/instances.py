@@ -23,7 +23,7 @@ with workflow.unsafe.imports_passed_through():
         Settlement,
         StopRequest,
     )
-    from model.errors import InstanceExited, LeaseLapsed, PortTaken
+    from model.errors import InstanceExited, LeaseLapsed, NeedsStop, PortTaken
     from model.instances import MachineSpec, MachineState, Ready
     from model.workflows import Failure, Order, Outcome
 
@@ -171,7 +171,7 @@ class HealInstance:
                 await saga.step(InstanceEngine.delete, spec, there())
             spec = await ensure_image(saga, spec, there())
             made = await saga.step(InstanceEngine.create, spec, there())
-            await saga.step(InstanceEngine.adjust, spec, there())
+            await self._adjust(saga, order, placement.model_copy(update={"spec": spec}), there)
             if placement.was_paused:
                 return await self._pause(saga, placement, there)
             if not placement.was_running:
@@ -180,6 +180,20 @@ class HealInstance:
             return ready(await saga.step(InstanceEngine.start, spec, there()), spec)
 
         await carry_out(order, plan, settling(order))
+
+    async def _adjust(
+        self, saga: Saga, order: Order, placement: Placement, there: Callable[[], ActivityConfig]
+    ) -> None:
+        """Where it must be stopped for that, it is: it is about to be started again, or is to be stopped anyway."""
+        spec = placement.spec
+        try:
+            await saga.step(InstanceEngine.adjust, spec, there())
+        except ActivityError as error:
+            needs_stop = code_of(error) == NeedsStop.code
+            if not needs_stop or placement.was_paused or not workflow.patched("heal-stops"):
+                raise
+            await saga.step(InstanceEngine.stop, StopRequest(spec=spec, grace_seconds=order.grace_seconds), there())
+            await saga.step(InstanceEngine.adjust, spec, there())
 
     async def _pause(
         self, saga: Saga, placement: Placement, there: Callable[[], ActivityConfig]

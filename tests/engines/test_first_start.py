@@ -7,7 +7,7 @@ import hashlib
 import io
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -15,7 +15,7 @@ import docker
 import pytest
 
 from drivers.docker import DockerMachines
-from model.errors import EngineRefused, InstanceExited
+from model.errors import EngineRefused, InstanceExited, Unavailable
 from model.instances import MachineSpec
 from tests.drivers.conftest import never, spec
 from tests.services import until
@@ -25,12 +25,12 @@ pytestmark = pytest.mark.engine
 KEY = "ssh-ed25519 AAAA somebody"
 
 
-def with_data(script: str, **more: Any) -> tuple[MachineSpec, bytes]:
+def with_data(script: str, **more: Any) -> tuple[MachineSpec, Callable[[], bytes]]:
     data = script.encode()
-    return spec(user_data=hashlib.sha256(data).hexdigest(), **more), data
+    return spec(user_data=hashlib.sha256(data).hexdigest(), **more), lambda: data
 
 
-def launch(machines: DockerMachines, wanted: MachineSpec, data: bytes | None = None) -> str:
+def launch(machines: DockerMachines, wanted: MachineSpec, data: Callable[[], bytes] | None = None) -> str:
     made = machines.create(wanted, data)
     machines.start(wanted.id, never)
     return made
@@ -132,6 +132,23 @@ def test_files_are_there_though_the_first_create_died_before_it_put_them(
     made = launch(machines, wanted, data)
     assert run(sdk, made, "ls /www/ran; cat /root/.ssh/authorized_keys") == f"/www/ran\n{KEY}\n"
     assert machines.create(wanted, data) == made, "and again, of one that runs"
+
+
+def test_script_is_fetched_only_for_what_was_never_started(machines: DockerMachines) -> None:
+    """What runs is adopted, also while nobody can be asked for it."""
+    wanted, data = with_data("#!/bin/sh\n")
+    made = machines.create(wanted, data)
+    assert machines.create(wanted, data) == made
+    machines.start(wanted.id, never)
+
+    def away() -> bytes:
+        raise Unavailable("the API is away")
+
+    assert machines.create(wanted, away) == made
+    machines.stop(wanted.id, 0, never)
+    assert machines.create(wanted, away) == made
+    with pytest.raises(Unavailable):
+        machines.create(wanted.model_copy(update={"generation": wanted.generation + 1}), away)
 
 
 def _fails(*_: Any) -> None:

@@ -82,6 +82,7 @@ class Stage:
         self.always: dict[str, Act] = {}
         self.ports: Iterator[int] = iter(range(20000, 30000))
         self.specs: list[MachineSpec] = []
+        self.adjusted: list[MachineSpec] = []
         self.placed = True
         #: What the image is found to be.
         self.digest: str | None = f"sha256:{'1' * 64}"
@@ -299,6 +300,7 @@ class Engine:
     @activity.defn(name="instance.adjust")
     async def adjust(self, spec: MachineSpec) -> None:
         await self._stage.play(f" to {spec.memory_mb}")
+        self._stage.adjusted.append(spec)
 
     @activity.defn(name="instance.pause")
     async def pause(self, spec: MachineSpec) -> None:

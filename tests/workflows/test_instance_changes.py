@@ -181,6 +181,14 @@ async def test_resize_of_what_does_not_run_starts_nothing(play: Theatre, state: 
     assert play.stage.calls == [*RESIZE, "undo instance.adjust to 512", "instance.settle failed"]
 
 
+@pytest.mark.parametrize("state", ["running", "paused", "stopped"])
+async def test_engine_is_told_what_is_to_survive_a_resize(play: Theatre, state: str) -> None:
+    """A repeated step finds the new size either way."""
+    play.stage.was_running, play.stage.was_paused = state == "running", state == "paused"
+    assert await play.run("ResizeInstance") is None
+    assert [spec.lives for spec in play.stage.adjusted] == [state != "stopped"]
+
+
 async def test_resize_that_needs_a_stop_stops_and_starts_it(play: Theatre) -> None:
     play.stage.script["instance.adjust"].append(fails(NeedsStop("it uses more")))
     assert await play.run("ResizeInstance") is None
