@@ -13,7 +13,7 @@ from temporalio import activity
 
 from activities import orders
 from activities.database import transaction, use_project
-from activities.fleet import Limits
+from activities.fleet import Limits, silence_says_something
 from activities.instance_ends import settle_instance
 from activities.runs import Histories, claim, end, record
 from model.base import Frozen
@@ -66,15 +66,16 @@ class HostDrains:
             }
             here = or_(Instance.host_id == order.resource_id, Instance.next_host_id == order.resource_id)
             host = session.get_one(Host, order.resource_id)
+            may_judge = silence_says_something(session, self._limits)
             stuck, busy = [], 0
             for instance in session.scalars(select(Instance).where(here).order_by(Instance.id).with_for_update()).all():
-                lost = self._is_lost(host, instance)
-                if instance.id in failed or instance.status == Status.ERROR or lost == "stuck":
+                lost = self._is_lost(host, instance, may_judge=may_judge)
+                if instance.status not in STABLE:  # also one whose move failed: a delete may have called that off
+                    busy += 1
+                elif instance.id in failed or instance.status == Status.ERROR or lost == "stuck":
                     mine = instance.project_id == order.project_id
                     why = failed.get(instance.id, "it is in error" if lost == "here" else "its host is silent")
                     stuck.append(f"{instance.name if mine else 'one of another project'} ({why})")
-                elif instance.status not in STABLE:
-                    busy += 1
                 elif len(moves) < AT_ONCE and lost != "wait":
                     moves.append(
                         orders.change(
@@ -93,14 +94,19 @@ class HostDrains:
             use_project(session, order.project_id)
             return Round(moves=moves, busy=busy, stuck=stuck)
 
-    def _is_lost(self, host: Host, instance: Instance) -> Literal["here", "lost", "wait", "stuck"]:
-        """Whether the host can be asked to let the instance go, and else what its policy says."""
+    def _is_lost(self, host: Host, instance: Instance, *, may_judge: bool) -> Literal["here", "lost", "wait", "stuck"]:
+        """Whether the host can be asked to let the instance go, and else what its policy says, once it counts as
+        lost: for a while it may only have found no API."""
         if is_reachable(host.last_seen_at):
             return "here"
-        if instance.on_host_lost == "keep" or host.last_seen_at is None:
+        if host.last_seen_at is None:
             return "stuck"
         silent = dt.datetime.now(dt.UTC) - host.last_seen_at
         due = LEASE + MARGIN
+        if silent < due or not may_judge:
+            return "wait"
+        if instance.on_host_lost == "keep":
+            return "stuck"
         if instance.on_host_lost == "fence":
             due = max(due, fenced_after(host, self._limits.fence_after))
         return "lost" if silent > due else "wait"

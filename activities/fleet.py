@@ -92,25 +92,29 @@ def to_reconcile(session: Session, limits: Limits) -> list[str]:
     return list(session.scalars(marked))
 
 
+def silence_says_something(session: Session, limits: Limits) -> bool:
+    """Whether a host that is silent for lease and margin is lost: API and tick have worked all the while."""
+    now = func.now()
+    steady = select(func.count()).where(
+        Pulse.since < now - (LEASE + MARGIN),
+        or_(
+            and_(Pulse.process == API, Pulse.seen_at > now - AWAY),
+            and_(Pulse.process == TICK, Pulse.seen_at > now - limits.tick_away),
+        ),
+    )
+    return session.execute(steady).scalar_one() == len((API, TICK))
+
+
 def replace_lost(session: Session, limits: Limits) -> int:
     """Order moves of what must not wait for a lost host; how many.
 
     A host is lost when its lease lapsed a margin ago, and API and tick worked all the while. What is fenced moves
     only when its agent must have stopped it: the agent counts from before its last renewal, so it is first.
     """
-    now = func.now()
-    lost = dt.timedelta(seconds=(LEASE + MARGIN).total_seconds())
-    steady = session.execute(
-        select(func.count()).where(
-            Pulse.since < now - lost,
-            or_(
-                and_(Pulse.process == API, Pulse.seen_at > now - AWAY),
-                and_(Pulse.process == TICK, Pulse.seen_at > now - limits.tick_away),
-            ),
-        )
-    ).scalar_one()
-    if steady < len((API, TICK)):
+    if not silence_says_something(session, limits):
         return 0
+    now = func.now()
+    lost = LEASE + MARGIN
     granted = func.make_interval(0, 0, 0, 0, 0, 0, func.coalesce(Host.fence_after, limits.fence_after))
     move = aliased(Workflow)
     # Since the host is silent: when it is heard of again, all of this begins anew.

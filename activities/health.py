@@ -34,7 +34,6 @@ def until_healthy(
                 id=spec.id,
                 project_id=spec.project_id,
                 generation=spec.generation,
-                address=state.private_ip,
                 check=check,
             )
         )

@@ -29,7 +29,7 @@ def settle_instance(
 ) -> None:
     """End a run, with its instance's state, quota, placement and events. Once: a row that ended is left alone.
 
-    ``undone`` False: a change was given up and could not be taken back, so that the state before is not the state.
+    ``undone`` False: a change was brought to an end instead of being taken back.
     """
     instance = lock(session, order)
     row = end(session, order, outcome, failure, steps)
@@ -53,7 +53,7 @@ def settle_instance(
             note_cached(session, instance)
         if launch and status is Status.RUNNING:
             _count(session, instance, "used")
-        lifetimes.settled(instance, status, outcome)
+        lifetimes.settled(instance, order, status, outcome, started=facts is not None)
         if status in (Status.ERROR, Status.DELETED, Status.STOPPED):
             instance.private_ip = None
         if launch and status is Status.ERROR:

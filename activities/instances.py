@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Engine
@@ -57,6 +58,7 @@ class Settlement(Frozen):
     outcome: Outcome
     failure: Failure | None = None
     facts: Ready | None = None
+    #: False: it could not be taken back, and was brought to an end instead.
     undone: bool = True
 
 
@@ -225,7 +227,7 @@ class InstanceEngine:
     def create(self, spec: MachineSpec) -> str:
         if spec.fenced:
             self._fence.check_open(activity.is_cancelled)
-        script = self._user_data(spec) if spec.user_data and self._user_data else None
+        script = partial(self._user_data, spec) if spec.user_data and self._user_data else None
         return self._machines.create(spec, script)
 
     @activity.defn(name="instance.start", no_thread_cancel_exception=True)

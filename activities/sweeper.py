@@ -118,7 +118,7 @@ class Sweeper:
         for order in due:
             try:
                 await asyncio.wait_for(start(self._client, order), PATIENCE.total_seconds())
-            except (RPCError, WorkflowAlreadyStartedError, TimeoutError) as error:
+            except Exception as error:  # whatever is wrong with one, the others are started
                 log.info("due.not_started", workflow_id=str(order.workflow_id), error=str(error))
         return len(due)
 

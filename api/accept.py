@@ -251,10 +251,9 @@ def etag(version: int) -> str:
     return f'"{version}"'
 
 
-def check_if_match(request: Request, version: int) -> None:
-    """Raises PreconditionFailed where ``If-Match`` names other versions than the current one."""
-    asked = ", ".join(request.headers.getlist("if-match"))
-    if not asked or asked.strip() == "*":
-        return
-    if etag(version) not in [tag.strip() for tag in asked.split(",")]:
+def check_if_match(request: Request, version: int, *also: int) -> None:
+    """Raises PreconditionFailed where ``If-Match`` names no version, or not the current one (nor one of ``also``)."""
+    asked = request.headers.getlist("if-match")
+    tags = {tag.strip() for tag in ", ".join(asked).split(",")}
+    if asked and tags != {"*"} and tags.isdisjoint(etag(each) for each in (version, *also)):
         raise PreconditionFailed(f"the resource is at version {etag(version)} now", version=version)

@@ -18,6 +18,7 @@ from api.errors import RESPONSES
 from api.instance_schemas import Text
 from model.errors import NotFound
 from model.health import MOST, Health
+from model.sealing import of_user_data, seal
 
 router = APIRouter(prefix="/v1/hosts", tags=["agents"], responses=RESPONSES, route_class=MemberRoute)
 
@@ -63,7 +64,8 @@ class HealthKept(BaseModel):
 
 
 class UserData(BaseModel):
-    user_data: str
+    #: The script, which only the agent can read: see model.sealing. Base64.
+    sealed: str
 
 
 # Only what runs, in this generation, on a host of the agent; a start that is under way decides for itself. What a step
@@ -94,7 +96,7 @@ _RECORD = text(
 _RING = text("SELECT pg_notify('cairn', '')")
 _USER_DATA = text(
     """
-    SELECT i.user_data FROM instances i JOIN hosts h ON h.id IN (i.host_id, i.next_host_id)
+    SELECT i.user_data, h.public_key FROM instances i JOIN hosts h ON h.id IN (i.host_id, i.next_host_id)
     WHERE i.id = :id AND i.project_id = :project AND h.credential = :credential AND i.user_data IS NOT NULL LIMIT 1
     """
 )
@@ -129,7 +131,8 @@ async def user_data(
     """The script of an instance that is, or is about to be, on a host of the agent."""
     await agent.connection.execute(ENTER, {"project": str(project_id)})
     asked = {"id": instance_id, "project": project_id, "credential": agent.credential}
-    found: str | None = (await agent.connection.execute(_USER_DATA, asked)).scalar_one_or_none()
+    found = (await agent.connection.execute(_USER_DATA, asked)).one_or_none()
     if found is None:
         raise NotFound(f"no host of this agent holds an instance {instance_id} with user_data")
-    return answer(request, {"user_data": found})
+    sealed = seal(found.user_data.encode(), purpose=of_user_data(instance_id), key=bytes(found.public_key or b""))
+    return answer(request, {"sealed": sealed})

@@ -327,7 +327,7 @@ async def _join(connection: AsyncConnection, token: Row[Any], name: str, values:
         if not same:
             _check_may_replace(known, token, values)
             # Labels steer what is placed there: what it has, only a token changes.
-            labels = values["labels"] | known.labels | token.labels
+            labels = known.labels | token.labels
             await connection.execute(update(Host).where(Host.id == host_id).values(**values | {"labels": labels}))
     await connection.execute(update(HostToken).where(HostToken.id == token.id).values(host_id=host_id))
     return host_id

@@ -68,6 +68,8 @@ async def change(
         if instance.status == Status.DELETED:
             return answer(request, await show(caller, instance_id), headers={"ETag": etag(instance.version)})
         if instance.status == Status.DELETING and not (force and await _unforced(caller, instance.workflow_id)):
+            # The same request again names the version before it.
+            check_if_match(request, instance.version, instance.version - 1)
             return await acceptance.answer(show, Answered(instance_id, instance.workflow_id))
     check_if_match(request, instance.version)
     if instance.status not in verb.allowed:
@@ -136,6 +138,12 @@ async def patch(request: Request, caller: Caller, instance_id: UUID, body: Insta
     check_if_match(request, instance.version)
     if instance.status == Status.DELETED:
         raise InvalidState(f"instance {instance.name} is deleted", state=instance.status)
+    if instance.status == Status.DELETING and body.model_fields_set & {"ttl_seconds", "idle_stop_seconds"}:
+        raise InvalidState(
+            f"instance {instance.name} is being deleted: it has no longer to live",
+            state=instance.status,
+            workflow_id=str(instance.workflow_id),
+        )
     changed: dict[str, Any] = {}
     for field in sorted(body.model_fields_set):
         asked = getattr(body, field)
@@ -143,6 +151,8 @@ async def patch(request: Request, caller: Caller, instance_id: UUID, body: Insta
             asked = _merged(field, getattr(instance, field), asked)
         elif field == "tags":
             asked = asked or []
+        elif asked is None and getattr(instance, field) is None:
+            continue
         elif field == "ttl_seconds":
             changed |= await lifetimes.ttl(caller, asked)
             continue

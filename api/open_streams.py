@@ -86,6 +86,9 @@ class OpenStreams:
         async with self._engine.connect() as connection:
             known = set((await connection.execute(valid)).scalars())
         for key in set(keys) - known:
-            log.warning("streams.key_revoked", key_id=str(key), streams=len(self._by_key[key]))
-            for held in self._by_key[key]:
+            # Its last stream may have closed meanwhile.
+            ended = self._by_key.get(key)
+            if ended:
+                log.warning("streams.key_revoked", key_id=str(key), streams=len(ended))
+            for held in ended or ():
                 held.revoked.set()

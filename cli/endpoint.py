@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -61,8 +62,12 @@ def find_endpoint(environ: Mapping[str, str] = os.environ) -> Endpoint:
 
 
 def is_loopback(url: str) -> bool:
+    """Not a name that only begins like an address of this machine."""
     host = urlsplit(url).hostname or ""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _explicit(url: str, key: str | None, known: Context | None, source: str) -> Endpoint:
@@ -82,9 +87,11 @@ def _of_this_folder(environ: Mapping[str, str], key: str | None) -> Endpoint:
     try:
         known = json.loads(path.read_text())
         pids = known.get("pids")
+        url = str(known["api_url"]).rstrip("/")
         return Endpoint(
-            str(known["api_url"]).rstrip("/"),
-            key or known.get("api_key"),
+            url,
+            # Whose folder this is nobody has said: a key of the environment stays on this machine.
+            (key if is_loopback(url) else None) or known.get("api_key"),
             stopped=isinstance(pids, dict) and not any(pids.values()),
             source=str(path),
         )

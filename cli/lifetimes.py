@@ -73,7 +73,7 @@ def health_check(
         except ValueError as error:
             raise usage(f"--health {written}: {error}") from None
     port, slash, path = rest.partition("/")
-    if type not in ("http", "tcp") or not port.isdigit() or (slash and type == "tcp"):
+    if type not in ("http", "tcp") or not port.isdecimal() or (slash and type == "tcp"):
         raise usage(f"--health {written}: expected http:PORT[/PATH], tcp:PORT or exec:COMMAND")
     return {"type": type, "port": int(port), **({"path": f"/{path}"} if slash else {}), **more}
 

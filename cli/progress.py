@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 import typer
 
 from cli import render
-from cli.client import Client
+from cli.client import ANSWER_SECONDS, Client
 from cli.errors import CommandFailed, Exit, of_outcome
 
 if TYPE_CHECKING:
@@ -121,7 +121,11 @@ def follow(client: Client, workflow_id: str, timeout: float, timeline: Timeline)
         left = until - time.monotonic()
         try:
             envelope = client.request(
-                "GET", f"/workflows/{workflow_id}", params={"steps": "true"}, patience=min(left, 2)
+                "GET",
+                f"/workflows/{workflow_id}",
+                params={"steps": "true"},
+                patience=min(left, 2),
+                timeout=max(min(left, ANSWER_SECONDS), 1),
             )
         except CommandFailed as failure:
             if client.endpoint.stopped or failure.code not in ("unreachable", "unavailable"):

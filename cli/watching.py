@@ -19,7 +19,7 @@ import typer
 
 from cli import render
 from cli.client import Client
-from cli.errors import CommandFailed, Exit
+from cli.errors import CommandFailed, Exit, usage
 from cli.events import follow
 
 #: Events that come together are shown together.
@@ -48,8 +48,20 @@ def command(
     program: Any = context.find_root().command
     root: Any = context.find_root()
     name, found, rest = program.resolve_command(root, list(what))
+    _check_shows(found, rest)
     with found.make_context(name, [*rest, "--watch"], parent=root) as inner:
         found.invoke(inner)
+
+
+def _check_shows(found: Any, words: Sequence[str]) -> None:
+    """Raises a usage error where what is named is no view: what it was given to carry out would get the --watch."""
+    from cli.main import VIEWS
+
+    words = list(words)
+    while (within := getattr(found, "commands", None)) and words:
+        found = within.get(words.pop(0))
+    if "--" in words or getattr(found, "name", None) not in VIEWS:
+        raise usage("only a list or a show can be watched: cairn watch instance list")
 
 
 def watch(show: Callable[[], None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -43,14 +44,16 @@ class DockerMachines:
     def _client(self) -> APIClient:
         return self._engine.client
 
-    def create(self, spec: MachineSpec, user_data: bytes | None = None) -> str:
+    def create(self, spec: MachineSpec, user_data: Callable[[], bytes] | None = None) -> str:
+        # Not while others wait for room to change something.
+        script = user_data() if user_data is not None and self._is_to_fill(spec) else None
         with calling(), changing():
             until = time.monotonic() + CALL_SECONDS
             while time.monotonic() < until:
                 try:
                     made = docker_creation.create(self._client, self._owner, spec, self._publish_address)
                     faults.reached("after_effect")
-                    docker_first.fill(self._client, made, spec, user_data)
+                    docker_first.fill(self._client, made, spec, script)
                     self._remember(spec.id, made)
                     return made
                 except docker.errors.ImageNotFound as error:
@@ -64,10 +67,20 @@ class DockerMachines:
                     continue
                 if self._owner.check_adoptable(spec, found["Config"]["Labels"] or {}):
                     if docker_first.is_new(found):
-                        docker_first.fill(self._client, found["Id"], spec, user_data)
+                        docker_first.fill(self._client, found["Id"], spec, script)
                     return str(found["Id"])
                 docker_ends.remove(self._client, found["Id"])
         raise EngineUnavailable(f"{machine_name(spec.id)} keeps changing under our hands")
+
+    def _is_to_fill(self, spec: MachineSpec) -> bool:
+        """Whether it is to be created, or was never started."""
+        with calling():
+            found = self._engine.own(spec.id)
+        return (
+            found is None
+            or docker_first.is_new(found)
+            or not self._owner.check_adoptable(spec, found["Config"]["Labels"] or {})
+        )
 
     def _remember(self, machine: UUID, engine_id: str) -> None:
         while len(self._proven) >= PROVEN:
@@ -81,7 +94,7 @@ class DockerMachines:
                 found = self._engine.require(machine)
                 engine_id = str(found["Id"])
                 if found["State"]["Paused"]:
-                    self._client.unpause(engine_id)
+                    docker_ends.wake(self._client, engine_id)
                 if found["State"]["Running"]:
                     return self._ready(engine_id, cancelled)
             with changing(cancelled):
@@ -110,19 +123,24 @@ class DockerMachines:
     def adjust(self, spec: MachineSpec) -> None:
         with calling(), changing():
             found = self._engine.require(spec.id)
-            if limits(found) == (spec.vcpus, spec.memory_mb):
-                return
             lives = bool(found["State"]["Running"])
+            if limits(found) == (spec.vcpus, spec.memory_mb):
+                # Also what an attempt whose answer was lost did.
+                self._check_survived(found["Id"], spec, lived=spec.lives)
+                return
             if lives and spec.memory_mb < limits(found)[1]:
                 self._check_fits(found["Id"], spec)
             self._client.update_container(found["Id"], **docker_creation.limits_of(spec))
             self._inventory.details.forget(found["Id"])
             faults.reached("after_effect")
-            if lives and not docker_ends.is_running(self._client, found["Id"]):
-                raise InstanceExited(
-                    f"the instance's program ended as it got {spec.memory_mb} MiB"
-                    + docker_readiness.last_words(self._client, found["Id"])
-                )
+            self._check_survived(found["Id"], spec, lived=lives)
+
+    def _check_survived(self, engine_id: str, spec: MachineSpec, *, lived: bool) -> None:
+        if lived and not docker_ends.is_running(self._client, engine_id):
+            raise InstanceExited(
+                f"the instance's program ended as it got {spec.memory_mb} MiB"
+                + docker_readiness.last_words(self._client, engine_id)
+            )
 
     def _check_fits(self, engine_id: str, spec: MachineSpec) -> None:
         """One engine refuses less memory than is used, with a text for people; another ends the program."""
@@ -145,7 +163,7 @@ class DockerMachines:
         with calling():
             found = self._living(machine)
             if found["State"]["Paused"]:
-                self._client.unpause(found["Id"])
+                docker_ends.wake(self._client, found["Id"])
                 faults.reached("after_effect")
 
     def _living(self, machine: UUID) -> dict[str, Any]:
@@ -160,8 +178,6 @@ class DockerMachines:
             found = self._engine.own(machine)
             if found is None or not found["State"]["Running"]:
                 return
-            if found["State"]["Paused"]:
-                self._client.unpause(found["Id"])
             docker_ends.stop(self._client, found, grace_seconds, cancelled)
             faults.reached("after_effect")
 

@@ -14,17 +14,29 @@ from model.errors import EngineUnavailable
 
 
 def stop(client: APIClient, inspected: dict[str, Any], grace_seconds: float, cancelled: Check) -> None:
-    """Ask one that runs to end, and end it after its grace. Raises Cancelled."""
-    engine_id = inspected["Id"]
+    """Ask one that runs to end, and end it after its grace; a paused one is woken to hear it. Raises Cancelled."""
+    engine_id, paused = inspected["Id"], bool(inspected["State"]["Paused"])
+    # Who gets no time is not woken: what is fenced may run elsewhere already. The engine itself wakes it to die.
+    killed = paused and grace_seconds <= 0
+    if paused and not killed:
+        wake(client, engine_id)
     # Not the engine's own stop: it blocks for the whole grace, deaf to a cancel.
-    _signal(client, engine_id, inspected["Config"].get("StopSignal") or "SIGTERM")
+    _signal(client, engine_id, "SIGKILL" if killed else inspected["Config"].get("StopSignal") or "SIGTERM")
     until = time.monotonic() + grace_seconds
-    killed = False
     while is_running(client, engine_id):
         if not killed and time.monotonic() >= until:
             _signal(client, engine_id, "SIGKILL")
             killed = True
         pause(cancelled)
+
+
+def wake(client: APIClient, engine_id: str) -> None:
+    """Let a paused one go on. Success where it is not paused (any more): some engines call that a failure of theirs."""
+    try:
+        client.unpause(engine_id)
+    except docker.errors.APIError:
+        if client.inspect_container(engine_id)["State"]["Paused"]:
+            raise
 
 
 def is_running(client: APIClient, engine_id: str) -> bool:

@@ -39,20 +39,42 @@ read -r code < /.cairn/ran
 case $user in
 '' | root | root:* | 0 | 0:*) exec "$@" ;;
 esac
+# As the engine takes it: a name or a number, of a user that /etc/passwd may not know.
+uid=${user%%:*} gid=0 name='' home=/
+while IFS=: read -r known _ id group _ folder _; do
+    if [ "$uid" = "$known" ] || [ "$uid" = "$id" ]; then
+        uid=$id gid=$group name=$known home=$folder
+        break
+    fi
+done < /etc/passwd
+group=$gid
+case $user in
+*:*)
+    group=${user#*:}
+    [ ! -e /etc/group ] || while IFS=: read -r known _ id _; do
+        if [ "$group" = "$known" ]; then group=$id; fi
+    done < /etc/group
+    ;;
+esac
+case $uid:$group in
+*[!0-9:]*)
+    echo "the image runs as $user, whom its /etc/passwd and /etc/group do not know" >&2
+    exit 126
+    ;;
+esac
 if [ "$HOME" = /root ]; then
-    HOME=/
-    while IFS=: read -r name _ id _ _ home _; do
-        case $user in
-        "$name" | "$name":* | "$id" | "$id":*) HOME=$home ;;
-        esac
-    done < /etc/passwd
+    HOME=$home
     export HOME
 fi
-# The coreutils' one; what has only busybox has its su.
+# The coreutils' one; what has only busybox has its su, which takes nobody but users with a name, and their group.
 if chroot --skip-chdir --userspec=0:0 / /bin/sh -c : 2> /dev/null; then
-    exec chroot --skip-chdir --userspec="$user" / "$@"
+    exec chroot --skip-chdir --userspec="$uid:$group" / "$@"
 fi
-exec su -p -s /bin/sh "${user%%:*}" -c 'exec "$0" "$@"' "$@"
+if [ -z "$name" ] || [ "$group" != "$gid" ]; then
+    name=uid-$uid-$group
+    grep -q "^$name:" /etc/passwd || echo "$name:x:$uid:$group::$home:/bin/sh" >> /etc/passwd
+fi
+exec su -p -s /bin/sh "$name" -c 'exec "$0" "$@"' "$@"
 """
 
 

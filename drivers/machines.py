@@ -53,11 +53,11 @@ class Machines(Protocol):
 
     name: str
 
-    def create(self, spec: MachineSpec, user_data: bytes | None = None) -> str:
+    def create(self, spec: MachineSpec, user_data: Callable[[], bytes] | None = None) -> str:
         """Find or create the machine of ``spec.id``; its engine's id comes back.
 
-        ``user_data``: what ``spec.user_data`` stands for. It and the authorized key are in the machine before its
-        first start.
+        ``user_data`` answers what ``spec.user_data`` stands for; asked only for what was never started. It and the
+        authorized key are in the machine before its first start.
 
         Adopts a machine of the same generation; replaces its own of an older generation; raises
         ForeignObject where the name is taken by something without our labels. Does not start it.
@@ -77,7 +77,8 @@ class Machines(Protocol):
         """Give it the CPU and memory limits of ``spec``, running, paused or not; it stays as it is.
 
         Raises NotFound, EngineRefused; NeedsStop where it can be done only while it is stopped, NeedsRecreate where
-        it cannot be done to this machine; InstanceExited where its program has not survived it.
+        it cannot be done to this machine; InstanceExited where its program has not survived it, which a repeated
+        call knows where ``spec.lives``.
         """
 
     def pause(self, machine: UUID) -> None:
@@ -118,7 +119,8 @@ class Machines(Protocol):
         """All running machines of this owner that have a health check."""
 
     def look(self, machine: Checked) -> Look:
-        """Ask a machine once whether it is well; takes as long as its check allows, at most.
+        """Ask a machine once whether it is well, and it alone, whoever gets its address when it ends; takes as long as
+        its check allows, at most.
 
         Raises EngineUnavailable where the engine keeps it from knowing.
         """

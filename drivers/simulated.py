@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -66,7 +67,7 @@ class SimulatedMachines:
         self._engine = SimulatedEngine(f"{url}/hosts/{host_name}")
         self._owner = Owner(installation=installation, host_id=host_id)
 
-    def create(self, spec: MachineSpec, user_data: bytes | None = None) -> str:
+    def create(self, spec: MachineSpec, user_data: Callable[[], bytes] | None = None) -> str:
         # Nothing runs in these machines, so nothing becomes of user data and keys.
         wanted = {
             "labels": self._owner.labels(spec),
@@ -203,7 +204,7 @@ class SimulatedMachines:
                 id, generation, project_id = owned
                 check = HealthCheck.model_validate_json(found["labels"][HEALTH])
                 who = {"engine_id": found["id"], "id": id, "project_id": project_id, "generation": generation}
-                machines.append(Checked(**who, address=found["ip"], check=check))
+                machines.append(Checked(**who, check=check))
         return machines
 
     def look(self, machine: Checked) -> Look:

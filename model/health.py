@@ -63,7 +63,6 @@ class Checked(Frozen):
     id: UUID
     project_id: UUID
     generation: int
-    address: str | None
     check: HealthCheck
 
 
@@ -71,5 +70,5 @@ class Look(Frozen):
     """One look at a machine. ``failure`` None: it is well."""
 
     failure: str | None = None
-    #: Of a failure: when the machine was started last, Unix time; None: it does not run any more, or nobody knows.
+    #: Of a failure: when the machine was started last, Unix time; None: it does not run, and the look does not count.
     started_at: float | None = None

@@ -42,9 +42,9 @@ class Verb(NamedTuple):
     allowed: frozenset[Status]
     during: Status
     done: Status | None
-    #: Where a change leads that could be neither done nor taken back. None: as it was before, and drift says how
-    #: the machine differs.
-    stranded: Status | None = Status.ERROR
+    #: Where a change leads that was brought to an end because it could be neither done nor taken back. One of which
+    #: that is not known (its host is silent) leads back to the state before, and drift says how the machine differs.
+    stranded: Status | None = None
 
 
 _LIVE = frozenset(Status) - {Status.DELETED}
@@ -58,9 +58,9 @@ VERBS: dict[str, Verb] = {
     "StopInstance": Verb(frozenset({Status.RUNNING, Status.PAUSED}), Status.STOPPING, Status.STOPPED),
     # One that does not come up again is stopped: it can be started, when its cause is mended.
     "RestartInstance": Verb(frozenset({Status.RUNNING}), Status.RESTARTING, Status.RUNNING, Status.STOPPED),
-    "PauseInstance": Verb(frozenset({Status.RUNNING}), Status.PAUSING, Status.PAUSED, None),
-    "ResumeInstance": Verb(frozenset({Status.PAUSED}), Status.RESUMING, Status.RUNNING, None),
-    "ResizeInstance": Verb(_AT_REST, Status.RESIZING, None, None),
+    "PauseInstance": Verb(frozenset({Status.RUNNING}), Status.PAUSING, Status.PAUSED),
+    "ResumeInstance": Verb(frozenset({Status.PAUSED}), Status.RESUMING, Status.RUNNING),
+    "ResizeInstance": Verb(_AT_REST, Status.RESIZING, None),
     "DeprovisionInstance": Verb(_LIVE, Status.DELETING, Status.DELETED),
     "HealInstance": Verb(_AT_REST, Status.STARTING, None),
     # What is paused cannot take its memory along: it is stopped where it moved to.
@@ -111,10 +111,14 @@ class MachineSpec(Frozen):
     #: A line for the authorized_keys of its root.
     authorized_key: str | None = None
 
+    #: Of a change of its limits: it ran before, and is to run after it.
+    lives: bool = False
+
     #: What agents of 0.2 do not know: it goes out only where it says something.
     LATER: ClassVar[tuple[str, ...]] = (
         *("image_digest", "image_format"),
         *("restart_policy", "health_check", "user_data", "authorized_key"),
+        "lives",
     )
 
     @property

@@ -14,7 +14,8 @@ UNKNOWN = dt.timedelta(seconds=60)
 FRESH = dt.timedelta(seconds=45)
 #: An open stream says this often that it is open.
 MARK_SECONDS = 5.0
-#: A delete or stop that failed is ordered again after this.
-AGAIN = dt.timedelta(seconds=60)
+#: A delete or stop that failed is ordered again after this, then after twice as long each time, at most the second;
+#: while its host is silent, the third.
+AGAIN, AT_MOST, AT_MOST_SILENT = (dt.timedelta(minutes=minutes) for minutes in (1, 5, 30))
 #: Seconds that may be asked for.
 LEAST_IDLE, LONGEST = 10, 10 * 365 * 24 * 3600

@@ -8,6 +8,7 @@ of another.
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
+from uuid import UUID
 
 from nacl.exceptions import CryptoError
 from nacl.public import PrivateKey, PublicKey, SealedBox
@@ -30,11 +31,22 @@ def public_key(private_key: bytes) -> bytes:
     return bytes(PrivateKey(private_key).public_key)
 
 
+def of_user_data(instance_id: UUID) -> str:
+    """The purpose of an instance's script."""
+    return f"user_data:{instance_id}"
+
+
 def seal(value: bytes, *, purpose: str, key: bytes) -> str:
-    """``value`` for the holder of the private half of ``key``; base64, 48 bytes and the purpose longer."""
+    """``value`` for the holder of the private half of ``key``; base64, 48 bytes and the purpose longer.
+
+    Raises SealBroken where ``key`` is none.
+    """
     told = purpose.encode()
     plain = len(told).to_bytes(2, "big") + told + value
-    return b64encode(SealedBox(PublicKey(key)).encrypt(plain)).decode()
+    try:
+        return b64encode(SealedBox(PublicKey(key)).encrypt(plain)).decode()
+    except CryptoError as error:
+        raise SealBroken("the host has no key that values can be sealed for: let it join again") from error
 
 
 def unseal(sealed: str, *, purpose: str, private_key: bytes) -> bytes:

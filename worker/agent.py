@@ -153,7 +153,7 @@ async def run(settings: Settings) -> None:
                 machines,
                 images,
                 fence.AgentFence(settings),
-                user_data.fetcher(membership),
+                user_data.fetcher(membership, keys),
             )
             for worker in temporal.workers:
                 await workers.enter_async_context(worker)

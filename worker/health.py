@@ -1,7 +1,8 @@
 """Whether an agent's machines are well: looked at as their health checks ask, and told to the API when it changes.
 
 What to look at is read from the machines themselves, so that an agent that starts knows. Looks run in a few threads
-of their own: many at once wait for each other, and for nothing else.
+of their own: many at once wait for each other, and for nothing else. A project gets a share of them, so that the others
+do not wait for it where none of its machines answers.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 import httpx
 import structlog
@@ -23,8 +25,8 @@ from model.health import MOST, Checked, Health, HealthCheck, Look
 from worker.identity import Membership
 
 log = structlog.get_logger()
-#: Looks of one agent at once.
-AT_ONCE = 16
+#: Looks of one agent at once, and those of one project. A look takes a minute at most, and mostly waits.
+AT_ONCE, SHARE = 32, 4
 #: How often it is seen which machines there are.
 SEE_SECONDS = 5.0
 #: How often all is told, changed or not: the API may know otherwise, as after a start.
@@ -45,23 +47,23 @@ class Standing:
 
     def take(self, look: Look, check: HealthCheck, now: float) -> None:
         """After a look that ended ``now``, Unix time."""
+        if look.failure is not None and look.started_at is None:
+            return  # it has ended, which others see
         before, self._looked_at = self._looked_at, now
         self.failure = look.failure
-        if look.failure is None:
+        if look.failure is None or look.started_at is None:
             self.health, self._failures = "healthy", 0
             return
-        if look.started_at is None:
-            return  # it has ended, which others see
-        if look.started_at > before:
-            # Also of the first look of all.
-            self._failures = 0
-            if now - look.started_at < check.start_period_seconds or self.health is not None:
-                self.health = "starting"
+        anew = look.started_at > before  # also of the first look of all
         if now - look.started_at < check.start_period_seconds:
+            self.health = "starting" if anew else self.health
             return
+        # Only a look that goes well takes failures back: what ends and is started again and again is not well.
         self._failures += 1
         if self._failures >= check.retries:
             self.health = "unhealthy"
+        elif anew and self.health is not None:
+            self.health = "starting"
 
 
 class HealthLooks:
@@ -71,6 +73,8 @@ class HealthLooks:
         self._membership = membership
         self._machines = machines
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="health")
+        #: By project, as long as it has machines here.
+        self._shares: WeakValueDictionary[UUID, asyncio.Semaphore] = WeakValueDictionary()
         self._news = asyncio.Event()
         #: By the engine's ids.
         self._seen: dict[str, Checked] = {}
@@ -94,7 +98,8 @@ class HealthLooks:
         try:
             await asyncio.sleep(random.uniform(0, 1))  # noqa: S311 - not all hosts at the same time
             while True:
-                found = await self._asked(machines.checked)
+                # In another thread than looks: those may all be waiting.
+                found = await self._asked(None, machines.checked)
                 if found is not None:
                     there = {machine.engine_id: machine for machine in found}
                     self._seen |= there
@@ -111,11 +116,13 @@ class HealthLooks:
 
     async def _follow(self, machines: Machines, engine_id: str) -> None:
         standing = self._standings[engine_id] = Standing()
-        check = self._seen[engine_id].check
+        check, project_id = self._seen[engine_id].check, self._seen[engine_id].project_id
+        share = self._shares.get(project_id) or asyncio.Semaphore(SHARE)
+        self._shares[project_id] = share
         await asyncio.sleep(random.uniform(0, min(check.interval_seconds, SEE_SECONDS)))  # noqa: S311
         while True:
-            # What was last seen: started again it has another address.
-            look = await self._asked(machines.look, self._seen[engine_id])
+            async with share:
+                look = await self._asked(self._threads, machines.look, self._seen[engine_id])
             if look is not None:
                 before = standing.health
                 standing.take(look, check, time.time())
@@ -124,10 +131,11 @@ class HealthLooks:
                     self._news.set()
             await asyncio.sleep(check.interval_seconds * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311
 
-    async def _asked(self, call: Any, *arguments: Any) -> Any:
-        """None: the engine does not say, and nothing is known."""
+    @staticmethod
+    async def _asked(threads: ThreadPoolExecutor | None, call: Any, *arguments: Any) -> Any:
+        """None: the engine does not say, and nothing is known. ``threads`` None: those of the process."""
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
+            return await asyncio.get_running_loop().run_in_executor(threads, call, *arguments)
         except CairnError as error:
             log.info("health.unknown", error=error.message)
         except Exception:  # an odd answer of an engine ends nothing here

@@ -69,6 +69,7 @@ class Leases:
         self._inventories: dict[UUID, str | None] = dict.fromkeys(machines)
         self._news = asyncio.Event()
         self._heard_at = -math.inf
+        self._closing: asyncio.Future[None] | None = None
         #: Set with the first lease: before it, an agent is not to take steps. Its host may have been removed, and
         #: another may have the name.
         self.granted = asyncio.Event()
@@ -127,7 +128,7 @@ class Leases:
 
     async def _renew_once(self, http: httpx.AsyncClient) -> None:
         asked_at = fence.clock()
-        await asyncio.to_thread(fence.close, self._identity, self._machines)
+        await self._close_fence()
         self._news.clear()
         hosts = [{"id": str(host), "inventory": digest} for host, digest in self._inventories.items()]
         lease = fence.read_lease(self._identity)
@@ -137,6 +138,14 @@ class Leases:
         self._on_ticket_keys(granted["ticket_keys"])
         self.granted.set()
         await self._temporal.told(granted["temporal_address"])
+
+    async def _close_fence(self) -> None:
+        """A thread is not given up with who waits for it: one that was left alone could stop what is started under
+        the next lease. So the one before is seen to its end first."""
+        if self._closing is not None:
+            await asyncio.gather(asyncio.shield(self._closing), return_exceptions=True)
+        self._closing = asyncio.ensure_future(asyncio.to_thread(fence.close, self._identity, self._machines))
+        await asyncio.shield(self._closing)
 
     async def _hear(self, http: httpx.AsyncClient) -> None:
         """While nothing can be renewed: what the platform says all the same. Its Temporal may have moved."""

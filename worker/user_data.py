@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+from base64 import b64decode
 from collections.abc import Callable
 
 import httpx
 
 from model.errors import Superseded, Unavailable
 from model.instances import MachineSpec
-from worker.identity import Membership
+from model.sealing import of_user_data, unseal
+from worker.identity import Keys, Membership
 
 PATIENCE = 5.0
 
 
-def fetcher(membership: Membership, transport: httpx.BaseTransport | None = None) -> Callable[[MachineSpec], bytes]:
-    """``fetch(spec)``: the script that the spec names, proved by its SHA-256. Raises Unavailable, Superseded."""
+def fetcher(
+    membership: Membership, keys: Keys, transport: httpx.BaseTransport | None = None
+) -> Callable[[MachineSpec], bytes]:
+    """``fetch(spec)``: the script that the spec names, proved by its SHA-256.
+
+    Raises Unavailable, Superseded, and SealBroken where it is not for who has these ``keys``.
+    """
     http = httpx.Client(
         base_url=membership.api_url,
         headers={"Authorization": f"Bearer {membership.credential}"},
@@ -29,9 +36,10 @@ def fetcher(membership: Membership, transport: httpx.BaseTransport | None = None
             answer = http.get(f"/hosts/user-data/{spec.id}", params={"project_id": str(spec.project_id)})
             if answer.status_code == httpx.codes.NOT_FOUND:
                 raise Superseded(f"instance {spec.name} is not on this host any more")
-            script: bytes = answer.raise_for_status().json()["data"]["user_data"].encode()
+            sealed = str(answer.raise_for_status().json()["data"]["sealed"])
         except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
             raise Unavailable(f"the API does not give the user_data of {spec.name}: {error}") from error
+        script = unseal(sealed, purpose=of_user_data(spec.id), private_key=b64decode(keys.private_key))
         if hashlib.sha256(script).hexdigest() != spec.user_data:
             raise Superseded(f"instance {spec.name} has another user_data by now")
         return script

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from temporalio import workflow
 from temporalio.exceptions import ActivityError
 
-from workflows.instances import code_of, host_of, make_beside, settling
+from workflows.instances import code_of, ending, host_of, make_beside, settling, starting_again
 from workflows.options import RESTORE, on_control, on_host, remaining
 from workflows.saga import Saga, Undo, carry_out, shielded
 
@@ -28,8 +28,9 @@ class RestartInstance:
             placement = await saga.step(InstanceRecords.claim, order, on_control(remaining(order), poll=True))
             spec, host = placement.spec, host_of(placement)
             request = StopRequest(spec=spec, grace_seconds=order.grace_seconds)
-            # It may be about to end: that is seen through before it is started. Where it does not start, it is stopped.
-            undo = [_end(spec, host), _start(spec, host)]
+            # It may be about to end: that is seen through before it is started. Where it does not start, it is stopped:
+            # its engine may go on trying.
+            undo = [ending(spec, host), starting_again(spec, host)._replace(otherwise=ending(spec, host))]
             await saga.step(InstanceEngine.stop, request, on_host(host, remaining(order)), undo=undo)
             return await saga.step(InstanceEngine.start, spec, on_host(host, remaining(order)))
 
@@ -94,14 +95,16 @@ class ResizeInstance:
         old = placement.old_spec or spec
         undo = [Undo(InstanceEngine.adjust, old, on_host(host, RESTORE))]
         if placement.was_running:
-            undo.append(_start(old, host))  # a program that cannot live with less memory has ended
-        await saga.step(InstanceEngine.adjust, spec, on_host(host, remaining(order)), undo=undo)
+            undo.append(starting_again(old, host))  # a program that cannot live with less memory has ended
+        lives = placement.was_running or placement.was_paused
+        as_it_is = spec.model_copy(update={"lives": lives})
+        await saga.step(InstanceEngine.adjust, as_it_is, on_host(host, remaining(order)), undo=undo)
 
     async def _adjust_stopped(self, saga: Saga, order: Order, placement: Placement) -> MachineState:
         spec, host = placement.spec, host_of(placement)
         old = placement.old_spec or spec
         request = StopRequest(spec=spec, grace_seconds=order.grace_seconds)
-        undo = [_end(spec, host), Undo(InstanceEngine.adjust, old, on_host(host, RESTORE)), _start(old, host)]
+        undo = [ending(spec, host), Undo(InstanceEngine.adjust, old, on_host(host, RESTORE)), starting_again(old, host)]
         await saga.step(InstanceEngine.stop, request, on_host(host, remaining(order)), undo=undo)
         await saga.step(InstanceEngine.adjust, spec, on_host(host, remaining(order)))
         return await saga.step(InstanceEngine.start, spec, on_host(host, remaining(order)))
@@ -111,14 +114,6 @@ class ResizeInstance:
         # Without a deadline: a switch whose answer is late has happened all the same.
         await shielded(saga.commit(InstanceRecords.switch, order, on_control()))
         return facts
-
-
-def _end(spec: MachineSpec, host: str) -> Undo:
-    return Undo(InstanceEngine.stop, StopRequest(spec=spec, grace_seconds=0), on_host(host, RESTORE))
-
-
-def _start(spec: MachineSpec, host: str) -> Undo:
-    return Undo(InstanceEngine.start, spec, on_host(host, RESTORE))
 
 
 PLANS = [RestartInstance, PauseInstance, ResumeInstance, ResizeInstance]

@@ -23,7 +23,7 @@ with workflow.unsafe.imports_passed_through():
         Settlement,
         StopRequest,
     )
-    from model.errors import InstanceExited, LeaseLapsed, PortTaken
+    from model.errors import InstanceExited, LeaseLapsed, NeedsStop, PortTaken
     from model.instances import MachineSpec, MachineState, Ready
     from model.workflows import Failure, Order, Outcome
 
@@ -43,6 +43,16 @@ def settling(order: Order) -> Settle:
         await call(InstanceRecords.settle, settlement, "settle", on_control())
 
     return settle
+
+
+def ending(spec: MachineSpec, host: str) -> Undo:
+    """Stops it at once."""
+    return Undo(InstanceEngine.stop, StopRequest(spec=spec, grace_seconds=0), on_host(host, RESTORE))
+
+
+def starting_again(spec: MachineSpec, host: str) -> Undo:
+    """Starts what ran before. Whether it is healthy is not waited for: it need not have been."""
+    return Undo(InstanceEngine.start, spec.model_copy(update={"health_check": None}), on_host(host, RESTORE))
 
 
 def removal(placement: Placement) -> Undo:
@@ -114,10 +124,7 @@ class StopInstance:
             spec, host = placement.spec, host_of(placement)
             request = StopRequest(spec=spec, grace_seconds=order.grace_seconds)
             # It may have been asked to end already, and be about to: that is seen through before it is started.
-            undo = [
-                Undo(InstanceEngine.stop, StopRequest(spec=spec, grace_seconds=0), on_host(host, RESTORE)),
-                Undo(InstanceEngine.start, spec, on_host(host, RESTORE)),
-            ]
+            undo = [ending(spec, host), starting_again(spec, host)]
             if placement.was_paused:
                 undo.append(Undo(InstanceEngine.pause, spec, on_host(host, RESTORE)))
             await saga.step(InstanceEngine.stop, request, on_host(host, remaining(order)), undo=undo)
@@ -164,7 +171,7 @@ class HealInstance:
                 await saga.step(InstanceEngine.delete, spec, there())
             spec = await ensure_image(saga, spec, there())
             made = await saga.step(InstanceEngine.create, spec, there())
-            await saga.step(InstanceEngine.adjust, spec, there())
+            await self._adjust(saga, order, placement.model_copy(update={"spec": spec}), there)
             if placement.was_paused:
                 return await self._pause(saga, placement, there)
             if not placement.was_running:
@@ -173,6 +180,20 @@ class HealInstance:
             return ready(await saga.step(InstanceEngine.start, spec, there()), spec)
 
         await carry_out(order, plan, settling(order))
+
+    async def _adjust(
+        self, saga: Saga, order: Order, placement: Placement, there: Callable[[], ActivityConfig]
+    ) -> None:
+        """Where it must be stopped for that, it is: it is about to be started again, or is to be stopped anyway."""
+        spec = placement.spec
+        try:
+            await saga.step(InstanceEngine.adjust, spec, there())
+        except ActivityError as error:
+            needs_stop = code_of(error) == NeedsStop.code
+            if not needs_stop or placement.was_paused or not workflow.patched("heal-stops"):
+                raise
+            await saga.step(InstanceEngine.stop, StopRequest(spec=spec, grace_seconds=order.grace_seconds), there())
+            await saga.step(InstanceEngine.adjust, spec, there())
 
     async def _pause(
         self, saga: Saga, placement: Placement, there: Callable[[], ActivityConfig]
@@ -235,11 +256,8 @@ async def make_beside(saga: Saga, order: Order, placement: Placement) -> Machine
         remake.append(Undo(InstanceEngine.create, old, on_host(left, RESTORE)))
         if placement.was_running:
             request = StopRequest(spec=old, grace_seconds=order.grace_seconds)
-            restart = [
-                Undo(InstanceEngine.stop, StopRequest(spec=old, grace_seconds=0), on_host(left, RESTORE)),
-                Undo(InstanceEngine.start, old, on_host(left, RESTORE)),
-            ]
-            await saga.step(InstanceEngine.stop, request, on_host(left, remaining(order)), undo=restart)
+            back = [ending(old, left), starting_again(old, left)]
+            await saga.step(InstanceEngine.stop, request, on_host(left, remaining(order)), undo=back)
     made = await saga.step(InstanceEngine.create, spec, there(), undo=remake)
     if not placement.was_running:
         return ready(MachineState(engine_id=made, private_ip=None), spec)

@@ -32,10 +32,12 @@ class Undo(NamedTuple):
     arg: Any
     config: ActivityConfig
     may_fail: bool = False
+    #: Where it fails: what leads to a known state all the same, another than before.
+    otherwise: Undo | None = None
 
 
-#: ``settle(outcome, failure, facts, undone)``: ``facts`` is what the plan answered, or its undos; ``undone``: nothing
-#: is left of it.
+#: ``settle(outcome, failure, facts, undone)``: ``facts`` is what the plan answered, or its undos; ``undone`` False: an
+#: ``otherwise`` was carried out instead of an undo.
 Settle = Callable[[Outcome, Failure | None, Any, bool], Awaitable[None]]
 CANCELLED = Failure(code="cancelled", message="the workflow was cancelled")
 
@@ -77,12 +79,13 @@ class Saga:
         self._undos.clear()
         return result
 
-    async def unwind(self) -> tuple[str | None, Any]:
+    async def unwind(self) -> tuple[str | None, Any, bool]:
         """Undo what was done, newest first. One that fails does not stop the others.
 
-        Why the first of them failed, and the last answer that said anything: what there is now.
+        Why the first of them failed, the last answer that said anything (what there is now), and whether no
+        ``otherwise`` was carried out.
         """
-        failed, facts = None, None
+        failed, facts, undone = None, None, True
         for number, undo in enumerate(reversed(self._undos), 1):
             try:
                 answered = await call(undo.method, undo.arg, f"undo-{number}", undo.config)
@@ -91,8 +94,20 @@ class Saga:
                 workflow.logger.error("undo failed: %s", error.cause)
                 if not undo.may_fail:
                     failed = failed or failure_of(error).message
+                if undo.otherwise is not None:
+                    undone = undone and not await self._instead(undo.otherwise, f"undo-{number}-otherwise")
         self._undos.clear()
-        return failed, facts
+        return failed, facts, undone
+
+    async def _instead(self, otherwise: Undo, id: str) -> bool:
+        if not workflow.patched("undo-otherwise"):
+            return True  # runs of before counted on it
+        try:
+            await call(otherwise.method, otherwise.arg, id, otherwise.config)
+            return True
+        except ActivityError as error:
+            workflow.logger.error("undo failed: %s", error.cause)
+            return False
 
 
 async def call(method: Callable[[Any, Any], R], arg: Any, id: str, config: ActivityConfig) -> R:
@@ -121,10 +136,10 @@ async def carry_out(
             failure = CANCELLED
 
         async def give_up() -> None:
-            left, facts = await saga.unwind()
+            left, facts, undone = await saga.unwind()
             said = f"{failure.message}; it could not be undone: {left}" if left else failure.message
             outcome: Outcome = "cancelled" if cancelled else "failed"
-            await settle(outcome, failure.model_copy(update={"message": said}), facts, left is None)
+            await settle(outcome, failure.model_copy(update={"message": said}), facts, undone)
 
         await shielded(give_up())
         if cancelled:

@@ -22,6 +22,8 @@ from tests.services import PORT_RANGE, Database, database, temporal_server, work
 
 __all__ = ["database", "temporal_server", "worker_engine"]
 
+#: What starts no machine (a resize, as long as it need not).
+LEFT_AS_IT_IS = ("StopInstance", "PauseInstance", "ResumeInstance", "ResizeInstance", "DeprovisionInstance")
 CAPACITY = Capacity(port_range=PORT_RANGE, overcommit_cpu=4, overcommit_memory=1)
 
 
@@ -124,7 +126,8 @@ class Platform:
 
     def settle(self, order: Order, outcome: Outcome, code: str | None = None, *, undone: bool = True) -> None:
         failure = Failure(code=code, message=code, step="instance.start") if code else None
-        facts = MachineState(engine_id="e-1", private_ip="10.0.0.9") if outcome == "completed" else None
+        starts = outcome == "completed" and order.kind not in LEFT_AS_IT_IS
+        facts = MachineState(engine_id="e-1", private_ip="10.0.0.9") if starts else None
         settlement = Settlement(order=order, outcome=outcome, failure=failure, facts=facts, undone=undone)
         self.run(self.records.settle, settlement)
 

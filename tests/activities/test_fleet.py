@@ -570,6 +570,7 @@ def test_what_changed_while_the_inventory_was_on_its_way_has_not_drifted(
     ("policy", "silent", "expected"),
     [
         ("keep", 3600, "stuck"),
+        ("keep", 20, "wait"),
         ("replace", 3600, "lost"),
         ("replace", 20, "wait"),
         ("fence", 70, "wait"),
@@ -586,6 +587,32 @@ def test_drain_of_a_silent_host_goes_by_what_its_instances_say(
         assert [child.host_lost for child in found.moves] == [True]
     else:
         assert (found.moves, found.busy, len(found.stuck)) == ([], int(expected == "wait"), int(expected == "stuck"))
+
+
+@pytest.mark.parametrize("policy", ["keep", "replace", "fence"])
+def test_drain_after_an_outage_of_our_own_waits_for_hosts_to_be_heard_of(
+    platform: Platform, drains: HostDrains, policy: str
+) -> None:
+    platform.running(wanted_host="one", on_host_lost=policy)
+    lose(platform, 3600)
+    platform.db.rows("UPDATE pulses SET since = now() WHERE process = %s", API)
+    found = platform.run(drains.next, drain(platform))
+    assert (found.moves, found.busy, found.stuck) == ([], 1, [])
+
+
+def test_drain_waits_for_the_delete_that_called_a_move_off(platform: Platform, drains: HostDrains) -> None:
+    platform.running(wanted_host="one")
+    order = drain(platform)
+    (child,) = platform.run(drains.next, order).moves
+    platform.run(platform.records.place_beside, PlaceRequest(order=child), run_id=f"run-{child.workflow_id}")
+    delete = platform.change(child, "DeprovisionInstance")
+    platform.settle(child, "cancelled", "cancelled")
+    found = platform.run(drains.next, order)
+    assert (found.moves, found.busy, found.stuck) == ([], 1, [])
+    platform.claim(delete, run_id="delete")
+    platform.settle(delete, "completed")
+    found = platform.run(drains.next, order)
+    assert (found.moves, found.busy, found.stuck) == ([], 0, [])
 
 
 # What is paused

@@ -238,11 +238,16 @@ def test_where_each_verb_leads(platform: Platform, kind: str, outcome: Any, stat
 
 
 @pytest.mark.parametrize("outcome", ["failed", "cancelled"])
-def test_change_that_could_not_be_taken_back_leads_to_error(platform: Platform, outcome: Any) -> None:
-    order = platform.change(platform.running(ports=[AUTO]), "StopInstance")
+@pytest.mark.parametrize("undone", [True, False])
+@pytest.mark.parametrize("kind", ["StopInstance", "MoveInstance", "HealInstance"])
+def test_change_that_could_not_be_taken_back_leads_to_the_state_before(
+    platform: Platform, kind: str, outcome: Any, undone: bool
+) -> None:
+    """From there it can be tried again, and what its host's loss leads to goes by it."""
+    order = platform.change(platform.running(ports=[AUTO]), kind)
     platform.claim(order)
-    platform.settle(order, outcome, "cancelled", undone=False)
-    assert platform.instance(order)["status"] == "error"
+    platform.settle(order, outcome, "cancelled", undone=undone)
+    assert platform.instance(order)["status"] == "running"
     assert platform.held() == {"vcpus": 1, "memory_mb": 512, "ports": 1}
 
 

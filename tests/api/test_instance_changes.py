@@ -191,7 +191,13 @@ async def test_patch_merges_labels_and_metadata_and_replaces_tags(api: Api) -> N
     assert (emptied["labels"], emptied["metadata"], emptied["tags"]) == ({}, {}, [])
 
 
-@pytest.mark.parametrize("body", [{}, {"name": "web"}, {"labels": {}}, {"labels": {"a": "1", "x": None}}])
+@pytest.mark.parametrize(
+    "body",
+    [
+        *({}, {"name": "web"}, {"labels": {}}, {"labels": {"a": "1", "x": None}}),
+        {"ttl_seconds": None, "idle_stop_seconds": None},
+    ],
+)
 async def test_patch_that_changes_nothing_is_no_new_version_and_no_event(api: Api, body: Any) -> None:
     instance = (await api.launch(labels={"a": "1"}))["data"]
     answer = await patched(api, instance, body)
@@ -209,6 +215,17 @@ async def test_patch_of_how_long_it_lives(api: Api) -> None:
     data = (await patched(api, instance, {"ttl_seconds": None, "idle_stop_seconds": None})).json()["data"]
     shown = [data[name] for name in ("ttl_seconds", "expires_at", "idle_stop_seconds", "active_at")]
     assert shown == [None] * 4
+
+
+async def test_what_is_being_deleted_gets_no_longer_to_live(api: Api) -> None:
+    instance = (await api.launch())["data"]
+    api.put(instance, "running")
+    delete = (await api.http.delete(f"/v1/instances/{instance['id']}")).json()["meta"]["workflow_id"]
+    for body in ({"ttl_seconds": 600}, {"ttl_seconds": None}, {"idle_stop_seconds": 60, "tags": ["x"]}):
+        answer = await patched(api, instance, body)
+        assert refusal(answer) == (409, "invalid_state")
+        assert answer.json()["error"]["details"] == {"state": "deleting", "workflow_id": delete}
+    assert (await patched(api, instance, {"tags": ["x"]})).status_code == 200
 
 
 async def test_patch_of_the_name(api: Api) -> None:

@@ -132,7 +132,14 @@ async def test_etag_and_if_match(api: Api) -> None:
     assert stopping.status_code == 202
     assert stopping.headers["etag"] == '"2"' != etag
     api.put(instance, "stopped")
+    for nothing in ("", ","):
+        assert (await api.http.delete(path, headers={"If-Match": nothing})).status_code == 412
     assert (await api.http.delete(path, headers={"If-Match": "*"})).status_code == 202
+    deleting = (await api.http.get(path)).json()["data"]["version"]
+    # The same request again, and one that has seen what there is; nobody else has.
+    for version, status in ((deleting - 1, 202), (deleting, 202), (deleting - 2, 412), (deleting + 1, 412)):
+        assert (await api.http.delete(path, headers={"If-Match": f'"{version}"'})).status_code == status
+    assert api.db.counts()["workflows"] == 3
 
 
 async def test_start_is_refused_in_any_other_state(api: Api) -> None:

@@ -7,12 +7,14 @@ import datetime as dt
 import hashlib
 from typing import Any
 
+import httpx
 import pytest
 
 from api import activity, streams
 from api.caller import Caller
 from model.base import new_id
 from model.lifetimes import IDLE_BYTES
+from model.sealing import new_private_key, public_key, unseal
 from tests.api.conftest import Api
 from tests.api.test_samples import agent, bucket, placed, told, usage
 from tests.services import eventually
@@ -89,13 +91,23 @@ async def test_user_data_is_for_agents_of_its_hosts_alone(api: Api) -> None:
     async with agent(api) as one, agent(api, "two") as two:
         assert (await one.get(path, params=params)).status_code == 404, "it is on no host yet"
         api.db.rows("UPDATE instances SET host_id = %s WHERE id = %s", api.db.hosts["one"], instance["id"])
-        assert (await one.get(path, params=params)).json()["data"] == {"user_data": SCRIPT}
+        assert (await one.get(path, params=params)).status_code == 422, "its host has no key"
+        key = new_private_key()
+        api.db.rows("UPDATE hosts SET public_key = %s", public_key(key))
+
+        async def script(of: httpx.AsyncClient) -> str:
+            answer = await of.get(path, params=params)
+            assert SCRIPT not in answer.text
+            sealed = answer.json()["data"]["sealed"]
+            return unseal(sealed, purpose=f"user_data:{instance['id']}", private_key=key).decode()
+
+        assert await script(one) == SCRIPT
         assert (await two.get(path, params=params)).status_code == 404
         api.db.rows(
             "UPDATE instances SET next_host_id = %s, next_generation = 2 WHERE id = %s",
             *(api.db.hosts["two"], instance["id"]),
         )
-        assert (await two.get(path, params=params)).json()["data"] == {"user_data": SCRIPT}, "it is moving there"
+        assert await script(two) == SCRIPT, "it is moving there"
         assert (await one.get(path, params={"project_id": str(new_id())})).status_code == 404
         assert (await one.get(path)).status_code == 422
     assert (await api.http.get(path, params=params)).status_code == 401

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
@@ -11,11 +12,13 @@ from urllib.parse import quote
 import aiohttp
 import httpx
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from api.agent_client import Opened, Target
 from api.open_streams import OpenStreams
+from model.base import new_id
 from tests.api.conftest import Api
 from tests.services import eventually
 
@@ -182,6 +185,27 @@ async def test_streams_end_when_the_key_that_opened_them_is_revoked(api: Api) ->
         assert (await running).json()["error"]["code"] == "outcome_unknown"
         assert await eventually(lambda: agents.open_now == 0)
     await looks.look()
+
+
+async def test_stream_that_closes_while_its_key_is_looked_at_leaves_nothing(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be told of for ever."""
+    looks: OpenStreams = api.app.state.open_streams
+    caller: Any = SimpleNamespace(project_id=new_id(), key_id=new_id())  # of which the database knows nothing
+    held = looks.hold(caller)
+    engine = api.app.state.engine
+
+    class Closing:
+        @asynccontextmanager
+        async def connect(self) -> AsyncIterator[AsyncConnection]:
+            async with engine.connect() as connection:
+                yield connection
+            held.close()
+
+    monkeypatch.setattr(looks, "_engine", Closing())
+    await looks.look()
+    assert caller.key_id not in looks._by_key
 
 
 @pytest.mark.parametrize("command", ["x" * 2001, "a\0b", "é" * 2000, "'"])

@@ -30,6 +30,24 @@ def test_the_files_key_is_not_sent_to_another_address(tmp_path: Path) -> None:
     assert find_endpoint({"CAIRN_DATA_DIR": str(tmp_path), "CAIRN_API_URL": "http://h/v1"}).api_key is None
 
 
+@pytest.mark.parametrize(
+    ("url", "sent"),
+    [
+        ("http://127.0.0.1:9/v1", "mine"),
+        ("http://[::1]:9/v1", "mine"),
+        ("http://localhost:9/v1", "mine"),
+        ("http://10.0.0.1:9/v1", "k"),
+        ("https://127.0.0.1.example.org/v1", "k"),
+    ],
+)
+def test_a_key_of_the_environment_goes_where_a_folder_says_only_on_this_machine(
+    tmp_path: Path, url: str, sent: str
+) -> None:
+    endpoint_file(tmp_path, api_url=url)
+    found = find_endpoint({"CAIRN_DATA_DIR": str(tmp_path), "CAIRN_API_KEY": "mine"})
+    assert (found.api_url, found.api_key) == (url, sent)
+
+
 def test_endpoint_file_of_the_data_folder(tmp_path: Path) -> None:
     endpoint_file(tmp_path, pids={"api": 12})
     assert find_endpoint({"CAIRN_DATA_DIR": str(tmp_path)}) == Endpoint("http://127.0.0.1:9/v1", "k")

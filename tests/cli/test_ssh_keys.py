@@ -105,6 +105,7 @@ def test_health_checks_as_they_are_written(api: FakeApi, written: str, check: di
         ["--ttl", "8"],
         ["--idle-stop", "0s"],
         ["--health", "ping"],
+        ["--health", "http:²/x"],
         ["--health", "http"],
         ["--health", "tcp:80/ready"],
         ["--health", "exec:"],

@@ -200,6 +200,10 @@ def test_only_what_shows_something_is_watched(api: FakeApi) -> None:
     assert cairn("watch", "instance", "rm", "web").exit_code == Exit.USAGE
     assert cairn("instance", "rm", "web", "--watch").exit_code == Exit.USAGE
     assert cairn("watch").exit_code == Exit.USAGE
+    for command in (["touch", "x"], ["--", "touch", "x"]):
+        assert cairn("watch", "instance", "exec", "web", *command).exit_code == Exit.USAGE
+    assert cairn("watch", "instance", "list", "--").exit_code == Exit.USAGE
+    assert cairn("watch", "instance").exit_code == Exit.USAGE
     assert api.requests == []
 
 

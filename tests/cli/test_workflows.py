@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from uuid import uuid4
 
 import pytest
@@ -106,3 +108,14 @@ def test_retry_that_is_refused_says_which_is_newer(api: FakeApi) -> None:
     result = cairn("workflow", "retry", WORKFLOW)
     assert result.exit_code == Exit.REFUSED
     assert "retried already" in result.stderr
+
+
+def test_waiting_ends_in_time_where_the_api_takes_requests_and_says_nothing(api: FakeApi) -> None:
+    over = threading.Event()
+    api.serve = lambda handler: over.wait(20)  # type: ignore[assignment,method-assign,misc]
+    began = time.monotonic()
+    result = cairn("workflow", "wait", WORKFLOW, "--timeout", "1.5")
+    took = time.monotonic() - began
+    over.set()
+    assert result.exit_code == Exit.TIMED_OUT
+    assert took < 4

@@ -286,6 +286,60 @@ def test_stop_of_what_ended_by_itself_changes_nothing(machines: DockerMachines, 
     assert before["ExitCode"] == 7
 
 
+def test_paused_program_that_gets_no_time_does_not_go_on_for_a_moment(
+    machines: DockerMachines, sdk: docker.APIClient
+) -> None:
+    """A fence stops it so: it may run elsewhere already."""
+    wanted = spec(cmd=["/bin/sh", "-c", "while :; do echo on; done"])
+    machines.create(wanted)
+    machines.start(wanted.id, never)
+    machines.pause(wanted.id)
+    time.sleep(0.3)  # the engine reads what was said
+    before = sdk.logs(machine_name(wanted.id)).count(b"\n")
+    machines.stop(wanted.id, 0, never)
+    assert not inspect(sdk, wanted)["State"]["Running"]
+    assert sdk.logs(machine_name(wanted.id)).count(b"\n") - before < 50
+
+
+@pytest.mark.parametrize("verb", ["start", "resume", "stop"])
+def test_one_that_somebody_woke_meanwhile_is_awake(
+    machines: DockerMachines, sdk: docker.APIClient, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """Engines call it a failure of theirs to wake what is not paused."""
+    wanted = spec()
+    machines.create(wanted)
+    machines.start(wanted.id, never)
+    machines.pause(wanted.id)
+    unpause = machines._client.unpause
+
+    def twice(engine_id: str) -> None:
+        unpause(engine_id)
+        unpause(engine_id)
+
+    monkeypatch.setattr(machines._client, "unpause", twice)
+    if verb == "start":
+        machines.start(wanted.id, never)
+    elif verb == "resume":
+        machines.resume(wanted.id)
+    else:
+        machines.stop(wanted.id, 1, never)
+    state = inspect(sdk, wanted)["State"]
+    assert (state["Running"], state["Paused"]) == (verb != "stop", False)
+
+
+def test_adjust_whose_answer_was_lost_knows_whether_the_program_survived_it(machines: DockerMachines) -> None:
+    wanted = spec()
+    machines.create(wanted)
+    machines.start(wanted.id, never)
+    smaller = wanted.model_copy(update={"memory_mb": wanted.memory_mb // 2, "lives": True})
+    machines.adjust(smaller)
+    machines.adjust(smaller)
+    machines.stop(wanted.id, 0, never)  # as a program ends that got too little
+    with pytest.raises(InstanceExited):
+        machines.adjust(smaller)
+    machines.adjust(smaller.model_copy(update={"lives": False}))
+
+
 def test_start_of_a_paused_container(machines: DockerMachines, sdk: docker.APIClient) -> None:
     wanted = spec()
     machines.create(wanted)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -14,7 +15,7 @@ import docker
 import pytest
 
 from drivers.docker import DockerMachines
-from model.errors import EngineRefused, InstanceExited
+from model.errors import EngineRefused, InstanceExited, Unavailable
 from model.instances import MachineSpec
 from tests.drivers.conftest import never, spec
 from tests.services import until
@@ -24,12 +25,12 @@ pytestmark = pytest.mark.engine
 KEY = "ssh-ed25519 AAAA somebody"
 
 
-def with_data(script: str, **more: Any) -> tuple[MachineSpec, bytes]:
+def with_data(script: str, **more: Any) -> tuple[MachineSpec, Callable[[], bytes]]:
     data = script.encode()
-    return spec(user_data=hashlib.sha256(data).hexdigest(), **more), data
+    return spec(user_data=hashlib.sha256(data).hexdigest(), **more), lambda: data
 
 
-def launch(machines: DockerMachines, wanted: MachineSpec, data: bytes | None = None) -> str:
+def launch(machines: DockerMachines, wanted: MachineSpec, data: Callable[[], bytes] | None = None) -> str:
     made = machines.create(wanted, data)
     machines.start(wanted.id, never)
     return made
@@ -133,6 +134,23 @@ def test_files_are_there_though_the_first_create_died_before_it_put_them(
     assert machines.create(wanted, data) == made, "and again, of one that runs"
 
 
+def test_script_is_fetched_only_for_what_was_never_started(machines: DockerMachines) -> None:
+    """What runs is adopted, also while nobody can be asked for it."""
+    wanted, data = with_data("#!/bin/sh\n")
+    made = machines.create(wanted, data)
+    assert machines.create(wanted, data) == made
+    machines.start(wanted.id, never)
+
+    def away() -> bytes:
+        raise Unavailable("the API is away")
+
+    assert machines.create(wanted, away) == made
+    machines.stop(wanted.id, 0, never)
+    assert machines.create(wanted, away) == made
+    with pytest.raises(Unavailable):
+        machines.create(wanted.model_copy(update={"generation": wanted.generation + 1}), away)
+
+
 def _fails(*_: Any) -> None:
     raise KeyError
 
@@ -163,6 +181,45 @@ def test_image_of_another_user_runs_its_program_as_that(
     made = launch(machines, wanted, data)
     assert until(lambda: sdk.logs(made).count(b"\n") == 4), sdk.logs(made)
     assert sdk.logs(made) == b"0\n1000\n/home/app\n/www\n"
+
+
+@pytest.mark.parametrize(
+    ("user", "runs_as"),
+    [
+        ("1000", "1000 1000 /home/app"),
+        ("1000:2000", "1000 2000 /home/app"),
+        ("app:others", "1000 3000 /home/app"),
+        ("4321", "4321 0 /"),
+        ("4321:app", "4321 1000 /"),
+        ("4321:8765", "4321 8765 /"),
+    ],
+)
+def test_image_of_a_user_without_a_name(
+    machines: DockerMachines, sdk: docker.APIClient, image: Any, user: str, runs_as: str
+) -> None:
+    users = "echo app:x:1000:1000::/home/app:/bin/sh >> /etc/passwd; "
+    users += "echo app:x:1000: > /etc/group; echo others:x:3000: >> /etc/group"
+    command = """CMD ["/bin/sh", "-c", "echo $(id -u) $(id -g) $HOME; exec sleep 100"]"""
+    wanted, data = with_data("#!/bin/sh\n", image=image(f"USER {user}", command, prepare=users))
+    made = launch(machines, wanted, data)
+    assert until(lambda: sdk.logs(made) == f"{runs_as}\n".encode()), sdk.logs(made)
+    before = run(sdk, made, "cat /etc/passwd")
+    machines.stop(wanted.id, 0, never)
+    machines.start(wanted.id, never)
+    assert until(lambda: sdk.logs(made) == f"{runs_as}\n".encode() * 2), "and when it is started again"
+    assert run(sdk, made, "cat /etc/passwd") == before
+
+
+@pytest.mark.parametrize("user", ["ghost", "0x0", "1000:ghosts"])
+def test_image_of_a_user_whom_nobody_knows_runs_as_nobody_else(
+    machines: DockerMachines, sdk: docker.APIClient, image: Any, user: str
+) -> None:
+    wanted, data = with_data("#!/bin/sh\n", image=image(f"USER {user}", 'CMD ["/bin/sh", "-c", "id -u; sleep 9"]'))
+    made = machines.create(wanted, data)
+    with contextlib.suppress(InstanceExited):
+        machines.start(wanted.id, never)
+    assert until(lambda: not sdk.inspect_container(made)["State"]["Running"])
+    assert f"runs as {user}, whom".encode() in sdk.logs(made)
 
 
 # Keys

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
 import pytest
 
+from drivers import docker_health
 from drivers.docker import DockerMachines
 from model.health import Checked, HealthCheck
+from model.lifetimes import IDLE_BYTES
 from tests.drivers.conftest import never, spec
 from tests.services import until
 
@@ -75,4 +78,85 @@ def test_only_what_runs_is_looked_at(machines: DockerMachines) -> None:
     assert machines.checked() == []
     machines.stop(machine.id, 0, never)
     assert machines.checked() == []
-    assert machines.look(machine).started_at is None
+    look = machines.look(machine)
+    assert (look.failure is not None, look.started_at) == (True, None)
+
+
+@pytest.mark.parametrize("type", ["http", "tcp"])
+def test_machine_that_ended_is_not_taken_for_the_one_that_has_its_address_now(
+    machines: DockerMachines, type: str
+) -> None:
+    """Whoever comes next has the address: it may be somebody else's."""
+    machine = checked(machines, {"type": type, "port": 80}, "sleep 1000")
+    assert machines.look(machine).failure is not None
+    address = machines.start(machine.id, never).private_ip
+    machines.stop(machine.id, 0, never)
+    other = spec()
+    machines.create(other)
+    assert machines.start(other.id, never).private_ip == address
+    time.sleep(0.3)  # it listens
+    look = machines.look(machine)
+    assert (look.failure is not None, look.started_at) == (True, None)
+
+
+@pytest.mark.parametrize("type", ["http", "tcp"])
+def test_answer_of_who_got_the_address_during_a_look_is_not_its_own(
+    machines: DockerMachines, monkeypatch: pytest.MonkeyPatch, type: str
+) -> None:
+    machine = checked(machines, {"type": type, "port": 80})
+    assert until(lambda: machines.look(machine).failure is None)
+    ask = docker_health._ask
+
+    async def too_late(check: HealthCheck, address: str) -> str | None:
+        machines.stop(machine.id, 0, never)
+        other = spec()
+        machines.create(other)
+        assert machines.start(other.id, never).private_ip == address
+        await asyncio.sleep(0.3)
+        assert await ask(check, address) is None
+        return None
+
+    monkeypatch.setattr(docker_health, "_ask", too_late)
+    look = machines.look(machine)
+    assert (look.failure is not None, look.started_at) == (True, None)
+
+
+def test_machine_that_waits_to_be_started_again_is_not_well(machines: DockerMachines) -> None:
+    wanted = spec(
+        health_check=HealthCheck(type="exec", command=["true"]),
+        restart_policy="always",
+        cmd=["/bin/sh", "-c", "sleep 1; exit 1"],
+    )
+    machines.create(wanted)
+    machines.start(wanted.id, never)
+    (found,) = machines.checked()
+
+    def waits() -> bool:
+        assert [machine.engine_id for machine in machines.checked()] == [found.engine_id]
+        look = machines.look(found)
+        return look.failure is not None and look.started_at is not None
+
+    assert until(waits)
+
+
+def test_command_that_says_too_much_is_not_read_to_its_end(machines: DockerMachines) -> None:
+    machine = checked(machines, {"type": "exec", "command": ["yes"], "timeout_seconds": 60})
+    began = time.monotonic()
+    assert "1024 KiB" in (machines.look(machine).failure or "")
+    assert time.monotonic() - began < 20
+
+
+def test_look_at_a_large_page_is_no_activity(machines: DockerMachines) -> None:
+    """An instance that only its health check asks for something is idle."""
+    command = "dd if=/dev/zero of=/www/large bs=1024 count=4096 && exec httpd -f -p 80 -h /www"
+    machine = checked(machines, {"type": "http", "port": 80, "path": "/large"}, command)
+    assert until(lambda: machines.look(machine).failure is None)
+
+    def bytes_so_far() -> int:
+        (reading,) = [reading for reading in machines.sample() if reading.id == machine.id]
+        return reading.rx_bytes + reading.tx_bytes
+
+    before = bytes_so_far()
+    assert machines.look(machine).failure is None
+    time.sleep(0.5)
+    assert bytes_so_far() - before < IDLE_BYTES

@@ -195,6 +195,8 @@ def particular_cases() -> list[Case]:
         ("StopInstance", "paused", paused, {}),
         ("StopInstance", "paused-failed", paused_and_refused, {}),
         ("RestartInstance", "undo-failed", crashing, {}),
+        ("RestartInstance", "ended-instead", crashing, {}),
+        ("HealInstance", "restarted", needs(NeedsStop("no")), {}),
         ("ResizeInstance", "stopped", stopped, {}),
         ("ResizeInstance", "paused", paused, {}),
         ("ResizeInstance", "restarted", needs(NeedsStop("no")), {}),

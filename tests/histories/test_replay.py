@@ -72,6 +72,7 @@ def test_history_is_of_the_end_that_its_name_says(path: Path) -> None:
         "port-replaced-failed": "FAILED",
         "fixed-port-taken": "FAILED",
         "undo-failed": "FAILED",
+        "ended-instead": "FAILED",
         "uploaded-failed": "FAILED",
         "paused-failed": "FAILED",
         "restarted-failed": "FAILED",

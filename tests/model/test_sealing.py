@@ -47,3 +47,9 @@ def test_nothing_of_it_shows_and_no_two_are_alike() -> None:
     assert b"purpose" not in first
     assert len(first) == len(SECRET) + len(b"purpose") + 2 + 48
     assert unseal(seal(b"", purpose="", key=public_key(KEY)), purpose="", private_key=KEY) == b""
+
+
+@pytest.mark.parametrize("key", [b"", bytes(31), bytes(32)], ids=len)
+def test_what_is_no_key_seals_nothing(key: bytes) -> None:
+    with pytest.raises(SealBroken):
+        seal(SECRET, purpose="p", key=key)

@@ -24,7 +24,7 @@ LAUNCH_SECONDS = 20
 @pytest.fixture(scope="module")
 def platform() -> Iterator[Stack]:
     """Its own: launches give up early here."""
-    made = Stack(simulated_hosts=1, CAIRN_DEADLINE_LAUNCH=str(LAUNCH_SECONDS), CAIRN_TICK_SECONDS="10")
+    made = Stack(simulated_hosts=2, CAIRN_DEADLINE_LAUNCH=str(LAUNCH_SECONDS), CAIRN_TICK_SECONDS="10")
     try:
         yield made.start().ready()
     finally:
@@ -172,6 +172,30 @@ def test_health_follows_the_machine_also_where_the_agent_was_killed(stack: Stack
         wait_for(f"it is {expected}", lambda expected=expected: health(stack, instance) == expected, 40)
     types = [row[0] for row in stack.sql("SELECT type FROM events WHERE resource_id = %s ORDER BY id", instance["id"])]
     assert [kind for kind in types if kind.endswith("healthy")] == ["instance.unhealthy", "instance.healthy"]
+
+
+def test_unhealthy_instance_is_not_lost_by_what_is_done_to_it(stack: Stack) -> None:
+    """What was not well before is started again all the same, and its state says so."""
+    instance = stack.running(backend="simulated", health_check=check())
+    stack.simulate(unhealthy=1)
+    wait_for("it is unhealthy", lambda: health(stack, instance) == "unhealthy", 40)
+    resized = stack.act("resize", instance, body={"instance_type": "standard-1"})
+    stack.completed(resized)
+    assert health(stack, instance) == "unhealthy"
+    (host,) = [host for host in stack.list("/hosts") if host["name"] == instance["host"]]
+    row = stack.ended(stack.accept("POST", f"/hosts/{host['id']}/drain"), 120)
+    stack.request("POST", f"/hosts/{host['id']}/uncordon").raise_for_status()
+    assert (row["state"], row["error"]["code"]) == ("failed", "not_drained")
+    after = stack.instance(instance)
+    assert (after["status"], after["host"], after["error"]["code"]) == ("running", instance["host"], "unhealthy")
+    held = "instance.stop.after_effect"
+    before = len(stack.hits(held))
+    stack.fault(held, "pause")
+    stopping = stack.act("stop", instance)
+    stack.wait_for_hit(held, before)
+    assert stack.cancelled(stopping, 60)["state"] == "cancelled"
+    assert stack.instance(instance)["status"] == "running"
+    stack.completed(stack.act("stop", instance))
 
 
 # User data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -20,6 +21,7 @@ from model.instances import OwnedMachine
 from model.settings import Settings
 from worker import fence
 from worker.identity import Identity, Membership, new_keys, path_of, write
+from worker.leases import Leases
 
 INSTALLATION = new_id()
 
@@ -254,3 +256,32 @@ def test_who_asks_while_it_is_about_to_leave_is_not_left_alone(identity: Path, m
     free = fence._lock(mark)
     assert free is not None
     os.close(free)
+
+
+async def test_stops_of_a_renewal_that_was_given_up_are_over_before_the_next_begins(
+    identity: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else they could stop what is started under the lease that the next one brings."""
+    machines = Machines(True)
+    fence.write_lease(identity, fence.clock() - 10, 5)
+    hangs, under_way, most = threading.Event(), [0], []
+
+    def stop(machine: UUID, grace_seconds: float, cancelled: Callable[[], bool]) -> None:
+        under_way[0] += 1
+        most.append(under_way[0])
+        hangs.wait(5)
+        under_way[0] -= 1
+
+    monkeypatch.setattr(machines, "stop", stop)
+    more: Any = {"agent_url": None, "versions": {}, "look_seconds": 1, "identity": identity}
+    more |= {"ensure_fence": lambda: None, "on_ticket_keys": lambda keys: None}
+    membership: Any = None
+    leases = Leases(membership, {new_id(): machines}, membership, **more)  # type: ignore[dict-item]
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await leases._close_fence()
+    assert most == [1]
+    hangs.set()
+    await leases._close_fence()
+    assert most == [1, 1]

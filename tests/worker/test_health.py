@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from base64 import b64encode
 from typing import Any
 from uuid import uuid4
 
@@ -13,13 +15,17 @@ import pytest
 from model.errors import EngineUnavailable, Superseded, Unavailable
 from model.health import Checked, HealthCheck, Look
 from model.instances import MachineSpec
+from model.sealing import SealBroken, new_private_key, seal
 from tests.services import eventually
 from worker import health
 from worker.health import HealthLooks, Standing
-from worker.identity import Membership
+from worker.identity import Keys, Membership
 from worker.user_data import fetcher
 
 CHECK = HealthCheck(type="tcp", port=80, interval_seconds=1, retries=2, start_period_seconds=20)
+KEYS, OTHERS = (
+    Keys(private_key=b64encode(new_private_key()).decode(), certificate="", certificate_key="") for _ in range(2)
+)
 MEMBERSHIP = Membership(
     api_url="http://api/v1",
     installation=uuid4(),
@@ -59,6 +65,11 @@ WELL, ENDED = -1.0, None
         ([(100, 95), (116, 95), (117, 95)], "unhealthy"),
         ([(100, WELL), (110, 105)], "starting"),
         ([(100, 0), (101, 0), (110, 105)], "starting"),
+        ([(100, WELL), (130, 105)], "starting"),
+        ([(100, WELL), (130, 105), (160, 135)], "unhealthy"),
+        ([(100, WELL), (130, 105), (160, 135), (190, 165)], "unhealthy"),
+        ([(100, WELL), (130, 105), (150, WELL), (190, 165)], "starting"),
+        ([(100, WELL), (130, ENDED), (131, 120)], "starting"),
         ([(100, WELL), (110, ENDED), (111, ENDED), (112, ENDED)], "healthy"),
     ],
     ids=str,
@@ -74,20 +85,26 @@ class Machines:
         self.there = [self.machine("good"), self.machine("bad")]
         self.away = False
         self.looks = 0
+        self.seen = 0
+        #: Looks at those that hang end with it.
+        self.over = threading.Event()
 
     @staticmethod
     def machine(engine_id: str) -> Checked:
         check = CHECK.model_copy(update={"interval_seconds": 0.05, "start_period_seconds": 0})
         ids: dict[str, Any] = {"id": uuid4(), "project_id": uuid4(), "generation": 1}
-        return Checked(engine_id=engine_id, address="10.0.0.1", check=check, **ids)
+        return Checked(engine_id=engine_id, check=check, **ids)
 
     def checked(self) -> list[Checked]:
+        self.seen += 1
         if self.away:
             raise EngineUnavailable("away")
         return self.there
 
     def look(self, machine: Checked) -> Look:
         self.looks += 1
+        if machine.engine_id.startswith("hangs"):
+            self.over.wait(10)
         if self.away:
             raise KeyError("never seen")
         return Look(failure="no", started_at=1) if machine.engine_id.startswith("bad") else Look()
@@ -149,6 +166,40 @@ async def test_engine_that_is_away_says_nothing_of_machines_and_an_api_that_is_a
     running.cancel()
 
 
+async def test_project_whose_machines_hang_takes_no_more_than_its_share(
+    looks: tuple[Machines, Api, HealthLooks],
+) -> None:
+    machines, api, agent = looks
+    one = machines.machine("hangs-0")
+    machines.there = [one.model_copy(update={"engine_id": f"hangs-{n}"}) for n in range(2 * health.AT_ONCE)]
+    running = asyncio.create_task(agent.run())
+    try:
+        assert await eventually(lambda: machines.looks >= health.SHARE)
+        await asyncio.sleep(0.3)
+        assert machines.looks == health.SHARE
+        machines.there = [*machines.there, good := machines.machine("good")]
+        assert await eventually(lambda: api.of(good) == ["healthy"])
+    finally:
+        machines.over.set()
+        running.cancel()
+
+
+async def test_machines_that_all_hang_do_not_hide_which_there_are(
+    looks: tuple[Machines, Api, HealthLooks], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "SEE_SECONDS", 0.05)
+    machines, _, agent = looks
+    machines.there = [machines.machine(f"hangs-{n}") for n in range(health.AT_ONCE)]
+    running = asyncio.create_task(agent.run())
+    try:
+        assert await eventually(lambda: machines.looks == health.AT_ONCE)
+        before = machines.seen
+        assert await eventually(lambda: machines.seen > before)
+    finally:
+        machines.over.set()
+        running.cancel()
+
+
 # User data
 
 
@@ -163,13 +214,16 @@ def test_script_is_fetched_for_its_instance_and_proved() -> None:
 
     def answer(request: httpx.Request) -> httpx.Response:
         asked.append((request.url.path, request.url.params["project_id"], request.headers["authorization"]))
-        return httpx.Response(200, json={"data": {"user_data": "abc"}})
+        purpose = f"user_data:{request.url.path.rpartition('/')[2]}"
+        return httpx.Response(200, json={"data": {"sealed": seal(b"abc", purpose=purpose, key=KEYS.public_key)}})
 
-    fetch = fetcher(MEMBERSHIP, httpx.MockTransport(answer))
+    fetch = fetcher(MEMBERSHIP, KEYS, httpx.MockTransport(answer))
     assert fetch(wanted) == b"abc"
     assert asked == [(f"/v1/hosts/user-data/{wanted.id}", str(wanted.project_id), "Bearer c")]
     with pytest.raises(Superseded):
         fetch(spec(user_data="00" * 32))
+    with pytest.raises(SealBroken):
+        fetcher(MEMBERSHIP, OTHERS, httpx.MockTransport(answer))(wanted)
 
 
 @pytest.mark.parametrize(
@@ -190,4 +244,4 @@ def test_script_that_cannot_be_had(answer: httpx.Response | Exception, error: ty
         return answer
 
     with pytest.raises(error):
-        fetcher(MEMBERSHIP, httpx.MockTransport(handle))(spec())
+        fetcher(MEMBERSHIP, KEYS, httpx.MockTransport(handle))(spec())

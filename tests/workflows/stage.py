@@ -32,6 +32,7 @@ from activities.samples import Coarsened
 from activities.sweeper import Swept
 from activities.webhooks import WEBHOOKS, Batch
 from model.base import new_id
+from model.health import HealthCheck
 from model.images import ImageFound, ImageWanted
 from model.instances import MachineSpec, MachineState, OwnedMachine, Port
 from model.webhooks import WebhookRef
@@ -81,12 +82,14 @@ class Stage:
         self.always: dict[str, Act] = {}
         self.ports: Iterator[int] = iter(range(20000, 30000))
         self.specs: list[MachineSpec] = []
+        self.adjusted: list[MachineSpec] = []
         self.placed = True
         #: What the image is found to be.
         self.digest: str | None = f"sha256:{'1' * 64}"
         #: Whether the instance ran before, and whether its old host can be reached.
         self.was_running = True
         self.was_paused = False
+        self.health_check: HealthCheck | None = None
         self.leaves: str | None = HOST
         #: What is to be imported, and how it ended.
         self.source: dict[str, Any] = {"source": "url", "url": "https://images.example.org/base.tar"}
@@ -120,6 +123,7 @@ class Stage:
             name=order.name,
             image="cairn/base",
             ports=ports,
+            health_check=self.health_check,
             **size,
         )
 
@@ -303,6 +307,7 @@ class Engine:
     @activity.defn(name="instance.adjust")
     async def adjust(self, spec: MachineSpec) -> None:
         await self._stage.play(f" to {spec.memory_mb}")
+        self._stage.adjusted.append(spec)
 
     @activity.defn(name="instance.pause")
     async def pause(self, spec: MachineSpec) -> None:
@@ -314,7 +319,7 @@ class Engine:
 
     @activity.defn(name="instance.start")
     async def start(self, spec: MachineSpec) -> MachineState:
-        await self._stage.play()
+        await self._stage.play(" until healthy" if spec.health_check else "")
         return MachineState(engine_id="e-1", private_ip="10.0.0.9")
 
     @activity.defn(name="instance.stop")

@@ -13,7 +13,9 @@ from model.errors import (
     NeedsStop,
     NoCapacity,
     Superseded,
+    Unhealthy,
 )
+from model.health import HealthCheck
 from tests.workflows.stage import Gate, Theatre, fails
 
 RESTART = ["instance.claim", "instance.stop", "instance.start"]
@@ -107,7 +109,32 @@ async def test_restart_that_can_be_neither_done_nor_taken_back_says_so(play: The
     assert failure is not None
     assert failure.code == "instance_exited"
     assert "could not be undone" in failure.message
+    # Its engine may go on trying to start it.
+    assert play.stage.calls[-4:-1] == ["undo instance.stop", "undo instance.start", "undo instance.stop"]
     assert not play.stage.settled[0].undone
+
+
+async def test_restart_on_a_silent_host_is_not_said_to_have_stopped_it(play: Theatre) -> None:
+    for call in ("instance.stop", "undo instance.stop", "undo instance.start"):
+        play.stage.always[call] = fails(EngineRefused("away"))
+    assert await play.run("RestartInstance") is not None
+    assert play.stage.calls[-4:-1] == ["undo instance.stop", "undo instance.start", "undo instance.stop"]
+    assert play.stage.settled[0].undone
+
+
+@pytest.mark.parametrize("kind", ["StopInstance", "RestartInstance", "MoveInstance", "ResizeInstance"])
+async def test_what_is_started_again_need_not_be_healthy(play: Theatre, kind: str) -> None:
+    """It may have been unhealthy before."""
+    play.stage.health_check = HealthCheck(type="tcp", port=80)
+    play.stage.script["instance.adjust"].append(fails(NeedsStop("it uses more")))
+    last = "instance.stop" if kind == "StopInstance" else "instance.start"
+    play.stage.script[last].append(fails(Unhealthy("it did not pass")))
+    failure = await play.run(kind)
+    assert failure is not None
+    assert "could not be undone" not in failure.message
+    starts = [call for call in play.stage.calls if "instance.start" in call]
+    expected = ["undo instance.start"] * (2 if kind == "ResizeInstance" else 1)
+    assert starts == ([] if kind == "StopInstance" else ["instance.start until healthy"]) + expected
 
 
 async def test_stop_of_what_was_paused_is_undone_to_paused(play: Theatre) -> None:
@@ -152,6 +179,14 @@ async def test_resize_of_what_does_not_run_starts_nothing(play: Theatre, state: 
     play.stage.script["instance.adjust"].append(fails(EngineRefused("no")))
     await play.run("ResizeInstance")
     assert play.stage.calls == [*RESIZE, "undo instance.adjust to 512", "instance.settle failed"]
+
+
+@pytest.mark.parametrize("state", ["running", "paused", "stopped"])
+async def test_engine_is_told_what_is_to_survive_a_resize(play: Theatre, state: str) -> None:
+    """A repeated step finds the new size either way."""
+    play.stage.was_running, play.stage.was_paused = state == "running", state == "paused"
+    assert await play.run("ResizeInstance") is None
+    assert [spec.lives for spec in play.stage.adjusted] == [state != "stopped"]
 
 
 async def test_resize_that_needs_a_stop_stops_and_starts_it(play: Theatre) -> None:

@@ -15,6 +15,7 @@ from model.errors import (
     ImageNotFound,
     InstanceExited,
     LeaseLapsed,
+    NeedsStop,
     NoCapacity,
     NotReady,
     PortTaken,
@@ -349,7 +350,7 @@ async def test_change_that_cannot_be_taken_back_says_so(play: Theatre) -> None:
     assert failure is not None
     assert failure.code == "cancelled"
     (settled,) = play.stage.settled
-    assert not settled.undone
+    assert settled.undone  # nothing was brought about instead
     assert settled.failure is not None
     assert "could not be undone: no such container" in settled.failure.message
 
@@ -373,6 +374,27 @@ async def test_heal_makes_what_is_missing_and_starts_what_ran(play: Theatre) -> 
     play.stage.was_running = False
     assert await play.run("HealInstance") is None
     assert play.stage.calls == [*HEAL, "instance.stop", "instance.settle completed"]
+
+
+@pytest.mark.parametrize("was_running", [True, False])
+async def test_heal_that_needs_a_stop_stops_it(play: Theatre, was_running: bool) -> None:
+    play.stage.was_running = was_running
+    play.stage.script["instance.adjust"].append(fails(NeedsStop("it uses more")))
+    assert await play.run("HealInstance") is None
+    last = "instance.start" if was_running else "instance.stop"
+    assert play.stage.calls == [
+        *(*HEAL, "instance.stop", "instance.adjust to 512", last),
+        "instance.settle completed",
+    ]
+
+
+async def test_heal_stops_nothing_that_was_paused(play: Theatre) -> None:
+    play.stage.was_running, play.stage.was_paused = False, True
+    play.stage.script["instance.adjust"].append(fails(NeedsStop("it uses more")))
+    failure = await play.run("HealInstance")
+    assert failure is not None
+    assert failure.code == "needs_stop"
+    assert play.stage.calls == [*HEAL, "instance.settle failed"]
 
 
 async def test_heal_of_what_cannot_be_changed_makes_it_anew(play: Theatre) -> None:
