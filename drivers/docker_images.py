@@ -20,7 +20,7 @@ from drivers.images import engine_reference, familiar, repository
 from drivers.locked_file import LockedFile, sweep
 from drivers.locks import alone, of_engine
 from drivers.machines import Cancelled, Check
-from model.errors import EngineRefused, EngineUnavailable, ImageRefused, RegistryBusy
+from model.errors import EngineRefused, EngineUnavailable, RegistryBusy
 from model.images import CachedImage, ImageFound, ImageWanted
 
 POLL_SECONDS = 0.05
@@ -109,8 +109,6 @@ class DockerImages:
             with plain(packed.path, self._brought.incoming, cancelled) as tar:
                 load = Load(self._new_client(LOAD_SECONDS), tar, wanted.format, wanted.reference)
                 self._carry_out(load, wanted.reference, cancelled)
-        if load.refused is not None:
-            raise ImageRefused(load.refused)
         if load.failure is not None:
             raise EngineRefused(f"the engine did not take image {wanted.reference}: {load.failure}")
 
@@ -128,6 +126,8 @@ class DockerImages:
                 raise Cancelled(f"bringing {reference}")
         if transfer.lost is not None:
             raise EngineUnavailable(f"the engine broke off while it brought {reference}: {transfer.lost}")
+        if transfer.refused is not None:
+            raise transfer.refused
 
     def collect(self, unused_for: dt.timedelta, cancelled: Check) -> list[CachedImage]:
         with calling():

@@ -48,6 +48,8 @@ class Transfer(threading.Thread):
         self.ended, self.called_off = threading.Event(), threading.Event()
         #: What the engine said against it; that it broke off.
         self.failure: str | None = None
+        #: What we have against it.
+        self.refused: CairnError | None = None
         self.lost: str | None = None
         self._layers: dict[str, tuple[int, int]] = {}
 
@@ -63,6 +65,8 @@ class Transfer(threading.Thread):
                 if "error" in line:
                     self.failure = str(line["error"])[:1000]
                 self._note(line)
+        except CairnError as error:
+            self.refused = error
         except docker.errors.DockerException as error:
             self.failure = said(error)
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
