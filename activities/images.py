@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import UUID
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -11,9 +16,14 @@ from temporalio import activity
 from activities.runs import end, record
 from drivers.images import Images
 from model.base import Frozen
+from model.errors import NotReady
 from model.images import CachedImage, Image, ImageFound, ImageStatus, ImageWanted
 from model.instances import MachineSpec
 from model.workflows import Failure, Order, Outcome, Step
+
+#: Steps of one host that may wait for images at once, and of these a project's; how long the others are put off.
+BRINGING, BRINGING_OF_PROJECT = 8, 4
+ROOM_SECONDS = 1.0
 
 
 class ImageFacts(Frozen):
@@ -33,22 +43,52 @@ class HostImages(Frozen):
     images: list[CachedImage]
 
 
+class Room:
+    """For steps of a host that wait for an image. They may take long, and others want the host's threads too: those
+    that stop and delete, and other projects'."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._taken: Counter[UUID | None] = Counter()
+
+    @contextmanager
+    def taken(self, project_id: UUID | None) -> Iterator[None]:
+        """Raises NotReady, at once, where there is none: whoever waits for it takes no thread meanwhile."""
+        with self._lock:
+            if self._taken.total() >= BRINGING or self._taken[project_id] >= BRINGING_OF_PROJECT:
+                raise NotReady("the host brings as many images as it may at once", retry_after_seconds=ROOM_SECONDS)
+            self._taken[project_id] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._taken[project_id] -= 1
+                self._taken += Counter()  # what is nothing goes
+
+
 class ImageEngine:
     """Images of one host. Runs on that host's queue."""
 
     def __init__(self, host: str, images: Images) -> None:
         self._host = host
         self._images = images
+        self._room = Room()
 
     @activity.defn(name="image.ensure", no_thread_cancel_exception=True)
     def ensure(self, spec: MachineSpec) -> ImageFound | None:
         """Make the image of a machine usable, and say what it is. (None: from an agent of before.)"""
-        return self._images.ensure(spec.wanted_image, activity.is_cancelled)
+        return self._bring(spec.wanted_image)
 
     @activity.defn(name="image.pull", no_thread_cancel_exception=True)
     def pull(self, wanted: ImageWanted) -> ImageFound:
         """The same, of an image that is being imported."""
-        return self._images.ensure(wanted, activity.is_cancelled)
+        return self._bring(wanted)
+
+    def _bring(self, wanted: ImageWanted) -> ImageFound:
+        if (found := self._images.find(wanted)) is not None:
+            return found
+        with self._room.taken(wanted.project_id):
+            return self._images.ensure(wanted, activity.is_cancelled)
 
     @activity.defn(name="image.collect", no_thread_cancel_exception=True)
     def collect(self, unused_for: dt.timedelta) -> HostImages:

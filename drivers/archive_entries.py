@@ -47,13 +47,12 @@ class Entry(tarfile.TarInfo):
     def _proc_pax(self, archive: Any) -> Any:
         """Not the standard library's: a few bytes make that keep any amount. What engines' readers do not apply either
         (what is said of all entries) is passed over."""
-        said = _records(archive.fileobj.read(self._block(self.size))[: self.size])  # type: ignore[attr-defined]
+        block = archive.fileobj.read(self._block(self.size))[: self.size]  # type: ignore[attr-defined]
+        said = {} if self.type == tarfile.XGLTYPE else _records(block)
         try:
             entry = self.fromtarfile(archive)
         except EOF as error:
             raise ImageRefused("the archive is broken: it ends with a header of nothing") from error
-        if self.type == tarfile.XGLTYPE:
-            return entry
         if path := said.get("path"):
             entry.name = path.rstrip("/") or "/"
         entry.linkname = said.get("linkpath") or entry.linkname

@@ -17,12 +17,11 @@ from docker import APIClient
 from docker.types import LogConfig
 from docker.utils import convert_filters
 
-from drivers import docker_first, docker_health, docker_usage, faults
+from drivers import docker_first, docker_health, docker_names, docker_usage, faults
 from drivers.docker_details import Details
 from drivers.docker_engine import CALL_SECONDS, CONFLICT, NOT_FOUND, DockerEngine, calling
 from drivers.docker_facts import CPU_PERIOD, limits, refusal_of
 from drivers.docker_streams import DockerStreams
-from drivers.images import engine_reference
 from drivers.machines import Cancelled, Check
 from drivers.ownership import FENCED, Owner, machine_name
 from model.errors import (
@@ -109,9 +108,12 @@ class DockerMachines:
             log_config=LogConfig(type="json-file", config={"max-size": "10m", "max-file": "3"}),
             restart_policy=docker_first.restart_policy(spec),
         )
+        image = docker_names.find(self._client, spec.wanted_image)
+        if image is None:
+            raise ImageNotFound(f"image {spec.image} is not on the engine", image=spec.image)
         made = self._client.create_container(
-            engine_reference(spec.wanted_image),
-            **docker_first.program(self._client, spec),
+            image["Id"],
+            **docker_first.program(image, spec),
             name=machine_name(spec.id),
             hostname=re.sub(r"[^a-zA-Z0-9-]", "-", spec.name)[:63],
             environment=spec.env,

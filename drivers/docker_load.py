@@ -17,11 +17,12 @@ from drivers import progress
 from drivers.archive_entries import entries
 from drivers.archive_manifests import Contents
 from drivers.archives import BROKEN, Inspection, Limits
-from drivers.docker_pull import Transfer, split
+from drivers.docker_pull import Transfer
 from drivers.locked_file import LockedFile
 from drivers.machines import Cancelled, Check
 from drivers.ownership import PREFIX
 from drivers.packing import CHUNK, Watched, unpacked
+from drivers.registries import split
 from model.errors import ImageRefused
 from model.images import Format
 
