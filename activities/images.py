@@ -52,17 +52,18 @@ class Room:
         self._taken: Counter[UUID | None] = Counter()
 
     @contextmanager
-    def taken(self, project_id: UUID | None) -> Iterator[None]:
-        """Raises NotReady, at once, where there is none: whoever waits for it takes no thread meanwhile."""
+    def taken(self, whose: UUID | None) -> Iterator[None]:
+        """``whose``: a project; None: imports. Raises NotReady, at once, where there is none: who waits takes no
+        thread meanwhile."""
         with self._lock:
-            if self._taken.total() >= BRINGING or self._taken[project_id] >= BRINGING_OF_PROJECT:
+            if self._taken.total() >= BRINGING or self._taken[whose] >= BRINGING_OF_PROJECT:
                 raise NotReady("the host brings as many images as it may at once", retry_after_seconds=ROOM_SECONDS)
-            self._taken[project_id] += 1
+            self._taken[whose] += 1
         try:
             yield
         finally:
             with self._lock:
-                self._taken[project_id] -= 1
+                self._taken[whose] -= 1
                 self._taken += Counter()  # what is nothing goes
 
 
@@ -77,17 +78,17 @@ class ImageEngine:
     @activity.defn(name="image.ensure", no_thread_cancel_exception=True)
     def ensure(self, spec: MachineSpec) -> ImageFound | None:
         """Make the image of a machine usable, and say what it is. (None: from an agent of before.)"""
-        return self._bring(spec.wanted_image)
+        return self._bring(spec.wanted_image, spec.project_id)
 
     @activity.defn(name="image.pull", no_thread_cancel_exception=True)
     def pull(self, wanted: ImageWanted) -> ImageFound:
         """The same, of an image that is being imported."""
-        return self._bring(wanted)
+        return self._bring(wanted, None)
 
-    def _bring(self, wanted: ImageWanted) -> ImageFound:
+    def _bring(self, wanted: ImageWanted, whose: UUID | None) -> ImageFound:
         if (found := self._images.find(wanted)) is not None:
             return found
-        with self._room.taken(wanted.project_id):
+        with self._room.taken(whose):
             return self._images.ensure(wanted, activity.is_cancelled)
 
     @activity.defn(name="image.collect", no_thread_cancel_exception=True)

@@ -39,8 +39,6 @@ class ImageWanted(Frozen):
     reference: str
     digest: str | None = None
     format: Format | None = None
-    #: Who wants it.
-    project_id: UUID | None = None
 
 
 class ImageFound(Frozen):
@@ -66,6 +64,11 @@ def engine_name(image_id: UUID, digest: str) -> str:
 def is_engine_name(repository: str) -> bool:
     """Whether ``engine_name`` begins so."""
     return _ENGINE_NAME.fullmatch(repository) is not None
+
+
+def without_query(url: str) -> str:
+    """A URL as it is shown: what comes after its path may be a signature, with which anybody could download."""
+    return url.partition("?")[0].partition("#")[0]
 
 
 class Image(Base):

@@ -118,9 +118,7 @@ class MachineSpec(Frozen):
 
     @property
     def wanted_image(self) -> ImageWanted:
-        return ImageWanted(
-            reference=self.image, digest=self.image_digest, format=self.image_format, project_id=self.project_id
-        )
+        return ImageWanted(reference=self.image, digest=self.image_digest, format=self.image_format)
 
     @model_serializer(mode="wrap")
     def _known_to_all(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
