@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import zstandard
 
-from drivers import packing
+from drivers import archives, packing
 from drivers.archives import Inspected, Inspection, Limits
 from drivers.docker_load import contents_of, plain, renamed
 from drivers.machines import Cancelled
@@ -390,6 +390,23 @@ def test_many_headers_take_no_memory() -> None:
             assert tracemalloc.get_traced_memory()[1] < 8 << 20
         finally:
             tracemalloc.stop()
+
+
+def test_many_names_take_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system may have any number of files that are called like layers."""
+    monkeypatch.setattr(archives, "MOST_FILES", 1000)
+
+    def names() -> Any:
+        for number in range(20_000):
+            yield entry(f"{number:090d}.tar").tobuf(tarfile.USTAR_FORMAT)
+        yield END
+
+    tracemalloc.start()
+    try:
+        assert inspect(Pieces(names())).format == "rootfs-tar"
+        assert tracemalloc.get_traced_memory()[1] < 3 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_name_that_is_too_long() -> None:
