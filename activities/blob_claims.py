@@ -19,16 +19,26 @@ HOLD = text("SELECT pg_advisory_xact_lock(1768777063, hashtext(:digest))")
 CLAIM = text(
     "UPDATE images SET digest = :digest WHERE id = :id AND (source = 'url' AND status = 'importing') RETURNING id"
 )
+# One that failed waits again: another state, which its version tells.
 CLAIM_UPLOAD = text(
-    "UPDATE images SET digest = :digest, status = 'pending' "
+    "UPDATE images SET digest = :digest, status = 'pending', error = NULL, updated_at = now(), "
+    "version = version + CASE status WHEN 'error' THEN 1 ELSE 0 END "
     "WHERE id = :id AND source = 'upload' AND status IN ('pending', 'error') RETURNING id"
 )
-#: A failed import needs nothing; what is being deleted is about to need nothing.
+# The database would end a transaction that stands still for a few seconds, and its lock with it, while a store that is
+# slow removes the file. It still notices a machine that went away.
+_PATIENT = text(
+    """
+    SELECT set_config('idle_in_transaction_session_timeout', '0', true), set_config('tcp_keepalives_idle', '30', true),
+        set_config('tcp_keepalives_interval', '10', true), set_config('tcp_keepalives_count', '3', true)
+    """
+)
+# A failed import needs nothing; what is being deleted is about to need nothing.
 _NEEDED = text(
     """
     SELECT EXISTS (
         SELECT FROM images WHERE digest = :digest AND source <> 'registry' AND id IS DISTINCT FROM :but
-        AND status IN ('pending', 'importing', 'available')
+        AND status IN ('pending', 'importing', 'available', 'deleting')
     )
     """
 )
@@ -42,10 +52,12 @@ def parameters(image_id: UUID, digest: str) -> dict[str, object]:
 def remove_unneeded(session: Session, blobs: Blobs, digest: str, but: UUID | None = None) -> bool:
     """Remove a file that no image but ``but`` needs; whether it was removed.
 
-    The one transaction that is held during a call to something else: the lock must outlast the removal.
+    The one transaction that is held during a call to something else: the lock must outlast the removal, however long
+    that takes (stores have time-outs of their own).
     """
     session.execute(HOLD, {"digest": digest})
     if session.execute(_NEEDED, {"digest": digest, "but": but}).scalar_one():
         return False
+    session.execute(_PATIENT)
     blobs.remove(digest)
     return True

@@ -20,9 +20,9 @@ from activities.image_limits import take
 from activities.images import HostImages, ImageFacts, lock_image, settle_image
 from activities.placement import leased
 from activities.runs import Histories, claim, others
-from drivers import outbound, progress
+from drivers import outbound, progress, registries
 from drivers.archives import Inspection, Limits
-from drivers.blobs import Blobs
+from drivers.blobs import Blobs, storing
 from drivers.images import engine_reference
 from drivers.locked_file import LockedFile
 from drivers.machines import Cancelled
@@ -39,10 +39,11 @@ from model.errors import (
     RegistryBusy,
     Superseded,
     Unavailable,
+    UrlRefused,
 )
 from model.hosts import Host, HostState
-from model.images import CachedImage, Format, Image, ImageCache, ImageStatus, ImageWanted, engine_name
-from model.workflows import Failure, Order, Outcome
+from model.images import CachedImage, Format, Image, ImageCache, ImageStatus, ImageWanted, engine_name, without_query
+from model.workflows import Event, Failure, Order, Outcome
 
 log = structlog.get_logger()
 CHUNK = 1 << 20
@@ -51,7 +52,11 @@ SILENCE_SECONDS, LONGEST_WAIT = 60, 600.0
 #: What no row needs is removed only when it has been there for so long: an upload names its row first, but a
 #: database may have been restored.
 STRAY = dt.timedelta(hours=1)
-NOT_FOUND, TOO_MANY, SERVER_ERROR = 404, 429, 500
+TOO_MANY, SERVER_ERROR = 429, 500
+#: A name that nobody knows, or a certificate that nobody trusts, may be a passing fault: a minute, about.
+FEW_ATTEMPTS = 15
+#: How long an image may wait for its upload.
+UPLOAD_WITHIN, EXPIRED_AT_ONCE = dt.timedelta(days=1), 500
 
 
 class ImageLimits(Frozen):
@@ -70,6 +75,7 @@ class Import(Frozen):
     #: Of a registry, and the host that is asked to pull it.
     reference: str | None = None
     host: str | None = None
+    #: Without its query, which may be a signature: what stands in histories is read by many. The whole is in the row.
     url: str | None = None
     #: What the user said that it is.
     checksum: str | None = None
@@ -119,7 +125,7 @@ class ImageRecords:
             source=image.source,
             reference=image.reference,
             host=host,
-            url=image.url,
+            url=without_query(image.url) if image.url is not None else None,
             checksum=image.checksum,
             format=image.format,
             digest=image.digest if image.source == "upload" else None,
@@ -129,15 +135,23 @@ class ImageRecords:
     def download(self, asked: Import) -> str:
         """Bring the file of a URL into the blob store; its digest. Repeated, it begins anew."""
         with self._blobs.receive() as file:
+            asked = asked.model_copy(update={"url": self._url(asked.order)})
             # A loop of its own: the client for strangers' URLs has no other form.
             asyncio.run(self._download(asked, file))
             _check(asked.checksum, file.digest)
             with transaction(self._engine, asked.order.project_id) as session:
                 session.execute(HOLD, {"digest": file.digest})
-                session.execute(CLAIM, parameters(asked.order.resource_id, file.digest))
+                claimed = session.execute(CLAIM, parameters(asked.order.resource_id, file.digest)).one_or_none()
+                if claimed is None:
+                    raise Superseded(f"image {asked.order.name} is not being imported any more")
                 take(session, asked.order.project_id, asked.order.resource_id, file.size)
             self._blobs.put(file)
             return file.digest
+
+    def _url(self, order: Order) -> str:
+        with transaction(self._engine, order.project_id) as session:
+            mine = (Image.project_id == order.project_id) & (Image.id == order.resource_id)
+            return session.scalars(select(Image.url).where(mine)).one() or ""
 
     async def _download(self, asked: Import, file: LockedFile) -> None:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=SILENCE_SECONDS)
@@ -157,14 +171,15 @@ class ImageRecords:
                 async for piece in answer.content.iter_chunked(CHUNK):
                     if activity.is_cancelled():
                         raise Cancelled("downloading")
-                    file.write(piece)
+                    with storing():
+                        file.write(piece)
                     if pace.is_too_slow(file.size):
                         raise Unavailable(f"the download was broken off: {pace_said()}")
                     if file.size > self._limits.most_bytes:
                         raise BodyTooLarge(f"the file has more than {self._limits.most_bytes} bytes")
                     progress.say(progress.of_bytes(file.size, announced))
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Unavailable(f"the download broke off: {error or type(error).__name__}") from error
+            raise _broken_off(error) from error
 
     @activity.defn(name="image.verify", no_thread_cancel_exception=True)
     def verify(self, asked: Import) -> ImageFacts:
@@ -193,6 +208,8 @@ class ImageRecords:
         """Take what the image has out of the blob store, unless another image has the same."""
         with transaction(self._engine, order.project_id) as session:
             image = lock_image(session, order)
+            if image.workflow_id != order.workflow_id:
+                return  # what it has belongs to another run by now
             if image.digest is not None and image.source != "registry":
                 remove_unneeded(session, self._blobs, image.digest, but=image.id)
                 if order.kind == "ImportImage":
@@ -240,6 +257,7 @@ class ImageRecords:
     @activity.defn(name="image.sweep", no_thread_cancel_exception=True)
     def sweep(self) -> int:
         """Remove what no image needs from the blob store, and what killed processes were receiving; how many."""
+        self._expire()
         removed = self._blobs.sweep()
         now = dt.datetime.now(dt.UTC)
         for digest, since in self._blobs.all():
@@ -251,6 +269,25 @@ class ImageRecords:
                         log.warning("blob.stray_removed", digest=digest)
                         removed += 1
         return removed
+
+    def _expire(self) -> None:
+        """End the wait of images that nobody has uploaded. (They take an upload all the same.)"""
+        due = (Image.status == ImageStatus.PENDING) & (Image.updated_at < func.now() - UPLOAD_WITHIN)
+        with transaction(self._engine) as session:
+            found = session.execute(select(Image.project_id, Image.id).where(due).limit(EXPIRED_AT_ONCE)).all()
+        for project_id, image_id in found:
+            with transaction(self._engine, project_id) as session:
+                image = session.scalars(select(Image).where(Image.id == image_id, due).with_for_update()).one_or_none()
+                if image is None:
+                    continue
+                why = Failure(code="deadline_exceeded", message=f"nothing was uploaded within {UPLOAD_WITHIN.days} day")
+                image.status, image.error = ImageStatus.ERROR, why.model_dump()
+                image.digest = image.size_bytes = None
+                image.version += 1
+                image.updated_at = func.now()
+                data = {"name": image.name, "from": ImageStatus.PENDING, "to": ImageStatus.ERROR}
+                about = {"project_id": project_id, "resource_type": "image", "resource_id": image_id}
+                session.execute(insert(Event).values(type="image.error", data=data, **about))
 
 
 def to_collect(session: Session, every: dt.timedelta) -> list[str]:
@@ -288,12 +325,28 @@ def _check(expected: str | None, actual: str) -> None:
         raise ChecksumMismatch(f"the file has the checksum {actual}, not {expected}", expected=expected, actual=actual)
 
 
+def _broken_off(error: Exception) -> CairnError:
+    """What will not be better later is final, at once or after a few attempts. (Some errors carry the whole URL in
+    their text, so it is not told.)"""
+    if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError | aiohttp.RedirectClientError):
+        return UrlRefused("it is no URL that can be downloaded, or leads to one that is not")
+    host = getattr(error, "host", None) or "its host"
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        why = f"the name {host} is not known"
+    elif isinstance(error, aiohttp.ClientSSLError):
+        why = f"there is no TLS with {host} that can be trusted"
+    else:
+        said = "" if isinstance(error, aiohttp.ClientResponseError) else f": {error}"
+        return Unavailable(f"the download broke off: {type(error).__name__}{said}")
+    return ImageNotFound(why) if activity.info().attempt >= FEW_ATTEMPTS else Unavailable(why)
+
+
 def _refusal(answer: aiohttp.ClientResponse) -> CairnError:
     said = f"{answer.url.host} answered {answer.status}"
     if answer.status == TOO_MANY or answer.status >= SERVER_ERROR:
-        wait = answer.headers.get("Retry-After", "")
-        if wait.isdigit():
-            seconds = max(1.0, min(float(wait), LONGEST_WAIT))
+        wait = registries.seconds(answer.headers.get("Retry-After", ""))
+        if wait is not None:
+            seconds = max(1.0, min(wait, LONGEST_WAIT))
             return RegistryBusy(f"{said}: come again in {seconds:g} s", retry_after_seconds=seconds)
         return Unavailable(said)
     return ImageNotFound(said)

@@ -90,12 +90,16 @@ class ImageEngine:
     @activity.defn(name="image.ensure", no_thread_cancel_exception=True)
     def ensure(self, spec: MachineSpec) -> ImageFound | None:
         """Make the image of a machine usable, and say what it is. (None: from an agent of before.)"""
+        if (found := self._images.find(spec.wanted_image)) is not None:
+            return found
         with self._ensures.one(self._host, spec.project_id):
             return self._images.ensure(spec.wanted_image, activity.is_cancelled)
 
     @activity.defn(name="image.pull", no_thread_cancel_exception=True)
     def pull(self, wanted: ImageWanted) -> ImageFound:
         """The same, of an image that is being imported."""
+        if (found := self._images.find(wanted)) is not None:
+            return found
         with self._pulls.one(self._host):
             return self._images.ensure(wanted, activity.is_cancelled)
 

@@ -225,6 +225,16 @@ class Acceptance:
         raise Unavailable("the database went away during the commit; repeat the request with an Idempotency-Key")
 
 
+async def was_answered(request: Request, caller: Caller, resource_id: UUID) -> bool:
+    """Whether a request about the resource was answered under this request's Idempotency-Key."""
+    key = idempotency_key(request)
+    if key is None:
+        return False
+    held = await caller.execute(_HELD_KEY, {"project_id": caller.project_id, "key": key})
+    row = held.one_or_none()
+    return row is not None and row.resource_id == resource_id
+
+
 async def wait_for_end(request: Request, caller: Caller, workflow_id: UUID, seconds: float) -> Any:
     """The workflow's row, as soon as it is terminal, or as it is after ``seconds``, or when the API stops."""
     bells: Bells = request.app.state.bells

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 
 from activities import image_limits
 from activities.blob_claims import CLAIM_UPLOAD, HOLD, parameters
-from api.accept import Acceptance, check_if_match
+from api.accept import Acceptance, check_if_match, was_answered
 from api.caller import Caller, Unread
 from api.envelope import Envelope
 from api.errors import RESPONSES
@@ -44,7 +44,7 @@ router = APIRouter(prefix="/v1/images", tags=["images"], responses=RESPONSES)
 AT_ONCE, OF_PROJECT = 64, 4
 #: What is written at once; how long a sender may be silent.
 PIECE, SILENCE_SECONDS = 1 << 20, 60
-_CONTENT_DIGEST = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/=]{44}):")
+_SHA_256 = re.compile(r":([A-Za-z0-9+/=]{44}):(?:;.*)?")
 _UPLOADS: Counter[UUID] = Counter()
 
 
@@ -72,7 +72,7 @@ async def upload(request: Request, image_id: UUID, caller: Unread) -> Response:
         raise BodyTooLarge(f"an image may have {settings.image_max_bytes} bytes (CAIRN_IMAGE_MAX_BYTES)")
     image = await lock_image(caller, image_id)
     check_if_match(request, image.version)
-    if "idempotency-key" not in request.headers:  # else this may be a repetition
+    if not await was_answered(request, caller, image_id):  # else this is a repetition
         _check_waits(image)
     if _waits(image):
         await check_limits(request, caller, image_id, size=max(announced, 1))
@@ -142,13 +142,16 @@ async def _receive(request: Request, file: LockedFile, announced: int, most: int
 
 async def _accept(request: Request, caller: Caller, image_id: UUID, blobs: Blobs, file: LockedFile) -> Response:
     async with caller.reopened() as first:
-        await lock_image(first, image_id)
+        before = await lock_image(first, image_id)
         # First the row says that it needs the file, then the file is there: so nobody removes it meanwhile.
         await first.execute(HOLD, {"digest": file.digest})
         claimed = (await first.execute(CLAIM_UPLOAD, parameters(image_id, file.digest))).one_or_none()
         if claimed is not None:
             await check_limits(request, first, image_id, importing=False, size=file.size)
             await first.execute(image_limits.TAKE, {"id": image_id, "size": file.size})
+            if before.status != ImageStatus.PENDING:
+                data = {"name": before.name, "from": before.status, "to": ImageStatus.PENDING}
+                await Acceptance(request, first).record("image.pending", "image", image_id, None, data)
         await first.commit()
     if claimed is not None:  # else it was answered before, or it is refused below
         await asyncio.to_thread(blobs.put, file)
@@ -158,6 +161,12 @@ async def _accept(request: Request, caller: Caller, image_id: UUID, blobs: Blobs
         if answered := await acceptance.answered_before(image_id, {"digest": file.digest}):
             return await acceptance.answer(show_image, answered)
         _check_waits(image)
+        if image.digest != file.digest:
+            # Its file may have gone meanwhile: no row named it any more.
+            raise InvalidState(
+                f"another upload to image {image.name} ended at the same time: this one was left out",
+                state=image.status,
+            )
         order = import_order(request, second, acceptance, image_id, image.name)
         await own(
             second,
@@ -187,14 +196,17 @@ def _check_waits(image: Any) -> None:
 def _checksums(request: Request) -> list[str]:
     """What the headers say. Raises ValidationFailed."""
     found = []
-    if said := request.headers.get("content-digest"):
-        match = _CONTENT_DIGEST.search(said)
-        if match is None:
-            raise _bad_header("Content-Digest", "expected sha-256=:…:, in base64")
-        try:
-            found.append(f"sha256:{base64.b64decode(match[1], validate=True).hex()}")
-        except binascii.Error:
-            raise _bad_header("Content-Digest", "expected base64") from None
+    for member in ",".join(request.headers.getlist("content-digest")).split(","):
+        # Other algorithms are for others (RFC 9530, section 2).
+        name, _, value = member.strip().partition("=")
+        if name == "sha-256":
+            match = _SHA_256.fullmatch(value)
+            if match is None:
+                raise _bad_header("Content-Digest", "expected sha-256=:…:, in base64")
+            try:
+                found.append(f"sha256:{base64.b64decode(match[1], validate=True).hex()}")
+            except binascii.Error:
+                raise _bad_header("Content-Digest", "expected base64") from None
     if said := request.headers.get("x-checksum-sha256"):
         if not re.fullmatch(r"[0-9A-Fa-f]{64}", said):
             raise _bad_header("X-Checksum-SHA256", "expected 64 hexadecimal digits")

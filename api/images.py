@@ -20,10 +20,11 @@ from api.image_schemas import ImageCreate, ImageView, RegistrySource, UploadSour
 from api.instance_changes import cancel_others
 from api.paging import OfName, Paging, page_of
 from api.resources import is_readable, listed, one
+from drivers import registries
 from model.base import new_id
 from model.errors import InUse, NameTaken, UrlRefused
 from model.hosts import Host
-from model.images import Image, ImageCache, ImageStatus
+from model.images import Image, ImageCache, ImageStatus, without_query
 from model.instances import Instance, Status
 from model.settings import Settings
 from model.workflows import Order
@@ -68,6 +69,9 @@ async def _create(request: Request, body: ImageCreate, caller: Caller) -> Respon
         if isinstance(source, UploadSource):
             return await _created(request, caller, answered.resource_id)
         return await acceptance.answer(show_image, answered)
+    if isinstance(source, RegistrySource):
+        settings: Settings = request.app.state.settings
+        await registries.check_address(source.reference, settings.outbound_allow)
     uploaded = isinstance(source, UploadSource)
     order = import_order(request, caller, acceptance, image_id, body.name)
     values = {
@@ -229,7 +233,12 @@ def view(row: Row[Any]) -> dict[str, Any]:
         "project_id": row.project_id,
         "name": row.name,
         "status": row.status,
-        "source": {"type": row.source, "reference": row.reference, "url": row.url, "checksum": row.checksum},
+        "source": {
+            "type": row.source,
+            "reference": row.reference,
+            "url": without_query(row.url) if row.url is not None else None,
+            "checksum": row.checksum,
+        },
         "format": row.format,
         "digest": row.digest,
         "size_bytes": row.size_bytes,

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from api.lifetimes import IdleStop, Lifetimes, LifetimesView, Ttl
+from drivers.images import is_ours
 from model.drift import Drift
 from model.hosts import Backend
 from model.instances import Port
@@ -44,6 +45,8 @@ def _short(value: str) -> str:
 def check_reference(value: str) -> str:
     if not _IMAGE.fullmatch(value):
         raise ValueError("expected an image reference such as nginx:1.29 or registry.example/team/app@sha256:…")
+    if is_ours(value):
+        raise ValueError("that is what hosts call an image of the platform: give its name or id")
     return value
 
 

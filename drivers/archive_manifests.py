@@ -37,6 +37,8 @@ class Found:
         self.layers: dict[str, tuple[str, str | None]] = {}
         self.links: dict[str, str] = {}
         self.absolute_link: str | None = None
+        #: A file that is there more than once, each time another: readers differ in which counts.
+        self.twice: str | None = None
 
     def link(self, name: str, target: str, *, hard: bool) -> None:
         base = "" if hard else posixpath.dirname(name)
@@ -65,6 +67,8 @@ def read(found: Found) -> Contents | None:
 
 def read_names(found: Found) -> Contents:
     """The same, of an archive that has been looked at before."""
+    if found.twice is not None:
+        raise ImageRefused(f"{found.twice!r} is in the archive more than once, and not the same each time")
     return _docker(found) if "manifest.json" in found.documents else _oci(found)
 
 

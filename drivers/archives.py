@@ -5,37 +5,30 @@ The format is told by the contents, never by a name. Memory stays bounded whatev
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import re
 import tarfile
-import zlib
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
-import zstandard
-
-from drivers import archive_manifests, qcow2
-from drivers.archive_entries import Entry, check_entry
+from drivers import archive_manifests, packing, qcow2
+from drivers.archive_entries import check_entry, entries
 from drivers.archive_manifests import Contents, Found
+from drivers.packing import CHUNK, GZIP, ZSTD, Readable, Watched, unpacked
 from model.base import Frozen
 from model.errors import ImageRefused
 from model.images import Format
 
-CHUNK = 1 << 20
-HEAD = 512
 #: Documents of an archive: each, and all that are kept.
-MOST_DOCUMENT, MOST_DOCUMENTS = 4 << 20, 16 << 20
+MOST_DOCUMENT, MOST_DOCUMENTS = 1 << 20, 4 << 20
 #: Files of a docker or OCI archive; entries of a file system.
 MOST_FILES, MOST_ENTRIES = 20_000, 3_000_000
+#: Characters of a link's target that is followed to a layer.
+MOST_TARGET = 255
 #: What unpacks to more than this is compared with what it was packed into.
 SMALL = 64 << 20
-GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-#: xz and bzip2: recognised, to be able to say what to do.
-OTHERS = {b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2"}
-BROKEN = (tarfile.TarError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError, EOFError)
-_LAYER = re.compile(r"(?:\./)?(?:[0-9a-f]{64}/layer\.tar|blobs/sha256/[0-9a-f]{64}|[^/]+\.tar(?:\.gz|\.zst)?)")
-_DOCUMENT = re.compile(r"(?:\./)?(?:[^/]+\.json|oci-layout|blobs/sha256/[0-9a-f]{64})")
+BROKEN = (tarfile.TarError, RecursionError, *packing.BROKEN)
+_LAYER = re.compile(r"(?:\./)?(?:[0-9a-f]{64}/layer\.tar|blobs/sha256/[0-9a-f]{64}|[^/]{1,200}\.tar(?:\.gz|\.zst)?)")
+_DOCUMENT = re.compile(r"(?:\./)?(?:[^/]{1,200}\.json|oci-layout|blobs/sha256/[0-9a-f]{64})")
 
 
 class Limits(Frozen):
@@ -53,59 +46,6 @@ class Inspected(Frozen):
     size_bytes: int
     unpacked_bytes: int
     contents: Contents | None = None
-
-
-class Readable(Protocol):
-    def read(self, size: int = -1, /) -> bytes: ...
-
-
-class Watched:
-    """A source whose bytes are counted and hashed as they are read, and refused where ``check`` says so."""
-
-    def __init__(self, source: Readable, check: Callable[[int], None]) -> None:
-        self._source = source
-        self._check = check
-        self._head = b""
-        self.count = 0
-        self.sha256 = hashlib.sha256()
-
-    def read(self, size: int = -1, /) -> bytes:
-        size = CHUNK if size < 0 else size
-        if self._head:
-            piece, self._head = self._head[:size], self._head[size:]
-            return piece
-        piece = self._source.read(min(size, CHUNK))
-        self.count += len(piece)
-        self.sha256.update(piece)
-        self._check(len(piece))
-        return piece
-
-    def peek(self) -> bytes:
-        """Its first bytes, which are still to be read."""
-        while len(self._head) < HEAD and (piece := self._source.read(HEAD - len(self._head))):
-            self.count += len(piece)
-            self.sha256.update(piece)
-            self._head += piece
-        return self._head
-
-    def drain(self) -> None:
-        while self.read(CHUNK):
-            pass
-
-
-def unpacked(packed: Watched) -> Readable:
-    """Its contents, decompressed where they are gzip or zstd. Raises ImageRefused for other compressions."""
-    head = packed.peek()
-    if head.startswith(GZIP):
-        return gzip.GzipFile(fileobj=packed, mode="rb")  # type: ignore[call-overload,no-any-return]  # reads only
-    if head.startswith(ZSTD):
-        # The window is the memory that it takes; the format's own tools stop at the same.
-        decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27)
-        return decompressor.stream_reader(packed, read_across_frames=True)  # type: ignore[arg-type]
-    for magic, name in OTHERS.items():
-        if head.startswith(magic):
-            raise ImageRefused(f"it is compressed with {name}: unpack it, or compress it with gzip or zstd")
-    return packed
 
 
 def is_tar(head: bytes) -> bool:
@@ -127,18 +67,21 @@ class Inspection:
         self._unpacked = 0
         self._found = Found()
         self._documents = 0
+        self._judged = False
 
     def run(self, source: Readable) -> Inspected:
         """Read it to its end. Raises ImageRefused."""
         packed = Watched(source, lambda _: self._check(packed.count))
         contents: Contents | None = None
         try:
-            if packed.peek().startswith(qcow2.MAGIC):
-                qcow2.check(packed.peek(), self._limits.unpacked_bytes)
+            tar = self._watch(packed)
+            if tar.peek().startswith(qcow2.MAGIC):
+                qcow2.check(tar.peek(), self._limits.unpacked_bytes)
                 form: Format = "qcow2"
-                packed.drain()
             else:
-                form, contents = self._archive(packed)
+                form, contents = self._archive(tar)
+            tar.drain()
+            packed.drain()
         except BROKEN as error:
             raise ImageRefused(f"the archive is broken or cut off: {error or type(error).__name__}") from error
         return Inspected(
@@ -149,22 +92,29 @@ class Inspection:
             contents=contents,
         )
 
-    def _archive(self, packed: Watched) -> tuple[Format, Contents | None]:
-        tar = self._watch(packed)
+    def names(self, tar: Readable) -> Contents:
+        """Where the parts are of a plain image archive that was judged before: read as it was judged, but for what is
+        in its layers. Raises ImageRefused."""
+        self._judged = True
+        try:
+            self._walk(Watched(tar, self._check), "", self._look_into)
+            return archive_manifests.read_names(self._found)
+        except BROKEN as error:
+            raise ImageRefused(f"the archive is broken or cut off: {error or type(error).__name__}") from error
+
+    def _archive(self, tar: Watched) -> tuple[Format, Contents | None]:
         if not is_tar(tar.peek()):
             raise ImageRefused("it is neither a tar archive (plain, gzip, zstd) nor a qcow2 image")
-        entries = self._walk(tar, "", self._look_into)
-        tar.drain()
-        packed.drain()
+        seen = self._walk(tar, "", self._look_into)
         contents = archive_manifests.read(self._found)
         if contents is None:
-            if not any(entries):
+            if not any(seen):
                 raise ImageRefused("the archive holds no file")
             return "rootfs-tar", None
-        if sum(entries) > MOST_FILES:
+        if sum(seen) > MOST_FILES:
             raise ImageRefused(f"an image archive of more than {MOST_FILES} entries")
         if self._found.absolute_link:
-            raise ImageRefused(f"{self._found.absolute_link}: a link that leaves the archive")
+            raise ImageRefused(f"{self._found.absolute_link!r}: a link that leaves the archive")
         return contents.format, contents
 
     def _watch(self, packed: Watched, *, inner: bool = False) -> Watched:
@@ -186,29 +136,28 @@ class Inspection:
     ) -> tuple[int, int]:
         """Check every entry; how many are files, and how many are not."""
         files = others = 0
-        with tarfile.open(fileobj=tar, mode="r|", tarinfo=Entry, bufsize=CHUNK // 4) as archive:  # type: ignore[call-overload]
-            for entry in archive:
-                archive.members = []  # tarfile would keep all of them  # type: ignore[attr-defined]
-                check_entry(entry, where)
-                if entry.isreg():
-                    files += 1
-                else:
-                    others += 1
-                if files + others > MOST_ENTRIES:
-                    raise ImageRefused(f"{where}more than {MOST_ENTRIES} entries")
-                if look is not None:
-                    look(archive, entry)
+        for archive, entry in entries(tar):
+            check_entry(entry, where)
+            if entry.isreg():
+                files += 1
+            else:
+                others += 1
+            if files + others > MOST_ENTRIES:
+                raise ImageRefused(f"{where}more than {MOST_ENTRIES} entries")
+            if look is not None:
+                look(archive, entry)
         return files, others
 
     def _look_into(self, archive: tarfile.TarFile, entry: tarfile.TarInfo) -> None:
         """Layers and documents of an image archive. In a file system what has such a name may be anything."""
         name = entry.name.removeprefix("./")
+        found, is_layer = self._found, _LAYER.fullmatch(name) is not None
         if entry.issym() or entry.islnk():
             if entry.linkname.startswith("/"):
-                self._found.absolute_link = entry.name
-            elif len(self._found.links) < MOST_FILES:
-                self._found.link(name, entry.linkname, hard=entry.islnk())
-        if not entry.isreg() or not (_LAYER.fullmatch(name) or is_document(name)):
+                found.absolute_link = name[:200]
+            elif is_layer and len(entry.linkname) <= MOST_TARGET and len(found.links) < MOST_FILES:
+                found.link(name, entry.linkname, hard=entry.islnk())
+        if not entry.isreg() or not (is_layer or is_document(name)) or len(found.digests) >= MOST_FILES:
             return
         file: Any = archive.extractfile(entry)
         raw = Watched(file, lambda _: None)
@@ -217,15 +166,13 @@ class Inspection:
             fits = entry.size <= MOST_DOCUMENT and self._documents + entry.size <= MOST_DOCUMENTS
             if fits:
                 self._documents += entry.size
-                self._found.documents[name] = b"".join(iter(lambda: raw.read(CHUNK), b""))
-        elif (
-            _LAYER.fullmatch(name)
-            and (is_tar(head) or head.startswith((GZIP, ZSTD)))
-            and len(self._found.layers) < MOST_FILES
-        ):
-            self._found.layers[name] = self._layer(raw, name)
+                found.documents[name] = b"".join(iter(lambda: raw.read(CHUNK), b""))
+        elif is_layer and (is_tar(head) or head.startswith((GZIP, ZSTD))):
+            found.layers[name] = ("", None) if self._judged else self._layer(raw, name)
         raw.drain()
-        self._found.digests[name] = raw.sha256.hexdigest()
+        digest = raw.sha256.hexdigest()
+        if found.digests.setdefault(name, digest) != digest:
+            found.twice = name
 
     def _layer(self, raw: Watched, name: str) -> tuple[str, str | None]:
         """SHA-256 of the layer unpacked, and what is wrong with it: it counts only where it is one."""

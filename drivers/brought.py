@@ -42,6 +42,13 @@ class Brought:
         with contextlib.suppress(FileNotFoundError):
             os.utime(self._path(reference))
 
+    def used_at(self, reference: str) -> dt.datetime | None:
+        """None: it was not brought, or is forgotten."""
+        try:
+            return dt.datetime.fromtimestamp(self._path(reference).stat().st_mtime, dt.UTC)
+        except FileNotFoundError:
+            return None
+
     def forget(self, reference: str) -> None:
         self._path(reference).unlink(missing_ok=True)
 

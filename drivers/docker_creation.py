@@ -8,15 +8,18 @@ from typing import Any
 from docker import APIClient
 from docker.types import LogConfig
 
-from drivers import docker_first
+from drivers import docker_first, docker_names
 from drivers.docker_facts import CPU_PERIOD
-from drivers.images import engine_reference
 from drivers.ownership import Owner, machine_name
+from model.errors import ImageNotFound
 from model.instances import MachineSpec
 
 
 def create(client: APIClient, owner: Owner, spec: MachineSpec, publish_address: str) -> str:
-    """Its engine's id. Ports are published on ``publish_address`` alone."""
+    """Its engine's id. Ports are published on ``publish_address`` alone. Raises ImageNotFound."""
+    image = docker_names.find(client, spec.wanted_image)
+    if image is None:
+        raise ImageNotFound(f"image {spec.image} is not on the engine", image=spec.image)
     exposed = [(port.container_port, port.protocol) for port in spec.ports]
     bindings: dict[int | str, Any] = {
         f"{port.container_port}/{port.protocol}": [(publish_address, port.host_port)] for port in spec.ports
@@ -31,8 +34,8 @@ def create(client: APIClient, owner: Owner, spec: MachineSpec, publish_address: 
         restart_policy=docker_first.restart_policy(spec),
     )
     made = client.create_container(
-        engine_reference(spec.wanted_image),
-        **docker_first.program(client, spec),
+        image["Id"],
+        **docker_first.program(image, spec),
         name=machine_name(spec.id),
         hostname=re.sub(r"[^a-zA-Z0-9-]", "-", spec.name)[:63],
         environment=spec.env,

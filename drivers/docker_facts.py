@@ -8,6 +8,7 @@ from typing import Any
 import docker.errors
 
 from drivers.docker_engine import CONFLICT, SERVER_ERROR, said
+from drivers.ownership import IMAGE
 from model.errors import EngineRefused, PortTaken
 from model.instances import Port
 
@@ -36,7 +37,10 @@ def observed(inspected: dict[str, Any]) -> dict[str, Any]:
         for inside, _, protocol in [name.partition("/")]
         for binding in bindings or []
     ]
-    return {"image": inspected["Config"]["Image"], "vcpus": vcpus, "memory_mb": memory_mb, "ports": ports}
+    config = inspected["Config"]
+    # By its name, but for what an earlier version made.
+    image = (config["Labels"] or {}).get(IMAGE, config["Image"])
+    return {"image": image, "vcpus": vcpus, "memory_mb": memory_mb, "ports": ports}
 
 
 def refusal_of(error: docker.errors.APIError) -> Exception | None:

@@ -14,7 +14,6 @@ import requests
 from docker import APIClient
 
 from drivers.docker_engine import CALL_SECONDS, NOT_FOUND
-from drivers.images import engine_reference
 from drivers.ownership import USER_DATA
 from model.errors import EngineRefused, EngineUnavailable
 from model.instances import MachineSpec
@@ -84,11 +83,11 @@ def restart_policy(spec: MachineSpec) -> dict[str, Any]:
     return {"Name": "unless-stopped" if name == "always" else name, "MaximumRetryCount": int(most or 0)}
 
 
-def program(client: APIClient, spec: MachineSpec) -> dict[str, Any]:
-    """What a container runs, for its creation: with user data, our wrapper before what it would run else."""
+def program(image: dict[str, Any], spec: MachineSpec) -> dict[str, Any]:
+    """What a container of this image runs: with user data, our wrapper before what it would run else."""
     if spec.user_data is None:
         return {"command": spec.cmd}
-    config = client.inspect_image(engine_reference(spec.wanted_image))["Config"]  # type: ignore[no-untyped-call]
+    config = image["Config"]
     own = [*(config.get("Entrypoint") or []), *(spec.cmd or config.get("Cmd") or [])]
     if not own:
         raise EngineRefused(f"image {spec.image} has no program of its own: give one with cmd")

@@ -11,16 +11,17 @@ from typing import Any
 import docker.errors
 from docker import APIClient
 
-from drivers import faults, progress
+from drivers import docker_names, faults, progress
 from drivers.brought import Brought
 from drivers.docker_engine import CONFLICT, NOT_FOUND, calling, connect
 from drivers.docker_load import Load, plain
-from drivers.docker_pull import Pull, Transfer, refusal
-from drivers.images import engine_reference, familiar, repository
+from drivers.docker_pull import LEAST_RATE, Pull, Transfer, refusal
+from drivers.images import engine_reference, familiar, is_ours, repository
 from drivers.locked_file import LockedFile, sweep
-from drivers.locks import alone, of_engine
+from drivers.locks import alone, of_engine, together
 from drivers.machines import Cancelled, Check
-from model.errors import EngineRefused, EngineUnavailable, ImageRefused, RegistryBusy
+from drivers.outbound import Networks
+from model.errors import EngineRefused, EngineUnavailable, ImageNotFound, RegistryBusy
 from model.images import CachedImage, ImageFound, ImageWanted
 
 POLL_SECONDS = 0.05
@@ -34,8 +35,10 @@ Fetch = Callable[[str, LockedFile, Check], None]
 class DockerImages:
     """The image port on one Docker engine."""
 
-    def __init__(self, base_url: str, *, brought: Brought, fetch: Fetch) -> None:
+    def __init__(self, base_url: str, *, brought: Brought, fetch: Fetch, allow: Networks) -> None:
+        """``allow``: networks of registries that may be asked although they are not public."""
         self._base_url = base_url
+        self._allow = allow
         self._brought = brought
         self._fetch = fetch
         self._connected: APIClient | None = None
@@ -46,26 +49,30 @@ class DockerImages:
             self._connected = connect(self._base_url)
         return self._connected
 
-    def ensure(self, wanted: ImageWanted, cancelled: Check) -> ImageFound:
+    def find(self, wanted: ImageWanted) -> ImageFound | None:
+        # Under the lock, though shared: what is about to be removed is not found.
         reference = engine_reference(wanted)
-        with calling():
-            found = self._find(reference)
-            if found is None:
-                with alone(of_engine(self._base_url, reference), cancelled) as lock:
-                    found = self._find(reference) or self._bring(wanted, reference, lock, cancelled)
-            self._brought.touch(reference)
-            return ImageFound(digest=_digest(found, wanted), size_bytes=found.get("Size"))
+        with calling(), together(of_engine(self._base_url, reference)) as free:
+            return self._found(wanted) if free else None
 
-    def _find(self, reference: str) -> dict[str, Any] | None:
-        try:
-            found: dict[str, Any] = self._client.inspect_image(reference)  # type: ignore[no-untyped-call]
-        except docker.errors.ImageNotFound:
-            return None
-        return found
+    def _found(self, wanted: ImageWanted) -> ImageFound | None:
+        # First it is used: whoever would remove it looks at that, and has the lock.
+        self._brought.touch(engine_reference(wanted))
+        found = docker_names.find(self._client, wanted)
+        return ImageFound(digest=_digest(found, wanted), size_bytes=found.get("Size")) if found else None
 
-    def _bring(self, wanted: ImageWanted, reference: str, lock: int, cancelled: Check) -> dict[str, Any]:
+    def ensure(self, wanted: ImageWanted, cancelled: Check) -> ImageFound:
+        if (found := self.find(wanted)) is not None:
+            return found
+        reference = engine_reference(wanted)
+        with calling(), alone(of_engine(self._base_url, reference), cancelled) as lock:
+            return self._found(wanted) or self._bring(wanted, reference, lock, cancelled)
+
+    def _bring(self, wanted: ImageWanted, reference: str, lock: int, cancelled: Check) -> ImageFound:
         """Pull or load it. The lock's file says when a registry that was too busy may be asked again."""
         _check_wait(lock, reference)
+        if wanted.format is None and is_ours(reference):
+            raise ImageNotFound(f"image {reference} is no image of a registry", image=reference)
         self._brought.note(reference)
         try:
             if wanted.format is not None:
@@ -73,32 +80,32 @@ class DockerImages:
             else:
                 self._pull(reference, cancelled)
             faults.reached("after_effect")
-            found = self._find(reference)
+            found = self._found(wanted)
             if found is None:
                 raise EngineUnavailable(f"image {reference} was brought to the engine, and is not there")
         except RegistryBusy as busy:
             os.pwrite(lock, f"{time.time() + busy.details['retry_after_seconds']:.3f}\n".encode(), 0)
             raise
         finally:
-            if self._find_quietly(reference) is None:
+            if self._find_quietly(wanted) is None:
                 self._brought.forget(reference)
         os.ftruncate(lock, 0)
         return found
 
-    def _find_quietly(self, reference: str) -> object:
+    def _find_quietly(self, wanted: ImageWanted) -> object:
         """Whether it is there; as far as one knows it is, where the engine does not answer."""
         try:
             with calling():
-                return self._find(reference)
+                return docker_names.find(self._client, wanted)
         except (EngineRefused, EngineUnavailable):  # the error that is on its way is the one that counts
-            return reference
+            return wanted
 
     def _pull(self, reference: str, cancelled: Check) -> None:
         # In a thread of its own: a registry that is silent would be deaf to a cancel.
-        pull = Pull(self._new_client(PULL_SECONDS), reference)
+        pull = Pull(self._new_client(PULL_SECONDS), reference, self._allow)
         self._carry_out(pull, reference, cancelled)
         if pull.failure is not None:
-            raise refusal(reference, pull.failure)
+            raise refusal(reference, pull.failure, self._allow)
 
     def _load(self, wanted: ImageWanted, cancelled: Check) -> None:
         """Fetch the file, and hand it to the engine under our name alone, whatever names it carries."""
@@ -110,8 +117,6 @@ class DockerImages:
             with plain(packed.path, self._brought.incoming, cancelled) as tar:
                 load = Load(self._new_client(LOAD_SECONDS), tar, wanted.format, wanted.reference)
                 self._carry_out(load, wanted.reference, cancelled)
-        if load.refused is not None:
-            raise ImageRefused(load.refused)
         if load.failure is not None:
             raise EngineRefused(f"the engine did not take image {wanted.reference}: {load.failure}")
 
@@ -127,8 +132,13 @@ class DockerImages:
             if cancelled():
                 transfer.called_off.set()
                 raise Cancelled(f"bringing {reference}")
+            if transfer.is_too_slow():
+                transfer.called_off.set()
+                raise EngineUnavailable(f"the registry of {reference} sends less than {LEAST_RATE >> 10} KiB/s")
         if transfer.lost is not None:
             raise EngineUnavailable(f"the engine broke off while it brought {reference}: {transfer.lost}")
+        if transfer.refused is not None:
+            raise transfer.refused
 
     def collect(self, unused_for: dt.timedelta, cancelled: Check) -> list[CachedImage]:
         with calling():
@@ -136,39 +146,47 @@ class DockerImages:
             left = []
             for image in self._brought.all():
                 with alone(of_engine(self._base_url, image.reference), cancelled):
-                    kept = self._keep(image, used, unused_for)
+                    kept = self._keep(image.reference, used, unused_for)
                 if kept is not None:
                     left.append(kept)
             sweep(self._brought.incoming)
             return left
 
-    def _keep(self, image: CachedImage, used: set[str], unused_for: dt.timedelta) -> CachedImage | None:
-        """The image, where it stays; None where it has gone."""
-        found = self._find(image.reference)
-        if found is None:
-            self._brought.forget(image.reference)
+    def _keep(self, reference: str, used: set[str], unused_for: dt.timedelta) -> CachedImage | None:
+        """The image, where it stays; None where it has gone. Under its lock: it may have been used until a moment
+        ago."""
+        found = docker_names.named(self._client, reference)
+        used_at = self._brought.used_at(reference)
+        if found is None or used_at is None:
+            self._brought.forget(reference)
             return None
         now = dt.datetime.now(dt.UTC)
+        kept = CachedImage(
+            reference=reference, digest=_digest(found, ImageWanted(reference=reference)), used_at=used_at
+        )
         if found["Id"] in used:
-            self._brought.touch(image.reference)
-            image = image.model_copy(update={"used_at": now})
-        elif now - image.used_at > unused_for:
-            try:
-                # By its name, and not by force: what has another name, or a container, stays.
-                self._client.remove_image(image.reference)
-            except docker.errors.APIError as error:
-                if error.status_code not in (NOT_FOUND, CONFLICT):
-                    raise
-                return image if error.status_code == CONFLICT else None
-            faults.reached("after_effect")
-            self._brought.forget(image.reference)
-            return None
-        return image.model_copy(update={"digest": _digest(found, ImageWanted(reference=image.reference))})
+            self._brought.touch(reference)
+            return kept.model_copy(update={"used_at": now})
+        if now - used_at <= unused_for:
+            return kept
+        try:
+            # By its name, and not by force: what has another name, or a container, stays.
+            self._client.remove_image(reference)
+        except docker.errors.APIError as error:
+            if error.status_code not in (NOT_FOUND, CONFLICT):
+                raise
+            return kept if error.status_code == CONFLICT else None
+        faults.reached("after_effect")
+        self._brought.forget(reference)
+        return None
 
 
 def _check_wait(lock: int, reference: str) -> None:
     said = os.pread(lock, 64, 0).decode(errors="replace").strip()
-    wait = float(said) - time.time() if said.replace(".", "", 1).isdigit() else 0
+    try:
+        wait = float(said or 0) - time.time()
+    except ValueError:
+        wait = 0
     if wait > 0:
         raise RegistryBusy(
             f"the registry of {reference} asked to come again in {wait:.0f} s",

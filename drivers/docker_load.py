@@ -13,38 +13,42 @@ from typing import Any, BinaryIO
 
 from docker import APIClient
 
-from drivers import archives, progress
-from drivers.archive_manifests import Contents, Found, read_names
-from drivers.docker_pull import Transfer, split
+from drivers import progress
+from drivers.archive_entries import entries
+from drivers.archive_manifests import Contents
+from drivers.archives import BROKEN, Inspection, Limits
+from drivers.docker_pull import Transfer
 from drivers.locked_file import LockedFile
 from drivers.machines import Cancelled, Check
 from drivers.ownership import PREFIX
-from model.errors import CairnError, ImageRefused
+from drivers.packing import CHUNK, Watched, unpacked
+from drivers.registries import split
+from model.errors import ImageRefused
 from model.images import Format
 
-CHUNK = 1 << 20
+#: The file was judged before by the platform's own limits, which this host does not know.
+JUDGED = Limits(unpacked_bytes=1 << 62)
 
 
 @contextmanager
 def plain(path: Path, folder: Path, cancelled: Check) -> Iterator[BinaryIO]:
     """The archive without its compression, to be read from anywhere."""
     with path.open("rb") as packed:
-        if archives.is_tar(packed.read(archives.HEAD)):
-            packed.seek(0)
-            yield packed
-            return
-        packed.seek(0)
-        source = archives.unpacked(archives.Watched(packed, lambda _: _stop(cancelled)))
+        watched = Watched(packed, lambda _: _stop(cancelled))
         with LockedFile(folder) as file:
-            while piece := source.read(CHUNK):
-                file.write(piece)
-            with file.path.open("rb") as tar:
+            try:
+                source = unpacked(watched)
+                while source is not watched and (piece := source.read(CHUNK)):
+                    file.write(piece)
+            except BROKEN as error:
+                raise ImageRefused(f"the archive is broken or cut off: {error or type(error).__name__}") from error
+            with (path if source is watched else file.path).open("rb") as tar:
                 yield tar
 
 
 def _stop(cancelled: Check) -> None:
     if cancelled():
-        raise Cancelled("unpacking")
+        raise Cancelled("loading")
 
 
 class Load(Transfer):
@@ -57,7 +61,6 @@ class Load(Transfer):
         self._reference = reference
         self._size = tar.seek(0, io.SEEK_END)
         self._sent = 0
-        self.refused: str | None = None
 
     @property
     def said(self) -> str | None:
@@ -71,13 +74,11 @@ class Load(Transfer):
                     self._pieces(self._all()), repository=repository, tag=tag, changes=[f"LABEL {PREFIX}.image={tag}"]
                 )
                 return
-            pieces = self._pieces(renamed(self._tar, self._reference))
+            pieces = self._pieces(renamed(self._tar, self._reference, self.called_off.is_set))
             for line in self.client.load_image(pieces, quiet=False):  # type: ignore[no-untyped-call]
                 said: dict[str, Any] = line if isinstance(line, dict) else {}
                 yield {"error": said["message"]} if "message" in said else said
-        except ImageRefused as error:
-            self.refused = error.message
-        except (tarfile.TarError, CairnError) as error:
+        except tarfile.TarError as error:
             self.failure = str(error)
 
     def _all(self) -> Iterator[bytes]:
@@ -87,29 +88,26 @@ class Load(Transfer):
 
     def _pieces(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
         for piece in pieces:
-            if self.called_off.is_set():
-                raise Cancelled("loading")
+            _stop(self.called_off.is_set)
             self._sent += len(piece)
             yield piece
 
 
-def renamed(tar: BinaryIO, reference: str) -> Iterator[bytes]:
+def renamed(tar: BinaryIO, reference: str, cancelled: Check) -> Iterator[bytes]:
     """The archive of one image as ``docker load`` reads it, with ``reference`` for its only name.
 
-    Also of an OCI archive, which older engines do not know: its files are the same.
+    Also of an OCI archive, which older engines do not know: its files are the same. Raises ImageRefused, TarError.
     """
-    contents = _contents(tar)
+    contents = contents_of(tar, cancelled)
     wanted = {contents.config, *contents.layers}
     tar.seek(0)
-    with tarfile.open(fileobj=tar, mode="r:") as archive:
-        for entry in archive:
-            archive.members = []  # type: ignore[attr-defined]  # tarfile would keep all of them
-            name = entry.name.removeprefix("./")
-            if name not in wanted or not entry.isreg():
-                continue
-            wanted.discard(name)
-            file: Any = archive.extractfile(entry)
-            yield from _entry(name, entry.size, iter(partial(file.read, CHUNK), b""))
+    for archive, entry in entries(Watched(tar, lambda _: _stop(cancelled))):
+        name = entry.name.removeprefix("./")
+        if name not in wanted or not entry.isreg():
+            continue
+        wanted.discard(name)
+        file: Any = archive.extractfile(entry)
+        yield from _entry(name, entry.size, iter(partial(file.read, CHUNK), b""))
     if wanted:
         raise ImageRefused(f"{sorted(wanted)[0]} is missing from the archive")
     manifest = [{"Config": contents.config, "RepoTags": [reference], "Layers": contents.layers}]
@@ -126,21 +124,7 @@ def _entry(name: str, size: int, pieces: Iterator[bytes]) -> Iterator[bytes]:
     yield bytes(-size % tarfile.BLOCKSIZE)
 
 
-def _contents(tar: BinaryIO) -> Contents:
-    """What its manifest says. The archive was judged when it was imported; here its names are read."""
-    found = Found()
+def contents_of(tar: BinaryIO, cancelled: Check) -> Contents:
+    """Where the parts of a plain archive of one image are. Raises ImageRefused."""
     tar.seek(0)
-    with tarfile.open(fileobj=tar, mode="r:") as archive:
-        for entry in archive:
-            archive.members = []  # type: ignore[attr-defined]
-            name = entry.name.removeprefix("./")
-            if entry.issym() or entry.islnk():
-                found.link(name, entry.linkname, hard=entry.islnk())
-            elif entry.isreg():
-                found.digests[name] = name.rpartition("/")[2]
-                if entry.size <= archives.MOST_DOCUMENT and archives.is_document(name):
-                    file: Any = archive.extractfile(entry)
-                    content = file.read()
-                    if content[:1] in (b"{", b"["):
-                        found.documents[name] = content
-    return read_names(found)
+    return Inspection(JUDGED, lambda _: _stop(cancelled)).names(tar)

@@ -3,40 +3,56 @@
 from __future__ import annotations
 
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
 import docker.errors
 import requests
+import structlog
 import urllib3
 from docker import APIClient
 
 from drivers import progress
 from drivers.docker_engine import said
-from drivers.images import repository
 from drivers.machines import Cancelled
+from drivers.outbound import Networks
+from drivers.registries import check, retry_after, split
 from model.errors import CairnError, EngineUnavailable, ImageNotFound, RegistryBusy
 
 #: How long a registry is left alone that asked for it and did not say how long; and at most.
-BUSY_SECONDS, LONGEST_SECONDS = 30, 600
-PROBE_SECONDS = 3
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-HUB = "registry-1.docker.io"
-TOO_MANY = 429
+BUSY_SECONDS, LONGEST_SECONDS = 30.0, 600.0
 #: What the engine says of a registry that may answer better later. It has one status for all, and only its text tells.
+BUSY = ("toomanyrequests", "429 too many", "status: 429")
 MAY_PASS = (
-    "unexpected HTTP status: 5",
+    "unexpected http status: 5",
     "status code 5",
-    "received unexpected HTTP status",
+    "received unexpected http status",
     "i/o timeout",
-    "TLS handshake timeout",
-    "Client.Timeout",
+    "tls handshake timeout",
+    "client.timeout",
     "context deadline exceeded",
     "connection reset by peer",
-    "unexpected EOF",
-    ": EOF",
+    "unexpected eof",
+    ": eof",
 )
+#: Why it will not, in our words.
+FINAL = {
+    "it has no such image, or shows it to nobody without a login": (
+        *("manifest unknown", "not found", "name unknown", "does not exist"),
+        *("denied", "unauthorized", "authentication required", "no basic auth"),
+    ),
+    "its name is not known": ("no such host",),
+    "it does not speak TLS, or has a certificate that the host does not know": (
+        *("x509", "certificate", "http response to https client"),
+    ),
+    "it refuses connections": ("connection refused",),
+    "it has nothing for this host's platform": ("no matching manifest", "no match for platform"),
+}
+#: A registry that sends less than so many bytes a second, over so many seconds, is given up for this attempt.
+LEAST_RATE, RATE_SECONDS = 64 << 10, 60.0
+log = structlog.get_logger()
 
 
 class Transfer(threading.Thread, ABC):
@@ -49,8 +65,11 @@ class Transfer(threading.Thread, ABC):
         self.ended, self.called_off = threading.Event(), threading.Event()
         #: What the engine said against it; that it broke off.
         self.failure: str | None = None
+        #: What we have against it.
+        self.refused: CairnError | None = None
         self.lost: str | None = None
         self._layers: dict[str, tuple[int, int]] = {}
+        self._paced = time.monotonic(), 0
 
     @abstractmethod
     def lines(self) -> Iterable[dict[str, Any]]:
@@ -64,6 +83,8 @@ class Transfer(threading.Thread, ABC):
                 if "error" in line:
                     self.failure = str(line["error"])[:1000]
                 self._note(line)
+        except CairnError as error:
+            self.refused = error
         except docker.errors.DockerException as error:
             self.failure = said(error)
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
@@ -88,53 +109,46 @@ class Transfer(threading.Thread, ABC):
         layers = list(self._layers.values())
         return progress.of_bytes(sum(done for done, _ in layers), sum(all for _, all in layers)) if layers else None
 
+    def is_too_slow(self) -> bool:
+        """Whether what it waits for comes at less than the least rate. To be asked now and then."""
+        now, layers = time.monotonic(), list(self._layers.values())
+        since, had = self._paced
+        came = sum(done for done, _ in layers)
+        if now - since < RATE_SECONDS and any(done < all for done, all in layers):
+            return False
+        self._paced = now, came
+        return came - had < LEAST_RATE * RATE_SECONDS and now - since >= RATE_SECONDS and bool(layers)
+
 
 class Pull(Transfer):
     """``reference`` of a registry: with a tag, a digest, or neither (latest)."""
 
-    def __init__(self, client: APIClient, reference: str) -> None:
+    def __init__(self, client: APIClient, reference: str, allow: Networks) -> None:
         super().__init__(f"pull-{reference}", client)
         self._reference = reference
+        self._allow = allow
 
     def lines(self) -> Iterable[dict[str, Any]]:
+        check(self._reference, self._allow)
         repository, tag = split(self._reference)
         found: Iterable[dict[str, Any]] = self.client.pull(repository, tag=tag, stream=True, decode=True)
         return found
 
 
-def split(reference: str) -> tuple[str, str]:
-    """Repository, and tag or digest."""
-    name, _, digest = reference.partition("@")
-    found = repository(name)
-    return found, digest or name[len(found) + 1 :] or "latest"
+def refusal(reference: str, failure: str, allow: Networks) -> CairnError:
+    """The engine's word about a pull that failed, as an error of ours.
 
-
-def refusal(reference: str, failure: str) -> CairnError:
-    """The engine's word about a pull that failed, as an error of ours."""
-    if "toomanyrequests" in failure.lower() or "429 Too Many" in failure or f"status: {TOO_MANY}" in failure:
-        seconds = retry_after(reference)
-        return RegistryBusy(
-            f"the registry of {reference} asks to come again in {seconds:g} s: {failure}",
-            image=reference,
-            retry_after_seconds=seconds,
-        )
-    if any(sign in failure for sign in MAY_PASS):
-        return EngineUnavailable(f"image {reference} could not be pulled: {failure}")
-    return ImageNotFound(f"image {reference} is not on the engine, and could not be pulled: {failure}", image=reference)
-
-
-def retry_after(reference: str) -> float:
-    """Seconds that the registry says to wait: the engine keeps its answer's ``Retry-After`` for itself."""
-    name, tag = split(reference)
-    host, slash, path = name.partition("/")
-    if not slash or not ("." in host or ":" in host or host == "localhost"):
-        host, path = HUB, name if slash else f"library/{name}"
-    scheme = "http" if host.rpartition(":")[0] in LOOPBACK or host in LOOPBACK else "https"
-    try:
-        with urllib3.PoolManager(retries=False, timeout=PROBE_SECONDS) as http:
-            answer = http.request("HEAD", f"{scheme}://{host}/v2/{path}/manifests/{tag}", redirect=False)
-    except (urllib3.exceptions.HTTPError, ValueError):
-        return BUSY_SECONDS
-    said = answer.headers.get("Retry-After", "")
-    asked = answer.status == TOO_MANY and said.isdigit()
-    return max(1.0, min(float(said), LONGEST_SECONDS)) if asked else BUSY_SECONDS
+    Its text stays here: it quotes what the registry answered, which is whatever a user made us ask.
+    """
+    log.warning("image.not_pulled", image=reference, said=failure)
+    known = failure.lower()
+    if any(sign in known for sign in BUSY):
+        seconds = max(1.0, min(retry_after(reference, allow) or BUSY_SECONDS, LONGEST_SECONDS))
+        said = f"the registry of {reference} asks to come again in {seconds:g} s"
+        return RegistryBusy(said, image=reference, retry_after_seconds=seconds)
+    if any(sign in known for sign in MAY_PASS):
+        return EngineUnavailable(f"image {reference} could not be pulled: its registry does not answer as it should")
+    why = next((why for why, signs in FINAL.items() if any(sign in known for sign in signs)), "it cannot be had there")
+    return ImageNotFound(
+        f"image {reference} is not on the engine, and could not be pulled from its registry: {why}", image=reference
+    )

@@ -6,11 +6,17 @@ import datetime as dt
 from typing import Protocol
 
 from drivers.machines import Check
-from model.images import CachedImage, ImageFound, ImageWanted
+from model.images import CachedImage, ImageFound, ImageWanted, is_engine_name
 
 
 class Images(Protocol):
     """Images of one host."""
+
+    def find(self, wanted: ImageWanted) -> ImageFound | None:
+        """What it is, where it is usable on this engine already; takes as long as one short call, and counts as a use.
+
+        None also while somebody brings or removes it.
+        """
 
     def ensure(self, wanted: ImageWanted, cancelled: Check) -> ImageFound:
         """Make it usable on this engine, and say what it is. At most one caller at a time brings one image to one
@@ -44,5 +50,20 @@ def repository(reference: str) -> str:
 def familiar(name: str) -> str:
     """A repository as the engine shows it: without the registry and the folder that go without saying."""
     for prefix in ("docker.io/", "index.docker.io/"):
-        name = name.removeprefix(prefix)
+        if name.startswith(prefix):
+            name = name.removeprefix(prefix)
+            break
     return name.removeprefix("library/")
+
+
+def full_name(reference: str) -> str:
+    """A reference as the engine lists it: ``repository:tag``, or ``repository@digest``."""
+    name, _, digest = reference.partition("@")
+    known = repository(name)
+    tag = name[len(known) + 1 :] or "latest"
+    return f"{familiar(known)}@{digest}" if digest else f"{familiar(known)}:{tag}"
+
+
+def is_ours(reference: str) -> bool:
+    """Whether it is what engines call a file of the blob store: no registry has it, and nobody asks for it so."""
+    return is_engine_name(familiar(repository(reference)))

@@ -7,6 +7,9 @@ import errno
 import fcntl
 import hashlib
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -28,6 +31,10 @@ class LockedFile:
         self.size = 0
         self._least_free = least_free
         self.sha256 = hashlib.sha256()
+        # Whoever ends its ``with`` may have a thread that still writes: the number of a file that was closed may be
+        # another's by then.
+        self._using = threading.Lock()
+        self._closed = False
         while True:
             self.path = folder / str(new_id())
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -46,7 +53,9 @@ class LockedFile:
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(FileNotFoundError):
             self.path.unlink()
-        os.close(self._fd)
+        with self._using:
+            self._closed = True
+            os.close(self._fd)
 
     @property
     def digest(self) -> str:
@@ -54,21 +63,34 @@ class LockedFile:
 
     def check_room(self, more: int) -> None:
         """Raises OSError (ENOSPC) where so many bytes more would leave too few free."""
+        with self._open():
+            self._check_room(more)
+
+    def _check_room(self, more: int) -> None:
         disk = os.fstatvfs(self._fd)
         if disk.f_bavail * disk.f_frsize < self._least_free + more:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def write(self, piece: bytes) -> None:
-        self.check_room(len(piece))
         left = memoryview(piece)
-        while left:
-            left = left[os.write(self._fd, left) :]
+        with self._open():
+            self._check_room(len(piece))
+            while left:
+                left = left[os.write(self._fd, left) :]
         self.sha256.update(piece)
         self.size += len(piece)
 
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        with self._using:
+            if self._closed:
+                raise OSError(errno.EBADF, "the file is closed already")
+            yield
+
     def keep(self, path: Path) -> None:
         """It becomes ``path``, in place of what has that name, for good: at a power cut it is whole or not there."""
-        os.fsync(self._fd)
+        with self._open():
+            os.fsync(self._fd)
         try:
             os.replace(self.path, path)
         except FileNotFoundError:  # its folder was empty for a moment, and removed

@@ -34,6 +34,21 @@ def alone(path: Path, cancelled: Check) -> Iterator[int]:
         os.close(fd)
 
 
+@contextmanager
+def together(path: Path) -> Iterator[bool]:
+    """Hold it with whoever else only looks; False, at once, where somebody holds it alone."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            free = True
+        except BlockingIOError:
+            free = False
+        yield free
+    finally:
+        os.close(fd)
+
+
 def of_engine(base_url: str, what: str) -> Path:
     """The lock file of one thing on one engine: the same in every process of this user, whatever its data folder."""
     folder = Path(tempfile.gettempdir()) / f"cairn-locks-{os.getuid()}"

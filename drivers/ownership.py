@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from uuid import UUID
 
+from drivers.images import engine_reference
 from model.base import Frozen
 from model.errors import ForeignObject, Superseded
 from model.instances import MachineSpec
@@ -17,6 +18,9 @@ FENCED = f"{PREFIX}.fenced"
 HEALTH = f"{PREFIX}.health"
 #: It runs a script first: the SHA-256 of that.
 USER_DATA = f"{PREFIX}.user-data"
+
+#: What its image was called: it is made of the image's id.
+IMAGE = f"{PREFIX}.image-name"
 
 
 def machine_name(machine: UUID) -> str:
@@ -39,6 +43,7 @@ class Owner(Frozen):
             f"{PREFIX}.project": str(spec.project_id),
             f"{PREFIX}.id": str(spec.id),
             f"{PREFIX}.generation": str(spec.generation),
+            IMAGE: engine_reference(spec.wanted_image),
             **({FENCED: "true"} if spec.fenced else {}),
             **({HEALTH: spec.health_check.model_dump_json(exclude_defaults=True)} if spec.health_check else {}),
             **({USER_DATA: spec.user_data} if spec.user_data else {}),

@@ -19,14 +19,21 @@ class SimulatedImages:
         self._engine = SimulatedEngine(f"{url}/hosts/{host_name}")
         self._brought = brought
 
-    def ensure(self, wanted: ImageWanted, cancelled: Check) -> ImageFound:
+    def find(self, wanted: ImageWanted) -> ImageFound | None:
         reference = engine_reference(wanted)
         found = self._engine.call("GET", f"images/{reference}")
         if found is None:
-            raise ImageNotFound(f"image {reference} is not on the engine, and could not be pulled", image=reference)
+            return None
         if wanted.format is not None:
             self._brought.note(reference)
         return ImageFound(digest=wanted.digest or found.get("digest"), size_bytes=found.get("size_bytes"))
+
+    def ensure(self, wanted: ImageWanted, cancelled: Check) -> ImageFound:
+        found = self.find(wanted)
+        if found is None:
+            reference = engine_reference(wanted)
+            raise ImageNotFound(f"image {reference} is not on the engine, and could not be pulled", image=reference)
+        return found
 
     def collect(self, unused_for: dt.timedelta, cancelled: Check) -> list[CachedImage]:
         left = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from enum import StrEnum
 from typing import Literal
 from uuid import UUID
@@ -13,6 +14,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from model.base import Base, Frozen, Now
 from model.resources import Resource, rules
 
+_ENGINE_NAME = re.compile(r"cairn/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 Format = Literal["docker-archive", "oci-archive", "rootfs-tar", "qcow2"]
 FORMATS: tuple[Format, ...] = ("docker-archive", "oci-archive", "rootfs-tar", "qcow2")
 SourceKind = Literal["registry", "upload", "url"]
@@ -62,6 +64,16 @@ class CachedImage(Frozen):
 def engine_name(image_id: UUID, digest: str) -> str:
     """What engines call an image of the blob store: the same at every host, and another for other contents."""
     return f"cairn/{image_id}:{digest.removeprefix('sha256:')[:12]}"
+
+
+def is_engine_name(repository: str) -> bool:
+    """Whether ``engine_name`` begins so."""
+    return _ENGINE_NAME.fullmatch(repository) is not None
+
+
+def without_query(url: str) -> str:
+    """A URL as it is shown: what comes after its path may be a signature, with which anybody could download."""
+    return url.partition("?")[0].partition("#")[0]
 
 
 class Image(Resource, Base):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -52,8 +53,12 @@ class Registry:
         #: Until then requests for manifests are told to come again after ``retry_after`` seconds.
         self.busy_until = 0.0
         self.retry_after: int | None = 2
-        #: Seconds that each blob takes.
+        #: Seconds that each blob takes; bytes of it that are sent in a second.
         self.delay = 0.0
+        self.drip: int | None = None
+        #: What every request for a manifest is refused with.
+        self.status: int | None = None
+        self.refusal = b"{}"
         self._lock = threading.Lock()
         outer = self
 
@@ -113,7 +118,9 @@ class Registry:
             status, body = 200, b"{}"
         elif "/manifests/" in path:
             name, _, tag = path.removeprefix("/v2/").partition("/manifests/")
-            if time.monotonic() < self.busy_until:
+            if self.status is not None:
+                status, body = self.status, self.refusal
+            elif time.monotonic() < self.busy_until:
                 status, body = 429, b'{"errors": [{"code": "TOOMANYREQUESTS", "message": "slow down"}]}'
                 headers = {"Retry-After": str(self.retry_after)} if self.retry_after is not None else {}
             elif found := self.manifests.get(f"{name}@{tag}" if ":" in tag else f"{name}:{tag}"):
@@ -131,4 +138,8 @@ class Registry:
         handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
         if handler.command == "GET":
-            handler.wfile.write(body)
+            step = self.drip or max(len(body), 1)
+            with contextlib.suppress(OSError):
+                for at in range(0, len(body), step):
+                    handler.wfile.write(body[at : at + step])
+                    time.sleep(1 if self.drip else 0)

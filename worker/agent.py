@@ -108,7 +108,7 @@ def image_driver(host: AgentHost, membership: Membership, settings: Settings) ->
     from drivers.docker_images import DockerImages
 
     blobs = ApiBlobs(membership.api_url, membership.credential)
-    return DockerImages(settings.docker_host, brought=brought, fetch=blobs.fetch)
+    return DockerImages(settings.docker_host, brought=brought, fetch=blobs.fetch, allow=settings.outbound_allow)
 
 
 async def run(settings: Settings) -> None:

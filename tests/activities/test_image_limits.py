@@ -112,7 +112,8 @@ class Images:
         return order
 
     def download(self, order: Order, url: str) -> str:
-        asked = Import(order=order, source="url", url=url)
+        self.db.rows("UPDATE images SET url = %s WHERE id = %s", url, order.resource_id)
+        asked = Import(order=order, source="url")
         digest: str = ActivityEnvironment().run(self.records.download, asked)
         return digest
 
@@ -228,6 +229,9 @@ class Registries:
     def __init__(self) -> None:
         self.entered, self.answer = threading.Semaphore(0), threading.Event()
 
+    def find(self, wanted: ImageWanted) -> ImageFound | None:
+        return ImageFound() if wanted.reference == "here:1" else None
+
     def ensure(self, _wanted: ImageWanted, _cancelled: Any) -> ImageFound:
         self.entered.release()
         assert self.answer.wait(10)
@@ -243,6 +247,9 @@ def test_images_take_some_of_a_hosts_places_and_one_project_not_all_of_these(mon
     def pull() -> Any:
         return ActivityEnvironment().run(host.pull, ImageWanted(reference="web:1"))
 
+    def is_there() -> Any:
+        return ActivityEnvironment().run(host.pull, ImageWanted(reference="here:1"))
+
     def ensure(project: UUID) -> Any:
         spec = MachineSpec(
             id=new_id(), project_id=project, generation=1, name="web", image="web:1", vcpus=1, memory_mb=512, ports=[]
@@ -257,6 +264,7 @@ def test_images_take_some_of_a_hosts_places_and_one_project_not_all_of_these(mon
         with pytest.raises(HostBusy) as busy:
             pull()
         assert busy.value.details["retry_after_seconds"] > 0
+        assert is_there() == ImageFound(), "what is there takes no place"
         with pytest.raises(HostBusy):
             ensure(mine)
         running.append(threads.submit(ensure, theirs))

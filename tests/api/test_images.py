@@ -8,6 +8,7 @@ import hashlib
 import socket
 import threading
 from collections.abc import AsyncIterator
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from api import image_uploads, user_urls
 from drivers import pace
 from drivers.blobs import FileBlobs
+from model.errors import Unavailable
 from model.settings import Settings
 from tests.api.conftest import Api
 from tests.services import eventually
@@ -76,6 +78,11 @@ async def test_upload_waits_and_starts_when_it_came(api: Api) -> None:
         {"type": "url", "url": "http://10.0.0.1/a"},
         {"type": "url", "url": "http://127.0.0.1@169.254.169.254/"},
         {"type": "url", "url": "http://user:secret@127.0.0.1/a"},
+        {"type": "registry", "reference": "127.0.0.1:5000/web"},
+        {"type": "registry", "reference": "2130706433:80/web"},
+        {"type": "registry", "reference": "169.254.169.254/latest"},
+        {"type": "registry", "reference": "cairn/0199b3f0-0000-7000-8000-000000000001:0123456789ab"},
+        {"type": "registry", "reference": "docker.io/cairn/0199b3f0-0000-7000-8000-000000000001"},
     ],
 )
 async def test_source_that_is_refused(api: Api, source: dict[str, Any]) -> None:
@@ -156,7 +163,7 @@ async def test_checksum_of_the_image_holds_too(api: Api) -> None:
     assert stored(api) == []
 
 
-@pytest.mark.parametrize("headers", [{"Content-Digest": "md5=:x:"}, {"X-Checksum-SHA256": "12"}])
+@pytest.mark.parametrize("headers", [{"Content-Digest": "sha-256=:x:"}, {"X-Checksum-SHA256": "12"}])
 async def test_checksum_that_is_none(api: Api, headers: dict[str, str]) -> None:
     answer = await upload(api, await create(api), **headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "validation_failed")
@@ -409,3 +416,73 @@ async def test_delete_that_called_off_an_import_is_seen_to_its_end(api: Api) -> 
     workflow = (await api.http.delete(path)).json()["meta"]["workflow_id"]
     assert (await api.http.post(f"/v1/workflows/{workflow}/cancel")).json()["data"]["state"] == "accepted"
     assert (await api.http.get(path)).json()["data"]["status"] == "deleting"
+
+
+@pytest.mark.parametrize("prefix", ["", "docker.io/", "index.docker.io/"])
+async def test_launch_by_what_hosts_call_an_image_is_refused(api: Api, prefix: str) -> None:
+    """Whoever knew, or guessed, such a name would run another project's image."""
+    image = f"{prefix}cairn/0199b3f0-0000-7000-8000-000000000001:0123456789ab"
+    answer = await api.http.post("/v1/instances", json={"name": "web", "image": image})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "validation_failed")
+    await api.launch(image="cairn/base:latest")
+
+
+async def test_checksums_of_other_algorithms_are_passed_over(api: Api) -> None:
+    right = base64.b64encode(bytes.fromhex(DIGEST.removeprefix("sha256:"))).decode()
+    for number, said in enumerate((f"sha-512=:{'A' * 86}==:", f"sha-512=:x:, sha-256=:{right}:")):
+        made = await create(api, name=f"n{number}")
+        assert (await upload(api, made, **{"Content-Digest": said})).status_code == 202
+
+
+async def test_upload_to_an_image_that_takes_none_is_not_received(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although a key may make it a repetition: only one that was answered does."""
+    made = await create(api)
+    assert (await upload(api, made, **{"Idempotency-Key": "u"})).status_code == 202
+    received = []
+    receive = api.app.state.blobs.receive
+    monkeypatch.setattr(api.app.state.blobs, "receive", lambda: received.append(1) or receive())
+    answer = await upload(api, made, **{"Idempotency-Key": "another"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "invalid_state")
+    assert received == []
+    assert (await upload(api, made, **{"Idempotency-Key": "u"})).status_code == 202
+
+
+async def test_upload_after_an_error_waits_again_and_says_so(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = await create(api)
+    api.db.rows("UPDATE images SET status = 'error', error = '{}' WHERE id = %s", made["data"]["id"])
+
+    def fails(_: Any) -> None:
+        raise Unavailable("the store is away")
+
+    monkeypatch.setattr(api.app.state.blobs, "put", fails)
+    assert (await upload(api, made)).status_code == 503
+    found = (await api.http.get(f"/v1/images/{made['data']['id']}")).json()["data"]
+    assert (found["status"], found["error"], found["version"]) == ("pending", None, 2)
+    types = [row["type"] for row in api.db.rows("SELECT type FROM events ORDER BY xid, id")]
+    assert types == ["image.pending", "image.pending"]
+
+
+async def test_upload_that_another_overtook_is_left_out(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file may be removed at any moment: the image names another by now."""
+    made = await create(api)
+    put = api.app.state.blobs.put
+
+    def put_late(file: Any) -> None:
+        put(file)
+        api.db.rows("UPDATE images SET digest = %s WHERE id = %s", f"sha256:{'0' * 64}", made["data"]["id"])
+
+    monkeypatch.setattr(api.app.state.blobs, "put", put_late)
+    answer = await upload(api, made)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "invalid_state")
+    assert api.db.rows("SELECT 1 FROM workflows") == []
+
+
+async def test_url_is_shown_without_its_signature(api: Api) -> None:
+    url = "http://192.0.2.1/a.tar?signature=secret"
+    allowed = api.app.state.settings.model_copy(update={"outbound_allow": (ip_network("192.0.2.0/24"),)})
+    api.app.state.settings = allowed
+    made = await create(api, {"type": "url", "url": url})
+    assert made["data"]["source"]["url"] == "http://192.0.2.1/a.tar"
+    assert "secret" not in (await api.http.get("/v1/images")).text
+    assert api.db.one("SELECT url FROM images")["url"] == url
+    assert "secret" not in str(api.db.rows('SELECT "order" FROM workflows') + api.db.rows("SELECT data FROM events"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from ipaddress import ip_network
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -23,6 +24,8 @@ from tests.services import child, until
 from worker import engine, ports
 
 PORTS = (20_000, 20_900)
+#: Where tests have their registries.
+LOOPBACK = [ip_network("127.0.0.0/8")]
 
 
 class Site:
@@ -56,7 +59,7 @@ class DockerSite(Site):
         )
 
     def images(self) -> DockerImages:
-        return DockerImages(engine.SOCKET, brought=Brought(self.folder), fetch=no_blobs)
+        return DockerImages(engine.SOCKET, brought=Brought(self.folder), fetch=no_blobs, allow=LOOPBACK)
 
 
 class SimulatedSite(Site):

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from drivers.blobs import Blobs, FileBlobs
+from drivers.locked_file import LockedFile
 from drivers.s3_blobs import S3Blobs
 from model.errors import NotFound, Unavailable
 from tests.registry import sha256
@@ -127,3 +131,31 @@ def test_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "incoming").write_text("a file")
     with pytest.raises(Unavailable):
         FileBlobs(tmp_path).receive()
+
+
+def test_file_that_is_written_is_closed_only_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its number could be another file's by then, which would get what was meant for it."""
+    writing, go = threading.Event(), threading.Event()
+    write = os.write
+
+    def slowly(fd: int, piece: bytes) -> int:
+        writing.set()
+        go.wait(10)
+        return write(fd, piece)
+
+    file = LockedFile(tmp_path)
+    monkeypatch.setattr(os, "write", slowly)
+    with ThreadPoolExecutor(2) as threads:
+        written = threads.submit(file.write, b"1")
+        writing.wait(10)
+        closed = threads.submit(file.__exit__)
+        time.sleep(0.2)
+        assert not closed.done()
+        go.set()
+        written.result(10)
+        closed.result(10)
+    with pytest.raises(OSError, match="closed"):
+        file.write(b"2")
+    with pytest.raises(OSError, match="closed"):
+        file.keep(tmp_path / "kept")
+    assert list(tmp_path.iterdir()) == []

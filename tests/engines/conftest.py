@@ -12,8 +12,9 @@ import pytest
 from drivers.brought import Brought
 from drivers.docker import DockerMachines
 from drivers.docker_images import DockerImages, Fetch
+from drivers.outbound import Networks
 from drivers.ownership import Owner
-from tests.drivers.conftest import no_blobs
+from tests.drivers.conftest import LOOPBACK, no_blobs
 from worker import engine
 
 
@@ -24,8 +25,10 @@ def driver(
     return DockerMachines(url, installation=owner.installation, host_id=owner.host_id, publish_address=publish_address)
 
 
-def image_driver(folder: Path, url: str = engine.SOCKET, *, fetch: Fetch = no_blobs) -> DockerImages:
-    return DockerImages(url, brought=Brought(folder), fetch=fetch)
+def image_driver(
+    folder: Path, url: str = engine.SOCKET, *, fetch: Fetch = no_blobs, allow: Networks = LOOPBACK
+) -> DockerImages:
+    return DockerImages(url, brought=Brought(folder), fetch=fetch, allow=allow)
 
 
 def remove_all(machines: DockerMachines) -> None:

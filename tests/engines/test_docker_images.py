@@ -18,13 +18,16 @@ import docker
 import docker.errors
 import pytest
 
+from drivers import docker_pull
 from drivers.docker import DockerMachines
+from drivers.locks import alone, of_engine
 from drivers.machines import Cancelled
-from model.errors import ImageNotFound, RegistryBusy
-from model.images import ImageWanted
+from model.errors import EngineUnavailable, ImageNotFound, RegistryBusy, UrlRefused
+from model.images import CachedImage, ImageWanted
 from tests.drivers.conftest import never, spec
 from tests.engines.conftest import image_driver, remove_all
 from tests.registry import Registry
+from worker import engine
 
 pytestmark = pytest.mark.engine
 BUSYBOX = "/bin/busybox"
@@ -70,7 +73,8 @@ def test_tag_that_moves_does_not_move_what_was_pinned(
     machine = spec(image=pinned.reference, image_digest=first)
     made = machines.create(machine)
     found = sdk.inspect_container(made)
-    assert found["Config"]["Image"] == f"{registry.host}/web@{first}"
+    assert found["Config"]["Labels"]["io.cairn.image-name"] == f"{registry.host}/web@{first}"
+    assert found["Config"]["Image"] == found["Image"]
     assert sdk.inspect_image(found["Image"])["RepoDigests"] == [f"{registry.host}/web@{first}"]
     remove_all(machines)
 
@@ -180,3 +184,117 @@ def test_only_what_was_brought_and_is_unused_goes(
     assert here == {wanted(registry, name).reference for name in ("foreign", "used")}
     machines.delete(machine.id)
     assert images.collect(dt.timedelta(0), never) == []
+
+
+def test_beginning_of_an_id_is_no_name(
+    registry: Registry, machines: DockerMachines, sdk: docker.APIClient, tmp_path: Path
+) -> None:
+    """The engine would run anybody's image by it."""
+    registry.push("web", {"run": b"one"}, "1")
+    images = image_driver(tmp_path)
+    images.ensure(wanted(registry), never)
+    id = sdk.inspect_image(wanted(registry).reference)["Id"].removeprefix("sha256:")
+    for name in (id[:6], id[:12], f"{registry.host}/web:{id[:12]}", f"{registry.host}/web@sha256:{id}"):
+        assert images.find(ImageWanted(reference=name)) is None
+        with pytest.raises(ImageNotFound):
+            machines.create(spec(image=name))
+    assert machines.inventory() == []
+
+
+@pytest.mark.parametrize("prefix", ["", "docker.io/", "index.docker.io/"])
+def test_image_of_the_blob_store_is_had_by_no_reference(
+    machines: DockerMachines, sdk: docker.APIClient, tmp_path: Path, prefix: str
+) -> None:
+    name = f"cairn/{uuid4()}"
+    sdk.tag(engine.IMAGE, name, "0123456789ab")
+    images = image_driver(tmp_path)
+    try:
+        digest = f"sha256:{'0123456789ab'.ljust(64, '0')}"
+        known = spec(image=f"{name}:0123456789ab", image_digest=digest, image_format="docker-archive")
+        assert images.find(known.wanted_image) is not None
+        machines.create(known)
+        stranger = spec(image=f"{prefix}{name}:0123456789ab")
+        for call in (lambda: images.ensure(stranger.wanted_image, never), lambda: machines.create(stranger)):
+            with pytest.raises(ImageNotFound):
+                call()
+    finally:
+        remove_all(machines)
+        sdk.remove_image(f"{name}:0123456789ab")
+
+
+@pytest.mark.parametrize("reference", ["cairn/base:latest", "cairn/base", "docker.io/cairn/base"])
+def test_image_that_was_built_on_the_engine_goes_by_its_full_name(
+    machines: DockerMachines, tmp_path: Path, reference: str
+) -> None:
+    machine = spec(image=reference)
+    assert image_driver(tmp_path).ensure(machine.wanted_image, never).digest is None
+    machines.create(machine)
+    (found,) = machines.inventory()
+    assert found.image == reference
+
+
+def test_registry_that_is_not_public_is_not_asked(registry: Registry, tmp_path: Path) -> None:
+    digest = registry.push("web", {"run": b"one"}, "1")
+    port = registry.host.rpartition(":")[2]
+    strict = image_driver(tmp_path, allow=[])
+    for host in (registry.host, f"localhost:{port}", f"2130706433:{port}", "169.254.169.254", "10.0.0.1:5000"):
+        with pytest.raises(UrlRefused):
+            strict.ensure(ImageWanted(reference=f"{host}/web:1"), never)
+    assert registry.requests.total() == 0
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    image_driver(tmp_path).ensure(wanted(registry), never)
+    assert strict.ensure(wanted(registry), never).digest == digest, "what is there is used"
+
+
+def test_answer_of_a_registry_is_told_to_nobody(registry: Registry, tmp_path: Path) -> None:
+    registry.refusal = b'{"errors": [{"code": "UNKNOWN", "message": "the secret of the inside"}]}'
+    for status in (401, 403, 404, 500, 502):
+        registry.status = status
+        with pytest.raises((ImageNotFound, EngineUnavailable)) as refused:
+            image_driver(tmp_path).ensure(wanted(registry), never)
+        assert "secret" not in refused.value.message
+        assert str(status) not in refused.value.message
+
+
+def test_registry_that_drips_is_given_up(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry.push("web", {"run": os.urandom(4 << 20)}, "1")
+    registry.drip = 40 << 10
+    monkeypatch.setattr(docker_pull, "RATE_SECONDS", 3.0)
+    monkeypatch.setattr(docker_pull, "LEAST_RATE", 1 << 20)
+    began = time.monotonic()
+    with pytest.raises(EngineUnavailable, match="sends less than"):
+        image_driver(tmp_path).ensure(wanted(registry), never)
+    assert time.monotonic() - began < 15
+
+
+def test_image_that_is_used_at_that_moment_is_not_collected(
+    registry: Registry, sdk: docker.APIClient, tmp_path: Path
+) -> None:
+    """The use comes after the collector has read when the image was used last, and before it has the image's lock."""
+    registry.push("web", {"run": b"one"}, "1")
+    images = image_driver(tmp_path)
+    images.ensure(wanted(registry), never)
+    brought = images._brought
+    for image in brought.all():
+        os.utime(brought._path(image.reference), (1, 1))
+    listed = brought.all
+    used: list[object] = []
+
+    def all_and_then_a_use() -> list[CachedImage]:
+        found = listed()
+        used.append(image_driver(tmp_path).ensure(wanted(registry), never))
+        return found
+
+    brought.all = all_and_then_a_use  # type: ignore[method-assign]
+    (kept,) = images.collect(dt.timedelta(days=1), never)
+    assert (kept.reference, len(used)) == (wanted(registry).reference, 1)
+    assert sdk.inspect_image(wanted(registry).reference)
+
+
+def test_image_that_is_being_removed_is_not_found(registry: Registry, tmp_path: Path) -> None:
+    registry.push("web", {"run": b"one"}, "1")
+    images = image_driver(tmp_path)
+    images.ensure(wanted(registry), never)
+    with alone(of_engine(engine.SOCKET, wanted(registry).reference), never):
+        assert images.find(wanted(registry)) is None
+    assert images.find(wanted(registry)) is not None

@@ -109,7 +109,7 @@ def test_uploaded_image_runs(
     instance = stack.running(backend="docker", image=image["name"], cmd=["/bin/busybox", "sleep", "1000"])
     assert (instance["image_id"], instance["image_digest"]) == (image["id"], image["digest"])
     (container,) = stack.containers(instance["id"])
-    assert container.attrs["Config"]["Image"] == f"cairn/{image['id']}:{image['digest'][7:19]}"
+    assert container.labels["io.cairn.image-name"] == f"cairn/{image['id']}:{image['digest'][7:19]}"
     assert image_of(stack, accepted)["hosts"] == [instance["host"]]
     assert docker_engine.images.get(IMAGE).id == before, "its own tags were left out"
     refused = stack.request("DELETE", f"/images/{image['id']}")
@@ -160,7 +160,27 @@ def test_twenty_launches_of_an_uncached_image_are_one_pull(stack: Stack, registr
     registry.push("web", {"bin/busybox": busybox, "new": b"1"}, "1")
     first = stack.instance(launched[0])
     (container,) = stack.containers(first["id"])
-    assert container.attrs["Config"]["Image"] == f"{registry.host}/web@{digest}"
+    assert container.labels["io.cairn.image-name"] == f"{registry.host}/web@{digest}"
+
+
+def test_image_of_another_project_is_had_by_no_reference(
+    stack: Stack, docker_engine: docker.DockerClient, saved: bytes
+) -> None:
+    """Neither by what hosts call it, nor by the beginning of its id, which whoever tries may find."""
+    accepted = upload(stack, saved)
+    stack.completed(accepted)
+    image = image_of(stack, accepted)
+    instance = stack.running(backend="docker", image=image["name"], cmd=["/bin/busybox", "sleep", "1000"])
+    (container,) = stack.containers(instance["id"])
+    assert instance["drift"] is None
+    id = str(container.attrs["Image"]).removeprefix("sha256:")
+    name = f"cairn/{image['id']}"
+    for reference in (f"{name}:{image['digest'][7:19]}", f"{name}:{id[:12]}", f"docker.io/{name}:{id[:12]}"):
+        body = {"name": "thief", "image": reference, "backend": "docker"}
+        assert stack.request("POST", "/instances", json=body).status_code == 422
+    # (A reference that is just the beginning of an id is one of a public registry: hosts take it for nothing else.)
+    remove(stack, accepted)
+    forget(docker_engine, image)
 
 
 def test_pull_of_a_missing_image(stack: Stack, registry: Registry) -> None:
