@@ -139,7 +139,7 @@ class ImageRecords:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=SILENCE_SECONDS)
         try:
             async with outbound.session(self._allow, timeout=timeout) as http, http.get(asked.url or "") as answer:
-                if answer.status != 200:  # noqa: PLR2004
+                if answer.status != 200:  # noqa: PLR2004 - OK
                     raise _refusal(answer)
                 announced = answer.content_length
                 if announced is not None and announced > self._limits.most_bytes:

@@ -112,7 +112,7 @@ class HealthLooks:
     async def _follow(self, machines: Machines, engine_id: str) -> None:
         standing = self._standings[engine_id] = Standing()
         check = self._seen[engine_id].check
-        await asyncio.sleep(random.uniform(0, min(check.interval_seconds, SEE_SECONDS)))  # noqa: S311
+        await asyncio.sleep(random.uniform(0, min(check.interval_seconds, SEE_SECONDS)))  # noqa: S311 - spread, not secret
         while True:
             # What was last seen: started again it has another address.
             look = await self._asked(machines.look, self._seen[engine_id])
@@ -122,7 +122,7 @@ class HealthLooks:
                 if standing.health != before:
                     log.info("health.changed", instance=str(self._seen[engine_id].id), health=standing.health)
                     self._news.set()
-            await asyncio.sleep(check.interval_seconds * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311
+            await asyncio.sleep(check.interval_seconds * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311 - the same
 
     async def _asked(self, call: Any, *arguments: Any) -> Any:
         """None: the engine does not say, and nothing is known."""
