@@ -19,6 +19,8 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from api.app import create_app
+from model.base import new_id
+from model.secrets import digest
 from model.settings import Settings
 from tests.api.conftest import BODY, Api
 from tests.api.test_ssh_keys import KEY
@@ -195,6 +197,19 @@ async def test_foreign_and_absent_are_told_apart_by_nothing(world: World) -> Non
             assert (one.name, headers, nobodys[0]) == (one.name, headers, 404)
             assert (one.name, headers, theirs) == (one.name, headers, nobodys)
         assert world.written() == before, one.name
+
+
+async def test_key_is_changed_without_a_gap(api: Api) -> None:
+    """As docs/security.md says: the new one beside the old one, then without it."""
+    columns = "id, project_id, name, digest"
+    new = (new_id(), api.db.project_id, "new", digest("cairn_new"))
+    with api.db.connect("cairn_owner") as owner:
+        owner.execute(f"INSERT INTO api_keys ({columns}) VALUES (%s, %s, %s, %s)", new)
+        async with api.as_("cairn_new") as http:
+            assert (await http.get("/v1/hosts")).status_code == (await api.http.get("/v1/hosts")).status_code == 200
+            owner.execute("UPDATE api_keys SET revoked_at = now() WHERE name = 'admin'")
+            assert (await http.get("/v1/hosts")).status_code == 200
+            assert (await api.http.get("/v1/hosts")).status_code == 401
 
 
 async def test_part_of_ones_own_that_is_a_strangers_is_absent(world: World) -> None:
