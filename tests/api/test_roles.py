@@ -136,6 +136,9 @@ def told(answer: httpx.Response, ids: list[str]) -> tuple[int, str, Json]:
 def test_every_operation_says_who_may_use_it() -> None:
     assert {one.name for one in ALL.values() if not (one.of_agents or one.of_projects)} == OPEN
     assert len(ABOUT) > 25
+    # What all projects share is changed by operators alone, whatever a route says of itself.
+    shared = [one for one in ALL.values() if one.of_projects and re.match(r"/v1/(hosts|instance-types)\b", one.path)]
+    assert {one.name for one in shared if one.method != "GET"} == {one.name for one in ALL.values() if one.of_operators}
     # What is served and not documented is the documentation, and what no path has.
     app = create_app(Settings(), None, None, None)  # type: ignore[arg-type]
     hidden = {route.path for route in app.routes if isinstance(route, APIRoute) and not route.include_in_schema}
@@ -241,21 +244,29 @@ async def test_launch_names_nothing_of_a_stranger(world: World, field: str, know
     assert said[0] == said[1]
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/v1/instances?name=web",
-        "/v1/workflows?resource_id={instance_id}",
-        "/v1/images?name=own",
-        "/v1/ssh-keys?name=mine",
-        "/v1/webhooks?name=chat",
-    ],
-)
-async def test_lists_show_nothing_of_a_stranger(world: World, path: str) -> None:
-    answer = await world.stranger.get(path.format_map(world.things))
-    assert (answer.status_code, answer.json()["data"]) == (200, [])
-    mine = await world.api.http.get(path.format_map(world.things))
-    assert len(mine.json()["data"]) == 1
+#: Lists of what is a project's, each asked for what is the platform's own.
+LISTS = {
+    "/v1/instances": "?name=web",
+    "/v1/workflows": "?resource_id={instance_id}",
+    "/v1/images": "?name=own",
+    "/v1/ssh-keys": "?name=mine",
+    "/v1/webhooks": "?name=chat",
+}
+#: Of the fleet; of the caller's one project; counts and events, which have tests of their own.
+OTHER = {"/v1/hosts", "/v1/instance-types", "/v1/projects", "/v1/dashboard/summary", "/v1/events"}
+
+
+async def test_lists_show_nothing_of_a_stranger(world: World) -> None:
+    assert set(LISTS) == {one.path for one in ALL.values() if one.name == f"GET {one.path}" and not one.ids} - OTHER - {
+        path.removeprefix("GET ") for path in OPEN
+    }
+    for path, query in LISTS.items():
+        asked = path + query.format_map(world.things)
+        answer = await world.stranger.get(asked)
+        assert (asked, answer.status_code, answer.json()["data"]) == (asked, 200, [])
+        assert len((await world.api.http.get(asked)).json()["data"]) == 1, asked
+    (project,) = (await world.stranger.get("/v1/projects")).json()["data"]
+    assert project["id"] != world.things["project_id"]
 
 
 async def test_project_of_a_stranger_and_an_absent_one_are_the_same_in_the_header_too(world: World) -> None:
