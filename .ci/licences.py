@@ -38,14 +38,14 @@ ELSEWHERE = {"colorama": "BSD-3-Clause", "pywin32": "PSF-2.0", "tzdata": "Apache
 
 def licence(about: PackageMetadata) -> list[str]:
     """What may be chosen from (``OR``), each with all that applies (``AND``)."""
-    if expression := about.get("License-Expression"):
-        return [str(expression)]
+    if "License-Expression" in about:
+        return [about["License-Expression"]]
     classifiers = [
         one.rsplit(" :: ", 1)[1]
         for one in about.get_all("Classifier") or []
         if one.startswith("License :: ") and not one.endswith(("OSI Approved", "DFSG approved"))
     ]
-    said = str(about.get("License") or "").strip()
+    said = about["License"].strip() if "License" in about else ""
     return [said] if said in ALLOWED | set(WRITTEN) else classifiers or [said]
 
 
