@@ -7,7 +7,7 @@ TEST_PROCESSES ?= 3
 on         = $(filter-out 0 no false,$($(1)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down reset test chaos bench lint doctor clean
+.PHONY: help demo up down reset test chaos bench lint audit licences sbom docs doctor clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,18 @@ lint: $(READY) ## ruff, mypy, import-linter
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+audit: $(READY) licences ## Known vulnerabilities of what is locked (OFFLINE=1: pass where no database answers)
+	@.venv/bin/python .ci/audit.py $(if $(call on,OFFLINE),--offline-ok)
+
+licences: $(READY) ## Whether each locked package may be used
+	@.venv/bin/python .ci/licences.py
+
+sbom: $(READY) ## Bill of materials, CycloneDX, into dist
+	@.venv/bin/python .ci/sbom.py --output dist/cairn.cdx.json
+
+docs: $(READY) ## Write anew what is generated of docs
+	@.venv/bin/python .ci/reference.py
 
 clean: ## Remove .venv and caches; data stays ('make reset' deletes it)
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

@@ -161,7 +161,7 @@ class ImageRecords:
                 outbound.session(self._allow, timeout=timeout, owner=owner) as http,
                 http.get(asked.url or "") as answer,
             ):
-                if answer.status != 200:  # noqa: PLR2004
+                if answer.status != 200:  # noqa: PLR2004 - OK
                     raise _refusal(answer)
                 announced = answer.content_length
                 if announced is not None and announced > self._limits.most_bytes:

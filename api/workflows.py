@@ -102,7 +102,7 @@ async def wait(
     request: Request,
     workflow_id: UUID,
     caller: Authenticated,
-    timeout: Annotated[float, Query(ge=0, le=300)] = 30,  # noqa: ASYNC109  # the contract's name
+    timeout: Annotated[float, Query(ge=0, le=300)] = 30,  # noqa: ASYNC109 - the contract's name
     steps: bool = False,
 ) -> Response:
     """Answer when the workflow has ended, or as it is after `timeout` seconds."""

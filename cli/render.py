@@ -331,7 +331,7 @@ def duration(seconds: float) -> str:
     """As exact as a person wants it: 84 ms, 1.4 s, 95 s."""
     if seconds < 1:
         return f"{max(seconds, 0) * 1000:.0f} ms"
-    return f"{seconds:.1f} s" if seconds < 60 else f"{seconds:.0f} s"  # noqa: PLR2004
+    return f"{seconds:.1f} s" if seconds < 60 else f"{seconds:.0f} s"  # noqa: PLR2004 - a minute
 
 
 def between(start: str | None, end: str | None) -> str:

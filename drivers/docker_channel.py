@@ -72,7 +72,7 @@ class Channel:
         except (OSError, HTTPException) as error:
             connection.close()
             raise EngineUnavailable(f"the engine does not answer: {error}") from error
-        if answer.status >= 300:  # noqa: PLR2004
+        if answer.status >= 300:  # noqa: PLR2004 - from 3xx on
             refusal = _refusal(answer)
             connection.close()
             raise refusal

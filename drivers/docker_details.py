@@ -29,7 +29,7 @@ class Details:
 
     def note(self, engine_id: str, inspected: dict[str, Any]) -> dict[str, Any]:
         # Not all at the same time again.
-        until = time.monotonic() + DETAILS_SECONDS * random.uniform(0.7, 1)  # noqa: S311
+        until = time.monotonic() + DETAILS_SECONDS * random.uniform(0.7, 1)  # noqa: S311 - spread, not secret
         self._seen[engine_id] = (until, details := observed(inspected))
         return details
 

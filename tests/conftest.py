@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 
 # Before the tests are collected: every process of one run draws the same samples.
-os.environ.setdefault("CAIRN_CHAOS_SEED", str(random.randrange(1_000_000)))  # noqa: S311
+os.environ.setdefault("CAIRN_CHAOS_SEED", str(random.randrange(1_000_000)))  # noqa: S311 - no secret
 
 import docker
 import pytest

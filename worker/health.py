@@ -119,7 +119,7 @@ class HealthLooks:
         check, project_id = self._seen[engine_id].check, self._seen[engine_id].project_id
         share = self._shares.get(project_id) or asyncio.Semaphore(SHARE)
         self._shares[project_id] = share
-        await asyncio.sleep(random.uniform(0, min(check.interval_seconds, SEE_SECONDS)))  # noqa: S311
+        await asyncio.sleep(random.uniform(0, min(check.interval_seconds, SEE_SECONDS)))  # noqa: S311 - spread, not secret
         while True:
             async with share:
                 look = await self._asked(self._threads, machines.look, self._seen[engine_id])
@@ -129,7 +129,7 @@ class HealthLooks:
                 if standing.health != before:
                     log.info("health.changed", instance=str(self._seen[engine_id].id), health=standing.health)
                     self._news.set()
-            await asyncio.sleep(check.interval_seconds * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311
+            await asyncio.sleep(check.interval_seconds * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311 - the same
 
     @staticmethod
     async def _asked(threads: ThreadPoolExecutor | None, call: Any, *arguments: Any) -> Any:

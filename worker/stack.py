@@ -66,7 +66,8 @@ class Plan:
     @property
     def api_root(self) -> str:
         host = self.settings.api_host
-        reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+        everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - compared with, not bound
+        reachable = everywhere.get(host, f"[{host}]" if ":" in host else host)
         return f"http://{reachable}:{self.api_port}"
 
     @property
