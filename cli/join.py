@@ -7,6 +7,7 @@ import socket
 import sys
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -91,6 +92,7 @@ def join(
     from worker import identity, joining
     from worker.joining import JoinError, Wanted
 
+    token = token or _token_in_file()
     if rotate and not token:
         raise usage("--rotate needs a token made for this host: cairn host token --name NAME")
     given = {
@@ -144,6 +146,17 @@ def join(
             joining.run_agent(path, now, environ)
     except JoinError as error:
         raise CommandFailed(str(error), "cannot_join", Exit.REFUSED) from None
+
+
+def _token_in_file() -> str | None:
+    """Of CAIRN_JOIN_TOKEN_FILE. One that is not there any more is not needed by a host that has joined."""
+    path = os.environ.get("CAIRN_JOIN_TOKEN_FILE")
+    try:
+        return Path(path).read_text().strip() or None if path else None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise usage(f"CAIRN_JOIN_TOKEN_FILE: {error}") from None
 
 
 def _facts(options: dict[str, str], labels: dict[str, str]) -> dict[str, Any]:
