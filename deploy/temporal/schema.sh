@@ -1,7 +1,7 @@
 #!/bin/sh
 # Temporal's databases and their schemas; what is there already is left, and brought up to date.
 set -eu
-SQL_PASSWORD=$(cat /run/secrets/postgres-password)
+SQL_PASSWORD=$(cat /run/secrets/temporal-password)
 export SQL_PASSWORD
 until nc -z "$SQL_HOST" "$SQL_PORT"; do sleep 1; done
 for part in temporal visibility; do
