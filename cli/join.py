@@ -24,7 +24,7 @@ DEFAULT_PATIENCE = 300.0
 AWAY = ("unreachable", "unavailable")
 #: What a host that has joined already can go on in spite of, as the host that it is.
 VOID = ("unauthenticated", "name_taken")
-REFUSALS = (*VOID, "validation_failed", "malformed", "not_found")
+REFUSALS = (*VOID, "version_refused", "validation_failed", "malformed", "not_found")
 
 
 class Refused(CommandFailed):
@@ -215,6 +215,8 @@ def _explained(failure: CommandFailed, name: str) -> CommandFailed:
         hint, exit = "make another where the platform is managed: cairn host token", Exit.REFUSED
     elif failure.code == "name_taken":
         hint = f"join under another name (--name), or with a token for it: cairn host token --name {name}"
+    elif failure.code == "version_refused":
+        hint = "see which agents a platform works with: docs/upgrading.md"
     elif failure.code in AWAY:
         hint = "see that --url (CAIRN_API_URL) is right, that the API runs, and that no firewall is in the way"
     kind = Refused if failure.code in REFUSALS else CommandFailed

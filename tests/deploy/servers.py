@@ -155,7 +155,16 @@ class ExternalTemporal:
 
     def start(self) -> None:
         port = self.address.rpartition(":")[2]
-        command = [str(temporal.find_binary()), "server", "start-dev", "--ip", "127.0.0.1", "--port", port, "--headless"]
+        command = [
+            str(temporal.find_binary()),
+            "server",
+            "start-dev",
+            "--ip",
+            "127.0.0.1",
+            "--port",
+            port,
+            "--headless",
+        ]
         quiet = ["--log-level", "error", "--db-filename", str(self.folder / "temporal.sqlite")]
         self.process = child([*command, *quiet], self.folder / "log")
 
