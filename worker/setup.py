@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -77,10 +78,12 @@ def main() -> None:
     if sys.argv[1:] not in ([], ["--check"]):
         raise SystemExit("usage: cairn-setup [--check]")
     try:
-        complete = set_up(change=not sys.argv[1:], say=print)
+        complete = set_up(change=not sys.argv[1:], say=partial(print, flush=True))
     except StackError as error:
-        raise SystemExit(str(error)) from None
-    raise SystemExit(0 if complete else 1)
+        complete = False
+        print(error, file=sys.stderr, flush=True)
+    # Threads of Temporal's client may be about to call the interpreter: where that is ending by then, it aborts.
+    os._exit(0 if complete else 1)
 
 
 def set_up(*, change: bool, say: Callable[[str], None]) -> bool:

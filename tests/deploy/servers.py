@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from cryptography import x509
@@ -129,8 +130,8 @@ class ExternalPostgres:
             return False
         return True
 
-    def admin(self, statement: str) -> list[tuple[object, ...]]:
-        with psycopg.connect(self.url(), autocommit=True) as connection:
+    def admin(self, statement: str, name: str = "postgres") -> list[tuple[Any, ...]]:
+        with psycopg.connect(self.url(name=name), autocommit=True) as connection:
             found = connection.execute(statement)
             return found.fetchall() if found.description else []
 
