@@ -13,7 +13,7 @@ from typing import Literal
 from model.errors import VersionRefused
 
 #: The release before this one. Changed with the version in pyproject.toml.
-BEFORE = (0, 1)
+BEFORE = (0, 2)
 _RELEASE = re.compile(r"(\d{1,6})\.(\d{1,6})(?!\d)")
 
 #: ``ok``; ``older``: one release, which works; ``too_old``, ``newer``: no such agent may join; ``unknown``: it did

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ def test_file_is_valid(installed: None) -> None:
     command = ["docker-compose", "--file", str(compose.FILE), "--profile", "agent", "config", "--quiet"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_image_is_called_by_the_version_of_its_wheel() -> None:
+    assert {service["image"] for service in compose.ours(DOCUMENT).values()} == {f"cairn:{version('cairn-platform')}"}
 
 
 @pytest.mark.parametrize("name", SERVICES)
