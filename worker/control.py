@@ -29,8 +29,11 @@ from activities.sweeper import LOST_AFTER, Sweeper
 from activities.webhooks import WebhookRecords
 from model import logs
 from model.settings import Settings, of_process
-from worker import blob_store, healthcheck, requirements, schedules, webhooks
+from worker import blob_store, webhooks
 from worker.database import connect as connect_database
+from worker.healthcheck import show_that_it_works
+from worker.requirements import wait_for_namespace, wait_for_schema
+from worker.schedules import declare
 from worker.temporal_client import connect
 from workflows.plans import PLANS
 
@@ -47,9 +50,9 @@ def main() -> None:
 
 async def run(settings: Settings) -> None:
     engine = connect_database(settings.database, THREADS)
-    await requirements.schema(engine)
+    await wait_for_schema(engine)
     client = await connect(settings)
-    await requirements.namespace(client)
+    await wait_for_namespace(client)
     histories = Histories(client, asyncio.get_running_loop())
     blobs = blob_store.connect(settings)
     blobs.sweep()
@@ -113,7 +116,7 @@ async def run(settings: Settings) -> None:
             asyncio.create_task(sweep_when_called(sweeper, settings.database)),
             asyncio.create_task(webhooks.deliver_when_called(engine, client, settings.database)),
             asyncio.create_task(look_at_the_clock(sweeper)),
-            asyncio.create_task(healthcheck.keep(settings.health_file, client, engine)),
+            asyncio.create_task(show_that_it_works(settings.health_file, client, engine)),
         ]
         await stopping.wait()
         for task in beside:
@@ -133,7 +136,7 @@ async def declare_schedules(client: Client, settings: Settings) -> None:
     """Tried until Temporal is there."""
     while True:
         try:
-            await schedules.declare(client, settings)
+            await declare(client, settings)
             return
         except Exception as error:
             log.warning("schedules.retrying", error=str(error))

@@ -29,7 +29,7 @@ PATIENCE = 4.0
 USAGE = "usage: cairn-health api | control | agent"
 
 
-async def keep(path: Path | None, client: Client, engine: Engine) -> None:
+async def show_that_it_works(path: Path | None, client: Client, engine: Engine) -> None:
     """Touch the file again and again, as long as what a control worker needs answers it."""
     while path is not None:
         try:

@@ -18,7 +18,7 @@ log = structlog.get_logger()
 PAUSE_SECONDS = 1.0
 
 
-async def schema(engine: Engine) -> None:
+async def wait_for_schema(engine: Engine) -> None:
     """Until the database has a schema that this program can work on; a newer one is."""
     said = None
     while (problem := await asyncio.to_thread(_schema_problem, engine)) is not None:
@@ -40,7 +40,7 @@ def _schema_problem(engine: Engine) -> str | None:
     return f"the schema is {standing} ({found or 'none'}, needed: {migrations.newest()}): run 'cairn setup'"
 
 
-async def namespace(client: Client) -> None:
+async def wait_for_namespace(client: Client) -> None:
     """Until Temporal has the namespace."""
     said = None
     while True:

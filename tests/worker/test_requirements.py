@@ -8,8 +8,8 @@ from typing import Any
 
 import migrations
 from tests.services import Database, database
-from worker import requirements
 from worker.database import connect
+from worker.requirements import wait_for_schema
 
 __all__ = ["database"]
 
@@ -30,13 +30,13 @@ async def test_older_schemas_are_waited_out_and_newer_ones_are_not(database: Dat
         database.rows("UPDATE alembic_version SET version_num = %s", revision)
 
     try:
-        await asyncio.wait_for(requirements.schema(engine), 10)
+        await asyncio.wait_for(wait_for_schema(engine), 10)
         is_at("9999")
-        await asyncio.wait_for(requirements.schema(engine), 10)
+        await asyncio.wait_for(wait_for_schema(engine), 10)
         is_at("0001")
-        await waits(requirements.schema(engine), lambda: is_at(migrations.newest()))
+        await waits(wait_for_schema(engine), lambda: is_at(migrations.newest()))
         database.rows("REVOKE SELECT ON alembic_version FROM cairn_worker")
         again = "GRANT SELECT ON alembic_version TO cairn_worker"
-        await waits(requirements.schema(engine), lambda: database.rows(again))
+        await waits(wait_for_schema(engine), lambda: database.rows(again))
     finally:
         engine.dispose()
