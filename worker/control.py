@@ -31,8 +31,7 @@ from model import logs
 from model.settings import Settings, of_process
 from worker import blob_store, webhooks
 from worker.database import connect as connect_database
-from worker.healthcheck import show_that_it_works
-from worker.requirements import wait_for_namespace, wait_for_schema
+from worker.requirements import show_that_it_works, wait_for_namespace, wait_for_schema
 from worker.schedules import declare
 from worker.temporal_client import connect
 from workflows.plans import PLANS

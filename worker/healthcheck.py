@@ -1,50 +1,21 @@
 """``cairn-health``: whether a process of this machine, or of this container, works. For those who restart it.
 
 The API is asked. A control worker serves nothing: it touches a file while the database and Temporal answer it. An
-agent writes down each lease that it is granted.
+agent writes down each lease that it is granted. It runs every few seconds, and so imports only what it needs.
 """
 
 from __future__ import annotations
 
-import asyncio
+import http.client
 import sys
 import time
-from pathlib import Path
+from http import HTTPStatus
 
-import httpx
-import structlog
-from sqlalchemy import Engine, text
-from sqlalchemy.exc import SQLAlchemyError
-from temporalio.client import Client
-from temporalio.service import RPCError
-
-from model.hosts import LEASE
 from model.settings import Settings, of_process
-from worker import fence, identity
 
-log = structlog.get_logger()
-TOUCH_SECONDS = 5.0
 FRESH_SECONDS = 20.0
 PATIENCE = 4.0
 USAGE = "usage: cairn-health api | control | agent"
-
-
-async def show_that_it_works(path: Path | None, client: Client, engine: Engine) -> None:
-    """Touch the file again and again, as long as what a control worker needs answers it."""
-    while path is not None:
-        try:
-            async with asyncio.timeout(PATIENCE):
-                await asyncio.to_thread(_ask, engine)
-                await client.service_client.check_health()
-                await asyncio.to_thread(path.touch)
-        except (SQLAlchemyError, RPCError, RuntimeError, OSError, TimeoutError) as error:
-            log.warning("health.away", error=str(error).partition("\n")[0] or type(error).__name__)
-        await asyncio.sleep(TOUCH_SECONDS)
-
-
-def _ask(engine: Engine) -> None:
-    with engine.connect() as connection:
-        connection.execute(text("SELECT 1"))
 
 
 def main() -> None:
@@ -58,13 +29,17 @@ def main() -> None:
 
 
 def _api(settings: Settings) -> str | None:
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.api_host, settings.api_host)  # noqa: S104 - asked, not bound
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.api_host, settings.api_host)  # noqa: S104 - asked, not bound
+    connection = http.client.HTTPConnection(host, settings.api_port, timeout=PATIENCE)
     try:
-        with httpx.Client(trust_env=False, timeout=PATIENCE) as http:
-            answer = http.get(f"http://{host}:{settings.api_port}/health/ready")
-    except httpx.HTTPError as error:
+        connection.request("GET", "/health/ready")
+        answer = connection.getresponse()
+        said = answer.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException) as error:
         return f"the API does not answer: {error}"
-    return None if answer.is_success else f"the API is not ready: {answer.text}"
+    finally:
+        connection.close()
+    return None if answer.status == HTTPStatus.OK else f"the API is not ready: {said}"
 
 
 def _control(settings: Settings) -> str | None:
@@ -78,6 +53,9 @@ def _control(settings: Settings) -> str | None:
 
 
 def _agent(settings: Settings) -> str | None:
+    from model.hosts import LEASE
+    from worker import fence, identity
+
     path = identity.path_of(settings.data_dir.absolute(), settings.host_name)
     lease = fence.read_lease(path)
     if lease is None:

@@ -162,7 +162,7 @@ class Production:
         assert kind == "CMD"
         return self.run(service, *words)
 
-    def becomes_healthy(self, service: str, seconds: float = 40) -> None:
+    def becomes_healthy(self, service: str, seconds: float = 90) -> None:
         assert until(lambda: self.health(service).returncode == 0, seconds), self.health(service).stderr + self.log(
             service
         )
