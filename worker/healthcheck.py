@@ -10,10 +10,14 @@ import http.client
 import sys
 import time
 from http import HTTPStatus
+from pathlib import Path
 
 from model.settings import Settings, of_process
 
+#: Between two touches are 5.
 FRESH_SECONDS = 20.0
+#: model.hosts.LEASE.
+LEASE_SECONDS = 15.0
 PATIENCE = 4.0
 USAGE = "usage: cairn-health api | control | agent"
 
@@ -45,24 +49,25 @@ def _api(settings: Settings) -> str | None:
 def _control(settings: Settings) -> str | None:
     if settings.health_file is None:
         return "CAIRN_HEALTH_FILE is not set: a control worker shows with it that it works"
-    try:
-        age = time.time() - settings.health_file.stat().st_mtime
-    except FileNotFoundError:
-        return "the control worker has not begun to work"
-    return None if age < FRESH_SECONDS else f"the control worker has not worked for {age:.0f} s"
+    return _stale(settings.health_file, FRESH_SECONDS)
 
 
 def _agent(settings: Settings) -> str | None:
-    from model.hosts import LEASE
-    from worker import fence, identity
+    return _stale(lease_file(settings), LEASE_SECONDS)
 
-    path = identity.path_of(settings.data_dir.absolute(), settings.host_name)
-    lease = fence.read_lease(path)
-    if lease is None:
-        return f"the agent of host {settings.host_name} has had no lease"
-    age = fence.clock() - lease.asked_at
-    fresh = lease.boot == fence.boot_id() and age < LEASE.total_seconds()
-    return None if fresh else f"the lease of host {settings.host_name} has not been renewed for {age:.0f} s"
+
+def lease_file(settings: Settings) -> Path:
+    """What ``worker.fence`` writes at each renewal of the lease; it and ``worker.identity`` would be imported longer
+    than all else takes."""
+    return settings.data_dir / "agents" / f"{settings.host_name}.lease"
+
+
+def _stale(path: Path, seconds: float) -> str | None:
+    try:
+        age = time.time() - path.stat().st_mtime
+    except OSError as error:
+        return f"it has not begun to work: {error}"
+    return None if age < seconds else f"it has not worked for {age:.0f} s"
 
 
 if __name__ == "__main__":
