@@ -28,6 +28,7 @@ from api.caller import check_body, key_of
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES, also
 from api.instance_schemas import LabelName, LabelValue, Name, Text
+from model import versions
 from model.base import new_id
 from model.errors import NameTaken, Unauthenticated, Unavailable, ValidationFailed
 from model.hosts import RENEW_SECONDS, Backend, Host, HostToken, is_simulated_name
@@ -273,6 +274,7 @@ async def register(request: Request, body: Register, connection: Connected) -> R
         raise Unauthenticated(f"the token is for a host named '{token.name}'")
     settings: Settings = request.app.state.settings
     check_free_name(body.name, settings)
+    versions.check(body.versions.get("agent"))
     values: dict[str, Any] = {
         "backend": body.engines[0],
         "cpus": body.capacity.cpus,

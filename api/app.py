@@ -81,7 +81,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
     app.state.engine = engine
     app.state.temporal = temporal
     app.state.dispatcher = Dispatcher(temporal, engine)
-    app.state.bells = Bells(settings.database_url.get_secret_value())
+    app.state.bells = Bells(settings.database)
     app.state.agents = Agents(settings.ticket_key)
     app.state.open_streams = OpenStreams(engine, settings.project_streams, events=settings.project_event_streams)
     app.state.stopping = asyncio.Event()

@@ -9,13 +9,14 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from api.caller import authenticate
 from api.envelope import ErrorEnvelope, answer
 from api.openapi import allowed
+from api.schema import NOT_SET_UP, lacking
 from model.errors import (
     BodyTooLarge,
     CairnError,
@@ -47,6 +48,8 @@ class MethodNotAllowed(CairnError):
 
 
 _LOCK_NOT_AVAILABLE = "55P03"
+#: A table, a column, or the right to see one.
+_ABSENT = ("42P01", "42703", "42501")
 _BY_STATUS: dict[int, type[CairnError]] = {
     400: Malformed,
     403: Forbidden,
@@ -126,9 +129,23 @@ async def _database(request: Request, error: Exception) -> Response:
     if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
         return render(request, Unavailable("a step holds the resource for unusually long; nothing was accepted"))
     if isinstance(error, DBAPIError) and not _away(error):
-        return await bug(request, error)
+        return await _not_set_up(request, error) or await bug(request, error)
     log.warning("database.away", error=str(error).partition("\n")[0])
     return render(request, Unavailable("the database is away; nothing was accepted, try again"))
+
+
+async def _not_set_up(request: Request, error: DBAPIError) -> Response | None:
+    """Where a table or a column is missing because the schema is: that is no bug, and will pass."""
+    if getattr(error.orig, "sqlstate", None) not in _ABSENT:
+        return None
+    try:
+        missing = await lacking(request.app.state.engine)
+    except SQLAlchemyError:
+        return None
+    if missing is None:
+        return None
+    log.warning("database.not_set_up", lacks=missing)
+    return render(request, Unavailable(NOT_SET_UP))
 
 
 def _away(error: DBAPIError) -> bool:

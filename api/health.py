@@ -7,12 +7,13 @@ import asyncio
 import structlog
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
-from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
-from temporalio.service import RPCError
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
+from temporalio.service import RPCError, RPCStatusCode
 
 from api.envelope import Envelope, answer
 from api.errors import also, render
+from api.schema import NOT_SET_UP, lacking
 from model.errors import Unavailable
 
 router = APIRouter(prefix="/health", tags=["health"])
@@ -25,7 +26,9 @@ class Live(BaseModel):
 
 
 class Ready(Live):
-    """``checks``: dependency → ok or away."""
+    """``checks``: dependency → ok, away, or what it lacks: ``schema_missing``, ``schema_older`` (of the database, than
+    this program needs; a newer one is well), ``namespace_missing`` (of Temporal). What is missing ``cairn setup``
+    makes."""
 
     checks: dict[str, str]
 
@@ -41,12 +44,20 @@ async def ready(request: Request) -> Response:
     """Each dependency by name. 503 without the database; without Temporal requests are accepted all the same."""
     state = request.app.state
 
-    async def database() -> None:
-        async with state.engine.connect() as connection:
-            await connection.execute(text("SELECT 1"))
+    async def database() -> str:
+        return await lacking(state.engine) or "ok"
 
-    async def temporal() -> None:
+    async def temporal() -> str:
         await state.temporal.service_client.check_health()
+        try:
+            await state.temporal.workflow_service.describe_namespace(
+                DescribeNamespaceRequest(namespace=state.temporal.namespace)
+            )
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return "namespace_missing"
+            raise
+        return "ok"
 
     checks = {}
     for name, check in (("database", database), ("temporal", temporal)):
@@ -57,8 +68,7 @@ async def ready(request: Request) -> Response:
             task.cancel()
             if not done:
                 raise TimeoutError
-            task.result()
-            checks[name] = "ok"
+            checks[name] = task.result()
         except (SQLAlchemyError, RPCError, RuntimeError, OSError, TimeoutError) as error:
             log.warning("health.away", dependency=name, error=str(error).partition("\n")[0] or type(error).__name__)
             checks[name] = "away"
@@ -66,4 +76,6 @@ async def ready(request: Request) -> Response:
     status = "ok" if all(value == "ok" for value in checks.values()) else "degraded" if usable else "unavailable"
     if usable:
         return answer(request, {"status": status, "checks": checks})
-    return render(request, Unavailable("the database is away", status=status, checks=checks))
+    away = checks["database"] == "away"
+    said = "the database is away" if away else NOT_SET_UP
+    return render(request, Unavailable(said, status=status, checks=checks))

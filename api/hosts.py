@@ -25,6 +25,7 @@ from model.hosts import Host, HostPort, HostState, HostToken, is_reachable
 from model.projects import Project
 from model.secrets import digest, join_token_of, new_join_token
 from model.settings import Settings
+from model.versions import Skew, skew
 from model.workflows import TERMINAL, Order, Workflow
 
 router = APIRouter(prefix="/v1", responses=RESPONSES)
@@ -62,6 +63,9 @@ class HostView(BaseModel):
     ports_held: int
     labels: dict[str, str]
     versions: dict[str, str]
+    #: How the agent's version stands to the platform's: `older` (by one release) works; `too_old` and `newer` could
+    #: not join any more; `unknown` where it has not said.
+    version_skew: Skew
     agent_url: str | None
     #: What an operator should look at.
     warning: str | None
@@ -234,6 +238,7 @@ def _view(row: Row[Any]) -> dict[str, Any]:
         "ports_held": row.ports_held,
         "labels": row.labels,
         "versions": row.versions,
+        "version_skew": skew(row.versions.get("agent")),
         "agent_url": row.agent_url,
         "warning": row.warning,
         "last_seen_at": row.last_seen_at,

@@ -133,7 +133,7 @@ def _print(host: dict[str, Any], output: Format) -> None:
             ("memory", f"{allocated['memory_mb']} MiB held of {capacity['memory_mb']} MiB"),
             ("ports", f"{host['ports_held']} held"),
             ("labels", render.pairs(host.get("labels"))),
-            ("versions", ", ".join(f"{what} {number}" for what, number in (host.get("versions") or {}).items())),
+            ("versions", _versions(host)),
             ("agent", host.get("agent_url") or ""),
             ("seen", _seen(host)),
             ("created", f"{host['created_at']} ({render.age(host['created_at'])} ago)"),
@@ -143,6 +143,12 @@ def _print(host: dict[str, Any], output: Format) -> None:
 
 def _state(host: dict[str, Any]) -> str:
     return str(host["state"]) if host["reachable"] else f"{host['state']} (unreachable)"
+
+
+def _versions(host: dict[str, Any]) -> str:
+    said = ", ".join(f"{what} {number}" for what, number in (host.get("versions") or {}).items())
+    skew = str(host.get("version_skew") or "ok").replace("_", " ")
+    return said if skew in ("ok", "unknown") else f"{said} (the agent is {skew}: upgrade it, or the platform)"
 
 
 def _seen(host: dict[str, Any]) -> str:

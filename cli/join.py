@@ -7,6 +7,7 @@ import socket
 import sys
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -23,7 +24,7 @@ DEFAULT_PATIENCE = 300.0
 AWAY = ("unreachable", "unavailable")
 #: What a host that has joined already can go on in spite of, as the host that it is.
 VOID = ("unauthenticated", "name_taken")
-REFUSALS = (*VOID, "validation_failed", "malformed", "not_found")
+REFUSALS = (*VOID, "version_refused", "validation_failed", "malformed", "not_found")
 
 
 class Refused(CommandFailed):
@@ -91,6 +92,7 @@ def join(
     from worker import identity, joining
     from worker.joining import JoinError, Wanted
 
+    token = token or _token_in_file()
     if rotate and not token:
         raise usage("--rotate needs a token made for this host: cairn host token --name NAME")
     given = {
@@ -144,6 +146,17 @@ def join(
             joining.run_agent(path, now, environ)
     except JoinError as error:
         raise CommandFailed(str(error), "cannot_join", Exit.REFUSED) from None
+
+
+def _token_in_file() -> str | None:
+    """Of CAIRN_JOIN_TOKEN_FILE. One that is not there any more is not needed by a host that has joined."""
+    path = os.environ.get("CAIRN_JOIN_TOKEN_FILE")
+    try:
+        return Path(path).read_text().strip() or None if path else None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise usage(f"CAIRN_JOIN_TOKEN_FILE: {error}") from None
 
 
 def _facts(options: dict[str, str], labels: dict[str, str]) -> dict[str, Any]:
@@ -202,6 +215,8 @@ def _explained(failure: CommandFailed, name: str) -> CommandFailed:
         hint, exit = "make another where the platform is managed: cairn host token", Exit.REFUSED
     elif failure.code == "name_taken":
         hint = f"join under another name (--name), or with a token for it: cairn host token --name {name}"
+    elif failure.code == "version_refused":
+        hint = "see which agents a platform works with: docs/upgrading.md"
     elif failure.code in AWAY:
         hint = "see that --url (CAIRN_API_URL) is right, that the API runs, and that no firewall is in the way"
     kind = Refused if failure.code in REFUSALS else CommandFailed

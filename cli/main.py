@@ -37,6 +37,7 @@ COMMANDS = {
     "down": Place("cli.stack", "down", "Stop the platform; instances keep running.", "cairn down", local=True),
     "reset": Place("cli.stack", "reset", "Delete the platform's data and its containers.", "cairn reset --yes", True),
     "doctor": Place("cli.doctor", "doctor", "Check what the platform needs.", "cairn doctor", local=True),
+    "setup": Place("cli.setup", "setup", "Prepare PostgreSQL and Temporal servers.", "cairn setup --check", local=True),
     "demo": Place("cli.demo", "demo", "Tour: launch, kill -9 in the middle, cancel, delete.", "cairn demo", local=True),
     "instance": Place("cli.instances", "app", "Launch instances, look at them and into them, change them."),
     "image": Place("cli.images", "app", "Images: from a registry, a file or a URL."),

@@ -26,6 +26,8 @@ def run() -> None:
             connection.execute(text("SET LOCAL lock_timeout = '10s'"))
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
             context.run_migrations()
+            # Every process looks whether the schema is new enough for it, before it does anything.
+            connection.execute(text("GRANT SELECT ON alembic_version TO cairn_api, cairn_worker"))
     engine.dispose()
 
 

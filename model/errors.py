@@ -50,6 +50,12 @@ class NameTaken(CairnError):
     code, status = "name_taken", 409
 
 
+class VersionRefused(CairnError):
+    """An agent's version is one that the platform does not work with."""
+
+    code, status = "version_refused", 409
+
+
 class InUse(CairnError):
     """Something else needs what was to be deleted."""
 

@@ -5,13 +5,23 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
+from urllib.parse import quote, urlsplit
 from uuid import UUID
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 
 def _parse_port_range(value: object) -> object:
@@ -45,10 +55,42 @@ TicketKey = Annotated[SecretStr, AfterValidator(_check_ticket_key)]
 Days = Annotated[float, Field(gt=0, le=36500)]
 
 
+def _is_secret(annotation: object) -> bool:
+    return annotation is SecretStr or any(_is_secret(part) for part in get_args(annotation))
+
+
+class SecretFiles(PydanticBaseSettingsSource):
+    """``CAIRN_<NAME>_FILE`` names a file with the value of a secret: so it is in no list of processes, and in no
+    description of a container. Where the variable itself is set, it wins."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        path = os.environ.get(f"CAIRN_{field_name.upper()}_FILE") if _is_secret(field.annotation) else None
+        try:
+            return Path(path).read_text().strip() if path else None, field_name, False
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"CAIRN_{field_name.upper()}_FILE: {error}") from None
+
+    def __call__(self) -> dict[str, Any]:
+        fields = self.settings_cls.model_fields.items()
+        found = {name: self.get_field_value(field, name)[0] for name, field in fields}
+        return {name: value for name, value in found.items() if value is not None}
+
+
 class Settings(BaseSettings):
     """Every setting of every process. A field's description is its documentation."""
 
     model_config = SettingsConfigDict(env_prefix="CAIRN_", extra="ignore", frozen=True, hide_input_in_errors=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, SecretFiles(settings_cls)
 
     data_dir: Path = Field(Path(".cairn"), description="Folder of the embedded stack's state")
     api_host: str = Field("127.0.0.1", description="Address the API listens on")
@@ -66,6 +108,7 @@ class Settings(BaseSettings):
     database_url: SecretStr = Field(
         SecretStr("postgresql:///cairn"), description="PostgreSQL, as the role of this process (libpq URL)"
     )
+    database_password: SecretStr | None = Field(None, description="Its password, where the URL holds none")
     port_range: PortRange = Field(
         (20000, 29999), description="Host ports that Cairn chooses from, LOW-HIGH", validate_default=True
     )
@@ -123,6 +166,7 @@ class Settings(BaseSettings):
         None, description="Address on which an agent serves streams (default: that of its way to the API)"
     )
     agent_port: Port = Field(0, description="Port on which an agent serves streams (0: a free one)")
+    health_file: Path | None = Field(None, description="File that a control worker touches while it works")
     installation: UUID | None = Field(None, description="Id of the installation (embedded: made at first start)")
     install_engine: bool = Field(True, description="0: never install a Docker engine, fail instead")
     simulated_hosts: int = Field(0, ge=0, le=200, description="Simulated hosts to add (backend: simulated)")
@@ -144,9 +188,36 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged")
     log_format: Literal["json", "console"] = Field("json", description="How log lines look")
 
+    @property
+    def database(self) -> str:
+        """The libpq URL of the database, with its password."""
+        url = self.database_url.get_secret_value()
+        return url if self.database_password is None else with_password(url, self.database_password.get_secret_value())
 
-def problem_of(error: ValidationError) -> str:
+
+class SetupSettings(Settings):
+    """What ``cairn setup`` reads beside them. There ``database_url`` is that of a role that may make others."""
+
+    setup_patience: Seconds = Field(120, description="Seconds to wait for PostgreSQL and Temporal, each")
+    owner_password: SecretStr | None = Field(None, description="Password that the role cairn_owner gets")
+    api_password: SecretStr | None = Field(None, description="Password that the role cairn_api gets")
+    worker_password: SecretStr | None = Field(None, description="Password that the role cairn_worker gets")
+    temporal_retention: Days = Field(7, description="Days that Temporal keeps the history of a run that has ended")
+
+
+def with_password(url: str, password: str) -> str:
+    """A libpq URL with this password. Raises ValueError where it names no role."""
+    parts = urlsplit(url)
+    user, at, where = parts.netloc.rpartition("@")
+    if not at:
+        raise ValueError("CAIRN_DATABASE_URL: with a password it must name a role, postgresql://ROLE@HOST/DATABASE")
+    return parts._replace(netloc=f"{user.partition(':')[0]}:{quote(password, safe='')}@{where}").geturl()
+
+
+def problem_of(error: ValidationError | SettingsError) -> str:
     """Which variable is wrong, and how; not what it says, as that may be secret."""
+    if isinstance(error, SettingsError):
+        return str(error)
     first = error.errors()[0]
     name = "CAIRN_" + "_".join(str(part) for part in first["loc"]).upper()
     return f"{name}: {first['msg']}"
@@ -156,14 +227,14 @@ def of_process() -> Settings:
     """The settings of this process; ends it where one is wrong, saying which."""
     try:
         return Settings()
-    except ValidationError as error:
+    except (ValidationError, SettingsError) as error:
         raise SystemExit(f"{problem_of(error)} (see docs/configuration.md)") from None
 
 
-def table() -> str:
+def table(fields: Mapping[str, FieldInfo] = Settings.model_fields) -> str:
     """The settings as a Markdown table: docs/configuration.md holds it, and a test compares."""
     lines = ["| variable | default | meaning |", "|---|---|---|"]
-    for name, field in Settings.model_fields.items():
+    for name, field in fields.items():
         default = field.default
         if isinstance(default, SecretStr):
             default = default.get_secret_value()

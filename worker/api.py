@@ -81,7 +81,7 @@ def main() -> None:
 
 
 async def serve(settings: Settings) -> None:
-    engine = connect_async(settings.database_url.get_secret_value(), CONNECTIONS)
+    engine = connect_async(settings.database, CONNECTIONS)
     blobs = blob_store.connect(settings)
     blobs.sweep()
     app = create_app(settings, engine, await connect(settings, lazy=True), blobs)

@@ -11,18 +11,7 @@ import psycopg
 import structlog
 import uvloop
 from sqlalchemy.exc import SQLAlchemyError
-from temporalio.client import (
-    Client,
-    Schedule,
-    ScheduleActionStartWorkflow,
-    ScheduleAlreadyRunningError,
-    ScheduleIntervalSpec,
-    ScheduleListActionStartWorkflow,
-    ScheduleOverlapPolicy,
-    SchedulePolicy,
-    ScheduleSpec,
-    ScheduleUpdate,
-)
+from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from activities.drains import HostDrains
@@ -42,6 +31,8 @@ from model import logs
 from model.settings import Settings, of_process
 from worker import blob_store, images, webhooks
 from worker.database import connect as connect_database
+from worker.requirements import show_that_it_works, wait_for_namespace, wait_for_schema
+from worker.schedules import declare
 from worker.temporal_client import connect
 from workflows.plans import PLANS
 
@@ -57,8 +48,10 @@ def main() -> None:
 
 
 async def run(settings: Settings) -> None:
+    engine = connect_database(settings.database, THREADS)
+    await wait_for_schema(engine)
     client = await connect(settings)
-    engine = connect_database(settings.database_url.get_secret_value(), THREADS)
+    await wait_for_namespace(client)
     histories = Histories(client, asyncio.get_running_loop())
     blobs = blob_store.connect(settings)
     blobs.sweep()
@@ -121,9 +114,10 @@ async def run(settings: Settings) -> None:
         log.info("control.ready", temporal=settings.temporal_address)
         beside = [
             asyncio.create_task(declare_schedules(client, settings)),
-            asyncio.create_task(sweep_when_called(sweeper, settings.database_url.get_secret_value())),
-            asyncio.create_task(webhooks.deliver_when_called(engine, client, settings.database_url.get_secret_value())),
+            asyncio.create_task(sweep_when_called(sweeper, settings.database)),
+            asyncio.create_task(webhooks.deliver_when_called(engine, client, settings.database)),
             asyncio.create_task(look_at_the_clock(sweeper)),
+            asyncio.create_task(show_that_it_works(settings.health_file, client, engine)),
         ]
         await stopping.wait()
         for task in beside:
@@ -140,39 +134,14 @@ def retention_of(settings: Settings) -> Retention:
 
 
 async def declare_schedules(client: Client, settings: Settings) -> None:
-    """Create or update every schedule of the system work. Tried until Temporal is there."""
+    """Tried until Temporal is there."""
     while True:
         try:
-            tick = ScheduleActionStartWorkflow("Tick", id="tick", task_queue=CONTROL)
-            await _declare(client, "tick", tick, timedelta(seconds=settings.tick_seconds))
-            purge = ScheduleActionStartWorkflow("Purge", id="purge", task_queue=CONTROL)
-            await _declare(client, "purge", purge, timedelta(seconds=settings.purge_interval))
-            await _forget_old_schedules(client)
+            await declare(client, settings)
             return
         except Exception as error:
             log.warning("schedules.retrying", error=str(error))
             await asyncio.sleep(1)
-
-
-async def _forget_old_schedules(client: Client) -> None:
-    """0.1 had one for each host; the tick starts what is needed."""
-    async for schedule in await client.list_schedules():
-        action = schedule.schedule.action if schedule.schedule else None
-        if isinstance(action, ScheduleListActionStartWorkflow) and action.workflow == "ReconcileHost":
-            await client.get_schedule_handle(schedule.id).delete()
-
-
-async def _declare(client: Client, id: str, action: ScheduleActionStartWorkflow, every: timedelta) -> None:
-    schedule = Schedule(
-        action=action,
-        spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=every)]),
-        # A pass that was missed is not made up for, and two never run at once.
-        policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=timedelta(seconds=10)),
-    )
-    try:
-        await client.create_schedule(id, schedule)
-    except ScheduleAlreadyRunningError:
-        await client.get_schedule_handle(id).update(lambda _: ScheduleUpdate(schedule=schedule))
 
 
 async def sweep_when_called(sweeper: Sweeper, database_url: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -185,9 +186,13 @@ def installation(folder: Path, wanted: UUID | None, simulated: int) -> Installat
 
 
 def kept(path: Path, make: Callable[[], str]) -> str:
-    """A secret of the installation; made up once and kept in its file."""
+    """A secret of the installation; made up once and kept in its file, also where two make it at the same moment."""
     if not path.exists():
-        write(path, f"{make().strip()}\n")
+        fresh = path.with_name(f"{path.name}.{os.getpid()}")
+        write(fresh, f"{make().strip()}\n")
+        with contextlib.suppress(FileExistsError):
+            os.link(fresh, path)
+        fresh.unlink()
     return path.read_text().strip()
 
 

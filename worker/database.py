@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import orjson
 import psycopg
 from psycopg import sql
-from sqlalchemy import Engine, create_engine, make_url
+from sqlalchemy import Connection, Engine, create_engine, make_url, text
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
@@ -83,15 +85,33 @@ def _dumps(value: object) -> str:
     return orjson.dumps(value).decode()
 
 
-def bootstrap(superuser_url: str) -> None:
-    """Create the roles and the database, where they are missing. Needs a superuser, once."""
-    with psycopg.connect(superuser_url, autocommit=True) as connection:
+def bootstrap(admin_url: str, passwords: Mapping[str, str] | None = None) -> None:
+    """Create the roles and the database, where they are missing, and give the roles these passwords.
+
+    Needs a superuser, or a role that may create roles and databases (CREATEROLE CREATEDB).
+    """
+    with psycopg.connect(admin_url, autocommit=True) as connection:
         roles = {name for (name,) in connection.execute("SELECT rolname FROM pg_roles")}
         for role in ROLES:
             if role not in roles:
                 connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(role)))
-        if not connection.execute("SELECT 1 FROM pg_database WHERE datname = 'cairn'").fetchone():
+            if password := (passwords or {}).get(role):
+                _set_password(connection, role, password)
+        if not has_database(connection):
+            # A superuser needs no membership to make a database that is another's.
+            if connection.info.parameter_status("is_superuser") != "on":
+                connection.execute("GRANT cairn_owner TO CURRENT_USER")
             connection.execute("CREATE DATABASE cairn OWNER cairn_owner")
+
+
+def _set_password(connection: psycopg.Connection[Any], role: str, password: str) -> None:
+    """As a verifier: the server, and its log of statements, do not see the password itself."""
+    verifier = connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()
+    connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(role), sql.Literal(verifier)))
+
+
+def has_database(connection: psycopg.Connection[Any]) -> bool:
+    return connection.execute("SELECT 1 FROM pg_database WHERE datname = 'cairn'").fetchone() is not None
 
 
 def migrate(owner_url: str) -> None:
@@ -106,7 +126,17 @@ def migrate(owner_url: str) -> None:
     alembic.command.upgrade(config, "head")
 
 
-def seed(owner_url: str, *, installation: UUID, api_key: str, hosts: list[HostSeed], settings: Settings) -> None:
+def revision(connection: Connection) -> str | None:
+    """The revision of the schema; None where there is none, or none that this role can see."""
+    try:
+        found = connection.execute(text(migrations.REVISION)).scalar()
+    except ProgrammingError:
+        connection.rollback()
+        return None
+    return None if found is None else str(found)
+
+
+def seed(owner_url: str, *, installation: UUID, api_key: str | None, hosts: list[HostSeed], settings: Settings) -> None:
     """Write the first rows, or bring them up to date with the settings. Safe to repeat. Raises StackError."""
     engine = create_engine(driver_url(owner_url), poolclass=NullPool)
     with Session(engine) as session, session.begin():
@@ -125,11 +155,12 @@ def seed(owner_url: str, *, installation: UUID, api_key: str, hosts: list[HostSe
             .values(project_id=project, **limits)
             .on_conflict_do_update(index_elements=["project_id"], set_=limits)
         )
-        session.execute(
-            insert(ApiKey)
-            .values(id=new_id(), project_id=project, name="admin", digest=digest(api_key))
-            .on_conflict_do_nothing(index_elements=["digest"])
-        )
+        if api_key is not None:
+            session.execute(
+                insert(ApiKey)
+                .values(id=new_id(), project_id=project, name="admin", digest=digest(api_key))
+                .on_conflict_do_nothing(index_elements=["digest"])
+            )
         for name, (vcpus, memory_mb, disk_gb) in SEEDED_TYPES.items():
             session.execute(
                 insert(InstanceType)

@@ -29,7 +29,7 @@ RESERVED = "embedded"
 BACKEND = "docker"
 #: Settings that open something of the platform, written in whatever case: an agent has a credential of its own.
 KEYS_OF_PLATFORM = (
-    *("CAIRN_JOIN_TOKEN", "CAIRN_API_KEY", "CAIRN_DATABASE_URL"),
+    *("CAIRN_JOIN_TOKEN", "CAIRN_API_KEY", "CAIRN_DATABASE_URL", "CAIRN_DATABASE_PASSWORD"),
     *("CAIRN_TICKET_KEY", "CAIRN_TICKET_KEY_OTHER"),
 )
 #: Digests of used tokens that are kept, the newest ones.
@@ -201,7 +201,8 @@ def run_agent(path: Path, known: Identity, environ: Mapping[str, str]) -> None:
 
 def agent_environ(path: Path, known: Identity, environ: Mapping[str, str]) -> dict[str, str]:
     """The environment of an agent: what it was given here or before; nothing that opens the platform."""
-    kept = {name: value for name, value in environ.items() if name.upper() not in KEYS_OF_PLATFORM}
+    own = {name for name in environ if name.upper().removesuffix("_FILE") in KEYS_OF_PLATFORM}
+    kept = {name: value for name, value in environ.items() if name not in own}
     made = kept | known.options | {"CAIRN_AGENT_IDENTITY": str(path.absolute())}
     if known.membership is not None and "CAIRN_TEMPORAL_ADDRESS" in made:
         # An agent that is told one of the two takes neither from its membership.

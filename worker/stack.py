@@ -200,7 +200,9 @@ def programs(plan: Plan, environ: Mapping[str, str]) -> dict[str, Program]:
     if plan.simulator_url:
         shared["CAIRN_SIMULATOR_URL"] = plan.simulator_url
         shared["CAIRN_SIMULATOR_DATA"] = str(plan.folder / "simulator")
-    shared.pop("CAIRN_DATABASE_URL", None)
+    for name in ("CAIRN_DATABASE_URL", "CAIRN_DATABASE_PASSWORD"):
+        shared.pop(name, None)
+        shared.pop(f"{name}_FILE", None)
     for_api = {"CAIRN_DATABASE_URL": plan.postgres.url("cairn_api"), "CAIRN_TICKET_KEY": plan.ticket_key}
     for_agent = {"CAIRN_AGENT_IDENTITY": str(identity.path_of(plan.folder, AGENT))}
 

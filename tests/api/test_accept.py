@@ -224,6 +224,28 @@ async def test_calling_off_an_accepted_stop_restores_the_state(database: Databas
         assert shown["status"] == "running"
 
 
+async def test_a_schema_that_is_older_or_missing_is_named_and_nothing_is_accepted(database: Database) -> None:
+    async with served(database, await no_temporal()) as api:
+        await lacks_its_schema(api)
+
+
+async def lacks_its_schema(api: Api) -> None:
+    api.db.rows("UPDATE alembic_version SET version_num = '9999'")
+    assert (await api.http.get("/health/ready")).json()["data"]["checks"]["database"] == "ok", "newer is well"
+    api.db.rows("UPDATE alembic_version SET version_num = '0001'")
+    older = await api.http.get("/health/ready")
+    assert (older.status_code, older.json()["error"]["details"]["checks"]["database"]) == (503, "schema_older")
+    assert "cairn setup" in older.json()["error"]["message"]
+    api.db.rows("ALTER TABLE instances RENAME COLUMN labels TO not_yet")
+    lacking = await api.http.get("/v1/instances")
+    assert (lacking.status_code, lacking.json()["error"]["code"]) == (503, "unavailable")
+    api.db.rows("UPDATE alembic_version SET version_num = '9999'")
+    assert (await api.http.get("/v1/instances")).status_code == 500, "then it is a bug, and not called otherwise"
+    api.db.rows("DROP TABLE alembic_version")
+    missing = await api.http.get("/health/ready")
+    assert (missing.status_code, missing.json()["error"]["details"]["checks"]["database"]) == (503, "schema_missing")
+
+
 async def test_database_stopped_is_503_and_recovers_by_itself(
     own_database: Database, temporal_server: TemporalServer
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from base64 import b64encode
+from importlib.metadata import version
 from typing import Any
 from uuid import uuid4
 
@@ -16,6 +17,7 @@ from pydantic import SecretStr
 from api import agents
 from model.secrets import digest
 from model.tickets import new_signing_key
+from model.versions import BEFORE
 from tests.api.conftest import Api
 
 Json = dict[str, Any]
@@ -124,6 +126,25 @@ async def test_of_two_machines_with_one_token_or_one_name_one_joins(api: Api) ->
     first, second = sorted([answer.status_code for answer in await asyncio.gather(*both)])
     assert first == 201
     assert second in (409, 503)
+
+
+async def test_an_agent_of_a_version_that_does_not_work_here_is_refused_and_its_token_is_not_used_up(api: Api) -> None:
+    token = await new_token(api)
+    for agent in ("99.0.0", "0.0.1", "nonsense"):
+        refused(await register(api, token, machine(versions={"agent": agent})), 409, "version_refused")
+    assert not api.db.rows("SELECT 1 FROM hosts WHERE name = 'rack-1'")
+    refused(await register(api, "cairn_join_x", machine(versions={"agent": "99.0.0"})), 401, "unauthenticated")
+    host = joined(await register(api, token, machine(versions={"agent": version("cairn-platform")})))
+
+    async def skew() -> str:
+        found: str = (await api.http.get(f"/v1/hosts/{host}")).json()["data"]["version_skew"]
+        return found
+
+    assert await skew() == "ok"
+    # One that was there before is told of, and works on.
+    for agent, expected in (("99.0.0", "newer"), ("0.0.1", "too_old"), ("{}.{}.0".format(*BEFORE), "older")):
+        assert (await renew(api, 1, host, versions={"agent": agent})).status_code == 200
+        assert await skew() == expected
 
 
 async def test_a_token_that_is_unknown_or_late(api: Api) -> None:

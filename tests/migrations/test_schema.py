@@ -19,7 +19,7 @@ from worker.data_folder import StackError
 from worker.database import HostSeed, driver_url, migrate, seed
 
 READ = "installation projects hosts host_ports host_tokens instance_types instances workflows events idempotency_keys"
-READ_BY_ALL = f"{READ} quotas pulses samples event_horizons images image_caches webhook_deliveries"
+READ_BY_ALL = f"{READ} alembic_version quotas pulses samples event_horizons images image_caches webhook_deliveries"
 #: Rights on whole tables; those on single columns are tried below.
 RIGHTS = {
     ("cairn_api", "SELECT"): f"{READ_BY_ALL} api_keys ssh_keys",

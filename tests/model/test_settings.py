@@ -1,9 +1,10 @@
 from pathlib import Path
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 from pydantic import ValidationError
 
-from model.settings import Settings, of_process, table
+from model.settings import Settings, SetupSettings, of_process, table, with_password
 from model.tickets import new_signing_key, verifying_key
 
 DOCS = Path(__file__).parents[2] / "docs" / "configuration.md"
@@ -11,6 +12,40 @@ DOCS = Path(__file__).parents[2] / "docs" / "configuration.md"
 
 def test_documented_table_is_the_settings() -> None:
     assert table() in DOCS.read_text()
+    more = {name: field for name, field in SetupSettings.model_fields.items() if name not in Settings.model_fields}
+    assert table(more) in DOCS.read_text()
+
+
+def test_a_secret_may_be_in_a_file_and_its_variable_wins(monkeypatch, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("cairn_verysecret\n")
+    monkeypatch.setenv("CAIRN_API_KEY_FILE", str(file))
+    found = Settings().api_key
+    assert found is not None
+    assert found.get_secret_value() == "cairn_verysecret"
+    monkeypatch.setenv("CAIRN_API_KEY", "other")
+    found = Settings().api_key
+    assert found is not None
+    assert found.get_secret_value() == "other"
+    monkeypatch.setenv("CAIRN_HOST_NAME_FILE", str(file))
+    assert Settings().host_name == "local", "no secret"
+
+
+def test_a_file_that_is_not_there_ends_a_process(monkeypatch) -> None:
+    monkeypatch.setenv("CAIRN_TICKET_KEY_FILE", "/nowhere/key")
+    with pytest.raises(SystemExit, match=r"CAIRN_TICKET_KEY_FILE: .*/nowhere/key"):
+        of_process()
+
+
+@pytest.mark.parametrize("password", ["plain", "p@ss/w:rd 1%?#", "ümläut"])
+def test_password_of_the_database_is_put_into_its_url(monkeypatch, password: str) -> None:
+    monkeypatch.setenv("CAIRN_DATABASE_URL", "postgresql://cairn_api:old@[::1]:5433/cairn?sslmode=require")
+    monkeypatch.setenv("CAIRN_DATABASE_PASSWORD", password)
+    found = conninfo_to_dict(Settings().database)
+    assert (found["user"], found["password"], found["port"]) == ("cairn_api", password, "5433")
+    assert (found["host"], found["dbname"], found["sslmode"]) == ("::1", "cairn", "require")
+    with pytest.raises(ValueError, match="name a role"):
+        with_password("postgresql:///cairn", password)
 
 
 def test_port_range_is_written_with_a_dash(monkeypatch) -> None:

@@ -1,0 +1,50 @@
+"""``docker-compose.yml`` and the ``Dockerfile``, read as what a test can run: commands, environments, health checks."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+FILE = ROOT / "docker-compose.yml"
+DOCKERFILE = ROOT / "Dockerfile"
+_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+
+
+def read(**variables: str) -> dict[str, Any]:
+    """The file, with ``${NAME:-default}`` replaced as compose does it."""
+
+    def value(found: re.Match[str]) -> str:
+        return variables.get(found[1]) or found[2] or ""
+
+    document: dict[str, Any] = yaml.safe_load(_VARIABLE.sub(value, FILE.read_text()))
+    return document
+
+
+def ours(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The services that run Cairn's own image."""
+    return {name: one for name, one in document["services"].items() if one["image"].startswith("cairn:")}
+
+
+def build_commands() -> list[list[str]]:
+    """What the image's first stage runs with uv, in order."""
+    lines = DOCKERFILE.read_text().split("\nFROM ")[1].splitlines()
+    return [shlex.split(line.removeprefix("RUN ")) for line in lines if line.startswith("RUN uv ")]
+
+
+def image_environment() -> dict[str, str]:
+    """What the image sets."""
+    lines = [line for line in DOCKERFILE.read_text().splitlines() if line.startswith("ENV ")]
+    pairs = [pair.partition("=") for line in lines for pair in shlex.split(line.removeprefix("ENV "))]
+    return {name: value for name, _, value in pairs if name != "PATH"}
+
+
+def commands_of(page: Path, heading: str) -> list[list[str]]:
+    """The commands of the first block under a heading of a page, without their comments."""
+    block = page.read_text().partition(f"\n{heading}\n")[2].split("```\n")[1]
+    lines = block.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]

@@ -1,0 +1,186 @@
+"""A production platform on this machine: each service as ``docker-compose.yml`` has it, from the installed wheel.
+
+Only addresses and paths are others than there: every container becomes a process, and its own address a port.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import ssl
+import subprocess
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.deploy import compose, servers
+from tests.services import until
+from worker.children import die_with_parent
+
+SUPERUSER_PASSWORD = "postgres-password"
+HOST = "deploy-1"
+
+
+class Production:
+    def __init__(self, programs: Path) -> None:
+        self.programs = programs
+        self.folder = Path(tempfile.mkdtemp(prefix="cdc-"))
+        self.secrets = self.folder / "secrets"
+        self.make_secrets()
+        self.postgres = servers.ExternalPostgres(self.secret(SUPERUSER_PASSWORD))
+        self.temporal = servers.ExternalTemporal()
+        self.document = compose.read(CAIRN_HOST_NAME=HOST)
+        names = ("public", "private", "temporal", "temporal-ui", "api-1", "api-2", "agent")
+        self.ports = {name: servers.free_port() for name in names}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    # What stands in the file, with addresses of this machine
+
+    def make_secrets(self) -> None:
+        """As docs/production.md says."""
+        for command in compose.commands_of(compose.ROOT / "docs" / "production.md", "### Secrets"):
+            subprocess.run(command, cwd=self.folder, check=True, capture_output=True, timeout=30)
+
+    def secret(self, name: str) -> str:
+        return (self.secrets / name).read_text().strip()
+
+    def moved(self, text: str, service: str) -> str:
+        """A value of the file, as it is on this machine."""
+        here = {
+            # An agent stands on the machine itself, and finds the platform at what the proxy publishes.
+            "127.0.0.1:8080": self.at("private"),
+            "127.0.0.1:7233": self.at("temporal"),
+            "172.30.99.1": "127.0.0.1",
+            "postgres:5432": f"127.0.0.1:{self.postgres.port}",
+            "temporal:7233": self.temporal.address,
+            "temporal-ui:8080": "127.0.0.1:1",
+            "api-1:8080": self.at("api-1"),
+            "api-2:8080": self.at("api-2"),
+            "bind :8443": f"bind {self.at('public')}",
+            "bind :8080": f"bind {self.at('private')}",
+            "bind :7233": f"bind {self.at('temporal')}",
+            "bind :8233": f"bind {self.at('temporal-ui')}",
+            "0.0.0.0": "127.0.0.1",  # noqa: S104 - replaced
+            "/run/secrets": str(self.secrets),
+            "/tmp/": f"{self.folder}/{service}-tmp/",  # noqa: S108 - of the container
+        }
+        return re.sub("|".join(map(re.escape, here)), lambda found: here[found[0]], text)
+
+    def at(self, name: str) -> str:
+        return f"127.0.0.1:{self.ports[name]}"
+
+    def environment(self, service: str) -> dict[str, str]:
+        (self.folder / f"{service}-tmp").mkdir(exist_ok=True)
+        given = self.document["services"][service]["environment"]
+        moved = {name: self.moved(value, service) for name, value in given.items()}
+        if service in self.ports:
+            moved |= {
+                name: str(self.ports[service]) for name in ("CAIRN_API_PORT", "CAIRN_AGENT_PORT") if name in given
+            }
+        data = "agent" if service == "agent" else "blobs"
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("CAIRN_", "PYTHON"))}
+        image = compose.image_environment() | {"CAIRN_DATA_DIR": str(self.folder / data)}
+        return inherited | image | moved
+
+    def command(self, words: list[str]) -> list[str]:
+        return [str(self.programs / words[0]), *words[1:]]
+
+    # Life
+
+    def initialise(self) -> None:
+        """What the image of PostgreSQL does with its folder of scripts."""
+        script = self.folder / "roles.sh"
+        script.write_text(self.moved((compose.ROOT / "deploy" / "postgres" / "roles.sh").read_text(), "postgres"))
+        where = {
+            "PGHOST": "127.0.0.1",
+            "PGPORT": str(self.postgres.port),
+            "PGPASSWORD": self.secret(SUPERUSER_PASSWORD),
+        }
+        subprocess.run(["sh", str(script)], env=os.environ | where, check=True, capture_output=True, timeout=30)
+
+    def start(self, service: str) -> None:
+        command = self.command(self.document["services"][service]["command"])
+        self._spawn(service, command, self.environment(service))
+
+    def start_proxy(self) -> None:
+        config = self.folder / "haproxy.cfg"
+        config.write_text(self.moved((compose.ROOT / "deploy" / "haproxy.cfg").read_text(), "proxy"))
+        self._spawn("proxy", ["haproxy", "-W", "-db", "-f", str(config)], dict(os.environ))
+
+    def _spawn(self, name: str, command: list[str], environ: dict[str, str]) -> None:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command,
+                env=environ,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=partial(die_with_parent, os.getpid()),  # noqa: PLW1509 - it does two system calls
+            )
+
+    def kill(self, service: str) -> None:
+        process = self.processes.pop(service)
+        process.kill()
+        process.wait(10)
+
+    def log(self, service: str) -> str:
+        return (self.folder / f"{service}.log").read_text(errors="replace")[-3000:]
+
+    def remove(self) -> None:
+        for process in self.processes.values():
+            process.send_signal(signal.SIGTERM)
+        for process in self.processes.values():
+            try:
+                process.wait(25)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self.temporal.remove()
+        self.postgres.remove()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # What is asked of it
+
+    def run(self, service: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """A command in the place of a service's own; that without any."""
+        command = self.command([*(words or self.document["services"][service]["command"])])
+        environ = self.environment(service)
+        return subprocess.run(
+            command, env=environ, cwd=self.folder, capture_output=True, text=True, timeout=150, check=False
+        )
+
+    def health(self, service: str) -> subprocess.CompletedProcess[str]:
+        """Its health check, run as it stands in the file."""
+        kind, *words = self.document["services"][service]["healthcheck"]["test"]
+        assert kind == "CMD"
+        return self.run(service, *words)
+
+    def becomes_healthy(self, service: str, seconds: float = 90) -> None:
+        assert until(lambda: self.health(service).returncode == 0, seconds), self.health(service).stderr + self.log(
+            service
+        )
+
+    def client(self) -> httpx.Client:
+        """Through the proxy's TLS, which is checked, with the admin key."""
+        trusted = ssl.create_default_context(cafile=str(self.secrets / "tls-certificate"))
+        headers = {"X-API-Key": self.secret("api-key")}
+        root = f"https://{self.at('public')}"
+        return httpx.Client(base_url=root, verify=trusted, headers=headers, timeout=70, trust_env=False)
+
+    def instance_ids(self) -> list[str]:
+        """Containers of this installation, by the ids of their instances."""
+        (installation,) = self.postgres_rows("SELECT id::text FROM installation")
+        label = f"label=io.cairn.installation={installation[0]}"
+        shown = ["docker", "ps", "--all", "--filter", label, "--format", "{{json .Names}}"]
+        found = subprocess.run(shown, capture_output=True, text=True, check=True, timeout=30).stdout
+        return [json.loads(line) for line in found.splitlines()]
+
+    def postgres_rows(self, query: str) -> list[tuple[Any, ...]]:
+        return self.postgres.admin(query, "cairn")

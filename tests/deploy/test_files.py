@@ -1,0 +1,117 @@
+"""The compose file and the systemd units: valid, and as strict as docs/production.md says they are."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.deploy import compose
+from worker.database import ROLES
+
+UNITS = compose.ROOT / "deploy" / "systemd"
+DOCUMENT = compose.read()
+SERVICES: dict[str, dict[str, Any]] = DOCUMENT["services"]
+#: They come up, do their work, and end.
+ONE_SHOTS = {"temporal-schema", "setup"}
+
+
+def test_file_is_valid(installed: None) -> None:
+    """By the distribution's docker-compose, which checks it against the specification's schema of its time."""
+    command = ["docker-compose", "--file", str(compose.FILE), "--profile", "agent", "config", "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_image_is_called_by_the_version_of_its_wheel() -> None:
+    assert {service["image"] for service in compose.ours(DOCUMENT).values()} == {f"cairn:{version('cairn-platform')}"}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_is_held_short(name: str) -> None:
+    service = SERVICES[name]
+    assert re.search(r":\d+\.\d+(\.\d+)?(-\w+)?$", service["image"]), "an exact version"
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert "privileged" not in service and "cap_add" not in service
+    assert service["deploy"]["resources"]["limits"].keys() == {"cpus", "memory"}
+    assert service["restart"] == ("on-failure" if name in ONE_SHOTS else "unless-stopped")
+    assert service["logging"]["options"]["max-size"]
+    if name not in ONE_SHOTS | {"temporal-ui"}:
+        assert service["healthcheck"]["test"][0] == "CMD", "no shell"
+
+
+@pytest.mark.parametrize("name", [*compose.ours(DOCUMENT), "postgres", "proxy"])
+def test_ours_and_what_guards_data_run_as_nobody_on_read_only_roots(name: str) -> None:
+    service = SERVICES[name]
+    assert not re.match(r"(0|root)(:|$)", service["user"])
+    assert service["read_only"] is True
+
+
+def test_nothing_is_published_but_the_proxy() -> None:
+    assert [name for name, service in SERVICES.items() if service.get("ports")] == ["proxy"]
+    inside = {port.rsplit(":", 2)[2]: port.rsplit(":", 2)[0] for port in SERVICES["proxy"]["ports"]}
+    assert inside.pop("8443"), "TLS, on all addresses"
+    assert inside == dict.fromkeys(("8080", "7233", "8233"), "127.0.0.1")
+
+
+def test_the_database_is_reached_only_by_those_who_need_it() -> None:
+    assert DOCUMENT["networks"]["database"] == {"internal": True}
+    assert SERVICES["postgres"]["networks"] == ["database"]
+    beside = {name for name, service in SERVICES.items() if "database" in service.get("networks", [])}
+    users = {"temporal-schema", "temporal", "setup", "api-1", "api-2", "control-1", "control-2"}
+    assert beside == {"postgres"} | users
+
+
+def test_secrets_are_files_and_each_service_has_its_own_alone() -> None:
+    for name, service in SERVICES.items():
+        environment = service.get("environment", {})
+        spoken = [key for key in environment if re.search("PASSWORD|PWD|KEY|TOKEN|SECRET", key)]
+        assert [key for key in spoken if not key.endswith("_FILE")] == [], name
+        named = {Path(environment[key]).name for key in spoken}
+        assert named <= set(service.get("secrets", [])), name
+        assert set(service.get("secrets", [])) <= set(DOCUMENT["secrets"]), name
+    for role in ("api", "control", "agent"):
+        (service,) = [SERVICES[name] for name in SERVICES if name in (role, f"{role}-1")]
+        assert not {"postgres-password", "setup-password", "owner-password"} & set(service["secrets"])
+    assert all(list(one) == ["file"] for one in DOCUMENT["secrets"].values())
+
+
+def test_programs_of_the_file_are_those_of_the_wheel(programs: Path) -> None:
+    for name, service in compose.ours(DOCUMENT).items():
+        words = [service["command"], *([service["healthcheck"]["test"][1:]] if "healthcheck" in service else [])]
+        for program, *_ in words:
+            assert (programs / program).is_file(), f"{name}: {program}"
+
+
+@pytest.mark.parametrize("unit", sorted(UNITS.glob("*.service")), ids=lambda unit: unit.name)
+def test_unit_is_valid_and_its_program_is_in_the_wheel(unit: Path, programs: Path, tmp_path: Path) -> None:
+    lines = unit.read_text().splitlines()
+    (start,) = [line.partition("=")[2].split() for line in lines if line.startswith("ExecStart=")]
+    assert start[0].startswith("/opt/cairn/bin/")
+    assert (programs / Path(start[0]).name).is_file()
+    for line in (
+        "NoNewPrivileges=yes",
+        "ProtectSystem=strict",
+        "ProtectHome=yes",
+        "CapabilityBoundingSet=",
+        "UMask=0077",
+    ):
+        assert line in lines
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is missing: only the program was looked for")
+    moved = tmp_path / unit.name
+    moved.write_text(unit.read_text().replace("/opt/cairn/bin", str(programs)))
+    command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(moved)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_role_of_the_database_has_a_password_in_setup() -> None:
+    files = SERVICES["setup"]["environment"]
+    assert {f"CAIRN_{role.removeprefix('cairn_').upper()}_PASSWORD_FILE" for role in ROLES} <= set(files)
