@@ -43,7 +43,9 @@ async def test_requests_are_counted_by_template_and_unknown_paths_as_one(api: Ap
     unknown = {"route": "unknown", "status": "4xx"}
     assert grown(before, after, "cairn_http_requests_total", method="GET", **unknown) == 3
     assert grown(before, after, "cairn_http_requests_total", method="OTHER", **unknown) == 3
-    assert len({key for key in after if key[0] == "cairn_http_requests_total"} - set(before)) <= 3
+    assert len({key for key in after if key[0] == "cairn_http_requests_total"} - set(before)) <= 4, (
+        "three, and the first look at them"
+    )
 
 
 async def test_acceptance_is_timed_once_and_not_where_it_is_waited_for(api: Api) -> None:
