@@ -108,9 +108,8 @@ def main(rounds: int, other: Path | None) -> None:
             points = " ".join(f"p{part * 100:g} {quantile(seconds, part) * 1000:.2f} ms" for part in (0.5, 0.95, 0.99))
             paired = statistics.median(mine - off for mine, off in zip(seconds, took["off"], strict=True))
             each = cpu[name] / rounds
-            print(
-                f"{name:7} {points}; median of differences to off {paired * 1000:+.2f} ms; CPU {each * 1000:.2f} ms each"
-            )
+            costs = f"median difference to off {paired * 1000:+.2f} ms; CPU {each * 1000:.2f} ms each"
+            print(f"{name:7} {points}; {costs}")
     finally:
         for process, _ in apis.values():
             process.terminate()
