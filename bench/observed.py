@@ -83,6 +83,18 @@ async def measure(connections: dict[str, Connection], rounds: int) -> dict[str, 
     return took
 
 
+async def measured(
+    apis: dict[str, tuple[subprocess.Popen[bytes], Connection]], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds of each request, and CPU seconds of all, by API; after some that do not count."""
+    connections = {name: connection for name, (_, connection) in apis.items()}
+    await measure(connections, WARM)
+    before = {name: cpu_seconds(process) for name, (process, _) in apis.items()}
+    took = await measure(connections, rounds)
+    await asyncio.sleep(3)  # until all is started, and told
+    return took, {name: cpu_seconds(process) - before[name] for name, (process, _) in apis.items()}
+
+
 def main(rounds: int, other: Path | None) -> None:
     sink = ThreadingHTTPServer(("127.0.0.1", 0), Sink)
     threading.Thread(target=sink.serve_forever, daemon=True).start()
@@ -98,12 +110,7 @@ def main(rounds: int, other: Path | None) -> None:
             apis["other"] = api(stack, taken, other)
         wait_for("the APIs are up", lambda: all(not ports.is_free("127.0.0.1", port) for port in taken), 60)
         time.sleep(2)
-        connections = {name: connection for name, (_, connection) in apis.items()}
-        asyncio.run(measure(connections, WARM))
-        before = {name: cpu_seconds(process) for name, (process, _) in apis.items()}
-        took = asyncio.run(measure(connections, rounds))
-        time.sleep(3)  # until all is started, and told
-        cpu = {name: cpu_seconds(process) - before[name] for name, (process, _) in apis.items()}
+        took, cpu = asyncio.run(measured(apis, rounds))
         for name, seconds in took.items():
             points = " ".join(f"p{part * 100:g} {quantile(seconds, part) * 1000:.2f} ms" for part in (0.5, 0.95, 0.99))
             paired = statistics.median(mine - off for mine, off in zip(seconds, took["off"], strict=True))

@@ -32,10 +32,11 @@ def configure(level: str, format: str, process: str, limit: int = 0) -> None:
     sampled = Sampled(limit)
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True, key="timestamp"),
         structlog.processors.format_exc_info,
         redact,
+        # What we add ourselves needs no look.
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
         _named(process),
     ]
     as_json = format == "json"

@@ -42,11 +42,10 @@ _IN_TEXT: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"^DETAIL:.*$", re.MULTILINE), f"DETAIL: {HIDDEN}"),
     (re.compile(r"\[parameters: .*", re.DOTALL), f"[parameters: {HIDDEN}]"),
 )
-#: One look at most texts: without any of these there is nothing to hide.
-_SUSPICIOUS = re.compile(
-    r"cairn_|eyJ|-----BEGIN|@|bearer|basic|passw|passphrase|secret|token|api[_-]?key|authorization|user_data"
-    r"|input_value=|DETAIL:|\[parameters",
-    re.IGNORECASE,
+#: Without any of these, in small letters, there is nothing to hide. A search for each is faster than one for all.
+_SUSPICIOUS = (
+    *("cairn_", "eyj", "-----begin", "@", "bearer", "basic", "passw", "passphrase", "secret", "token", "api_key"),
+    *("api-key", "apikey", "authorization", "user_data", "input_value=", "detail:", "[parameters"),
 )
 
 
@@ -57,7 +56,11 @@ def is_secret_name(name: str) -> bool:
 
 def redacted_text(value: str) -> str:
     """Without what looks like a secret."""
-    if _SUSPICIOUS.search(value) is None:
+    small = value.lower()
+    for word in _SUSPICIOUS:
+        if word in small:
+            break
+    else:
         return value
     for pattern, instead in _IN_TEXT:
         value = pattern.sub(instead, value)
