@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from uuid import UUID
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 from sqlalchemy.orm import Session
 
 from drivers import faults
@@ -27,6 +27,11 @@ def transaction(engine: Engine, project_id: UUID | None = None) -> Iterator[Sess
         yield session
         session.flush()
         faults.reached("after_effect")
+
+
+def once_committed(session: Session, count: Callable[[], None]) -> None:
+    """Count what the transaction did, where it was done."""
+    event.listen(session, "after_commit", lambda _: count(), once=True)
 
 
 def use_project(session: Session, project_id: UUID) -> None:

@@ -18,8 +18,10 @@ from temporalio.worker import (
     Interceptor,
 )
 
+from activities.counting import counted, queue_of
 from drivers import faults, progress
 from drivers.machines import Cancelled
+from model import tracing
 from model.errors import CairnError
 
 #: Well below the heartbeat time-out of workflows.options; a cancel reaches an activity with a heartbeat.
@@ -45,9 +47,16 @@ class _Inbound(ActivityInboundInterceptor):
 
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:
         info = activity.info()
+        with counted(info):
+            return await self._attempt(input, info)
+
+    async def _attempt(self, input: ExecuteActivityInput, info: activity.Info) -> Any:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(
-            activity=info.activity_type, attempt=info.attempt, workflow_id=info.workflow_id, **_context(input.args)
+            activity=info.activity_type,
+            attempt=info.attempt,
+            workflow_id=info.workflow_id,
+            **_context(info, input.args),
         )
         passage = faults.Passage(
             info.activity_type, activity.is_cancelled, workflow_id=info.workflow_id, attempt=info.attempt
@@ -113,9 +122,13 @@ def _cause(error: CairnError) -> dict[str, str]:
     return {"cause": f"{type(cause).__name__}: {cause}"[:MOST_MESSAGE]}
 
 
-def _context(args: Any) -> dict[str, str]:
+def _context(info: activity.Info, args: Any) -> dict[str, str]:
     """The ids that log lines carry, from whichever argument has them."""
     found: dict[str, str] = {}
+    if (host := queue_of(info)[1]) is not None:
+        found["host"] = host
+    if (trace_id := tracing.trace_id()) is not None:
+        found["trace_id"] = trace_id
     for arg in args:
         if isinstance(arg, BaseModel):
             order = getattr(arg, "order", arg)

@@ -5,14 +5,16 @@ Written in the transaction that found out that they are needed; the sweeper star
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import func, insert, text, update
 from sqlalchemy.orm import Session
 
-from activities.database import use_project
+from activities.database import once_committed, use_project
 from activities.runs import record
+from model import metrics
 from model.base import new_id
 from model.instances import STABLE, VERBS, Instance, Status
 from model.workflows import NEVER_STARTED, Order, State, Workflow
@@ -75,10 +77,12 @@ def call_off_others(session: Session, instance: Instance) -> None:
         update(Workflow)
         .where(mine, Workflow.state == State.ACCEPTED)
         .values(state=State.CANCELLED, error=NEVER_STARTED.model_dump(), finished_at=now, cancel_requested_at=now)
-        .returning(Workflow.order)
-    ).scalars()
-    for told in ended.all():
+        .returning(Workflow.order, Workflow.created_at, Workflow.finished_at)
+    )
+    for told, accepted_at, ended_at in ended.all():
         order = Order.model_validate(told)
+        count = partial(metrics.ended, order.kind, State.CANCELLED, accepted_at, ended_at)
+        once_committed(session, count)
         record(session, order, ("workflow.cancelled", {"kind": order.kind, "error": NEVER_STARTED.model_dump()}))
     running = update(Workflow).where(mine, Workflow.state == State.RUNNING)
     session.execute(running.values(cancel_requested_at=func.coalesce(Workflow.cancel_requested_at, now)))
@@ -99,5 +103,6 @@ def write(session: Session, order: Order, *, prior_status: str | None = None, pa
             parent_id=parent_id,
         )
     )
+    once_committed(session, lambda: metrics.ACCEPTED.labels(order.kind).inc())
     if parent_id is None:
         session.execute(_CALL_SWEEPER)

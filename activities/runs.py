@@ -29,6 +29,8 @@ from temporalio.common import (
     WorkflowIDReusePolicy,
 )
 
+from activities.database import once_committed
+from model import metrics, tracing
 from model.errors import CairnError
 from model.workflows import TERMINAL, Event, Failure, Order, Outcome, State, Step, Workflow
 
@@ -53,23 +55,24 @@ def host_queue(host: str) -> str:
 
 async def start(client: Client, order: Order) -> WorkflowHandle[Any, Any]:
     """Start the run of ``order``; the same order again finds the same run."""
-    return await client.start_workflow(
-        order.kind,
-        order,
-        id=str(order.workflow_id),
-        task_queue=CONTROL,
-        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-        id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
-        static_summary=f"{order.kind} {order.name}",
-        static_details=f"{order.resource_type} `{order.resource_id}`, request `{order.request_id}`",
-        search_attributes=TypedSearchAttributes(
-            [
-                SearchAttributePair(PROJECT, str(order.project_id)),
-                SearchAttributePair(RESOURCE, str(order.resource_id)),
-                SearchAttributePair(NAME, order.name),
-            ]
-        ),
-    )
+    with tracing.continued(order.traceparent):
+        return await client.start_workflow(
+            order.kind,
+            order,
+            id=str(order.workflow_id),
+            task_queue=CONTROL,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+            static_summary=f"{order.kind} {order.name}",
+            static_details=f"{order.resource_type} `{order.resource_id}`, request `{order.request_id}`",
+            search_attributes=TypedSearchAttributes(
+                [
+                    SearchAttributePair(PROJECT, str(order.project_id)),
+                    SearchAttributePair(RESOURCE, str(order.resource_id)),
+                    SearchAttributePair(NAME, order.name),
+                ]
+            ),
+        )
 
 
 def claim(session: Session, order: Order) -> Workflow:
@@ -98,7 +101,7 @@ def end(
     session: Session, order: Order, outcome: Outcome, failure: Failure | None, steps: list[Step] | None
 ) -> Workflow | None:
     """End the row; None where it had ended before, so that what goes with it happens once."""
-    return session.execute(
+    ended = session.execute(
         update(Workflow)
         .where(Workflow.id == order.workflow_id, Workflow.state.not_in(TERMINAL))
         .values(
@@ -109,6 +112,10 @@ def end(
         )
         .returning(Workflow)
     ).scalar_one_or_none()
+    if ended is not None:
+        kind, began, at = order.kind, ended.created_at, ended.finished_at
+        once_committed(session, lambda: metrics.ended(kind, outcome, began, at))
+    return ended
 
 
 def record(session: Session, order: Order, *events: tuple[str, dict[str, Any]]) -> None:

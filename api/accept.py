@@ -25,6 +25,7 @@ from api.bells import Bells, wait_for
 from api.caller import Caller, idempotency_key
 from api.dispatcher import Dispatcher
 from api.envelope import answer
+from model import metrics, tracing
 from model.base import new_id
 from model.errors import IdempotencyMismatch, PreconditionFailed, Unavailable, WorkflowFailed
 from model.workflows import TERMINAL, Event, IdempotencyKey, Order, State, Workflow
@@ -68,7 +69,7 @@ class Acceptance:
         self._created = created
         self.workflow_id = new_id()
         self._cancels: list[UUID] = []
-        self._ended: list[UUID] = []
+        self._ended: list[Row[Any]] = []
         self._order: Order | None = None
 
     async def answered_before(self, resource_id: UUID, body: Any) -> Answered | None:
@@ -112,7 +113,7 @@ class Acceptance:
         retry_of: UUID | None = None,
     ) -> None:
         """Write the workflow's row and its event."""
-        self._order = order
+        self._order = order = order.model_copy(update={"traceparent": tracing.traceparent()})
         await self._caller.execute(
             _INSERT_WORKFLOW,
             {
@@ -133,7 +134,7 @@ class Acceptance:
         """Write the event of another workflow that this transaction ended before it had started."""
         data = {"kind": workflow.kind, "error": workflow.error}
         await self.record(f"workflow.{workflow.state}", workflow.resource_type, workflow.resource_id, workflow.id, data)
-        self._ended.append(workflow.id)
+        self._ended.append(workflow)
 
     async def record(
         self, event: str, resource_type: str, resource_id: UUID, workflow_id: UUID | None, data: dict[str, Any]
@@ -174,8 +175,9 @@ class Acceptance:
         for workflow_id in self._cancels:
             dispatcher.cancel(workflow_id)
         bells: Bells = state.bells
-        for workflow_id in (answered.workflow_id, *self._ended):
+        for workflow_id in (answered.workflow_id, *(ended.id for ended in self._ended)):
             bells.ring(str(workflow_id))
+        self._count()
         status = 202
         seconds = wait_seconds(self._request)
         if seconds:
@@ -200,6 +202,12 @@ class Acceptance:
         if seconds:
             headers["Preference-Applied"] = f"wait={seconds}"
         return answer(self._request, view, status, headers=headers, workflow_id=str(answered.workflow_id))
+
+    def _count(self) -> None:
+        if self._order is not None:
+            metrics.ACCEPTED.labels(self._order.kind).inc()
+        for ended in self._ended:
+            metrics.ended(ended.kind, ended.state, ended.created_at, ended.finished_at)
 
     async def _show_again(self, show: Show, resource_id: UUID) -> dict[str, Any]:
         async with self._caller.again() as connection:

@@ -25,6 +25,7 @@ from api import (
     images,
     instance_types,
     instances,
+    metrics,
     openapi,
     projects,
     retries,
@@ -92,11 +93,12 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
         overcommit_cpu=settings.overcommit_cpu,
         overcommit_memory=settings.overcommit_memory,
     )
+    app.state.metrics = metrics.of_app(app)
     errors.install(app)
     # Agents before hosts: their paths are not ids.
     for module in (instances, images, image_uploads, blobs, streams, workflows, retries, events, webhooks, dashboard):
         app.include_router(module.router)
-    for module in (agents, agent_reports, samples, hosts, instance_types, ssh_keys, projects, health):
+    for module in (agents, agent_reports, samples, hosts, instance_types, ssh_keys, projects, health, metrics):
         app.include_router(module.router)
     openapi.install(app)
     app.add_api_websocket_route("/{path:path}", streams.nowhere)

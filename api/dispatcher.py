@@ -15,6 +15,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 
 from activities.runs import start
+from model import metrics
 from model.workflows import Order
 
 log = structlog.get_logger()
@@ -46,6 +47,11 @@ class Dispatcher:
             self._queue.put_nowait(job)
         except asyncio.QueueFull:
             log.warning("dispatcher.full", left_to="sweeper")
+            metrics.LEFT_TO_SWEEPER.inc()
+
+    @property
+    def waiting(self) -> int:
+        return self._queue.qsize()
 
     async def run(self) -> None:
         await asyncio.gather(*(self._work() for _ in range(self.AT_ONCE)))
@@ -66,6 +72,7 @@ class Dispatcher:
             except WorkflowAlreadyStartedError:
                 pass  # the sweeper was faster, and the run has ended already
             except (RPCError, RuntimeError, TimeoutError) as error:
+                metrics.LEFT_TO_SWEEPER.inc()
                 log.warning("dispatcher.failed", error=str(error) or type(error).__name__, left_to="sweeper")
                 await self._call_sweeper()
             finally:

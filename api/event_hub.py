@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator
 from typing import NamedTuple
@@ -35,6 +36,7 @@ from model.events import (
     is_settled,
     position_of,
 )
+from model.metrics import EVENTS_LAG_SECONDS
 from model.workflows import Event
 
 #: What a feed holds at most: events, and bytes of them.
@@ -67,6 +69,8 @@ class Item(NamedTuple):
     resource_id: UUID
     frame: bytes
     data_at: int
+    #: When its transaction began.
+    began: float = 0.0
 
     @property
     def data(self) -> bytes:
@@ -246,6 +250,10 @@ class Hub:
                 if feed.reader is not None:
                     feed.reader.cancel()
 
+    @property
+    def followers(self) -> int:
+        return sum(len(feed.followers) for feed in self._feeds.values())
+
     async def _read_on(self, project_id: UUID, feed: Feed) -> None:
         """Read what comes, each event once, for all followers, whatever goes wrong: nobody else would."""
         while True:
@@ -261,6 +269,7 @@ class Hub:
             while True:
                 _, items = await self._read_patiently(project_id, Wanted(), feed.end)
                 for item in items:
+                    EVENTS_LAG_SECONDS.observe(max(time.time() - item.began, 0))
                     await feed.put(item)
                 if items:
                     feed.wake()
@@ -296,7 +305,8 @@ class Hub:
         for row in rows:
             head = b"id: %s\nevent: %s\ndata: " % (id_of(position_of(row)).encode(), row.type.encode())
             frame = b"%s%s\n\n" % (head, as_json(row))
-            items.append(Item(position_of(row), row.type, row.resource_type, row.resource_id, frame, len(head)))
+            began = row.created_at.timestamp()
+            items.append(Item(position_of(row), row.type, row.resource_type, row.resource_id, frame, len(head), began))
         if items:
             position = items[-1].position
         if len(items) < BATCH:

@@ -13,11 +13,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from model import tracing
 from model.base import new_id
+from model.metrics import ACCEPTANCE_SECONDS, REQUEST_SECONDS, REQUESTS
 
 MAX_BODY = 1024 * 1024
 _UPLOAD = re.compile(r"/v1/images/[^/]+/upload")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+#: What a path is counted as that no route has: anybody may ask for any.
+UNKNOWN = "unknown"
+ACCEPTED, LAST_STATUS, SERVER_ERROR = 202, 599, 500
 log = structlog.get_logger()
 
 
@@ -37,26 +43,34 @@ class Http:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        with tracing.serve(_method_of(scope), headers) as span:
+            await self._answer(scope, receive, send, headers, span)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, headers: Headers, span: tracing.Span) -> None:
         asked = headers.get("x-request-id", "")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else str(new_id())
         scope.setdefault("state", {})["request_id"] = request_id
         structlog.contextvars.clear_contextvars()
-        structlog.contextvars.bind_contextvars(request_id=request_id)
+        structlog.contextvars.bind_contextvars(request_id=request_id, **_traced())
         began = time.perf_counter()
         status = 0
+        answered_at = 0.0
+        waited = False
         received = 0
         unlimited = scope.get("method") == "POST" and _UPLOAD.fullmatch(scope["path"])  # limits itself
 
         async def count(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered_at, waited
             match message["type"]:
                 case "http.response.start" | "websocket.http.response.start":
                     status = message["status"]
-                    MutableHeaders(scope=message)["x-request-id"] = request_id
+                    answered_at = time.perf_counter()
+                    waited = _mark(message, request_id)
                 case "websocket.accept":
                     status = 101
+                    answered_at = time.perf_counter()
                     message.setdefault("headers", [])
-                    MutableHeaders(scope=message)["x-request-id"] = request_id
+                    _mark(message, request_id)
                 case "websocket.close":
                     status = message["code"]
             await send(message)
@@ -78,6 +92,12 @@ class Http:
                 raise
             await (await self._bug(Request({**scope, "type": "http"}), error))(scope, receive, count)
         finally:
+            route = route_of(scope)
+            _count(scope, route, status, answered_at - began if answered_at else None, waited=waited)
+            span.rename(f"{_method_of(scope)} {route}")
+            span.note(http_route=route, http_response_status_code=status, request_id=request_id)
+            if status >= SERVER_ERROR or not status:
+                span.failed(str(status))
             log.info(
                 f"{scope['type']}.request",
                 method=scope.get("method", "GET"),
@@ -85,3 +105,41 @@ class Http:
                 status=status,
                 milliseconds=round((time.perf_counter() - began) * 1000, 1),
             )
+
+
+def _mark(message: Message, request_id: str) -> bool:
+    """Give an answer its request's id, and its trace; whether it is one that was waited for."""
+    headers = MutableHeaders(scope=message)
+    headers["x-request-id"] = request_id
+    if (traceparent := tracing.traceparent()) is not None:
+        headers["traceparent"] = traceparent
+    return "preference-applied" in headers
+
+
+def _traced() -> dict[str, str]:
+    trace_id = tracing.trace_id()
+    return {} if trace_id is None else {"trace_id": trace_id}
+
+
+def _method_of(scope: Scope) -> str:
+    """Of all that a client may say, what is told apart."""
+    if scope["type"] == "websocket":
+        return "WEBSOCKET"
+    return scope["method"] if scope["method"] in _METHODS else "OTHER"
+
+
+def route_of(scope: Scope) -> str:
+    """The template of a request's path; UNKNOWN where no route has it."""
+    path: str = getattr(scope.get("route"), "path", UNKNOWN)
+    return UNKNOWN if path == "/{path:path}" else path
+
+
+def _count(scope: Scope, route: str, status: int, seconds: float | None, *, waited: bool) -> None:
+    method = _method_of(scope)
+    # Beyond: the codes with which WebSockets close; 0: the caller went before there was an answer.
+    kind = f"{status // 100}xx" if 0 < status <= LAST_STATUS else "closed" if status else "none"
+    REQUESTS.labels(method, route, kind).inc()
+    if seconds is not None:
+        REQUEST_SECONDS.labels(method, route).observe(seconds)
+        if status == ACCEPTED and not waited:
+            ACCEPTANCE_SECONDS.observe(seconds)

@@ -69,6 +69,10 @@ class OpenStreams:
         self._by_key[key_id].add(held)
         return held
 
+    @property
+    def count(self) -> int:
+        return self._count.total()
+
     async def run(self) -> None:
         """Look at the keys, while the process lives."""
         while True:

@@ -23,6 +23,7 @@ from api.errors import RESPONSES
 from api.instance_schemas import ErrorView
 from api.paging import Paging, page_of
 from api.samples import Time
+from model import metrics
 from model.errors import InvalidState, NotFound
 from model.images import RESTING, Image
 from model.instances import STABLE, Instance
@@ -149,7 +150,9 @@ async def _ask_to_end(request: Request, caller: Caller, row: Row[Any]) -> Row[An
     )
     row = await find(caller, row.id)
     await caller.commit()
-    if not at_once:
+    if at_once:
+        metrics.ended(row.kind, row.state, row.created_at, row.finished_at)
+    else:
         request.app.state.dispatcher.cancel(row.id)
     request.app.state.bells.ring(str(row.id))
     return row

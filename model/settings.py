@@ -185,8 +185,27 @@ class Settings(BaseSettings):
     image_cache_days: float = Field(
         14, gt=0, description="Days after which a host forgets an image that Cairn brought and nothing has used"
     )
+    metrics_address: str = Field("127.0.0.1", description="Address on which workers and agents serve metrics")
+    metrics_port: Port | None = Field(
+        None, description="Port on which a worker or an agent serves metrics (default: not at all; 0: a free one)"
+    )
+    metrics_token: SecretStr | None = Field(
+        None, description="Bearer token that who reads metrics must show, of the API too (default: none is asked for)"
+    )
+    temporal_metrics_port: Port | None = Field(
+        None, description="Port on which a worker or an agent serves what Temporal's SDK measures (default: not at all)"
+    )
+    otlp_endpoint: str | None = Field(
+        None, description="OpenTelemetry collector that traces are sent to, OTLP over HTTP (default: nothing is traced)"
+    )
+    trace_ratio: float = Field(
+        1, ge=0, le=1, description="Share of the requests that are traced, where their callers have not decided it"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged")
     log_format: Literal["json", "console"] = Field("json", description="How log lines look")
+    log_limit: int = Field(
+        600, ge=0, description="Lines of one event and level, below error, in ten seconds (0: no limit)"
+    )
 
     @property
     def database(self) -> str:

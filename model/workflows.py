@@ -51,6 +51,8 @@ class Order(Frozen):
     fixed_ports: list[int] = []
     #: Of a run that goes on where another has ended (its history was long): the first of them, which claimed the row.
     first_run_id: str | None = None
+    #: Of the request that asked for it, as W3C Trace Context writes it: whoever starts the run continues its trace.
+    traceparent: str | None = None
 
 
 class Failure(Frozen):

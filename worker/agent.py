@@ -32,13 +32,15 @@ from drivers.blob_source import ApiBlobs
 from drivers.brought import Brought
 from drivers.images import Images
 from drivers.machines import Fence, Machines
+from drivers.measured import measured
 from drivers.streams import Streams
 from model import logs
 from model.hosts import AgentHost
 from model.instances import MachineSpec
+from model.metrics import STEPS_LIMIT
 from model.settings import Settings, of_process
 from model.tickets import Gate
-from worker import agent_server, fence, identity, joining, user_data
+from worker import agent_server, fence, identity, joining, metrics, tracing, user_data
 from worker.agent_server import AgentServer
 from worker.health import HealthLooks
 from worker.identity import Keys, Membership
@@ -53,8 +55,14 @@ log = structlog.get_logger()
 
 def main() -> None:
     settings = of_process()
-    logs.configure(settings.log_level, settings.log_format, "agent")
-    uvloop.run(run(settings))
+    logs.configure(settings.log_level, settings.log_format, "agent", settings.log_limit)
+    tracing.start(settings, "agent")
+    stop_metrics = metrics.serve(settings, "agent")
+    try:
+        uvloop.run(run(settings))
+    finally:
+        stop_metrics()
+        tracing.stop()
 
 
 def identity_file(settings: Settings) -> Path:
@@ -120,13 +128,21 @@ async def run(settings: Settings) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    machines = {host.id: driver(host, membership.installation, settings) for host in membership.hosts}
-    images = {host.id: image_driver(host, membership, settings) for host in membership.hosts}
+    machines = {
+        host.id: measured(driver(host, membership.installation, settings), host.backend) for host in membership.hosts
+    }
+    images = {
+        host.id: measured(image_driver(host, membership, settings), f"{host.backend}.images")
+        for host in membership.hosts
+    }
     gate = Gate(membership.ticket_keys)
     listener = agent_server.listen(settings, membership.api_url)
     serves = AgentServer({host.id: streams(host, membership.installation, settings) for host in membership.hosts}, gate)
     temporal = TemporalLink(
-        settings, follows="temporal_address" in unset, remember=partial(joining.remember_temporal, path)
+        settings,
+        follows="temporal_address" in unset,
+        remember=partial(joining.remember_temporal, path),
+        runtime=metrics.temporal_runtime(settings),
     )
     leases = Leases(
         membership,
@@ -184,6 +200,7 @@ def step_workers(
 ) -> list[Worker]:
     """A Temporal worker for each host's queue."""
     threads = ThreadPoolExecutor(max(STEPS, 4 * len(hosts)), thread_name_prefix="step")
+    STEPS_LIMIT.labels("host").set(STEPS * len(hosts))
     workers = []
     for host in hosts:
         engines = [

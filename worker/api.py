@@ -13,9 +13,9 @@ from websockets.http11 import Request
 
 from api.app import create_app
 from api.streamed import keep_alive
-from model import logs
+from model import logs, metrics
 from model.settings import Settings, of_process
-from worker import blob_store
+from worker import blob_store, tracing
 from worker.database import connect_async
 from worker.temporal_client import connect
 from worker.websocket import OPTIONS, TOO_LONG, is_too_long
@@ -76,8 +76,13 @@ class Server(uvicorn.Server):
 
 def main() -> None:
     settings = of_process()
-    logs.configure(settings.log_level, settings.log_format, "api")
-    uvloop.run(serve(settings))
+    logs.configure(settings.log_level, settings.log_format, "api", settings.log_limit)
+    tracing.start(settings, "api")
+    metrics.name_process("api")
+    try:
+        uvloop.run(serve(settings))
+    finally:
+        tracing.stop()
 
 
 async def serve(settings: Settings) -> None:

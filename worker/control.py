@@ -15,6 +15,7 @@ from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from activities.drains import HostDrains
+from activities.figures import Platform
 from activities.fleet import Limits
 from activities.hosts import HostRecords
 from activities.image_records import ImageLimits, ImageRecords
@@ -28,8 +29,9 @@ from activities.samples import SampleRecords
 from activities.sweeper import LOST_AFTER, Sweeper
 from activities.webhooks import WebhookRecords
 from model import logs
+from model.metrics import STEPS_LIMIT
 from model.settings import Settings, of_process
-from worker import blob_store, images, webhooks
+from worker import blob_store, images, metrics, tracing, webhooks
 from worker.database import connect as connect_database
 from worker.requirements import show_that_it_works, wait_for_namespace, wait_for_schema
 from worker.schedules import declare
@@ -43,14 +45,23 @@ log = structlog.get_logger()
 
 def main() -> None:
     settings = of_process()
-    logs.configure(settings.log_level, settings.log_format, "control")
-    uvloop.run(run(settings))
+    logs.configure(settings.log_level, settings.log_format, "control", settings.log_limit)
+    tracing.start(settings, "control")
+    # On a connection of its own: steps use all of the others.
+    figures = connect_database(settings.database_url.get_secret_value(), 1)
+    stop_metrics = metrics.serve(settings, "control", Platform(figures).figures())
+    try:
+        uvloop.run(run(settings))
+    finally:
+        stop_metrics()
+        figures.dispose()
+        tracing.stop()
 
 
 async def run(settings: Settings) -> None:
     engine = connect_database(settings.database, THREADS)
     await wait_for_schema(engine)
-    client = await connect(settings)
+    client = await connect(settings, runtime=metrics.temporal_runtime(settings))
     await wait_for_namespace(client)
     histories = Histories(client, asyncio.get_running_loop())
     blobs = blob_store.connect(settings)
@@ -88,6 +99,7 @@ async def run(settings: Settings) -> None:
         sweeper,
         WebhookRecords(engine),
     ]
+    STEPS_LIMIT.labels(CONTROL).set(THREADS)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)

@@ -180,7 +180,7 @@ def main() -> None:
     from worker.agent import identity_file
 
     settings = of_process()
-    logs.configure(settings.log_level, settings.log_format, "fence")
+    logs.configure(settings.log_level, settings.log_format, "fence", settings.log_limit)
     identity = identity_file(settings)
     lock = _lock(_mark(identity))
     with os.fdopen(int(sys.argv[1]), "wb") as say:

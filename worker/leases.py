@@ -22,6 +22,7 @@ from drivers.machines import Machines
 from model.errors import CairnError
 from model.hosts import RENEW_SECONDS
 from model.instances import digest_of
+from model.metrics import LEASE_FAILURES
 from worker import fence
 from worker.identity import Membership, api_client
 from worker.temporal_link import TemporalLink
@@ -106,6 +107,7 @@ class Leases:
                     await self._temporal.check()
                     await self._renew_once(http)
             except MAY_PASS as error:
+                LEASE_FAILURES.inc()
                 if working:
                     log.warning("lease.not_renewed", error=str(error) or type(error).__name__)
                 working = False

@@ -215,7 +215,7 @@ def application(engine: Engine) -> Starlette:
 
 def main() -> None:
     settings = of_process()
-    logs.configure(settings.log_level, settings.log_format, "simulator")
+    logs.configure(settings.log_level, settings.log_format, "simulator", settings.log_limit)
     uvloop.install()
     folder = Path(os.environ.get("CAIRN_SIMULATOR_DATA", settings.data_dir / "simulator"))
     address = urlsplit(settings.simulator_url)

@@ -205,6 +205,13 @@ def programs(plan: Plan, environ: Mapping[str, str]) -> dict[str, Program]:
         shared.pop(f"{name}_FILE", None)
     for_api = {"CAIRN_DATABASE_URL": plan.postgres.url("cairn_api"), "CAIRN_TICKET_KEY": plan.ticket_key}
     for_agent = {"CAIRN_AGENT_IDENTITY": str(identity.path_of(plan.folder, AGENT))}
+    # Each process has its own: the control worker's are where the settings say, the agent's one higher.
+    for name, port in (
+        ("CAIRN_METRICS_PORT", settings.metrics_port),
+        ("CAIRN_TEMPORAL_METRICS_PORT", settings.temporal_metrics_port),
+    ):
+        if port:
+            for_agent[name] = str(port + 1)
 
     def program(name: str, command: list[str], env: Mapping[str, str] = shared) -> Program:
         return Program(name=name, argv=command, env=env, log=plan.folder / "logs" / f"{name}.log")

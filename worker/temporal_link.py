@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import structlog
 from temporalio.client import Client
+from temporalio.runtime import Runtime
 from temporalio.service import RPCError
 from temporalio.worker import Worker
 
@@ -21,8 +22,16 @@ PATIENCE = 3.0
 class TemporalLink:
     """One connection, used by all workers of an agent."""
 
-    def __init__(self, settings: Settings, *, follows: bool, remember: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        follows: bool,
+        remember: Callable[[str], None],
+        runtime: Runtime | None = None,
+    ) -> None:
         """``follows``: goes where the platform says. ``remember``: blocks until the next start of the agent knows."""
+        self._runtime = runtime
         self._settings = settings
         self._follows = follows
         self._remember = remember
@@ -41,7 +50,7 @@ class TemporalLink:
         """Raises RuntimeError, RPCError or TimeoutError where Temporal does not answer."""
         async with asyncio.timeout(PATIENCE):
             if self._client is None:
-                self._client = await connect_once(self._settings)
+                self._client = await connect_once(self._settings, runtime=self._runtime)
             await self._client.service_client.check_health()
 
     async def told(self, address: str) -> None:
@@ -51,7 +60,7 @@ class TemporalLink:
         settings = self._settings.model_copy(update={"temporal_address": address})
         try:
             async with asyncio.timeout(PATIENCE):
-                client = await connect_once(settings)
+                client = await connect_once(settings, runtime=self._runtime)
                 await client.service_client.check_health()
         except (RuntimeError, RPCError, TimeoutError) as error:
             if address != self._absent:

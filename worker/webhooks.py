@@ -16,6 +16,7 @@ from temporalio.worker import Worker
 from activities.interceptor import ActivityInterceptor
 from activities.registry import methods
 from activities.webhooks import WEBHOOKS, Limits, WebhookCalls, start_due
+from model.metrics import STEPS_LIMIT
 from model.settings import Settings
 
 #: Rounds of deliveries at once, of all projects: each waits for a receiver, and costs a connection.
@@ -30,6 +31,7 @@ log = structlog.get_logger()
 
 def caller(client: Client, engine: Engine, settings: Settings) -> Worker:
     """Its own queue, and its own number of slots: slow receivers take none of the platform's."""
+    STEPS_LIMIT.labels(WEBHOOKS).set(AT_ONCE)
     limits = Limits(settings.webhook_attempts, settings.webhook_retry_seconds, settings.outbound_allow)
     return Worker(
         client,

@@ -127,17 +127,27 @@ def test_role_may_not(database: Database, role: str, statement: str) -> None:
         connection.execute(statement)
 
 
+def test_workers_see_the_quotas_of_all_projects_and_change_one_at_a_time(database: Database) -> None:
+    database.project("other")
+    with database.connect("cairn_worker") as connection:
+        assert len(connection.execute("SELECT * FROM quotas").fetchall()) == 2
+        assert connection.execute("UPDATE quotas SET instances_used = 7").rowcount == 0
+        connection.execute("SELECT set_config('cairn.project', %s, false)", [str(database.project_id)])
+        assert connection.execute("UPDATE quotas SET instances_used = 7").rowcount == 1
+
+
 def test_tables_of_projects_are_guarded_row_by_row(database: Database) -> None:
     guarded = database.rows(
         "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND relrowsecurity"
     )
     assert {row["relname"] for row in guarded} == PER_PROJECT
-    policies = database.rows("SELECT tablename, roles::text[], qual, with_check FROM pg_policies")
+    policies = database.rows("SELECT tablename, cmd, roles::text[], qual, with_check FROM pg_policies")
     assert {(row["tablename"], *row["roles"]) for row in policies} == {
         (table, role) for table in PER_PROJECT for role in ("cairn_api", "cairn_worker")
     }
     spanned = {row["tablename"] for row in policies if row["qual"] == "true"}
     assert spanned == {
+        "quotas",  # for reading alone
         "instances",
         "workflows",
         "samples",
@@ -148,7 +158,9 @@ def test_tables_of_projects_are_guarded_row_by_row(database: Database) -> None:
         "events",
     }
     # Workers read the events of all projects, and write them in one.
-    assert all(row["with_check"] == row["qual"] for row in policies if row["tablename"] != "events")
+    assert all(
+        row["with_check"] == row["qual"] for row in policies if row["tablename"] != "events" and row["cmd"] == "ALL"
+    )
     assert all("cairn.project" in row["with_check"] for row in policies if row["tablename"] == "events")
 
 

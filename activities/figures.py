@@ -1,0 +1,137 @@
+"""Figures of the whole platform, read from the database when somebody asks a control worker for its metrics."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import structlog
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from model.hosts import LEASE
+from model.metrics import Figure, Figures
+
+#: Several that ask at once, and often, are told the same.
+KEPT_SECONDS = 5.0
+#: For one query; then the database counts as away.
+PATIENCE_MS = 4000
+#: Of a limit: from here on a project counts as near to it.
+NEAR = 0.9
+#: Beyond the deadline: time to undo, and to settle.
+OVERDUE_MARGIN = 120
+log = structlog.get_logger()
+
+UP = Figure("cairn_database_up", "Whether the figures of the platform could be read")
+HOSTS = Figure("cairn_hosts", "Hosts", ("backend", "state", "reachable"))
+WARNED = Figure("cairn_hosts_warned", "Hosts of which an operator should look at something")
+LEASE_AGE = Figure("cairn_lease_age_max_seconds", "Since the renewal of the lease that is oldest")
+CAPACITY = Figure("cairn_capacity", "What hosts have, before over-commit; memory in MiB", ("resource",))
+ALLOCATED = Figure("cairn_allocated", "What instances hold of it", ("resource",))
+INSTANCES = Figure("cairn_instances", "Instances that are not deleted", ("status",))
+DRIFTED = Figure("cairn_instances_drifted", "Instances that differ from what they should be", ("kind",))
+OPEN = Figure("cairn_workflows_open", "Workflows that have not ended", ("state",))
+ACCEPTED_AGE = Figure("cairn_workflows_accepted_age_max_seconds", "Since the acceptance of the oldest that has no run")
+OVERDUE = Figure("cairn_workflows_overdue", f"Workflows that run {OVERDUE_MARGIN} s longer than their deadline")
+QUOTA_USED = Figure("cairn_quota_used", "What all projects with a limit use and have reserved", ("quota",))
+QUOTA_LIMIT = Figure("cairn_quota_limit", "The sum of their limits", ("quota",))
+QUOTA_NEAR = Figure("cairn_quota_projects_near", f"Projects that use {NEAR:.0%} or more of a limit", ("quota",))
+DELIVERIES = Figure("cairn_webhook_deliveries", "Deliveries that are kept, by state", ("state",))
+DELIVERY_AGE = Figure("cairn_webhook_pending_age_max_seconds", "Since the event of the oldest that is pending")
+DISABLED = Figure("cairn_webhooks_disabled", "Webhooks that the platform has switched off")
+PULSE_AGE = Figure("cairn_pulse_age_seconds", "Since a kind of process was last known to work", ("process",))
+FIGURES = (
+    *(UP, HOSTS, WARNED, LEASE_AGE, CAPACITY, ALLOCATED, INSTANCES, DRIFTED, OPEN, ACCEPTED_AGE, OVERDUE),
+    *(QUOTA_USED, QUOTA_LIMIT, QUOTA_NEAR, DELIVERIES, DELIVERY_AGE, DISABLED, PULSE_AGE),
+)
+
+_LIMITED = """(
+    SELECT f.* FROM quotas q CROSS JOIN LATERAL (VALUES
+        ('instances', q.instances_used + q.instances_reserved, q.instances_limit),
+        ('vcpus', q.vcpus_used + q.vcpus_reserved, q.vcpus_limit),
+        ('memory_mb', q.memory_mb_used + q.memory_mb_reserved, q.memory_mb_limit)
+    ) f(quota, used, most) WHERE most IS NOT NULL) limited"""
+_NUMBERS = {"lease": LEASE, "margin": OVERDUE_MARGIN, "near": NEAR}
+#: Each row of a query: its labels, then its value.
+_QUERIES: list[tuple[Figure, str]] = [
+    (
+        HOSTS,
+        """SELECT backend, state, CASE WHEN last_seen_at > now() - :lease THEN 'true' ELSE 'false' END,
+            count(*)
+        FROM hosts GROUP BY 1, 2, 3""",
+    ),
+    (WARNED, "SELECT count(*) FROM hosts WHERE warning IS NOT NULL"),
+    (LEASE_AGE, "SELECT extract(epoch FROM now() - min(last_seen_at)) FROM hosts"),
+    (CAPACITY, "SELECT 'vcpus', sum(cpus) FROM hosts UNION ALL SELECT 'memory_mb', sum(memory_mb) FROM hosts"),
+    (
+        ALLOCATED,
+        """SELECT 'vcpus', sum(allocated_vcpus) FROM hosts
+        UNION ALL SELECT 'memory_mb', sum(allocated_memory_mb) FROM hosts""",
+    ),
+    (INSTANCES, "SELECT status, count(*) FROM instances WHERE status <> 'deleted' GROUP BY 1"),
+    (
+        DRIFTED,
+        "SELECT drift->>'kind', count(*) FROM instances WHERE drift IS NOT NULL AND status <> 'deleted' GROUP BY 1",
+    ),
+    (
+        OPEN,
+        """SELECT s.state, count(w.id) FROM (VALUES ('accepted'), ('running')) s(state)
+        LEFT JOIN workflows w ON w.state = s.state AND w.state IN ('accepted', 'running') GROUP BY 1""",
+    ),
+    (
+        # A child waits for its parent to start it.
+        ACCEPTED_AGE,
+        """SELECT coalesce(extract(epoch FROM now() - min(created_at)), 0) FROM workflows
+        WHERE state = 'accepted' AND parent_id IS NULL""",
+    ),
+    (
+        OVERDUE,
+        """SELECT count(*) FROM workflows WHERE state = 'running' AND started_at
+        < now() - make_interval(secs => ("order"->>'deadline_seconds')\\:\\:float8 + :margin)""",
+    ),
+    (DELIVERIES, "SELECT state, count(*) FROM webhook_deliveries GROUP BY 1"),
+    (
+        DELIVERY_AGE,
+        """SELECT coalesce(extract(epoch FROM now() - min(created_at)), 0) FROM webhook_deliveries
+        WHERE state = 'pending'""",
+    ),
+    (DISABLED, "SELECT count(*) FROM webhooks WHERE disabled_reason IS NOT NULL"),
+    (PULSE_AGE, "SELECT process, extract(epoch FROM now() - seen_at) FROM pulses"),
+    (QUOTA_USED, f"SELECT quota, coalesce(sum(used), 0) FROM {_LIMITED} GROUP BY 1"),  # noqa: S608 - nothing but text of this module
+    (QUOTA_LIMIT, f"SELECT quota, coalesce(sum(most), 0) FROM {_LIMITED} GROUP BY 1"),  # noqa: S608 - nothing but text of this module
+    (QUOTA_NEAR, f"SELECT quota, count(*) FILTER (WHERE used >= :near * most) FROM {_LIMITED} GROUP BY 1"),  # noqa: S608 - nothing but text of this module
+]
+
+
+class Platform:
+    """Reads the figures, on a connection of its own: steps have theirs."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._read: list[tuple[Figure, tuple[str, ...], float]] = []
+        self._read_at = -KEPT_SECONDS
+
+    def figures(self) -> Figures:
+        return Figures(FIGURES, self._values)
+
+    def _values(self) -> list[tuple[Figure, tuple[str, ...], float]]:
+        with self._lock:
+            if time.monotonic() - self._read_at >= KEPT_SECONDS:
+                try:
+                    self._read = [(UP, (), 1.0), *self._ask()]
+                except (SQLAlchemyError, OSError) as error:
+                    log.warning("figures.database_away", error=str(error).partition("\n")[0])
+                    # Old figures would look like a platform at rest.
+                    self._read = [(UP, (), 0.0)]
+                self._read_at = time.monotonic()
+            return self._read
+
+    def _ask(self) -> Iterator[tuple[Figure, tuple[str, ...], float]]:
+        with self._engine.connect() as connection:
+            connection.execute(text(f"SET LOCAL statement_timeout = {PATIENCE_MS}"))
+            for figure, query in _QUERIES:
+                for *labels, value in connection.execute(text(query), _NUMBERS).all():
+                    if value is not None:
+                        yield figure, tuple(str(label) for label in labels), float(value)
