@@ -15,6 +15,7 @@ from model.errors import NoCapacity
 from model.hosts import LEASE, MARGIN, Host
 from model.instances import Instance, Status
 from model.projects import Pulse
+from model.restores import restored
 from model.workflows import State, Workflow
 
 log = structlog.get_logger()
@@ -109,7 +110,7 @@ def replace_lost(session: Session, limits: Limits) -> int:
             ),
         )
     ).scalar_one()
-    if steady < len((API, TICK)):
+    if steady < len((API, TICK)) or restored(session):
         return 0
     granted = func.make_interval(0, 0, 0, 0, 0, 0, func.coalesce(Host.fence_after, limits.fence_after))
     move = aliased(Workflow)

@@ -39,6 +39,7 @@ from model.errors import (
 )
 from model.hosts import Host, HostState
 from model.images import CachedImage, Format, Image, ImageCache, ImageStatus, ImageWanted, engine_name
+from model.restores import restored
 from model.workflows import Failure, Order, Outcome
 
 log = structlog.get_logger()
@@ -228,6 +229,9 @@ class ImageRecords:
     @activity.defn(name="image.sweep", no_thread_cancel_exception=True)
     def sweep(self) -> int:
         """Remove what no image needs from the blob store, and what killed processes were receiving; how many."""
+        with transaction(self._engine) as session:
+            if restored(session):
+                return 0
         removed = self._blobs.sweep()
         now = dt.datetime.now(dt.UTC)
         for digest, since in self._blobs.all():

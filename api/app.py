@@ -27,6 +27,7 @@ from api import (
     instances,
     openapi,
     projects,
+    restores,
     retries,
     samples,
     ssh_keys,
@@ -96,7 +97,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
     # Agents before hosts: their paths are not ids.
     for module in (instances, images, image_uploads, blobs, streams, workflows, retries, events, webhooks, dashboard):
         app.include_router(module.router)
-    for module in (agents, agent_reports, samples, hosts, instance_types, ssh_keys, projects, health):
+    for module in (agents, agent_reports, samples, hosts, instance_types, ssh_keys, projects, restores, health):
         app.include_router(module.router)
     openapi.install(app)
     app.add_api_websocket_route("/{path:path}", streams.nowhere)

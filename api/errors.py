@@ -24,6 +24,7 @@ from model.errors import (
     Malformed,
     NotFound,
     QuotaExceeded,
+    Restored,
     TooManyStreams,
     Unavailable,
     ValidationFailed,
@@ -69,6 +70,8 @@ def render(request: Request, error: CairnError, headers: Mapping[str, str] | Non
     headers = dict(headers or {})
     if isinstance(error, HostUnreachable | TooManyStreams):
         headers["Retry-After"] = "5"
+    elif isinstance(error, Restored):
+        headers["Retry-After"] = "60"
     elif error.status == Unavailable.status:
         headers["Retry-After"] = "1"
     elif isinstance(error, QuotaExceeded):

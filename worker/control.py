@@ -34,6 +34,7 @@ from activities.interceptor import ActivityInterceptor
 from activities.placement import Capacity
 from activities.purge import PurgeRecords, Retention
 from activities.registry import methods
+from activities.restores import RestoreRecords
 from activities.runs import CONTROL, Histories
 from activities.samples import SampleRecords
 from activities.sweeper import LOST_AFTER, Sweeper
@@ -93,6 +94,7 @@ async def run(settings: Settings) -> None:
         ImageRecords(engine, histories, blobs, image_limits, settings.outbound_allow),
         sweeper,
         WebhookRecords(engine),
+        RestoreRecords(engine, client, asyncio.get_running_loop()),
     ]
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
