@@ -81,7 +81,7 @@ class Stack:
         self.engines = [engine.SOCKET]
         self.simulator_url = f"http://127.0.0.1:{simulator}"
         self._command = [str(Path(sys.executable).with_name("cairn")), "up", "--docker" if docker else "--no-docker"]
-        self._environ = (
+        self.environ = (
             {name: value for name, value in os.environ.items() if not name.startswith("CAIRN_")}
             | QUICK
             | {
@@ -111,7 +111,7 @@ class Stack:
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 self._command,
-                env=self._environ | environ,
+                env=self.environ | environ,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -1,8 +1,8 @@
 """Backups: one file with a consistent copy of the database and what else makes an installation what it is.
 
-A ZIP archive of stored members, written and read as a stream: ``database.dump`` (PostgreSQL's custom format, which is
-compressed), small files of the data folder, blobs where they are asked for, and, last, ``manifest.json`` with the SHA-256
-of each of them.
+A ZIP archive of stored members, written and read as a stream: ``database.dump`` (PostgreSQL's custom format, which
+is compressed), small files of the data folder, blobs where they are asked for, and, last, ``manifest.json`` with the
+SHA-256 of each of them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import shutil
 import subprocess
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 from uuid import UUID
 
 import psycopg
@@ -73,10 +73,8 @@ class Manifest(Frozen):
 def program(name: str, major: int) -> str:
     """The path of a PostgreSQL program of just this major version: the wheel's, or the system's. Raises BackupError."""
     folders: list[Path] = []
-    try:
+    with suppress(StackError):
         folders.append(postgres.find_binaries())
-    except StackError:
-        pass
     folders += [Path(part) for part in os.environ.get("PATH", "").split(os.pathsep) if part]
     folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     seen: set[int] = set()
@@ -101,8 +99,6 @@ def without_password(url: str) -> tuple[str, dict[str, str]]:
         return url, {}
     name, _, where = parts.netloc.rpartition("@")
     bare = urlunsplit(parts._replace(netloc=f"{name.partition(':')[0]}@{where}"))
-    from urllib.parse import unquote
-
     return bare, {"PGPASSWORD": unquote(parts.password)}
 
 
@@ -146,7 +142,7 @@ def write(file: Path, url: str, folder: Path | None, blobs: Path | None) -> Mani
     except BaseException:
         partial_file.unlink(missing_ok=True)
         raise
-    _sync_folder(file.parent)
+    sync_folder(file.parent)
     return manifest
 
 
@@ -158,7 +154,8 @@ def _remove_partial(file: Path) -> None:
             left.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make renames in it survive a power cut."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -202,7 +199,7 @@ def _files(folder: Path | None) -> list[Path]:
 
 def _describe(connection: psycopg.Connection[tuple[object, ...]]) -> Manifest:
     def one(query: sql.SQL | sql.Composed | str) -> object:
-        row = connection.execute(sql.SQL(query) if isinstance(query, str) else query).fetchone()  # type: ignore[arg-type]
+        row = connection.execute(sql.SQL(query) if isinstance(query, str) else query).fetchone()
         return row[0] if row else None
 
     if one("SELECT to_regclass('public.installation')") is None:
@@ -282,11 +279,9 @@ def load(archive: zipfile.ZipFile, manifest: Manifest, url: str) -> None:
     with running(argv, env, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         assert process.stdin is not None  # noqa: S101 - it was asked for
         with archive.open(DUMP) as source:
-            try:
+            with suppress(BrokenPipeError):  # it says itself why it ended
                 shutil.copyfileobj(source, process.stdin, CHUNK)
                 process.stdin.close()
-            except BrokenPipeError:
-                pass  # it says itself why it ended
             process.stdin = None
 
 
