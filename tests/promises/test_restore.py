@@ -6,15 +6,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
 
 from tests import invariants
 from tests.stack import IMAGE, Json, Stack, wait_for
-
-LEASE_SECONDS = 15
 
 
 @pytest.fixture
@@ -55,91 +53,102 @@ def named(found: list[Json], kind: str) -> set[str]:
     return {str(one["id"]) for one in found if one["kind"] == kind}
 
 
-def held_ports(stack: Stack) -> list[tuple[Any, ...]]:
-    return stack.sql("SELECT host_id, protocol, port FROM host_ports")
+class Hour(NamedTuple):
+    """What was done in the hour that is lost, and what there was at its end."""
+
+    new: Json
+    far: Json
+    under_way: Json
+    resized: Json
+    stopped: Json
+    gone: Json
+    moved: Json
+    token: str
+    position: str
+    machines: set[str]
+
+
+def lost_hour(stack: Stack, file: Path) -> Hour:
+    """Back the platform up; then launch, resize, stop, delete, drain, and begin a launch."""
+    resized, gone = (stack.running(backend="docker", name=name) for name in ("resized", "gone"))
+    stopped, moved = (stack.running(name=name) for name in ("stopped", "moved"))
+    cairn(stack, "backup", str(file))
+    new = stack.running(backend="docker", name="new", env={"A": "b"}, labels={"tier": "web"})
+    far = stack.running(name="far")
+    stack.completed(stack.act("resize", resized, body={"instance_type": "basic-2"}))
+    stack.completed(stack.act("stop", stopped))
+    stack.completed(stack.act("delete", gone))
+    host = next(h for h in stack.list("/hosts") if h["name"] == moved["host"])
+    stack.completed(stack.accept("POST", f"/hosts/{host['id']}/drain"))
+    stack.request("POST", f"/hosts/{host['id']}/uncordon").raise_for_status()
+    stack.fault("instance.start.before", "pause")
+    under_way = stack.launch(backend="docker", name="under-way")["data"]
+    stack.wait_for_hit("instance.start.before")
+    token = stack.accept("POST", "/hosts/tokens", {})["data"]["token"]
+    ((position,),) = stack.sql("SELECT epoch || '-' || max(xid) || '-' || max(id) FROM events GROUP BY epoch")
+    there = set(invariants.machines(stack))
+    return Hour(new, far, under_way, resized, stopped, gone, moved, token, position, there)
 
 
 def test_database_an_hour_older_loses_nothing_and_names_what_differs(platform: Stack, tmp_path: Path) -> None:
     file = tmp_path / "cairn.backup"
     kept = platform.running(backend="docker", name="kept")
-    resized = platform.running(backend="docker", name="resized")
-    stopped = platform.running(backend="simulated", name="stopped")
-    gone = platform.running(backend="docker", name="gone")
-    moved = platform.running(backend="simulated", name="moved")
-    cairn(platform, "backup", str(file))
+    hour = lost_hour(platform, file)
     assert file.stat().st_mode & 0o777 == 0o600
     cairn(platform, "backup", "--verify", str(file))
-
-    # The hour that is lost.
-    new = platform.running(backend="docker", name="new", env={"A": "b"}, labels={"tier": "web"})
-    far = platform.running(backend="simulated", name="far")
-    platform.completed(platform.act("resize", resized, body={"instance_type": "basic-2"}))
-    platform.completed(platform.act("stop", stopped))
-    platform.completed(platform.act("delete", gone))
-    host = next(h for h in platform.list("/hosts") if h["name"] == moved["host"])
-    platform.completed(platform.accept("POST", f"/hosts/{host['id']}/drain"))
-    platform.request("POST", f"/hosts/{host['id']}/uncordon").raise_for_status()
-    platform.fault("instance.start.before", "pause")
-    under_way = platform.launch(backend="docker", name="under-way")
-    platform.wait_for_hit("instance.start.before")
-    token = platform.accept("POST", "/hosts/tokens", {})["data"]["token"]
-    position = platform.sql("SELECT epoch || '-' || xid || '-' || id FROM events ORDER BY epoch, xid, id DESC LIMIT 1")
-    there = set(invariants.machines(platform))
-    assert cairn(platform, "restore", str(file), "--replace", "--yes", check=False).returncode == 1, "it runs"
+    restore = ("restore", str(file), "--replace", "--yes")
+    assert cairn(platform, *restore, check=False).returncode == 1, "it runs"
     platform.stop()
-
     assert cairn(platform, "restore", str(file), check=False).returncode == 1, "there is a platform"
-    cairn(platform, "restore", str(file), "--replace", "--yes")
+    cairn(platform, *restore)
     platform.start().ready()
     platform.plant()
 
     refused = platform.request("POST", "/instances", json={"name": "no", "image": IMAGE})
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "restored")
     assert refused.headers["Retry-After"]
-    joined = platform.request("POST", "/hosts/register", json={"token": token})
-    assert joined.status_code in (401, 422)
+    assert platform.sql("SELECT count(*) FROM host_tokens") == [(0,)], "a token that was used is valid again"
     wait_for("the run without a row ends", lambda: not named(restored(platform), "run_without_row"), 60)
     found = restored(platform)
-    later = {str(i["id"]) for i in (new, far, _data(under_way))}
-    assert named(found, "machine_without_row") == later
-    assert named(found, "machine_differs") >= {resized["id"], stopped["id"], moved["id"]}
-    assert named(found, "row_without_machine") == {gone["id"]}
+    assert named(found, "machine_without_row") == {hour.new["id"], hour.far["id"], hour.under_way["id"]}
+    assert named(found, "machine_differs") == {hour.resized["id"], hour.stopped["id"], hour.moved["id"]}
+    assert named(found, "row_without_machine") == {hour.gone["id"]}
     assert kept["id"] not in str(found)
-    assert set(invariants.machines(platform)) == there, "something was removed"
+    assert set(invariants.machines(platform)) == hour.machines, "something was removed"
 
     # Undecided: it is not finished, and nothing happens by itself.
     failed = cairn(platform, "restore", "finish", check=False)
     assert failed.returncode and "unresolved" in failed.stderr + failed.stdout
     cairn(platform, "restore", "forget", "--all")
     cairn(platform, "restore", "adopt", "--all")
-    assert "machine_without_row" not in cairn(platform, "restore", "status").stdout or restored(platform)
-    wait_for("nothing is undecided", lambda: not any(d["blocks"] for d in restored(platform)), 60)
     cairn(platform, "restore", "finish")
-
     invariants.settle(platform)
-    assert set(invariants.machines(platform)) == there
-    adopted = platform.instance(new)
-    assert (adopted["name"], adopted["status"], adopted["ports"]) == ("new", "running", new["ports"])
+    assert set(invariants.machines(platform)) == hour.machines
+    _expect_reality(platform, hour)
+    _reads_on(platform, hour.position)
+    _works_on(platform, hour)
+
+
+def _expect_reality(stack: Stack, hour: Hour) -> None:
+    adopted = stack.instance(hour.new)
+    assert (adopted["name"], adopted["status"], adopted["ports"]) == ("new", "running", hour.new["ports"])
     assert adopted["labels"] == {"tier": "web"} and adopted["env"]["A"] == "b"
-    assert platform.instance(resized)["instance_type"] == "basic-2"
-    assert platform.instance(stopped)["status"] == "stopped"
-    assert platform.instance(moved)["generation"] == 2
-    _reads_on(platform, position[0][0])
+    assert stack.instance(hour.resized)["instance_type"] == "basic-2"
+    assert stack.instance(hour.stopped)["status"] == "stopped"
+    assert stack.instance(hour.moved)["generation"] == 2
+    assert stack.instance(hour.gone)["status"] == "deleted"
 
-    # It works as before: names, ports and generations are not given twice.
-    more = [platform.running(backend=backend) for backend in ("docker", "simulated") for _ in range(3)]
-    ports = held_ports(platform)
+
+def _works_on(stack: Stack, hour: Hour) -> None:
+    """Names, ports and generations are not given twice."""
+    more = [stack.running(backend=backend) for backend in ("docker", "simulated") for _ in range(3)]
+    ports = stack.sql("SELECT host_id, protocol, port FROM host_ports")
     assert len(ports) == len(set(ports))
-    platform.completed(platform.act("start", stopped))
-    for instance in more:
-        platform.completed(platform.act("delete", instance))
-    invariants.settle(platform)
-    assert platform.get("/operations/restore")["state"] == "finished"
-
-
-def _data(accepted: Json) -> Json:
-    found: Json = accepted["data"]
-    return found
+    stack.completed(stack.act("start", hour.stopped))
+    for instance in (*more, hour.new, hour.moved):
+        stack.completed(stack.act("delete", instance))
+    invariants.settle(stack)
+    assert stack.get("/operations/restore")["state"] == "finished"
 
 
 def _reads_on(stack: Stack, position: str) -> None:
@@ -151,3 +160,53 @@ def _reads_on(stack: Stack, position: str) -> None:
             if line.startswith("event:"):
                 assert line == "event: platform.restored", line
                 return
+
+
+def test_restored_platform_leaves_for_ever_what_its_operator_leaves(platform: Stack, tmp_path: Path) -> None:
+    """And what a host brings back later, that nobody knew of."""
+    file = tmp_path / "cairn.backup"
+    cairn(platform, "backup", str(file))
+    left, discarded = platform.running(backend="docker"), platform.running()
+    platform.stop()
+    cairn(platform, "restore", str(file), "--replace", "--yes")
+    platform.start().ready()
+    assert named(restored(platform), "machine_without_row") == {left["id"], discarded["id"]}
+    cairn(platform, "restore", "discard", discarded["id"])
+    cairn(platform, "restore", "finish", "--leave", left["id"])
+    assert set(invariants.machines(platform)) == {left["id"]}
+    (host,) = (h for h in platform.list("/hosts") if h["backend"] == "docker")
+    platform.sql("UPDATE hosts SET reconciled_at = NULL")
+
+    def looked() -> bool:
+        return "unknown to the database" in str(platform.get(f"/hosts/{host['id']}")["warning"])
+
+    wait_for("the host is reconciled", looked, 30)
+    assert set(invariants.machines(platform)) == {left["id"]}
+
+
+@pytest.mark.parametrize("older", [True, False], ids=["older", "empty"])
+def test_temporal_that_is_older_or_empty_does_everything_once(platform: Stack, tmp_path: Path, older: bool) -> None:
+    """Rows that were under way are done by another run; those that had ended stay as they are."""
+    done = platform.running(backend="docker", name="done")
+    platform.stop()
+    files = [path for path in platform.data.glob("temporal.sqlite*") if path.is_file()]
+    copies = {path.name: path.read_bytes() for path in files}
+    platform.start().ready()
+    platform.completed(platform.act("stop", done))
+    gone = platform.running(name="gone")
+    platform.completed(platform.act("delete", gone))
+    platform.fault("instance.start.before", "pause")
+    launched = platform.launch(backend="docker", name="launched")
+    platform.wait_for_hit("instance.start.before")
+    platform.stop()
+    for path in platform.data.glob("temporal.sqlite*"):
+        path.unlink()
+    for name, content in copies.items() if older else ():
+        (platform.data / name).write_bytes(content)
+    platform.plant()
+    platform.start().ready()
+    platform.completed(launched, 90)
+    invariants.settle(platform)
+    assert platform.instance(done)["status"] == "stopped"
+    assert len(platform.containers(launched["data"]["id"])) == 1
+    assert set(invariants.machines(platform)) == {done["id"], launched["data"]["id"]}
