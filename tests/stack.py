@@ -357,6 +357,11 @@ class Stack:
                 found += self._http.get(f"{self.simulator_url}/hosts/{host['name']}/machines").json()
         return found
 
+    def remove_simulated(self, machine: Json) -> None:
+        """Remove a machine behind the platform's back."""
+        url = f"{self.simulator_url}/hosts/{machine['host']}/machines/{machine['id']}"
+        self._http.delete(url).raise_for_status()
+
     def simulate(self, **settings: float) -> None:
         """Change how the simulated engine behaves: latency_ms, refuse, lose_answers, resize."""
         self._http.put(f"{self.simulator_url}/settings", json=settings).raise_for_status()

@@ -99,7 +99,7 @@ class FinishRestore:
             await saga.step(RestoreRecords.claim, order, on_control(remaining(order)))
             await saga.step(RestoreRecords.finish, order, on_control(remaining(order)))
 
-        await carry_out(order, plan, settling(order), cancellable=False)
+        await carry_out(order, plan, settling(order))
 
 
 PLANS = [SurveyHost, AdoptInstance, DiscardMachine, ForgetDifference, FinishRestore]

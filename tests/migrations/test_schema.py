@@ -38,10 +38,12 @@ RIGHTS = {
         " restore_hosts restore_differences"
     ),
     ("cairn_worker", "UPDATE"): (
-        "restores restore_hosts restore_differences images image_caches hosts instances workflows quotas pulses event_horizons webhooks webhook_deliveries"
+        "restores restore_hosts restore_differences"
+        " images image_caches hosts instances workflows quotas pulses event_horizons webhooks webhook_deliveries"
     ),
     ("cairn_worker", "DELETE"): (
-        "restore_hosts restore_differences image_caches host_ports host_tokens idempotency_keys samples instances workflows events webhook_deliveries"
+        "restore_hosts restore_differences"
+        " image_caches host_ports host_tokens idempotency_keys samples instances workflows events webhook_deliveries"
     ),
 }
 PER_PROJECT = {
