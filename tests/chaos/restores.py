@@ -29,6 +29,7 @@ def run(stack: Stack, cell: Cell) -> None:
             stack.remove_simulated(machine)
             assert _differences(stack, gone["id"])["kind"] == "row_without_machine"
             stack.completed(_decide(stack, gone, "forget"))
+        wait_for("nothing is undecided", lambda: not _undecided(stack), 60)
         stack.completed(stack.accept("POST", "/operations/restore/finish", {}))
         stack.wait_for_hit(cell.point, before)
         invariants.settle(stack)
@@ -52,6 +53,12 @@ def _differences(stack: Stack, id: str) -> Json:
         return next((one for one in listed if one["id"] == id), None)
 
     return wait_for("the difference is found", found, 30)
+
+
+def _undecided(stack: Stack) -> list[Json]:
+    """Once all was looked at, after whatever died."""
+    view = stack.get("/operations/restore")
+    return [one for one in view["differences"] if one["blocks"]] if view["looked_at"] else [view]
 
 
 def _forget_row(stack: Stack, instance: Json) -> None:

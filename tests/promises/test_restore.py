@@ -13,6 +13,7 @@ import pytest
 
 from tests import invariants
 from tests.stack import IMAGE, Json, Stack, wait_for
+from worker import data_folder, postgres, restoring
 
 
 @pytest.fixture
@@ -210,3 +211,61 @@ def test_temporal_that_is_older_or_empty_does_everything_once(platform: Stack, t
     assert platform.instance(done)["status"] == "stopped"
     assert len(platform.containers(launched["data"]["id"])) == 1
     assert set(invariants.machines(platform)) == {done["id"], launched["data"]["id"]}
+
+
+@pytest.mark.timeout(500)
+def test_restore_and_backup_that_are_killed_leave_the_old_or_the_new(platform: Stack, tmp_path: Path) -> None:
+    """Killed after ever longer times, until one comes to its end."""
+    file = tmp_path / "cairn.backup"
+    platform.running(name="before")
+    cairn(platform, "backup", str(file))
+    platform.running(name="since")
+    backups, restores = [], []
+    for seconds in _ever_longer():
+        whole = _killed_after(seconds, platform, "backup", str(file))
+        cairn(platform, "backup", "--verify", str(file))
+        backups.append(whole)
+        if whole:
+            break
+    older = tmp_path / "older.backup"
+    file.replace(older)
+    platform.running(name="later")
+    platform.stop()
+    for seconds in _ever_longer():
+        whole = _killed_after(seconds, platform, "restore", str(older), "--replace", "--yes")
+        names, marked = _what_is_there(platform)
+        assert (names, marked) in (({"before", "since", "later"}, 0), ({"before", "since"}, 1)), (names, marked)
+        restores.append(whole)
+        if marked:
+            break
+    assert len(backups) > 2 and len(restores) > 2, "it was killed too rarely to say anything"
+    platform.start().ready()
+    assert len(invariants.machines(platform)) == 3
+    assert len(named(restored(platform), "machine_without_row")) == 1
+
+
+def _ever_longer() -> Iterator[float]:
+    seconds = 0.7
+    while True:
+        yield seconds
+        seconds *= 1.4
+
+
+def _killed_after(seconds: float, stack: Stack, *arguments: str) -> bool:
+    """kill -9; whether it had come to its end."""
+    command = [str(Path(sys.executable).with_name("cairn")), *arguments]
+    with subprocess.Popen(command, env=stack.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            return process.wait(seconds) == 0
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return False
+
+
+def _what_is_there(stack: Stack) -> tuple[set[str], int]:
+    """Names of instances, and how often the database was restored, after what a start does first."""
+    with data_folder.locked(stack.data):
+        restoring.take_place(stack.data)
+        with restoring.served(postgres.find(stack.data), stack.folder / "log"):
+            names = {name for (name,) in stack.sql("SELECT name FROM instances")}
+            return names, stack.sql("SELECT count(*) FROM restores")[0][0]
