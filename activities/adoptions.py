@@ -19,8 +19,8 @@ from model.errors import NotFound, PortTaken
 from model.hosts import Host, HostPort, InstanceType
 from model.instances import Instance, Status
 from model.projects import Project
-from model.restores import FoundMachine
-from model.workflows import TERMINAL, Event, Failure, Order, State, Workflow
+from model.restores import FoundMachine, RestoreDifference
+from model.workflows import TERMINAL, Event, Failure, Order, Outcome, State, Workflow
 
 
 def adopt(session: Session, order: Order, host_name: str, machine: FoundMachine, ended: Failure) -> None:
@@ -191,8 +191,14 @@ def _end_runs(session: Session, instance: Instance, order: Order, ended: Failure
     )
     for row in session.scalars(others).all():
         other = Order.model_validate(row.order)
-        if end(session, other, "failed", ended, []) is not None:
-            record(session, other, ("workflow.failed", {"kind": other.kind, "error": ended.model_dump()}))
+        told = session.scalar(
+            select(RestoreDifference.difference["run"].as_string()).where(RestoreDifference.resource_id == row.id)
+        )
+        failure = None if told == "completed" else ended
+        outcome: Outcome = "completed" if failure is None else "failed"
+        if end(session, other, outcome, failure, []) is not None:
+            error = failure.model_dump() if failure else None
+            record(session, other, (f"workflow.{outcome}", {"kind": other.kind, "error": error}))
 
 
 def _type_of(session: Session, vcpus: float, memory_mb: int) -> str:

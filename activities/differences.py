@@ -183,16 +183,25 @@ def differences(session: Session, restore: Restore, runs: Runs) -> list[Differen
     """Every one, machines first."""
     machines = held(session, restore.id)
     rows = {row.id: row for row in session.scalars(select(Instance).where(Instance.id.in_(machines)))}
+    ended = _ended(session, runs)
     found: list[Difference] = []
     for id, copies in machines.items():
-        found += _of_machines(copies, rows.get(id))
+        found += _of_machines(copies, rows.get(id), ended.get(id))
     found += _without_machine(session, restore, machines)
-    found += _of_runs(session, runs)
+    found += _of_runs(session, runs, set(machines))
     found += _of_hosts(session, restore, runs)
     return found
 
 
-def _of_machines(copies: list[Held], row: Instance | None) -> list[Difference]:
+def _ended(session: Session, runs: Runs) -> dict[UUID, str]:
+    """Instances whose row waits for a run that has ended: how that did."""
+    rows = select(Workflow.resource_id, Workflow.id).where(
+        Workflow.id.in_(runs.closed), Workflow.resource_type == "instance"
+    )
+    return {row.resource_id: runs.closed[row.id] for row in session.execute(rows)}
+
+
+def _of_machines(copies: list[Held], row: Instance | None, ended: str | None) -> list[Difference]:
     found = []
     for host, machine in copies:
         placed = row is not None and (host.id, machine.generation) in (
@@ -214,6 +223,9 @@ def _of_machines(copies: list[Held], row: Instance | None) -> list[Difference]:
         elif not placed:
             where = f"at generation {row.generation}" if row.host_id else "on no host"
             found.append(Difference(kind="machine_differs", what=f"its row is {row.status}, {where}", **common))
+        elif ended is not None:
+            said = f"its row is {row.status}, and the run that it waits for has ended ({ended})"
+            found.append(Difference(kind="machine_differs", what=said, **common))
         elif differs := _differs(row, machine):
             found.append(Difference(kind="machine_differs", what=differs, **common))
     return found
@@ -266,7 +278,7 @@ def _without_machine(session: Session, restore: Restore, machines: dict[UUID, li
     ]
 
 
-def _of_runs(session: Session, runs: Runs) -> list[Difference]:
+def _of_runs(session: Session, runs: Runs, machines: set[UUID]) -> list[Difference]:
     known = set(session.scalars(select(Workflow.id).where(Workflow.id.in_(runs.open))))
     found = [
         Difference(kind="run_without_row", id=id, name=kind, what="it runs, and no row knows it")
@@ -276,7 +288,10 @@ def _of_runs(session: Session, runs: Runs) -> list[Difference]:
     rows = session.scalars(select(Workflow).where(Workflow.id.in_([*runs.closed, *runs.unknown])).order_by(Workflow.id))
     for row in rows:
         ended = runs.closed.get(row.id)
-        said = f"its run has ended ({ended})" if ended else "Temporal does not know it: it is started at the end"
+        has_machine = row.resource_type == "instance" and row.resource_id in machines
+        said = "Temporal does not know it: it is started at the end"
+        if ended is not None:
+            said = f"its run has ended ({ended})" + (f": adopt {row.resource_id}" if has_machine else "")
         found.append(
             Difference(
                 kind="row_without_run",
@@ -284,7 +299,9 @@ def _of_runs(session: Session, runs: Runs) -> list[Difference]:
                 name=f"{row.kind} {row.order['name']}",
                 project_id=row.project_id,
                 what=f"it is {row.state}, and {said}",
-                blocks=ended is not None,
+                run=ended,
+                # Where there is a machine, its own difference is what is decided about.
+                blocks=ended is not None and not has_machine,
             )
         )
     return found

@@ -171,7 +171,7 @@ def key_of(request: HTTPConnection) -> str:
 
 def _is_operation(request: HTTPConnection) -> bool:
     """Whether it is what an operator of a restored platform needs."""
-    return request.url.path.startswith(("/v1/operations/", "/v1/hosts"))
+    return request.url.path.startswith(("/v1/operations/", "/v1/hosts/tokens"))
 
 
 def _project(request: HTTPConnection) -> UUID | None:

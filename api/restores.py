@@ -60,13 +60,14 @@ async def show(request: Request, caller: Operator) -> Response:
     if restore is None:
         return answer(request, RestoreView(state="never").model_dump())
     rows = await caller.execute(select(RestoreDifference.difference).order_by(RestoreDifference.number))
-    view = RestoreView(
-        state="finished" if restore.finished_at else "restored",
-        differences=[Difference.model_validate(told) for told in rows.scalars()],
-        **{name: getattr(restore, name) for name in ("id", "backup_at", "restored_at", "finished_at", "looked_at")},
-        left_alone=restore.left_alone,
-    )
-    return answer(request, view.model_dump())
+    times = ("backup_at", "restored_at", "finished_at", "looked_at")
+    view = {
+        "state": "finished" if restore.finished_at else "restored",
+        **{name: getattr(restore, name) for name in ("id", *times, "left_alone")},
+        # As a worker wrote them, which may be of another version.
+        "differences": list(rows.scalars()),
+    }
+    return answer(request, view)
 
 
 @router.post(

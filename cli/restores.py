@@ -130,7 +130,9 @@ def _decide(verb: str, ids: list[str] | None, kinds: tuple[str, ...], timeout: f
     failures: list[CommandFailed] = []
     with Client() as client:
         found = client.get("/operations/restore")["differences"]
-        chosen = list(dict.fromkeys([*(ids or []), *(d["id"] for d in found if d["kind"] in kinds and d["id"])]))
+        chosen = list(
+            dict.fromkeys([*(ids or []), *(d["id"] for d in found if d["kind"] in kinds and d["blocks"] and d["id"])])
+        )
         if not chosen and not kinds:
             raise CommandFailed(f"nothing to {verb}: name ids, or --all", "nothing_named", Exit.USAGE)
         for id in chosen:

@@ -53,6 +53,8 @@ class Difference(Frozen):
     generation: int | None = None
     #: For people: what was found, and what was expected.
     what: str
+    #: Of a row: how its run has ended, as Temporal says.
+    run: str | None = None
     #: Whether the restore can be finished only when it is resolved, or left by name.
     blocks: bool = True
 

@@ -245,10 +245,10 @@ def test_restore_and_backup_that_are_killed_leave_the_old_or_the_new(platform: S
 
 
 def _ever_longer() -> Iterator[float]:
-    seconds = 0.7
+    seconds = 0.8
     while True:
         yield seconds
-        seconds *= 1.4
+        seconds *= 1.6
 
 
 def _killed_after(seconds: float, stack: Stack, *arguments: str) -> bool:
