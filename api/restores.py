@@ -16,7 +16,7 @@ from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES, also
 from api.hosts import Operator
 from api.instance_schemas import Text
-from model.errors import InvalidState
+from model.errors import InvalidState, NotFound
 from model.restores import Difference, Restore, RestoreDifference
 from model.workflows import Order
 
@@ -144,24 +144,24 @@ async def _open(caller: Caller) -> Row[Any]:
 
 async def _decide(request: Request, caller: Caller, kind: str, resource_id: UUID) -> Response:
     await _open(caller)
-    found = (
-        await caller.execute(
-            select(RestoreDifference.name).where(RestoreDifference.resource_id == resource_id).limit(1)
-        )
-    ).scalar_one_or_none()
-    return await _accept(request, caller, kind, resource_id, found or str(resource_id), DECISION_SECONDS, None)
+    found = await caller.execute(
+        select(RestoreDifference.name).where(RestoreDifference.resource_id == resource_id).limit(1)
+    )
+    return await _accept(request, caller, kind, resource_id, found.scalar_one_or_none(), DECISION_SECONDS, None)
 
 
 async def _accept(
-    request: Request, caller: Caller, kind: str, resource_id: UUID, name: str, seconds: float, body: Any
+    request: Request, caller: Caller, kind: str, resource_id: UUID, name: str | None, seconds: float, body: Any
 ) -> Response:
     acceptance = Acceptance(request, caller)
 
     async def view(_caller: Caller, _id: UUID) -> dict[str, Any]:
-        return {"id": resource_id, "name": name}
+        return {"id": resource_id, "name": name or str(resource_id)}
 
     if answered := await acceptance.answered_before(resource_id, body):
         return await acceptance.answer(view, answered)
+    if name is None:
+        raise NotFound(f"no difference has the id {resource_id}: see GET /v1/operations/restore")
     order = Order(
         workflow_id=acceptance.workflow_id,
         project_id=caller.project_id,

@@ -71,6 +71,12 @@ async def test_reads_go_on_and_the_operator_decides(api: Api) -> None:
         assert (row["kind"], str(row["resource_id"])) == (kind, id)
 
 
+async def test_what_does_not_differ_is_not_decided_about(api: Api) -> None:
+    restore(api)
+    answer = await api.http.post(f"/v1/operations/restore/{new_id()}/discard")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+
+
 async def test_what_is_left_alone_is_kept_over_several_attempts_to_finish(api: Api) -> None:
     restore(api)
     for leave in (["a"], ["b", "a"]):

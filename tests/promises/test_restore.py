@@ -15,6 +15,9 @@ from tests import invariants
 from tests.stack import IMAGE, Json, Stack, wait_for
 from worker import data_folder, postgres, restoring
 
+#: Each starts a platform of its own, twice and more.
+pytestmark = pytest.mark.timeout(500)
+
 
 @pytest.fixture
 def platform() -> Iterator[Stack]:
@@ -213,7 +216,6 @@ def test_temporal_that_is_older_or_empty_does_everything_once(platform: Stack, t
     assert set(invariants.machines(platform)) == {done["id"], launched["data"]["id"]}
 
 
-@pytest.mark.timeout(500)
 def test_restore_and_backup_that_are_killed_leave_the_old_or_the_new(platform: Stack, tmp_path: Path) -> None:
     """Killed after ever longer times, until one comes to its end."""
     file = tmp_path / "cairn.backup"
