@@ -116,8 +116,9 @@ def take_place(folder: Path) -> None:
         (ready / name).replace(there)
     backups.sync_folder(folder)
     shutil.rmtree(ready)
-    if not any(replaced.iterdir()):
-        replaced.rmdir()
+    for empty in (replaced, replaced.parent):
+        if not any(empty.iterdir()):
+            empty.rmdir()
 
 
 def into_database(file: Path, url: str, *, replace: bool) -> Manifest:
