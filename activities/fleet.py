@@ -15,6 +15,7 @@ from model.errors import NoCapacity
 from model.hosts import LEASE, MARGIN, Host
 from model.instances import Instance, Status
 from model.projects import Pulse
+from model.restores import restored
 from model.workflows import State, Workflow
 
 log = structlog.get_logger()
@@ -111,7 +112,7 @@ def replace_lost(session: Session, limits: Limits) -> int:
     A host is lost when its lease lapsed a margin ago, and API and tick worked all the while. What is fenced moves
     only when its agent must have stopped it: the agent counts from before its last renewal, so it is first.
     """
-    if not silence_says_something(session, limits):
+    if not silence_says_something(session, limits) or restored(session):
         return 0
     now = func.now()
     lost = LEASE + MARGIN

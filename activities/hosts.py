@@ -22,6 +22,7 @@ from model.hosts import Host
 from model.images import ImageWanted
 from model.instances import Instance, OwnedMachine, Port, Status, digest_of
 from model.projects import Project
+from model.restores import last_restore, restored
 from model.workflows import Event
 
 log = structlog.get_logger()
@@ -84,11 +85,18 @@ class HostRecords:
                 )
             }
             placed = {(id, row.host_id, row.generation) for id, row in rows.items()}
+            restore = last_restore(session)
             placed |= {(id, row.next_host_id, row.next_generation) for id, row in rows.items()}
             strange = [m for m in inventory.machines if (m.id, host.id, m.generation) not in placed]
             unknown = [m for m in strange if m.id not in rows or rows[m.id].last_generation < m.generation]
             leftovers = [m for m in strange if m not in unknown]
             warning = None
+            if restore is not None and (kept := [m for m in unknown if restore.may_have_lost(m.id)]):
+                unknown = [m for m in unknown if m not in kept]
+                warning = (
+                    f"{len(kept)} machines were made before the restore of {restore.restored_at:%Y-%m-%d}, and are "
+                    "unknown to the database: they stay as they are"
+                )
             if len(unknown) > max(5, len(inventory.machines) // 10):
                 warning = (
                     f"{len(unknown)} of {len(inventory.machines)} machines are unknown to the database, and were left "
@@ -96,6 +104,8 @@ class HostRecords:
                 )
             else:
                 leftovers += unknown
+            if restore is not None:
+                leftovers = [] if restore.finished_at is None else [m for m in leftovers if not restore.leaves(m.id)]
             if (warning is None) != (host.warning is None):
                 self._tell_operator(session, host, warning)
             settled = self._find_drift(session, host, found, inventory)
@@ -166,7 +176,7 @@ class HostRecords:
         if drift is None:
             return True
         policy = session.scalar(select(Project.drift_policy).where(Project.id == instance.project_id))
-        if policy != "heal" and not ours:
+        if (policy != "heal" and not ours) or restored(session):
             return True
         if drift.heal_after is None or drift.heal_after <= now:
             instance.drift = drift.tried(now).model_dump(mode="json")

@@ -43,6 +43,7 @@ from model.errors import (
 )
 from model.hosts import Host, HostState
 from model.images import CachedImage, Format, Image, ImageCache, ImageStatus, ImageWanted, engine_name, without_query
+from model.restores import restored
 from model.workflows import Event, Failure, Order, Outcome
 
 log = structlog.get_logger()
@@ -257,6 +258,9 @@ class ImageRecords:
     @activity.defn(name="image.sweep", no_thread_cancel_exception=True)
     def sweep(self) -> int:
         """Remove what no image needs from the blob store, and what killed processes were receiving; how many."""
+        with transaction(self._engine) as session:
+            if restored(session):
+                return 0
         self._expire()
         removed = self._blobs.sweep()
         now = dt.datetime.now(dt.UTC)

@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from temporalio import activity
 
-from activities.runs import end, record
+from activities.runs import RunEnded, end, record
 from drivers.images import Images
 from model.base import Frozen
 from model.errors import HostBusy
@@ -111,7 +111,10 @@ class ImageEngine:
 
 def lock_image(session: Session, order: Order) -> Image:
     mine = (Image.project_id == order.project_id) & (Image.id == order.resource_id)
-    return session.scalars(select(Image).where(mine).with_for_update()).one()
+    found = session.scalars(select(Image).where(mine).with_for_update()).one_or_none()
+    if found is None:  # the database was restored, and is older than the run
+        raise RunEnded(f"there is no image {order.resource_id}")
+    return found
 
 
 def settle_image(

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from activities import lifetimes, sizes
 from activities.caches import note_cached
 from activities.placement import release, release_next
-from activities.runs import end, record
+from activities.runs import RunEnded, end, record
 from model.errors import HostIsBack
 from model.instances import STABLE, VERBS, Instance, Ready, Status
 from model.projects import ProjectQuota
@@ -43,7 +43,7 @@ def settle_instance(
         release(session, instance)
     events = _settle_size(session, instance, order, outcome)
     if gone:
-        _count(session, instance, "none")
+        count(session, instance, "none")
     # A delete that came meanwhile owns the instance now, and decides about its state.
     if instance.workflow_id == order.workflow_id:
         if facts is not None:
@@ -52,7 +52,7 @@ def settle_instance(
             instance.image_digest = instance.image_digest or facts.image_digest
             note_cached(session, instance)
         if launch and status is Status.RUNNING:
-            _count(session, instance, "used")
+            count(session, instance, "used")
         lifetimes.settled(instance, order, status, outcome, started=facts is not None)
         if status in (Status.ERROR, Status.DELETED, Status.STOPPED):
             instance.private_ip = None
@@ -92,11 +92,14 @@ def _settle_size(session: Session, instance: Instance, order: Order, outcome: Ou
 
 def lock(session: Session, order: Order) -> Instance:
     """The row of the order's instance, which nobody else changes until the commit."""
-    return session.scalars(
+    found = session.scalars(
         select(Instance)
         .where(Instance.project_id == order.project_id, Instance.id == order.resource_id)
         .with_for_update()
-    ).one()
+    ).one_or_none()
+    if found is None:  # the database was restored, and is older than the run
+        raise RunEnded(f"there is no instance {order.resource_id}")
+    return found
 
 
 def move(instance: Instance, status: Status, **data: Any) -> tuple[str, dict[str, Any]]:
@@ -113,7 +116,7 @@ def resized(instance: Instance, before: str) -> tuple[str, dict[str, Any]]:
     return "instance.resized", {"name": instance.name, "from": before, "to": instance.instance_type}
 
 
-def _count(session: Session, instance: Instance, where: str) -> None:
+def count(session: Session, instance: Instance, where: str) -> None:
     """Move the instance to another column of its project's quota: none, reserved or used."""
     changes: dict[str, Any] = {}
     sizes = {"instances": 1, "vcpus": instance.vcpus, "memory_mb": instance.memory_mb}

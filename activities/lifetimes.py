@@ -15,6 +15,7 @@ from activities.fleet import Limits
 from model.hosts import LEASE, Host
 from model.instances import Instance, Status
 from model.lifetimes import AGAIN, AT_MOST, AT_MOST_SILENT, FRESH
+from model.restores import restored
 from model.samples import FINEST, Sample
 from model.workflows import Order, Outcome, Workflow
 
@@ -26,7 +27,9 @@ MOST = 50
 def order_due(session: Session, limits: Limits) -> list[Order]:
     """Order the deletes and stops that are due, once: whoever looks at the same time passes over what is locked here,
     and afterwards it is in another state. Costs two looks at small indexes."""
-    found = []
+    found: list[Order] = []
+    if restored(session):
+        return found
     for instance in _locked(session, _expired(), "DeprovisionInstance", since=Instance.expires_at):
         with _alone(session, instance):
             found.append(_delete(session, instance, limits))

@@ -17,6 +17,7 @@ from temporalio import activity
 from activities.database import transaction
 from model.base import Frozen
 from model.projects import Project
+from model.restores import restored
 from model.webhooks import KEPT
 
 #: Rows of one transaction: some ten milliseconds, so that what is accepted meanwhile does not notice.
@@ -142,6 +143,8 @@ class PurgeRecords:
         """One pass. Repeated, it goes on where it was: what is gone is gone, and the rest is found again."""
         until = time.monotonic() + PASS_SECONDS
         with transaction(self._engine) as session:
+            if restored(session):
+                return Purged()
             projects = list(session.scalars(select(Project.id)))
         kept = self._retention
         kinds: dict[str, Callable[[], int]] = {

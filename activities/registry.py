@@ -12,6 +12,7 @@ from activities.image_records import ImageRecords
 from activities.images import ImageEngine
 from activities.instances import InstanceEngine, InstanceRecords
 from activities.purge import PurgeRecords
+from activities.restores import MachineSurvey, RestoreRecords
 from activities.samples import SampleRecords
 from activities.sweeper import Sweeper
 from activities.webhooks import WebhookCalls, WebhookRecords
@@ -25,9 +26,10 @@ CONTROL_CLASSES: tuple[type, ...] = (
     PurgeRecords,
     ImageRecords,
     WebhookRecords,
+    RestoreRecords,
     Sweeper,
 )
-HOST_CLASSES: tuple[type, ...] = (InstanceEngine, HostEngine, ImageEngine)
+HOST_CLASSES: tuple[type, ...] = (InstanceEngine, HostEngine, ImageEngine, MachineSurvey)
 WEBHOOK_CLASSES: tuple[type, ...] = (WebhookCalls,)
 Queue = Literal["control", "host", "webhooks", "images"]
 

@@ -31,7 +31,8 @@ from temporalio.common import (
 
 from activities.database import once_committed
 from model import metrics, tracing
-from model.errors import CairnError
+from model.errors import CairnError, NotReady
+from model.restores import KINDS, is_restored
 from model.workflows import TERMINAL, Event, Failure, Order, Outcome, State, Step, Workflow
 
 CONTROL = "control"
@@ -76,13 +77,15 @@ async def start(client: Client, order: Order) -> WorkflowHandle[Any, Any]:
 
 
 def claim(session: Session, order: Order) -> Workflow:
-    """Make the calling run the owner of its row. Raises RunEnded where the row does not wait for it."""
+    """Make the calling run the owner of its row. Raises RunEnded where the row does not wait for it, NotReady while
+    the platform is restored."""
     run_id = order.first_run_id or activity.info().workflow_run_id
     row = session.execute(
         update(Workflow)
         .where(
             Workflow.id == order.workflow_id,
             (Workflow.state == State.ACCEPTED) | ((Workflow.state == State.RUNNING) & (Workflow.run_id == run_id)),
+            Workflow.kind.in_(KINDS) | ~is_restored,
         )
         .values(
             state=State.RUNNING,
@@ -93,6 +96,11 @@ def claim(session: Session, order: Order) -> Workflow:
         .returning(Workflow)
     ).scalar_one_or_none()
     if row is None:
+        waits = select(Workflow.id).where(
+            Workflow.id == order.workflow_id, Workflow.state.not_in(TERMINAL), is_restored
+        )
+        if session.execute(waits).first() is not None:
+            raise NotReady("the platform was restored from a backup: this goes on when its operator has finished that")
         raise RunEnded(f"workflow {order.workflow_id} is not waiting for run {run_id}")
     return row
 

@@ -9,12 +9,14 @@ from sqlalchemy.orm import Session
 from activities.drains import settle_host
 from activities.images import settle_image
 from activities.instance_ends import settle_instance
+from activities.restore_ends import settle_restore
 from model.workflows import Failure, Order, Outcome, Step
 
 _SETTLE: dict[str, Callable[..., None]] = {
     "host": settle_host,
     "image": settle_image,
     "instance": settle_instance,
+    "restore": settle_restore,
 }
 
 

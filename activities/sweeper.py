@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 import structlog
-from sqlalchemy import ColumnElement, Engine, func, select, update
+from sqlalchemy import ColumnElement, Engine, func, select, true, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import aliased
 from temporalio import activity
@@ -16,7 +16,7 @@ from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities import image_chores
+from activities import differences, image_chores
 from activities.database import transaction
 from activities.fleet import BEAT, TICK, Limits, beat, replace_lost, to_reconcile
 from activities.image_records import ImageLimits
@@ -26,6 +26,7 @@ from activities.samples import is_due
 from activities.settling import settle
 from activities.webhooks import start_due
 from model.base import Frozen
+from model.restores import KINDS
 from model.workflows import TERMINAL, Failure, Order, Outcome, State, Step, Workflow
 
 #: A row younger than this is still in the hands of the API process that accepted it.
@@ -84,13 +85,16 @@ class Sweeper:
         await self.order_due()
         # Not when called by NOTIFY, which also comes while Temporal is away, and hosts cannot renew their leases.
         hosts = await asyncio.to_thread(self._look_at_hosts, activity.in_activity())
-        lost, asked, unchecked = await asyncio.to_thread(self._find)
+        restored = await differences.look(self._engine, self._client)
+        lost, asked, unchecked = await asyncio.to_thread(self._find, restored)
         swept = Swept(
             started=await each(lost, self._start),
             cancelled=await each(asked, self._cancel),
             checked=await each(unchecked, self._check),
             failed=len(failures),
         )
+        if restored:
+            return swept
         for host in hosts:
             try:
                 await asyncio.wait_for(self._reconcile(host), PATIENCE.total_seconds())
@@ -163,12 +167,14 @@ class Sweeper:
             static_summary="Make old samples coarser, and remove those that are too old",
         )
 
-    def _find(self) -> tuple[list[Order], list[Order], list[Order]]:
+    def _find(self, restored: bool) -> tuple[list[Order], list[Order], list[Order]]:
         old = func.now() - LOST_AFTER
+        # While the platform is restored, only what its operator asks for goes on.
+        now = Workflow.kind.in_(KINDS) if restored else true()
         with transaction(self._engine) as session:
 
             def orders(*where: ColumnElement[bool]) -> list[Order]:
-                found = select(Workflow.order).where(*where).order_by(Workflow.id).limit(BATCH)
+                found = select(Workflow.order).where(now, *where).order_by(Workflow.id).limit(BATCH)
                 return [Order.model_validate(order) for order in session.scalars(found)]
 
             parent = aliased(Workflow)
@@ -183,7 +189,7 @@ class Sweeper:
                     .where(
                         Workflow.id.in_(
                             select(Workflow.id)
-                            .where(Workflow.state == State.RUNNING, Workflow.checked_at < func.now() - CHECK_EVERY)
+                            .where(now, Workflow.state == State.RUNNING, Workflow.checked_at < func.now() - CHECK_EVERY)
                             .order_by(Workflow.checked_at)
                             .limit(BATCH)
                         )

@@ -27,9 +27,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from api.caller import check_body, key_of
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES, also
+from api.former_hosts import former
 from api.instance_schemas import LabelName, LabelValue, Name, Text
 from model import versions
-from model.base import new_id
 from model.errors import NameTaken, Unauthenticated, Unavailable, ValidationFailed
 from model.hosts import RENEW_SECONDS, Backend, Host, HostToken, is_simulated_name
 from model.projects import Installation
@@ -155,6 +155,9 @@ class Register(BaseModel):
     #: credential itself is on no wire before it is used.
     credential_digest: Sha256
     agent_url: AgentUrl | None = None
+    #: The id that it had before, of a host that joined after the backup that was restored was made: what it holds
+    #: carries that id. Taken where no host has it.
+    host_id: UUID | None = None
 
 
 class Registered(BaseModel):
@@ -286,7 +289,7 @@ async def register(request: Request, body: Register, connection: Connected) -> R
         "fingerprint": bytes.fromhex(body.fingerprint),
         "agent_url": body.agent_url,
     }
-    host_id = await _join(connection, token, body.name, values)
+    host_id = await _join(connection, token, body.name, values, await former(connection, body.host_id))
     installation = (await connection.execute(select(Installation.id))).scalar_one()
     log.info("host.joined", host=body.name, host_id=str(host_id))
     data = {
@@ -307,7 +310,7 @@ def check_free_name(name: str, settings: Settings) -> None:
         raise ValidationFailed(said, fields=[{"field": "name", "message": said}])
 
 
-async def _join(connection: AsyncConnection, token: Row[Any], name: str, values: dict[str, Any]) -> UUID:
+async def _join(connection: AsyncConnection, token: Row[Any], name: str, values: dict[str, Any], fresh: UUID) -> UUID:
     """The host's id. A host that is there already is joined anew by a token made for its name alone: its keys are
     no secret, so knowing them proves nothing."""
     known = (await connection.execute(select(Host.__table__).where(Host.name == name).with_for_update())).one_or_none()
@@ -315,7 +318,7 @@ async def _join(connection: AsyncConnection, token: Row[Any], name: str, values:
     if token.host_id is not None and not (known is not None and same and known.id == token.host_id):
         raise _void()
     if known is None:
-        host_id = new_id()
+        host_id = fresh
         made = await connection.execute(
             insert(Host)
             .values(id=host_id, name=name, **values)

@@ -28,6 +28,7 @@ from api import (
     metrics,
     openapi,
     projects,
+    restores,
     retries,
     samples,
     ssh_keys,
@@ -96,9 +97,9 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
     app.state.metrics = metrics.of_app(app)
     errors.install(app)
     # Agents before hosts: their paths are not ids.
-    for module in (instances, images, image_uploads, blobs, streams, workflows, retries, events, webhooks, dashboard):
-        app.include_router(module.router)
-    for module in (agents, agent_reports, samples, hosts, instance_types, ssh_keys, projects, health, metrics):
+    of_projects = instances, images, image_uploads, blobs, streams, workflows, retries, events, webhooks, dashboard
+    of_platform = agents, agent_reports, samples, hosts, instance_types, ssh_keys, projects, restores, health, metrics
+    for module in (*of_projects, *of_platform):
         app.include_router(module.router)
     openapi.install(app)
     app.add_api_websocket_route("/{path:path}", streams.nowhere)

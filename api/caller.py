@@ -19,13 +19,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from starlette.requests import HTTPConnection
 
 from api.http import MAX_BODY
-from model.errors import BodyTooLarge, NotFound, Unauthenticated, UnsupportedMediaType, ValidationFailed
+from model.errors import BodyTooLarge, NotFound, Restored, Unauthenticated, UnsupportedMediaType, ValidationFailed
 from model.secrets import digest
 
 # One statement: who is it, which project, and from here on row-level security shows that project only.
 _AUTHENTICATE = text(
     """
-    SELECT k.id, k.name, p.id AS project_id, set_config('cairn.project', p.id::text, true)
+    SELECT k.id, k.name, p.id AS project_id, set_config('cairn.project', p.id::text, true),
+        EXISTS (SELECT FROM restores WHERE finished_at IS NULL) AS restored
     FROM api_keys k LEFT JOIN projects p ON p.id = k.project_id AND p.id = coalesce(:project, k.project_id)
     WHERE k.digest = :digest AND k.revoked_at IS NULL
     """
@@ -118,6 +119,9 @@ async def authenticate(request: HTTPConnection) -> Caller:
             raise Unauthenticated("the API key is not valid")
         raise malformed or NotFound("there is no such project")
     request.state.authenticated = True
+    if row.restored and request.scope.get("method", "GET") not in ("GET", "HEAD") and not _is_operation(request):
+        await connection.close()
+        raise Restored("the platform was restored from a backup: nothing is changed before its operator finishes that")
     structlog.contextvars.bind_contextvars(project_id=str(row.project_id))
     return Caller(engine, connection, row.project_id, f"key:{row.name}", row.id)
 
@@ -163,6 +167,11 @@ def key_of(request: HTTPConnection) -> str:
         if word.startswith(KEY_SUBPROTOCOL):
             return str(word.removeprefix(KEY_SUBPROTOCOL))
     raise Unauthenticated("send an API key in the X-API-Key header")
+
+
+def _is_operation(request: HTTPConnection) -> bool:
+    """Whether it is what an operator of a restored platform needs."""
+    return request.url.path.startswith(("/v1/operations/", "/v1/hosts/tokens"))
 
 
 def _project(request: HTTPConnection) -> UUID | None:

@@ -25,6 +25,7 @@ from model.errors import (
     Malformed,
     NotFound,
     QuotaExceeded,
+    Restored,
     TooManyImports,
     TooManyStreams,
     Unavailable,
@@ -73,6 +74,8 @@ def render(request: Request, error: CairnError, headers: Mapping[str, str] | Non
     headers = dict(headers or {})
     if isinstance(error, HostUnreachable | TooManyStreams | TooManyImports):
         headers["Retry-After"] = "5"
+    elif isinstance(error, Restored):
+        headers["Retry-After"] = "60"
     elif error.status == Unavailable.status:
         headers["Retry-After"] = "1"
     elif isinstance(error, QuotaExceeded):

@@ -43,6 +43,7 @@ TAGS = {
     "events": "What happens, in commit order, resumable.",
     "webhooks": "Events, sent to an address of yours.",
     "dashboard": "Everything at one look.",
+    "operations": "What the operator does about the platform itself, with a key of its first project.",
     "hosts": "Machines on which instances run. Changed with a key of the platform's first project.",
     "agents": "What host agents ask for, each with the credential of its host.",
     "projects": "Who owns what, its policies and its quotas.",

@@ -78,6 +78,9 @@ def join(
     rotate: Annotated[
         bool, typer.Option("--rotate", help="Join anew with new keys; needs a token made for the host's name.")
     ] = False,
+    restored: Annotated[
+        bool, typer.Option("--restored", help="Join again, under the same id, a platform that a restore took back.")
+    ] = False,
     register_only: Annotated[bool, typer.Option("--register-only", help="Join, and do not run the agent.")] = False,
     patience: Annotated[
         float, typer.Option(min=0, help="Seconds to wait for an API that does not answer.")
@@ -109,6 +112,7 @@ def join(
             api_url=joining.api_root(url) if url else None,
             token=token or None,
             rotate=rotate,
+            restored=restored,
             options=options,
         )
     except JoinError as error:

@@ -36,6 +36,8 @@ COMMANDS = {
     "up": Place("cli.stack", "up", "Start the platform on this machine.", "cairn up --detach", local=True),
     "down": Place("cli.stack", "down", "Stop the platform; instances keep running.", "cairn down", local=True),
     "reset": Place("cli.stack", "reset", "Delete the platform's data and its containers.", "cairn reset --yes", True),
+    "backup": Place("cli.backups", "backup", "Back the platform up.", "cairn backup cairn.backup", local=True),
+    "restore": Place("cli.restores", "app", "Restore a backup, and decide about what differs since."),
     "doctor": Place("cli.doctor", "doctor", "Check what the platform needs.", "cairn doctor", local=True),
     "setup": Place("cli.setup", "setup", "Prepare PostgreSQL and Temporal servers.", "cairn setup --check", local=True),
     "demo": Place("cli.demo", "demo", "Tour: launch, kill -9 in the middle, cancel, delete.", "cairn demo", local=True),

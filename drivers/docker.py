@@ -10,7 +10,16 @@ from uuid import UUID
 import docker.errors
 from docker import APIClient
 
-from drivers import docker_creation, docker_ends, docker_first, docker_health, docker_readiness, docker_usage, faults
+from drivers import (
+    docker_creation,
+    docker_ends,
+    docker_first,
+    docker_health,
+    docker_readiness,
+    docker_survey,
+    docker_usage,
+    faults,
+)
 from drivers.docker_engine import CALL_SECONDS, CONFLICT, POLL_SECONDS, DockerEngine, calling, changing
 from drivers.docker_facts import limits, refusal_of
 from drivers.docker_inventory import DockerInventory
@@ -20,6 +29,7 @@ from drivers.ownership import Owner, machine_name
 from model.errors import EngineUnavailable, ImageNotFound, InstanceExited, NeedsStop, NotFound
 from model.health import Checked, Look
 from model.instances import MachineSpec, MachineState, OwnedMachine
+from model.restores import FoundMachine
 from model.samples import Reading
 
 PROVEN = 256
@@ -196,6 +206,10 @@ class DockerMachines:
     def inventory(self) -> list[OwnedMachine]:
         with calling():
             return self._inventory.machines()
+
+    def survey(self, machine: UUID | None = None) -> list[FoundMachine]:
+        with calling():
+            return docker_survey.machines(self._engine, machine)
 
     def sample(self) -> list[Reading]:
         with calling():

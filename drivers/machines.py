@@ -19,6 +19,7 @@ from uuid import UUID
 
 from model.health import Checked, Look
 from model.instances import MachineSpec, MachineState, OwnedMachine
+from model.restores import FoundMachine
 from model.samples import Reading
 
 
@@ -108,6 +109,9 @@ class Machines(Protocol):
 
         A change that somebody made behind our back shows within a minute, at most.
         """
+
+    def survey(self, machine: UUID | None = None) -> list[FoundMachine]:
+        """The same, or of one machine, with what the engine tells of what each was made from; looked at now."""
 
     def sample(self) -> list[Reading]:
         """What all running machines with this installation's and this host's labels have used, in one call.

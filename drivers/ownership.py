@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 from uuid import UUID
 
 from drivers.images import engine_reference
 from model.base import Frozen
 from model.errors import ForeignObject, Superseded
+from model.health import HealthCheck
 from model.instances import MachineSpec
 
 PREFIX = "io.cairn"
 USER_PREFIX = f"{PREFIX}.user"
 KIND = "instance"
 FENCED = f"{PREFIX}.fenced"
+#: Its name when it was made: an instance may be given another.
+NAME = f"{PREFIX}.name"
 #: Its health check, as JSON: agents know from it what to look at.
 HEALTH = f"{PREFIX}.health"
 #: It runs a script first: the SHA-256 of that.
@@ -21,6 +25,22 @@ USER_DATA = f"{PREFIX}.user-data"
 
 #: What its image was called: it is made of the image's id.
 IMAGE = f"{PREFIX}.image-name"
+
+
+def told(labels: Mapping[str, str]) -> dict[str, Any]:
+    """What a machine's labels say of what it was made from, as fields of FoundMachine."""
+    health = labels.get(HEALTH)
+    try:
+        project = UUID(labels.get(f"{PREFIX}.project", ""))
+    except ValueError:
+        project = None
+    return {
+        "project_id": project,
+        "name": labels.get(NAME),
+        "fenced": FENCED in labels,
+        "labels": {n.removeprefix(f"{USER_PREFIX}."): v for n, v in labels.items() if n.startswith(f"{USER_PREFIX}.")},
+        "health_check": HealthCheck.model_validate_json(health) if health else None,
+    }
 
 
 def machine_name(machine: UUID) -> str:
@@ -44,6 +64,7 @@ class Owner(Frozen):
             f"{PREFIX}.id": str(spec.id),
             f"{PREFIX}.generation": str(spec.generation),
             IMAGE: engine_reference(spec.wanted_image),
+            NAME: spec.name,
             **({FENCED: "true"} if spec.fenced else {}),
             **({HEALTH: spec.health_check.model_dump_json(exclude_defaults=True)} if spec.health_check else {}),
             **({USER_DATA: spec.user_data} if spec.user_data else {}),

@@ -12,7 +12,7 @@ import urllib3
 
 from drivers import faults
 from drivers.machines import Cancelled, Check
-from drivers.ownership import FENCED, HEALTH, PREFIX, Owner, machine_name
+from drivers.ownership import FENCED, HEALTH, PREFIX, Owner, machine_name, told
 from model.errors import (
     EngineRefused,
     EngineUnavailable,
@@ -23,7 +23,8 @@ from model.errors import (
     PortTaken,
 )
 from model.health import Checked, HealthCheck, Look
-from model.instances import MachineSpec, MachineState, OwnedMachine
+from model.instances import MachineSpec, MachineState, OwnedMachine, Port
+from model.restores import FoundMachine
 from model.samples import Reading
 
 CALL_SECONDS = 9
@@ -185,6 +186,30 @@ class SimulatedMachines:
                     )
                 )
         return machines
+
+    def survey(self, machine: UUID | None = None) -> list[FoundMachine]:
+        surveyed = []
+        for found in self._engine.call("GET", "machines") or []:
+            ours = self._owner.owned(found["name"], found["labels"])
+            if ours is None or machine not in (None, ours[0]):
+                continue
+            surveyed.append(
+                FoundMachine(
+                    engine_id=found["id"],
+                    id=ours[0],
+                    generation=ours[1],
+                    running=found["state"] == "running",
+                    image=found["image"],
+                    vcpus=found["vcpus"],
+                    memory_mb=found["memory_mb"],
+                    paused=found["state"] == "paused",
+                    private_ip=found["ip"],
+                    # It keeps of a port where it is on the host.
+                    ports=[Port(host_port=number, container_port=number, protocol=p) for number, p in found["ports"]],
+                    **told(found["labels"]),
+                )
+            )
+        return surveyed
 
     def sample(self) -> list[Reading]:
         readings = []

@@ -104,6 +104,18 @@ class Unavailable(CairnError):
     code, status, retryable = "unavailable", 503, True
 
 
+class Restored(CairnError):
+    """The platform was restored from a backup, and its operator has not finished that."""
+
+    code, status, retryable = "restored", 503, True
+
+
+class Unresolved(CairnError):
+    """Differences are left that nobody has decided about; the message names the first of them."""
+
+    code, status = "unresolved", 409
+
+
 class TooManyStreams(CairnError):
     """As many streams as are allowed are open already."""
 

@@ -81,7 +81,7 @@ class Stack:
         self.engines = [engine.SOCKET]
         self.simulator_url = f"http://127.0.0.1:{simulator}"
         self._command = [str(Path(sys.executable).with_name("cairn")), "up", "--docker" if docker else "--no-docker"]
-        self._environ = (
+        self.environ = (
             {name: value for name, value in os.environ.items() if not name.startswith("CAIRN_")}
             | QUICK
             | {
@@ -111,7 +111,7 @@ class Stack:
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 self._command,
-                env=self._environ | environ,
+                env=self.environ | environ,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -356,6 +356,11 @@ class Stack:
             if host["backend"] == "simulated":
                 found += self._http.get(f"{self.simulator_url}/hosts/{host['name']}/machines").json()
         return found
+
+    def remove_simulated(self, machine: Json) -> None:
+        """Remove a machine behind the platform's back."""
+        url = f"{self.simulator_url}/hosts/{machine['host']}/machines/{machine['id']}"
+        self._http.delete(url).raise_for_status()
 
     def simulate(self, **settings: float) -> None:
         """Change how the simulated engine behaves: latency_ms, refuse, lose_answers, resize."""

@@ -27,6 +27,7 @@ from activities.images import ImageEngine
 from activities.instances import InstanceEngine
 from activities.interceptor import ActivityInterceptor
 from activities.registry import methods
+from activities.restores import MachineSurvey
 from activities.runs import host_queue
 from drivers.blob_source import ApiBlobs
 from drivers.brought import Brought
@@ -207,6 +208,7 @@ def step_workers(
             InstanceEngine(machines[host.id], fence, scripts),
             HostEngine(host.name, machines[host.id], fence),
             ImageEngine(host.name, images[host.id]),
+            MachineSurvey(host.name, machines[host.id]),
         ]
         workers.append(
             Worker(

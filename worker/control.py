@@ -24,6 +24,7 @@ from activities.interceptor import ActivityInterceptor
 from activities.placement import Capacity
 from activities.purge import PurgeRecords, Retention
 from activities.registry import methods
+from activities.restores import RestoreRecords
 from activities.runs import CONTROL, Histories
 from activities.samples import SampleRecords
 from activities.sweeper import LOST_AFTER, Sweeper
@@ -98,6 +99,7 @@ async def run(settings: Settings) -> None:
         image_records,
         sweeper,
         WebhookRecords(engine),
+        RestoreRecords(engine, client, asyncio.get_running_loop()),
     ]
     STEPS_LIMIT.labels(CONTROL).set(THREADS)
     stopping = asyncio.Event()

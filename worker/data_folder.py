@@ -8,7 +8,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -32,6 +33,9 @@ OWN = (
     "pycache",
     "run",
     "simulator",
+    "restore.new",
+    "restore.ready",
+    "replaced",
     "temporal.sqlite",
     "temporal.sqlite-shm",
     "temporal.sqlite-wal",
@@ -115,6 +119,16 @@ def lock(folder: Path) -> int:
     os.ftruncate(fd, 0)
     os.pwrite(fd, str(os.getpid()).encode(), 0)
     return fd
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Own the folder for a while, so that no stack runs on it. Raises StackError where one does."""
+    fd = lock(folder)
+    try:
+        yield
+    finally:
+        os.close(fd)
 
 
 def owner(folder: Path) -> int | None:

@@ -52,6 +52,8 @@ class Wanted:
     api_url: str | None = None
     token: str | None = None
     rotate: bool = False
+    #: The platform was restored, and does not know the host any more: it keeps its id.
+    restored: bool = False
     #: Environment variables for the agent.
     options: Mapping[str, str] | None = None
 
@@ -102,7 +104,8 @@ def join(path: Path, wanted: Wanted, facts: Mapping[str, Any], ask: Ask, refused
         identity.write(path, known.model_copy(update={"next_credential": credential}))
         keys = known.next_keys or known.keys
         try:
-            answer = ask(_request(wanted, keys, credential, facts))
+            former = known.membership.hosts[0].id if wanted.restored and known.membership else None
+            answer = ask(_request(wanted, keys, credential, facts) | ({"host_id": str(former)} if former else {}))
         except refused:
             if before is not None:
                 identity.write(path, before)

@@ -24,7 +24,7 @@ from model.hosts import AgentHost
 from model.secrets import digest, new_credential, new_key
 from model.settings import Settings
 from model.tickets import check_signing_key, new_signing_key, verifying_key
-from worker import data_folder, database, identity, ports, postgres, temporal
+from worker import data_folder, database, identity, ports, postgres, restoring, temporal
 from worker.children import Child, Program
 from worker.data_folder import Endpoint, Installation, StackError
 from worker.identity import Identity, Keys, Membership
@@ -119,6 +119,7 @@ def planned(settings: Settings, docker_host: str | None) -> Iterator[Plan]:
     lock = data_folder.lock(folder)
     try:
         data_folder.clear_pids(folder)
+        restoring.take_place(folder)
         known = identity.read(identity.path_of(folder, AGENT)) or Identity(keys=identity.new_keys(settings.host_name))
         api_port, temporal_port, ui_port, simulator_url = _ports(settings)
         plan = Plan(

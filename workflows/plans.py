@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
-from workflows import hosts, images, instance_changes, instances, system, webhooks
+from workflows import hosts, images, instance_changes, instances, restores, system, webhooks
 
-PLANS = [*instances.PLANS, *instance_changes.PLANS, *hosts.PLANS, *images.PLANS, *system.PLANS, *webhooks.PLANS]
+PLANS = [
+    *instances.PLANS,
+    *instance_changes.PLANS,
+    *hosts.PLANS,
+    *images.PLANS,
+    *system.PLANS,
+    *webhooks.PLANS,
+    *restores.PLANS,
+]

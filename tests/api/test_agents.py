@@ -308,3 +308,19 @@ async def test_an_agent_that_cannot_work_renews_nothing_and_hears_where_temporal
     assert answer.json()["data"]["temporal_address"]
     assert row(api, host) == before
     refused(await renew(api, 2, host, working=False), 401, "unauthenticated")
+
+
+def execute(api: Api, statement: str, *parameters: Any) -> None:
+    with api.db.connect() as connection:
+        connection.execute(statement, parameters)  # type: ignore[arg-type]
+
+
+async def test_a_host_that_a_restore_took_back_keeps_its_id(api: Api) -> None:
+    """Only after a restore, only an id from before it, and only where no host has it."""
+    former = joined(await register(api, await new_token(api), machine()))
+    execute(api, "DELETE FROM hosts WHERE id = %s", former)
+    other = machine(2, name="rack-2", host_id=former)
+    assert joined(await register(api, await new_token(api), other)) != former, "nothing was restored"
+    execute(api, "INSERT INTO restores (id, backup_at, epoch) VALUES (gen_random_uuid(), now(), 2)")
+    assert joined(await register(api, await new_token(api), machine(host_id=former))) == former
+    assert joined(await register(api, await new_token(api), machine(3, name="rack-3", host_id=former))) != former

@@ -49,6 +49,10 @@ PLANS = {
     "import undone": ("image.discard",),
     "images": ("image.collect", "image.caches"),
     "blobs": ("image.sweep",),
+    "adopt": ("machine.survey", "restore.note", "restore.claim", "restore.adopt", "restore.settle"),
+    "forget": ("restore.forget",),
+    "discard": ("machine.discard",),
+    "finish": ("restore.finish",),
     "webhook": ("webhook.take", "webhook.deliver"),
 }
 #: Scenarios that a user asks for, and may call off.
@@ -58,8 +62,10 @@ ASKED = (*CHANGES, "delete")
 SYSTEM = ("reconcile", "tick", "samples", "purge", "images", "blobs")
 #: What is done with images.
 IMPORTS = ("import", "import of a registry", "import undone")
+#: What is decided after a restore.
+RESTORES = ("adopt", "forget", "discard", "finish")
 #: What is the same on every engine, whose own steps other scenarios try.
-ON_ONE_ENGINE = (*SYSTEM, *IMPORTS, "heal", "drain", "drain undone", "resize off", "resize anew", "webhook")
+ON_ONE_ENGINE = (*SYSTEM, *IMPORTS, *RESTORES, "heal", "drain", "drain undone", "resize off", "resize anew", "webhook")
 PROCESSES = ("api", "temporal", "postgres")
 #: What a fault does by itself. An answer can be lost only where there is one.
 FAULTS = {"kill": None, "error": None, "lose_answer": ("after_effect", "after_commit")}

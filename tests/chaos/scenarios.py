@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 
 from tests import invariants
-from tests.chaos import imports
-from tests.chaos.cells import IMPORTS, PROCESSES, SYSTEM, Cell
+from tests.chaos import imports, restores
+from tests.chaos.cells import IMPORTS, PROCESSES, RESTORES, SYSTEM, Cell
 from tests.receiver import Receiver
 from tests.stack import Json, Stack, wait_for
 
@@ -44,6 +44,8 @@ def run(stack: Stack, cell: Cell) -> None:
             _heal(stack, cell)
         elif cell.plan in IMPORTS:
             imports.run(stack, cell)
+        elif cell.plan in RESTORES:
+            restores.run(stack, cell)
         elif cell.plan.startswith("drain"):
             _drain(stack, cell)
         elif cell.plan == "webhook":

@@ -31,6 +31,7 @@ def test_labels_say_whose_it_is() -> None:
         "io.cairn.id": str(SPEC.id),
         "io.cairn.generation": "3",
         "io.cairn.image-name": SPEC.image,
+        "io.cairn.name": "web",
     } == LABELS
     assert OWNER.owned(NAME, LABELS) == (SPEC.id, 3)
     assert {f"{name}={LABELS[name]}" for name in LABELS} >= set(OWNER.filters())

@@ -55,6 +55,10 @@ MIDDLE = {
     "ResizeInstance": "instance.adjust",
     "ImportImage": "image.verify",
     "DeleteImage": "image.discard",
+    "AdoptInstance": "machine.survey",
+    "DiscardMachine": "machine.discard",
+    "ForgetDifference": "restore.forget",
+    "FinishRestore": "restore.finish",
 }
 FIRST = {
     "ProvisionInstance": "instance.place",
@@ -63,6 +67,7 @@ FIRST = {
     "ResizeInstance": "instance.hold_size",
     "ImportImage": "image.claim",
     "DeleteImage": "image.claim",
+    **dict.fromkeys(("AdoptInstance", "DiscardMachine", "ForgetDifference", "FinishRestore"), "restore.claim"),
 }
 HOOK = WebhookRef(project_id=new_id(), webhook_id=new_id())
 Prepare = Callable[[Stage], object]
@@ -81,7 +86,7 @@ def of_every_plan() -> list[Case]:
         def retried(stage: Stage, step: str = step, first: str = first) -> None:
             stage.script[first].append(fails(ConnectionError("database away")))
             stage.script[step] += [fails(EngineUnavailable("away")), fails(EngineUnavailable("away"))]
-            for settle in ("instance.settle", "drain.settle", "image.settle"):
+            for settle in ("instance.settle", "drain.settle", "image.settle", "restore.settle"):
                 stage.script[settle].append(fails(ConnectionError("database away")))
 
         def late(stage: Stage, step: str = step) -> None:
@@ -274,6 +279,7 @@ def passing(stage: Stage) -> None:
     stage.rounds_of_deliveries = [0]
     for name in (
         "host.inventory",
+        "machine.survey",
         "image.collect",
         "image.caches",
         "image.sweep",
@@ -297,6 +303,8 @@ async def main(version: str) -> None:
         f"{kind}-{outcome}": lambda play, case=(kind, outcome, prepare, values): record(play, *case)
         for kind, outcome, prepare, values in [*of_every_plan(), *particular_cases()]
     } | {
+        "SurveyHost-completed": lambda play: record_system(play, "SurveyHost", lambda _: None, HOST),
+        "SurveyHost-retried": lambda play: record_system(play, "SurveyHost", passing, HOST),
         "SweepBlobs-completed": lambda play: record_system(play, "SweepBlobs", lambda _: None),
         "SweepBlobs-retried": lambda play: record_system(play, "SweepBlobs", passing),
         "CollectImages-completed": lambda play: record_system(play, "CollectImages", lambda _: None, HOST, DAYS),

@@ -15,7 +15,16 @@ from workflows.plans import PLANS
 
 FILES = sorted(Path(__file__).parent.glob("*/*.json"))
 #: What nobody asked for is not called off, and is not settled.
-SYSTEM = {"CoarsenSamples", "CollectImages", "DeliverWebhook", "Purge", "ReconcileHost", "SweepBlobs", "Tick"}
+SYSTEM = {
+    "CoarsenSamples",
+    "CollectImages",
+    "DeliverWebhook",
+    "Purge",
+    "ReconcileHost",
+    "SurveyHost",
+    "SweepBlobs",
+    "Tick",
+}
 
 
 @workflow.defn(name="StopInstance", sandboxed=False)

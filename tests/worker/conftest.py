@@ -14,7 +14,10 @@ from typing import Any
 
 import pytest
 
+from tests.services import database
 from worker.data_folder import is_alive
+
+__all__ = ["database"]
 
 ROOT = Path(__file__).parents[2]
 FAKE = Path(__file__).with_name("fake_stack.py")

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 from temporalio import activity
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
@@ -27,6 +28,7 @@ from activities.images import IMAGES, HostImages, ImageFacts
 from activities.instances import Placement, PlaceRequest, Settlement, StopRequest
 from activities.purge import Purged
 from activities.registry import methods
+from activities.restores import Adoption, Decision, RestoreEnd, Survey
 from activities.runs import CONTROL, host_queue, start
 from activities.samples import Coarsened
 from activities.sweeper import Swept
@@ -35,6 +37,7 @@ from model.base import new_id
 from model.health import HealthCheck
 from model.images import ImageFound, ImageWanted
 from model.instances import MachineSpec, MachineState, OwnedMachine, Port
+from model.restores import FoundMachine
 from model.webhooks import WebhookRef
 from model.workflows import Failure, Order
 from worker.temporal import DYNAMIC_CONFIG, SEARCH_ATTRIBUTES, find_binary
@@ -238,6 +241,32 @@ class Control:
         await self._stage.play()
         return Batch(webhook=ref, deliveries=[new_id()] if self._stage.rounds_of_deliveries else [])
 
+    @activity.defn(name="restore.note")
+    async def note(self, survey: Survey) -> None:
+        await self._stage.play(f" {len(survey.machines)}")
+
+    @activity.defn(name="restore.claim")
+    async def claim_restore(self, order: Order) -> Decision:
+        await self._stage.play()
+        machine = OwnedMachine(engine_id="e-1", id=order.resource_id, generation=1, running=True)
+        return Decision(host=HOST, machine=machine) if self._stage.placed else Decision(host=None, machine=None)
+
+    @activity.defn(name="restore.adopt")
+    async def adopt(self, adoption: Adoption) -> None:
+        await self._stage.play(f" {len(adoption.machines)}")
+
+    @activity.defn(name="restore.forget")
+    async def forget(self, order: Order) -> None:
+        await self._stage.play()
+
+    @activity.defn(name="restore.finish")
+    async def finish(self, order: Order) -> None:
+        await self._stage.play()
+
+    @activity.defn(name="restore.settle")
+    async def settle_restore(self, ended: RestoreEnd) -> None:
+        await self._stage.play(f" {ended.outcome}")
+
     @activity.defn(name="samples.coarsen")
     async def coarsen(self) -> Coarsened:
         await self._stage.play()
@@ -329,6 +358,16 @@ class Engine:
     @activity.defn(name="instance.delete")
     async def delete(self, spec: MachineSpec) -> None:
         await self._stage.play(f" generation {spec.generation}")
+
+    @activity.defn(name="machine.survey")
+    async def survey(self, machine: UUID | None) -> Survey:
+        await self._stage.play()
+        found = FoundMachine(engine_id="e-1", id=machine or new_id(), generation=1, running=True)
+        return Survey(host=HOST, machines=[found])
+
+    @activity.defn(name="machine.discard")
+    async def discard(self, machine: OwnedMachine) -> None:
+        await self._stage.play(f" generation {machine.generation}")
 
     @activity.defn(name="host.inventory")
     async def inventory(self, leftovers: list[OwnedMachine]) -> Inventory:
