@@ -191,7 +191,7 @@ def programs(plan: Plan, environ: Mapping[str, str]) -> dict[str, Program]:
         "CAIRN_TEMPORAL_ADDRESS": plan.temporal.address,
         "CAIRN_TEMPORAL_UI_URL": plan.temporal.ui_url,
         # Compiled once: a child that is started again is back in half the time.
-        "PYTHONPYCACHEPREFIX": str(plan.folder / "pycache"),
+        "PYTHONPYCACHEPREFIX": environ.get("PYTHONPYCACHEPREFIX") or str(plan.folder / "pycache"),
     }
     shared.pop("PYTHONDONTWRITEBYTECODE", None)
     if settings.faults_file:
