@@ -103,7 +103,7 @@ _HINTS = {
     "not_found": "see what there is: cairn instance list, cairn workflow list",
     "validation_failed": "see what is expected: the command with --help, or /docs of the API",
     "restored": "its operator decides what differs: cairn restore status",
-    "unresolved": "decide about each: cairn restore adopt|forget|discard ID, or leave it: cairn restore finish --leave ID",
+    "unresolved": "decide about each (cairn restore adopt|forget|discard ID), or cairn restore finish --leave ID",
     "version_refused": "see which agents a platform works with: docs/upgrading.md",
     "name_taken": "choose another name, or remove the one that has it: cairn instance rm NAME",
     "port_taken": "choose another host port, or give only the container's and let Cairn choose: --port 80",
