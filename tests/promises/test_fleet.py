@@ -110,7 +110,7 @@ def test_many_unknown_machines_are_left_alone_and_the_operator_is_told(fleet: St
         labels = one["labels"] | {"io.cairn.id": id}
         httpx.post(f"{url}/cairn-instance-{id}", json=copy | {"labels": labels}).raise_for_status()
     try:
-        warning = wait_for("the operator is told", lambda: host_of(fleet, "sim-1")["warning"], 30)
+        warning = wait_for("the operator is told", lambda: host_of(fleet, "sim-1")["warning"], 60)
         assert "6 of 15" in warning
         time.sleep(5)  # two more looks
         there = {machine["labels"]["io.cairn.id"] for machine in fleet.simulated_machines()}
@@ -118,7 +118,7 @@ def test_many_unknown_machines_are_left_alone_and_the_operator_is_told(fleet: St
     finally:
         for id in planted:
             httpx.delete(f"{url}/cairn-instance-{id}").raise_for_status()
-    wait_for("the warning is gone", lambda: host_of(fleet, "sim-1")["warning"] is None, 30)
+    wait_for("the warning is gone", lambda: host_of(fleet, "sim-1")["warning"] is None, 60)
 
 
 # Drains
