@@ -16,7 +16,7 @@ from tests.stack import IMAGE, Stack, wait_for
 from worker import ports
 
 #: Longer than any silence that makes a host lost. With CAIRN_CHAOS=all ten minutes.
-AWAY_SECONDS = 600 if os.environ.get("CAIRN_CHAOS") == "all" else 60
+AWAY_SECONDS = 600 if os.environ.get("CAIRN_CHAOS") == "all" else 45
 RECONCILE_SECONDS = 2
 #: Lease and margin, and two ticks: by then what seems lost would move.
 JUDGED_SECONDS = 36
