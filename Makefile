@@ -19,7 +19,7 @@ $(READY): uv.lock pyproject.toml Makefile
 	@.venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "python 3.11 or newer is needed" >&2; exit 1; }
 	@test -x .venv/bin/uv || { echo "Setting up .venv"; .venv/bin/pip install --quiet uv==$(UV_VERSION); }
-	UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON_DOWNLOADS=never \
+	@UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON_DOWNLOADS=never \
 		.venv/bin/uv sync --quiet --frozen --all-extras --inexact --python .venv/bin/python
 	@touch $@
 

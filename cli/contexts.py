@@ -57,7 +57,9 @@ def add(
     ca_file: Annotated[
         Path | None, typer.Option(help="Certificates (PEM) to trust, and no others.", show_default=False)
     ] = None,
-    use: Annotated[bool, typer.Option("--use", help="Choose it; the first one is chosen anyway.")] = False,
+    use: Annotated[
+        bool, typer.Option("--use", help="Choose it. The first one is chosen anyway, where its key is good.")
+    ] = False,
     replace: Annotated[bool, typer.Option("--replace", help="In place of one of the same name.")] = False,
     check: Annotated[bool, typer.Option("--check/--no-check", help="Ask the API whether it knows the key.")] = True,
 ) -> None:
@@ -75,16 +77,19 @@ def add(
         if not ca_file.is_file():
             raise usage(f"--ca-file {ca_file}: there is no such file")
         made["ca_file"] = str(ca_file.absolute())
+    refused = False
     if check:
-        _check(Endpoint(made["url"], made["key"], project=made.get("project"), ca_file=made.get("ca_file")))
+        refused = not _check(
+            Endpoint(made["url"], made["key"], project=made.get("project"), ca_file=made.get("ca_file"))
+        )
     with config.changing() as document:
         contexts = document.setdefault("contexts", {})
         if name in contexts and not replace:  # somebody else was quicker
             raise _taken(name)
         contexts[name] = made
-        if use or not document.get("current"):
+        if use or not (refused or document.get("current")):
             document["current"] = name
-        chosen = document["current"] == name
+        chosen = document.get("current") == name
     render.say(f"context {name} is {'chosen' if chosen else f'added; choose it: cairn context use {name}'}")
 
 
@@ -207,8 +212,8 @@ def _key(from_stdin: bool) -> str:
     return key
 
 
-def _check(endpoint: Endpoint) -> None:
-    """Only ever a warning: it may be added before its platform runs."""
+def _check(endpoint: Endpoint) -> bool:
+    """Only ever a warning: it may be added before its platform runs. False: that runs, and refuses the key."""
     from cli.client import Client
 
     try:
@@ -216,3 +221,5 @@ def _check(endpoint: Endpoint) -> None:
             client.request("GET", "/projects", patience=0, timeout=CHECK_SECONDS)
     except CommandFailed as failure:
         render.say(f"warning: {failure.message} ({failure.code})")
+        return failure.code != "unauthenticated"
+    return True

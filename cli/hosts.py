@@ -110,7 +110,7 @@ def rm(name: Name) -> None:
             # It was there a moment ago: an answer was lost, and asking again found it gone.
             if failure.code != "not_found":
                 raise
-    render.say(f"host {host['name']} is removed; end its agent on the machine itself")
+    render.say(f"host {host['name']} is removed; its agent ends by itself")
 
 
 def _set_state(name: str, verb: str, output: Format) -> None:

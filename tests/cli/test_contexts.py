@@ -265,6 +265,8 @@ def test_an_api_that_does_not_know_the_key_is_a_warning(api: FakeApi) -> None:
     result = cairn("context", "add", "prod", "--url", api.url)
     assert result.exit_code == 0
     assert "warning: the API key is not known" in result.stderr
+    assert "added; choose it" in result.stderr, "its commands would all be refused"
+    assert config.read().current is None
 
 
 def test_show_says_where_the_address_is_from(api: FakeApi) -> None:
