@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -31,6 +32,7 @@ from api import (
     restores,
     retries,
     samples,
+    signing,
     ssh_keys,
     streams,
     webhooks,
@@ -84,6 +86,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
     app.state.temporal = temporal
     app.state.dispatcher = Dispatcher(temporal, engine)
     app.state.bells = Bells(settings.database)
+    app.state.tokens = partial(signing.tokens, app)
     app.state.agents = Agents(settings.ticket_key)
     app.state.open_streams = OpenStreams(engine, settings.project_streams, events=settings.project_event_streams)
     app.state.stopping = asyncio.Event()

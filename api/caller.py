@@ -4,34 +4,52 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 from uuid import UUID
 
 import structlog
-from fastapi import Depends, Request, Security
-from fastapi.security import APIKeyHeader, HTTPBearer
-from sqlalchemy import Executable, text
+from fastapi import Depends, Request
+from fastapi.params import Security
+from fastapi.security import APIKeyHeader, HTTPBearer, SecurityScopes
+from sqlalchemy import Executable, Row, text
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from starlette.requests import HTTPConnection
 
 from api.http import MAX_BODY
-from model.errors import BodyTooLarge, NotFound, Restored, Unauthenticated, UnsupportedMediaType, ValidationFailed
+from model.errors import (
+    BodyTooLarge,
+    CairnError,
+    Forbidden,
+    NotFound,
+    ProjectInactive,
+    Restored,
+    Unauthenticated,
+    UnsupportedMediaType,
+    ValidationFailed,
+)
+from model.permissions import ACCOUNT, ALL, PLATFORM, effective
 from model.secrets import digest
+from model.tokens import Tokens, is_token
 
-# One statement: who is it, which project, and from here on row-level security shows that project only.
-_AUTHENTICATE = text(
+# One statement: who is it, in which project, what may it do there; and from here on row-level security shows what is
+# this project's and this user's only.
+_IDENTIFY = text(
     """
-    SELECT k.id, k.name, p.id AS project_id, set_config('cairn.project', p.id::text, true),
+    SELECT i.*, set_config('cairn.project', coalesce(i.project_id::text, ''), true),
+        set_config('cairn.user', coalesce(i.user_id::text, ''), true),
         EXISTS (SELECT FROM restores WHERE finished_at IS NULL) AS restored
-    FROM api_keys k LEFT JOIN projects p ON p.id = k.project_id AND p.id = coalesce(:project, k.project_id)
-    WHERE k.digest = :digest AND k.revoked_at IS NULL
+    FROM identify(:digest, :session, :project) i
     """
 )
 ENTER = text("SELECT set_config('cairn.project', :project, true)")
+_ENTER_AS = text("SELECT set_config('cairn.project', :project, true), set_config('cairn.user', :user, true)")
+_ON_PLATFORM = text("SELECT set_config('cairn.platform', 'on', true)")
+#: Of a user who has no project to be in.
+NOWHERE = UUID(int=0)
 
 #: A database that is silent for so long counts as away.
 DATABASE_SECONDS = 5
@@ -43,17 +61,49 @@ documented = (
 )
 
 
-class Caller:
-    """An authenticated request: its project, its actor, and its open transaction."""
+class Credential(NamedTuple):
+    """What a caller showed of itself: the digest of a key, or the session of an access token; and which project it
+    asked for."""
 
-    def __init__(
-        self, engine: AsyncEngine, connection: AsyncConnection, project_id: UUID, actor: str, key_id: UUID
-    ) -> None:
+    digest: bytes | None
+    session: UUID | None
+    project: UUID | None
+
+
+class Who(NamedTuple):
+    """Somebody who was identified, in one project. Of a user who has none, ``project_id`` is the nil UUID."""
+
+    credential: Credential
+    project_id: UUID
+    permissions: frozenset[str]
+    #: As workflows and the audit log show it: ``key:laptop``, ``user:jo@example.org``, ``service-account:ci``.
+    actor: str
+    user_id: UUID | None
+    service_account_id: UUID | None
+    key_id: UUID | None
+
+    def require(self, permission: str) -> None:
+        """Raises Forbidden."""
+        if permission not in self.permissions:
+            raise Forbidden(
+                f"this needs the permission '{permission}', which {self.actor} does not have here",
+                permission=permission,
+            )
+
+
+class Caller:
+    """An authenticated request: who it is, and its open transaction."""
+
+    def __init__(self, engine: AsyncEngine, connection: AsyncConnection, who: Who) -> None:
         self._engine = engine
         self._connection = connection
-        self.project_id = project_id
-        self.actor = actor
-        self.key_id = key_id
+        self.who = who
+        self.project_id = who.project_id
+        self.actor = who.actor
+
+    def require(self, permission: str) -> None:
+        """Raises Forbidden."""
+        self.who.require(permission)
 
     async def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
         return await self._connection.execute(statement, parameters)
@@ -69,13 +119,16 @@ class Caller:
 
     def on(self, connection: AsyncConnection) -> Caller:
         """The same caller, in another of its transactions."""
-        return Caller(self._engine, connection, self.project_id, self.actor, self.key_id)
+        return Caller(self._engine, connection, self.who)
+
+    def _entered(self) -> dict[str, str]:
+        return {"project": str(self.project_id), "user": str(self.who.user_id or "")}
 
     @asynccontextmanager
     async def again(self) -> AsyncIterator[AsyncConnection]:
         """A later, short transaction of the same caller, after ``commit``."""
         async with self._engine.begin() as connection:
-            await connection.execute(ENTER, {"project": str(self.project_id)})
+            await connection.execute(_ENTER_AS, self._entered())
             yield connection
 
     @asynccontextmanager
@@ -84,28 +137,33 @@ class Caller:
         connection = self._engine.connect()
         await connection.start()
         try:
-            await connection.execute(ENTER, {"project": str(self.project_id)})
+            await connection.execute(_ENTER_AS, self._entered())
             yield self.on(connection)
         finally:
             await connection.close()
 
 
-async def authenticate(request: HTTPConnection) -> Caller:
-    """Check the key; open the request's transaction in its project. Raises Unauthenticated, NotFound."""
-    key = key_of(request)
+async def authenticate(request: HTTPConnection, *permissions: str) -> Caller:
+    """Find out who it is; open the request's transaction in its project.
+
+    Raises Unauthenticated, NotFound for a project that is not the caller's, Forbidden where it has not these
+    permissions in it.
+    """
+    shown = key_of(request)
     engine: AsyncEngine = request.app.state.engine
     malformed: ValidationFailed | None = None
+    project: UUID | None = None
     try:
         project = _project(request)
     except ValidationFailed as error:
-        project, malformed = None, error  # to be told to those only whose key is valid
-    parameters = {"digest": digest(key), "project": project}
+        malformed = error  # to be told to those only who are somebody
+    credential = await credential_of(request, shown, project)
     for last_try in (False, True):
         connection = engine.connect()
         try:
             async with asyncio.timeout(DATABASE_SECONDS):
                 await connection.start()
-                row = (await connection.execute(_AUTHENTICATE, parameters)).one_or_none()
+                row = (await connection.execute(_IDENTIFY, credential._asdict())).one_or_none()
             break
         except (DBAPIError, TimeoutError) as error:
             if connection.sync_connection is not None:  # None: it could not be opened at all
@@ -113,38 +171,83 @@ async def authenticate(request: HTTPConnection) -> Caller:
             # A connection that died while it lay in the pool: nothing was done on it, a fresh one will do.
             if last_try or not getattr(error, "connection_invalidated", False):
                 raise
-    if row is None or row.project_id is None or malformed is not None:
-        await connection.close()
+    try:
         if row is None:
-            raise Unauthenticated("the API key is not valid")
-        raise malformed or NotFound("there is no such project")
-    request.state.authenticated = True
-    if row.restored and request.scope.get("method", "GET") not in ("GET", "HEAD") and not _is_operation(request):
+            raise Unauthenticated(f"the {'access token' if credential.digest is None else 'API key'} is not valid")
+        who = _who(credential, row)
+        request.state.authenticated = True
+        if malformed is not None:
+            raise malformed
+        _check(who, row, request, permissions)
+    except CairnError:
         await connection.close()
+        raise
+    structlog.contextvars.bind_contextvars(project_id=str(who.project_id))
+    return Caller(engine, connection, who)
+
+
+async def credential_of(request: HTTPConnection, shown: str, project: UUID | None) -> Credential:
+    """Raises Unauthenticated."""
+    if not is_token(shown):
+        return Credential(digest(shown), None, project)
+    tokens: Tokens = await request.app.state.tokens()
+    return Credential(None, tokens.session_of(shown), project)
+
+
+def _who(credential: Credential, row: Row[Any]) -> Who:
+    """What ``identify`` says."""
+    named = row.key_name and f"key:{row.key_name}"
+    return Who(
+        credential,
+        row.project_id or NOWHERE,
+        effective(row.roles or [], row.permissions or [], is_admin=row.is_admin, scopes=row.scopes),
+        named or f"user:{row.email}",
+        row.user_id,
+        row.service_account_id,
+        row.key_id,
+    )
+
+
+async def still_may(connection: AsyncConnection, who: Who, permission: str) -> bool:
+    """Whether what this caller showed lets it do so in this project now. Nothing else was done on the connection."""
+    row = (await connection.execute(_IDENTIFY, who.credential._asdict())).one_or_none()
+    if row is None or row.project_id != who.project_id or not row.is_active:
+        return False
+    return permission in _who(who.credential, row).permissions
+
+
+def _check(who: Who, row: Row[Any], request: HTTPConnection, permissions: Sequence[str]) -> None:
+    """Raises NotFound, Forbidden, Restored."""
+    for_account = bool(permissions) and all(permission in ACCOUNT for permission in permissions)
+    if who.project_id == NOWHERE and (who.credential.project is not None or not for_account):
+        raise NotFound("there is no such project")
+    for permission in permissions:
+        who.require(permission)
+    if who.project_id != NOWHERE and not row.is_active and not for_account:
+        raise ProjectInactive("the project is deactivated: ask an administrator of the platform")
+    if row.restored and request.scope.get("method", "GET") not in ("GET", "HEAD") and not _is_operation(request):
         raise Restored("the platform was restored from a backup: nothing is changed before its operator finishes that")
-    structlog.contextvars.bind_contextvars(project_id=str(row.project_id))
-    return Caller(engine, connection, row.project_id, f"key:{row.name}", row.id)
 
 
 async def _unread(
     request: Request,
+    scopes: SecurityScopes,
     _api_key: Annotated[str | None, Security(documented[0])],
     _bearer: Annotated[Any, Security(documented[1])],
 ) -> AsyncIterator[Caller]:
-    caller = await authenticate(request)
+    caller = await authenticate(request, *scopes.scopes)
     try:
+        if not set(scopes.scopes).isdisjoint(PLATFORM):
+            await caller.execute(_ON_PLATFORM)
         yield caller
     finally:
         # Rolls back what was not committed.
         await caller.connection.close()
 
 
-#: A caller whose body is not read before it is asked for, and who commits itself.
-#: ``scope="function"``: the transaction ends before the answer is sent, not after.
-Unread = Annotated[Caller, Depends(_unread, scope="function")]
-
-
-async def _caller(request: Request, caller: Unread) -> AsyncIterator[Caller]:
+async def _caller(
+    request: Request, caller: Annotated[Caller, Depends(_unread, scope="function")]
+) -> AsyncIterator[Caller]:
     await check_body(request)
     if request.method == "POST":
         idempotency_key(request)
@@ -153,7 +256,23 @@ async def _caller(request: Request, caller: Unread) -> AsyncIterator[Caller]:
         await caller.commit()
 
 
-Authenticated = Annotated[Caller, Depends(_caller, scope="function")]
+def may(permission: str) -> Any:
+    """A dependency: the caller, who has this permission. Its transaction is committed where the handler has not.
+
+    ``scope="function"``: the transaction ends before the answer is sent, not after.
+    """
+    return Security(_caller, scopes=[_known(permission)], scope="function")
+
+
+def may_unread(permission: str) -> Any:
+    """The same, whose body is not read before it is asked for, and who commits itself."""
+    return Security(_unread, scopes=[_known(permission)], scope="function")
+
+
+def _known(permission: str) -> str:
+    if permission not in ALL:
+        raise ValueError(f"there is no permission '{permission}' (model/permissions.py)")
+    return permission
 
 
 def key_of(request: HTTPConnection) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 from sqlalchemy import ColumnElement, bindparam, case, func, literal, select, union_all
 
-from api.caller import Authenticated
+from api.caller import Caller, may
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.hosts import Size
@@ -113,7 +113,7 @@ _HOSTS = select(
 
 
 @router.get("/summary", response_model=Envelope[Summary])
-async def summary(request: Request, caller: Authenticated) -> Response:
+async def summary(request: Request, caller: Annotated[Caller, may("project:read")]) -> Response:
     """Counts by resource and state, workflows under way, and what hosts have and hold."""
     mine = {"project_id": caller.project_id}
     counts: dict[str, dict[str, int]] = {name: {} for name in (*RESOURCES, "workflows")}

@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import HTTPConnection
 
 from api.bells import Bells, wait_for
-from api.caller import Authenticated, Caller, authenticate
+from api.caller import Caller, authenticate, may
 from api.errors import RESPONSES, also
 from api.event_hub import BATCH, LOOK_SECONDS, QUIET_SECONDS, Hub, SlowConsumer, Wanted
 from api.http import StreamBroken
@@ -66,7 +66,7 @@ Filters = Annotated[Wanted, Depends(_wanted)]
 
 
 @router.get("/v1/events", response_class=Response, responses=also(429))
-async def stream(request: Request, caller: Authenticated, wanted: Filters) -> Response:
+async def stream(request: Request, caller: Annotated[Caller, may("events:read")], wanted: Filters) -> Response:
     """The project's events as server-sent events, from now on, or from after `Last-Event-ID`.
 
     Where some of those after it are not kept any more, `event: gap` comes first: read again what you follow.
@@ -84,7 +84,7 @@ async def stream(request: Request, caller: Authenticated, wanted: Filters) -> Re
 
 
 @router.get("/v1/instances/{instance_id}/events", response_class=Response, responses=also(429))
-async def of_instance(request: Request, instance_id: UUID, caller: Authenticated) -> Response:
+async def of_instance(request: Request, instance_id: UUID, caller: Annotated[Caller, may("events:read")]) -> Response:
     """An instance's events from its beginning (or from after `Last-Event-ID`), and as they come."""
     mine = (Instance.project_id == caller.project_id) & (Instance.id == instance_id)
     if (await caller.execute(select(Instance.id).where(mine))).one_or_none() is None:
@@ -100,7 +100,7 @@ async def of_instance(request: Request, instance_id: UUID, caller: Authenticated
 
 
 @router.get("/v1/workflows/{workflow_id}/events", response_class=Response, responses=also(429))
-async def of_workflow(request: Request, workflow_id: UUID, caller: Authenticated) -> Response:
+async def of_workflow(request: Request, workflow_id: UUID, caller: Annotated[Caller, may("events:read")]) -> Response:
     """A workflow's events from its beginning (or from after `Last-Event-ID`), until it has ended."""
     mine = (Workflow.project_id == caller.project_id) & (Workflow.id == workflow_id)
     if (await caller.execute(select(Workflow.id).where(mine))).one_or_none() is None:
@@ -121,7 +121,7 @@ async def follow(socket: WebSocket, wanted: Filters, last_event_id: LastEventId 
     One that is too slow for what comes is closed with the code 1013: open it again with `last_event_id`.
     """
     async with told(socket):
-        caller = await authenticate(socket)
+        caller = await authenticate(socket, "events:read")
         try:
             end = await _end(caller)
             asked = _last_event_id(socket, last_event_id)
@@ -187,7 +187,7 @@ def _cut(why: CairnError) -> bytes:
 
 def _hold(connection: Request | WebSocket, caller: Caller) -> Held:
     streams: OpenStreams = connection.app.state.open_streams
-    return streams.hold(caller, events=True)
+    return streams.hold(caller, "events:read", events=True)
 
 
 async def _until_ended(

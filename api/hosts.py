@@ -7,22 +7,20 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
-from fastapi.params import Security
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from api.accept import Acceptance, Answered
 from api.agents import check_free_name
-from api.caller import Authenticated, Caller
+from api.caller import Caller, may
 from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES
 from api.instance_schemas import LabelName, LabelValue, Name
 from api.paging import Paging, page_of
 from model.base import new_id
-from model.errors import Forbidden, IdempotencyMismatch, InUse, InvalidState, NotFound
+from model.errors import IdempotencyMismatch, InUse, InvalidState, NotFound
 from model.hosts import Host, HostPort, HostState, HostToken, is_reachable
-from model.projects import Project
 from model.secrets import digest, join_token_of, new_join_token
 from model.settings import Settings
 from model.versions import Skew, skew
@@ -31,16 +29,6 @@ from model.workflows import TERMINAL, Order, Workflow
 router = APIRouter(prefix="/v1", responses=RESPONSES)
 
 
-async def _operator(caller: Authenticated) -> Caller:
-    """Hosts are nobody's project: only keys of the oldest one, the platform's own, manage them. Raises Forbidden."""
-    oldest = (await caller.execute(select(Project.id).order_by(Project.created_at, Project.id).limit(1))).scalar_one()
-    if caller.project_id != oldest:
-        raise Forbidden("hosts are managed with a key of the platform's first project")
-    return caller
-
-
-#: The scope is for the document alone: it says there which operations need such a key.
-Operator = Annotated[Caller, Security(_operator, scope="function", scopes=["operator"])]
 #: A drain has as long as its moves take.
 DRAIN_SECONDS = 24 * 3600.0
 _held = select(func.count()).where(HostPort.host_id == Host.id).scalar_subquery().label("ports_held")
@@ -93,19 +81,21 @@ class TokenView(BaseModel):
 
 
 @router.get("/hosts", tags=["hosts"], response_model=Envelope[list[HostView]])
-async def index(request: Request, caller: Authenticated, page: Paging) -> Response:
+async def index(request: Request, caller: Annotated[Caller, may("hosts:read")], page: Paging) -> Response:
     """Hosts, with what they have, what is held of it, and how many ports are held."""
     return await page_of(request, caller, _query, Host.__table__.c.id, page, _view)
 
 
 @router.get("/hosts/{host_id}", tags=["hosts"], response_model=Envelope[HostView])
-async def show(request: Request, host_id: UUID, caller: Authenticated) -> Response:
+async def show(request: Request, host_id: UUID, caller: Annotated[Caller, may("hosts:read")]) -> Response:
     """One host."""
     return answer(request, _view(await _find(caller, host_id)))
 
 
 @router.post("/hosts/tokens", tags=["hosts"], status_code=201, response_model=Envelope[TokenView])
-async def token(request: Request, caller: Operator, body: TokenCreate | None = None) -> Response:
+async def token(
+    request: Request, caller: Annotated[Caller, may("hosts:manage")], body: TokenCreate | None = None
+) -> Response:
     """A token with which one host can join, once. It is shown here, and to the same request again with the same
     `Idempotency-Key`, and never otherwise: what is kept of it is a digest."""
     body = body or TokenCreate()
@@ -147,19 +137,25 @@ async def _token_again(caller: Caller, token_id: UUID, settings: Settings) -> di
 
 
 @router.post("/hosts/{host_id}/cordon", tags=["hosts"], response_model=Envelope[HostView])
-async def cordon(request: Request, host_id: UUID, caller: Operator, body: Nothing | None = None) -> Response:
+async def cordon(
+    request: Request, host_id: UUID, caller: Annotated[Caller, may("hosts:manage")], body: Nothing | None = None
+) -> Response:
     """Place nothing more on the host; what is there stays."""
     return await _set_state(request, caller, host_id, HostState.CORDONED)
 
 
 @router.post("/hosts/{host_id}/uncordon", tags=["hosts"], response_model=Envelope[HostView])
-async def uncordon(request: Request, host_id: UUID, caller: Operator, body: Nothing | None = None) -> Response:
+async def uncordon(
+    request: Request, host_id: UUID, caller: Annotated[Caller, may("hosts:manage")], body: Nothing | None = None
+) -> Response:
     """Place instances on the host again."""
     return await _set_state(request, caller, host_id, HostState.READY)
 
 
 @router.post("/hosts/{host_id}/drain", tags=["hosts"], status_code=202, response_model=Envelope[HostView])
-async def drain(request: Request, host_id: UUID, caller: Operator, body: Nothing | None = None) -> Response:
+async def drain(
+    request: Request, host_id: UUID, caller: Annotated[Caller, may("hosts:manage")], body: Nothing | None = None
+) -> Response:
     """Move everything on the host elsewhere, and place nothing more on it. A host that is drained already, or is
     being drained, answers with that workflow."""
     acceptance = Acceptance(request, caller)
@@ -193,7 +189,7 @@ async def drain(request: Request, host_id: UUID, caller: Operator, body: Nothing
 
 
 @router.delete("/hosts/{host_id}", tags=["hosts"], status_code=204)
-async def remove(host_id: UUID, caller: Operator) -> Response:
+async def remove(host_id: UUID, caller: Annotated[Caller, may("hosts:manage")]) -> Response:
     """Forget a host on which nothing is placed. Its agent's credential is void from then on."""
     host = await _find(caller, host_id)
     try:

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from activities import image_limits
 from activities.blob_claims import CLAIM_UPLOAD, HOLD, parameters
 from api.accept import Acceptance, check_if_match, was_answered
-from api.caller import Caller, Unread
+from api.caller import Caller, may_unread
 from api.envelope import Envelope
 from api.errors import RESPONSES
 from api.image_schemas import ImageView
@@ -59,7 +59,7 @@ _UPLOADS: Counter[UUID] = Counter()
         }
     },
 )
-async def upload(request: Request, image_id: UUID, caller: Unread) -> Response:
+async def upload(request: Request, image_id: UUID, caller: Annotated[Caller, may_unread("images:create")]) -> Response:
     """Send the image's file: a docker or OCI archive, the tar of a root file system, or a qcow2 disk, plain or packed
     with gzip or zstd. It is checked by the workflow that starts then.
 

@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from activities import image_limits
 from api import user_urls
 from api.accept import Acceptance, Answered, check_if_match, etag
-from api.caller import Authenticated, Caller
+from api.caller import Caller, may
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.image_schemas import ImageCreate, ImageView, RegistrySource, UploadSource, UrlSource
@@ -49,7 +49,7 @@ SHOWN = 5
     response_model=Envelope[ImageView],
     responses={201: {"model": Envelope[ImageView], "description": "An upload is waited for; no workflow yet"}},
 )
-async def create(request: Request, body: ImageCreate, caller: Authenticated) -> Response:
+async def create(request: Request, body: ImageCreate, caller: Annotated[Caller, may("images:create")]) -> Response:
     """Import an image: from a registry, from a URL, or (`201`) from a file that is uploaded next."""
     if not isinstance(body.source, UrlSource):
         return await _create(request, body, caller)
@@ -111,7 +111,7 @@ async def _created(request: Request, caller: Caller, image_id: UUID) -> Response
 @router.get("", response_model=Envelope[list[ImageView]])
 async def index(
     request: Request,
-    caller: Authenticated,
+    caller: Annotated[Caller, may("images:read")],
     page: Paging,
     status: Annotated[ImageStatus | None, Query()] = None,
     name: OfName = None,
@@ -122,14 +122,14 @@ async def index(
 
 
 @router.get("/{image_id}", response_model=Envelope[ImageView])
-async def show(request: Request, image_id: UUID, caller: Authenticated) -> Response:
+async def show(request: Request, image_id: UUID, caller: Annotated[Caller, may("images:read")]) -> Response:
     """One image, with the hosts that have it. A deleted one stays readable for 24 hours."""
     data = await show_image(caller, image_id)
     return answer(request, data, headers={"ETag": etag(data["version"])})
 
 
 @router.delete("/{image_id}", status_code=202, response_model=Envelope[ImageView])
-async def delete(request: Request, image_id: UUID, caller: Authenticated) -> Response:
+async def delete(request: Request, image_id: UUID, caller: Annotated[Caller, may("images:delete")]) -> Response:
     """Delete an image that no instance is made of; an import under way is cancelled and undone first."""
     acceptance = Acceptance(request, caller)
     image = await lock_image(caller, image_id)

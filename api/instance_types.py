@@ -11,10 +11,9 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from api.accept import Acceptance
-from api.caller import Authenticated, Caller
+from api.caller import Caller, may
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES, also
-from api.hosts import Operator
 from api.instance_schemas import Name
 from model.errors import InUse, NameTaken, NotFound
 from model.hosts import InstanceType
@@ -65,7 +64,7 @@ _query = select(*_columns).where(InstanceType.retired_at.is_(None))
 
 
 @router.get("", response_model=Envelope[list[InstanceTypeView]])
-async def index(request: Request, caller: Authenticated) -> Response:
+async def index(request: Request, caller: Annotated[Caller, may("instance_types:read")]) -> Response:
     """The sizes that instances come in, smallest first."""
     order = (InstanceType.vcpus, InstanceType.memory_mb, InstanceType.disk_gb, InstanceType.name)
     rows = await caller.execute(_query.order_by(*order))
@@ -73,13 +72,17 @@ async def index(request: Request, caller: Authenticated) -> Response:
 
 
 @router.get("/{type_name}", response_model=Envelope[InstanceTypeView])
-async def show(request: Request, type_name: TypeName, caller: Authenticated) -> Response:
+async def show(
+    request: Request, type_name: TypeName, caller: Annotated[Caller, may("instance_types:read")]
+) -> Response:
     """One instance type."""
     return answer(request, await _find(caller, type_name))
 
 
 @router.post("", status_code=201, response_model=Envelope[InstanceTypeView])
-async def create(request: Request, body: InstanceTypeCreate, caller: Operator) -> Response:
+async def create(
+    request: Request, body: InstanceTypeCreate, caller: Annotated[Caller, may("instance_types:manage")]
+) -> Response:
     """Add an instance type. The name of one that was removed is free."""
     acceptance = Acceptance(request, caller)
     if await acceptance.answered_before(uuid5(NAMESPACE_URL, body.name), body.model_dump(mode="json")):
@@ -97,7 +100,12 @@ async def create(request: Request, body: InstanceTypeCreate, caller: Operator) -
 
 
 @router.patch("/{type_name}", response_model=Envelope[InstanceTypeView])
-async def patch(request: Request, type_name: TypeName, body: InstanceTypePatch, caller: Operator) -> Response:
+async def patch(
+    request: Request,
+    type_name: TypeName,
+    body: InstanceTypePatch,
+    caller: Annotated[Caller, may("instance_types:manage")],
+) -> Response:
     """Change an instance type for launches from now on. Instances keep the size that they were launched with."""
     if values := body.model_dump(exclude_none=True):
         await caller.execute(
@@ -109,7 +117,7 @@ async def patch(request: Request, type_name: TypeName, body: InstanceTypePatch, 
 
 
 @router.delete("/{type_name}", status_code=204, responses=also(409))
-async def remove(type_name: TypeName, caller: Operator) -> Response:
+async def remove(type_name: TypeName, caller: Annotated[Caller, may("instance_types:manage")]) -> Response:
     """Remove an instance type that no instance has. 409 `in_use` otherwise.
 
     The row stays, for the deleted instances that name it, and so that the next start does not seed it again. A launch

@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from activities.placement import Capacity
 from api import lifetimes
 from api.accept import Acceptance, etag
-from api.caller import Authenticated, Caller
+from api.caller import Caller, may
 from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES
 from api.image_names import named_image
@@ -55,7 +55,9 @@ _POSSIBLE = text(
 
 
 @router.post("", status_code=202, response_model=Envelope[InstanceView])
-async def launch(request: Request, body: InstanceCreate, caller: Authenticated) -> Response:
+async def launch(
+    request: Request, body: InstanceCreate, caller: Annotated[Caller, may("instances:create")]
+) -> Response:
     """Launch an instance: 202 with its id and its workflow's; `Prefer: wait=N` waits for it to run."""
     acceptance = Acceptance(request, caller, created=True)
     instance_id = new_id()
@@ -103,7 +105,7 @@ async def launch(request: Request, body: InstanceCreate, caller: Authenticated) 
 @router.get("", response_model=Envelope[list[InstanceView]])
 async def index(
     request: Request,
-    caller: Authenticated,
+    caller: Annotated[Caller, may("instances:read")],
     page: Paging,
     status: Annotated[Status | None, Query()] = None,
     name: OfName = None,
@@ -124,20 +126,30 @@ async def index(
 
 
 @router.get("/{instance_id}", response_model=Envelope[InstanceView])
-async def show(request: Request, instance_id: UUID, caller: Authenticated) -> Response:
+async def show(request: Request, instance_id: UUID, caller: Annotated[Caller, may("instances:read")]) -> Response:
     """One instance. A deleted one stays readable for 24 hours."""
     data = await show_row(caller, instance_id)
     return answer(request, data, headers={"ETag": etag(data["version"])})
 
 
 @router.post("/{instance_id}/start", status_code=202, response_model=Envelope[InstanceView])
-async def start(request: Request, instance_id: UUID, caller: Authenticated, body: Nothing | None = None) -> Response:
+async def start(
+    request: Request,
+    instance_id: UUID,
+    caller: Annotated[Caller, may("instances:operate")],
+    body: Nothing | None = None,
+) -> Response:
     """Start a stopped instance."""
     return await change(request, caller, instance_id, "StartInstance")
 
 
 @router.post("/{instance_id}/stop", status_code=202, response_model=Envelope[InstanceView])
-async def stop(request: Request, instance_id: UUID, caller: Authenticated, body: Nothing | None = None) -> Response:
+async def stop(
+    request: Request,
+    instance_id: UUID,
+    caller: Annotated[Caller, may("instances:operate")],
+    body: Nothing | None = None,
+) -> Response:
     """Stop a running or paused instance; it keeps its files, its host and its ports.
 
     A paused one goes on for that: it is asked to end, and ended after its grace.
@@ -148,7 +160,12 @@ async def stop(request: Request, instance_id: UUID, caller: Authenticated, body:
 @router.post(
     "/{instance_id}/restart", status_code=202, summary="Restart an instance", response_model=Envelope[InstanceView]
 )
-async def restart(request: Request, instance_id: UUID, caller: Authenticated, body: Nothing | None = None) -> Response:
+async def restart(
+    request: Request,
+    instance_id: UUID,
+    caller: Annotated[Caller, may("instances:operate")],
+    body: Nothing | None = None,
+) -> Response:
     """Stop a running instance and start it again, as one workflow; it keeps its files, its host and its ports.
 
     One that does not start again is `stopped`, with the cause in its `error`.
@@ -159,7 +176,12 @@ async def restart(request: Request, instance_id: UUID, caller: Authenticated, bo
 @router.post(
     "/{instance_id}/pause", status_code=202, summary="Pause an instance", response_model=Envelope[InstanceView]
 )
-async def pause(request: Request, instance_id: UUID, caller: Authenticated, body: Nothing | None = None) -> Response:
+async def pause(
+    request: Request,
+    instance_id: UUID,
+    caller: Annotated[Caller, may("instances:operate")],
+    body: Nothing | None = None,
+) -> Response:
     """Hold the processes of a running instance. They keep their memory, and the instance its place and its quota.
 
     A paused instance can be resumed, stopped, resized or deleted.
@@ -170,7 +192,12 @@ async def pause(request: Request, instance_id: UUID, caller: Authenticated, body
 @router.post(
     "/{instance_id}/resume", status_code=202, summary="Resume an instance", response_model=Envelope[InstanceView]
 )
-async def resume(request: Request, instance_id: UUID, caller: Authenticated, body: Nothing | None = None) -> Response:
+async def resume(
+    request: Request,
+    instance_id: UUID,
+    caller: Annotated[Caller, may("instances:operate")],
+    body: Nothing | None = None,
+) -> Response:
     """Let the processes of a paused instance go on."""
     return await change(request, caller, instance_id, "ResumeInstance")
 
@@ -178,7 +205,9 @@ async def resume(request: Request, instance_id: UUID, caller: Authenticated, bod
 @router.post(
     "/{instance_id}/resize", status_code=202, summary="Resize an instance", response_model=Envelope[InstanceView]
 )
-async def resize(request: Request, instance_id: UUID, body: InstanceResize, caller: Authenticated) -> Response:
+async def resize(
+    request: Request, instance_id: UUID, body: InstanceResize, caller: Annotated[Caller, may("instances:update")]
+) -> Response:
     """Give an instance that runs, is stopped or is paused another instance type, on the host where it is.
 
     The larger of both sizes is held until it has the new one: 429 `quota_exceeded`, 409 `no_capacity`. It runs on
@@ -190,7 +219,9 @@ async def resize(request: Request, instance_id: UUID, body: InstanceResize, call
 
 
 @router.patch("/{instance_id}", summary="Change an instance's name and labels", response_model=Envelope[InstanceView])
-async def update(request: Request, instance_id: UUID, body: InstancePatch, caller: Authenticated) -> Response:
+async def update(
+    request: Request, instance_id: UUID, body: InstancePatch, caller: Annotated[Caller, may("instances:update")]
+) -> Response:
     """Change `name`, `labels`, `metadata` or `tags`, in any state; 409 `name_taken`. What is not named stays.
 
     Labels and metadata are merged (RFC 7396): a name with a value is set, one with null is removed, null for all of
@@ -200,7 +231,9 @@ async def update(request: Request, instance_id: UUID, body: InstancePatch, calle
 
 
 @router.delete("/{instance_id}", status_code=202, response_model=Envelope[InstanceView])
-async def delete(request: Request, instance_id: UUID, caller: Authenticated, force: bool = False) -> Response:
+async def delete(
+    request: Request, instance_id: UUID, caller: Annotated[Caller, may("instances:delete")], force: bool = False
+) -> Response:
     """Delete an instance, whatever its state: the workflow in the way is cancelled and undone first.
 
     With `force=true` an engine that does not answer is not waited for: its host removes what is left.

@@ -1,5 +1,5 @@
-"""The streams that are open in this API process: how many a project may have, and that a key which is revoked ends
-those that it opened."""
+"""The streams that are open in this API process: how many a project may have, and that those end whose callers may not
+have them any more: a key was revoked, a binding removed, a user or a project deactivated."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from collections.abc import Callable
 from uuid import UUID
 
 import structlog
-from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from api.caller import Caller
+from api.caller import Caller, Who, still_may
 from model.errors import TooManyStreams
-from model.projects import ApiKey
 
-#: Between two looks at the keys of open streams; while the database is away, streams go on.
-LOOK_SECONDS = 30.0
+#: Between two looks at the callers of open streams; while the database is away, streams go on.
+LOOK_SECONDS = 15.0
 log = structlog.get_logger()
 
 
@@ -26,7 +24,7 @@ class Held:
     """The place of one stream."""
 
     def __init__(self, let_go: Callable[[Held], None]) -> None:
-        #: Set where the key that opened the stream is valid no more.
+        #: Set where who opened the stream may not have it any more.
         self.revoked = asyncio.Event()
         self._let_go: Callable[[Held], None] | None = let_go
 
@@ -44,11 +42,11 @@ class OpenStreams:
         self._engine = engine
         self._most = {False: most, True: events}
         self._count: Counter[tuple[UUID, bool]] = Counter()
-        self._by_key: defaultdict[UUID, set[Held]] = defaultdict(set)
+        self._by_right: defaultdict[tuple[Who, str], set[Held]] = defaultdict(set)
 
-    def hold(self, caller: Caller, *, events: bool = False) -> Held:
+    def hold(self, caller: Caller, permission: str, *, events: bool = False) -> Held:
         """Raises TooManyStreams where the caller's project has as many as it may."""
-        counted, key_id = (caller.project_id, events), caller.key_id
+        counted, right = (caller.project_id, events), (caller.who, permission)
         if self._count[counted] >= self._most[events]:
             raise TooManyStreams(
                 f"the project has {self._most[events]} {'streams of events' if events else 'streams'} open, as many "
@@ -58,15 +56,15 @@ class OpenStreams:
 
         def let_go(held: Held) -> None:
             self._count[counted] -= 1
-            self._by_key[key_id].discard(held)
+            self._by_right[right].discard(held)
             if not self._count[counted]:
                 del self._count[counted]
-            if not self._by_key[key_id]:
-                del self._by_key[key_id]
+            if not self._by_right[right]:
+                del self._by_right[right]
 
         held = Held(let_go)
         self._count[counted] += 1
-        self._by_key[key_id].add(held)
+        self._by_right[right].add(held)
         return held
 
     @property
@@ -74,25 +72,22 @@ class OpenStreams:
         return self._count.total()
 
     async def run(self) -> None:
-        """Look at the keys, while the process lives."""
+        """Look at the callers, while the process lives."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             try:
                 await self.look()
             except (SQLAlchemyError, OSError, TimeoutError) as error:
-                log.info("streams.keys_unknown", error=str(error).partition("\n")[0])
+                log.info("streams.callers_unknown", error=str(error).partition("\n")[0])
 
     async def look(self) -> None:
-        keys = list(self._by_key)
-        if not keys:
-            return
-        valid = select(ApiKey.id).where(ApiKey.id.in_(keys), ApiKey.revoked_at.is_(None))
-        async with self._engine.connect() as connection:
-            known = set((await connection.execute(valid)).scalars())
-        for key in set(keys) - known:
+        for who, permission in list(self._by_right):
+            async with self._engine.connect() as connection:
+                if await still_may(connection, who, permission):
+                    continue
             # Its last stream may have closed meanwhile.
-            ended = self._by_key.get(key)
+            ended = self._by_right.get((who, permission))
             if ended:
-                log.warning("streams.key_revoked", key_id=str(key), streams=len(ended))
+                log.warning("streams.revoked", actor=who.actor, streams=len(ended))
             for held in ended or ():
                 held.revoked.set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Row, func, select, update
 
 from activities import image_limits
-from api.caller import Authenticated, Caller
+from api.caller import Caller, may
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from model.errors import NotFound
@@ -43,19 +43,21 @@ class QuotaView(BaseModel):
 
 
 @router.get("", response_model=Envelope[list[ProjectView]])
-async def index(request: Request, caller: Authenticated) -> Response:
+async def index(request: Request, caller: Annotated[Caller, may("project:read")]) -> Response:
     """The project that the key, or `X-Project-ID`, stands for."""
     return answer(request, [await _project(caller, caller.project_id)])
 
 
 @router.get("/{project_id}", response_model=Envelope[ProjectView])
-async def show(request: Request, project_id: UUID, caller: Authenticated) -> Response:
+async def show(request: Request, project_id: UUID, caller: Annotated[Caller, may("project:read")]) -> Response:
     """One project: the caller's."""
     return answer(request, await _project(caller, project_id))
 
 
 @router.patch("/{project_id}", response_model=Envelope[ProjectView])
-async def patch(request: Request, project_id: UUID, body: ProjectPatch, caller: Authenticated) -> Response:
+async def patch(
+    request: Request, project_id: UUID, body: ProjectPatch, caller: Annotated[Caller, may("project:update")]
+) -> Response:
     """Change the project. `drift_policy`: `report` shows what differs on the instance, `heal` also mends it."""
     await _project(caller, project_id)
     if body.drift_policy is not None:
@@ -67,7 +69,7 @@ async def patch(request: Request, project_id: UUID, body: ProjectPatch, caller: 
 
 
 @router.get("/{project_id}/quotas", response_model=Envelope[dict[str, QuotaView]])
-async def quotas(request: Request, project_id: UUID, caller: Authenticated) -> Response:
+async def quotas(request: Request, project_id: UUID, caller: Annotated[Caller, may("project:read")]) -> Response:
     """What the project may use (`limit`, null: no limit), uses, and has reserved for launches and imports under
     way."""
     await _project(caller, project_id)

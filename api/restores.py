@@ -11,10 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Row, select, update
 
 from api.accept import Acceptance
-from api.caller import Caller
+from api.caller import Caller, may
 from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES, also
-from api.hosts import Operator
 from api.instance_schemas import Text
 from model.errors import InvalidState, NotFound
 from model.restores import Difference, Restore, RestoreDifference
@@ -54,7 +53,7 @@ class Finish(BaseModel):
 
 
 @router.get("/restore", summary="Get the restore", response_model=Envelope[RestoreView])
-async def show(request: Request, caller: Operator) -> Response:
+async def show(request: Request, caller: Annotated[Caller, may("operations:manage")]) -> Response:
     """Whether the platform was restored from a backup, and what differs since, by name. Changes nothing."""
     restore = await _last(caller)
     if restore is None:
@@ -78,7 +77,9 @@ async def show(request: Request, caller: Operator) -> Response:
     responses=also(409),
     response_model=Envelope[Decided],
 )
-async def finish(request: Request, caller: Operator, body: Finish | None = None) -> Response:
+async def finish(
+    request: Request, caller: Annotated[Caller, may("operations:manage")], body: Finish | None = None
+) -> Response:
     """The platform works as before, where nothing is undecided; else the workflow fails with `unresolved`.
 
     What `leave` names stays as it is, for ever: machines without a row are not removed.
@@ -99,7 +100,12 @@ async def finish(request: Request, caller: Operator, body: Finish | None = None)
     responses=also(409),
     response_model=Envelope[Decided],
 )
-async def adopt(request: Request, resource_id: UUID, caller: Operator, body: Nothing | None = None) -> Response:
+async def adopt(
+    request: Request,
+    resource_id: UUID,
+    caller: Annotated[Caller, may("operations:manage")],
+    body: Nothing | None = None,
+) -> Response:
     """Make the instance's row what its machine is: its project, host, generation, size, ports and state."""
     return await _decide(request, caller, "AdoptInstance", resource_id)
 
@@ -112,7 +118,12 @@ async def adopt(request: Request, resource_id: UUID, caller: Operator, body: Not
     responses=also(409),
     response_model=Envelope[Decided],
 )
-async def discard(request: Request, resource_id: UUID, caller: Operator, body: Nothing | None = None) -> Response:
+async def discard(
+    request: Request,
+    resource_id: UUID,
+    caller: Annotated[Caller, may("operations:manage")],
+    body: Nothing | None = None,
+) -> Response:
     """Remove a machine from its engine. There is no way back."""
     return await _decide(request, caller, "DiscardMachine", resource_id)
 
@@ -125,7 +136,12 @@ async def discard(request: Request, resource_id: UUID, caller: Operator, body: N
     responses=also(409),
     response_model=Envelope[Decided],
 )
-async def forget(request: Request, resource_id: UUID, caller: Operator, body: Nothing | None = None) -> Response:
+async def forget(
+    request: Request,
+    resource_id: UUID,
+    caller: Annotated[Caller, may("operations:manage")],
+    body: Nothing | None = None,
+) -> Response:
     """End an instance whose machine is gone, a workflow whose run has ended, or a run that no row knows."""
     return await _decide(request, caller, "ForgetDifference", resource_id)
 

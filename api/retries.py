@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 from sqlalchemy import Row, func, select, update
 
 from api.accept import Acceptance, Show
-from api.caller import Authenticated, Caller
+from api.caller import Caller, may
 from api.envelope import Envelope, Nothing
 from api.errors import RESPONSES
 from api.quotas import reserve
@@ -33,7 +33,9 @@ _ENDED_BADLY = (State.FAILED, State.CANCELLED)
 
 
 @router.post("/{workflow_id}/retry", status_code=202, response_model=Envelope[WorkflowView])
-async def retry(request: Request, workflow_id: UUID, caller: Authenticated, body: Nothing | None = None) -> Response:
+async def retry(
+    request: Request, workflow_id: UUID, caller: Annotated[Caller, may("workflows:retry")], body: Nothing | None = None
+) -> Response:
     """Try a failed or cancelled workflow again: a new one of the same kind and order, whose `retry_of` names it.
 
     409 `invalid_state` where the resource is not in a state from which it can begin, where it was retried already
@@ -123,7 +125,7 @@ async def _change_again(
 async def _drain_again(
     caller: Caller, acceptance: Acceptance, order: WorkflowOrder, host: Row[Any], row: Row[Any]
 ) -> None:
-    """Whose row it is has an operator's key: it was written with one."""
+    caller.require("hosts:manage")
     if host.state == HostState.DRAINING:
         raise InvalidState(f"host {host.name} is being drained already", state=host.state)
     await caller.execute(update(Host).where(Host.id == host.id).values(state=HostState.DRAINING))

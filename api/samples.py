@@ -15,7 +15,7 @@ from sqlalchemy import select, text
 from api import activity
 from api.agents import Authenticated as AuthenticatedAgent
 from api.agents import MemberRoute
-from api.caller import ENTER, Authenticated
+from api.caller import ENTER, Caller, may
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.instance_rows import readable
@@ -143,7 +143,7 @@ router.include_router(members)
 async def stats(
     request: Request,
     instance_id: UUID,
-    caller: Authenticated,
+    caller: Annotated[Caller, may("instances:read")],
     since: Annotated[Time | None, Query()] = None,
     until: Annotated[Time | None, Query()] = None,
     seconds: Annotated[Literal["10", "60", "3600"] | None, Query()] = None,

@@ -12,7 +12,7 @@ from sqlalchemy import Row, delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from api.accept import Acceptance
-from api.caller import Authenticated, Caller
+from api.caller import Caller, may
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.instance_schemas import Name
@@ -60,7 +60,7 @@ class SshKeyView(BaseModel):
 
 
 @router.post("", status_code=201, response_model=Envelope[SshKeyView])
-async def add(request: Request, body: SshKeyCreate, caller: Authenticated) -> Response:
+async def add(request: Request, body: SshKeyCreate, caller: Annotated[Caller, may("ssh_keys:write")]) -> Response:
     """Keep a public key under a name. A private key is refused, and not repeated."""
     key_id, key = new_id(), parse(body.public_key)
     asked = {"name": body.name, "public_key": body.public_key}
@@ -80,7 +80,7 @@ async def add(request: Request, body: SshKeyCreate, caller: Authenticated) -> Re
 @router.get("", response_model=Envelope[list[SshKeyView]])
 async def index(
     request: Request,
-    caller: Authenticated,
+    caller: Annotated[Caller, may("ssh_keys:read")],
     page: Paging,
     name: OfName = None,
 ) -> Response:
@@ -92,13 +92,13 @@ async def index(
 
 
 @router.get("/{key_id}", response_model=Envelope[SshKeyView])
-async def show(request: Request, key_id: UUID, caller: Authenticated) -> Response:
+async def show(request: Request, key_id: UUID, caller: Annotated[Caller, may("ssh_keys:read")]) -> Response:
     """One key."""
     return answer(request, _view(await _find(caller, key_id)))
 
 
 @router.delete("/{key_id}", status_code=204)
-async def remove(key_id: UUID, caller: Authenticated) -> Response:
+async def remove(key_id: UUID, caller: Annotated[Caller, may("ssh_keys:write")]) -> Response:
     """Forget a key. Instances that were launched with it keep it, also where they are made anew."""
     mine = (SshKey.project_id == caller.project_id) & (SshKey.id == key_id)
     if (await caller.execute(delete(SshKey).where(mine).returning(SshKey.id))).one_or_none() is None:

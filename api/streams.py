@@ -19,7 +19,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from api import activity
 from api.agent_client import BROKEN, Agents, Opened, Socket, Target, exit_code, said
-from api.caller import Authenticated, Caller, authenticate
+from api.caller import Caller, authenticate, may
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES, also
 from api.http import StreamBroken
@@ -79,11 +79,15 @@ class ExecResult(BaseModel):
 
 @router.get("/v1/instances/{instance_id}/logs", response_class=PlainTextResponse, responses=also(409, 502))
 async def logs(
-    request: Request, instance_id: UUID, caller: Authenticated, tail: TailQuery = None, follow: bool = False
+    request: Request,
+    instance_id: UUID,
+    caller: Annotated[Caller, may("instances:read")],
+    tail: TailQuery = None,
+    follow: bool = False,
 ) -> Response:
     """What the instance's program writes, stdout and stderr as they come. With `follow=true` until it ends."""
     target = await _target(caller, instance_id)
-    held = _hold(request, caller)
+    held = _hold(request, caller, "instances:read")
     try:
         await caller.commit()
         opened = await _agents(request).open(target, "logs", _logs_query(tail, follow))
@@ -100,10 +104,12 @@ async def logs(
 
 
 @router.post("/v1/instances/{instance_id}/exec", response_model=Envelope[ExecResult], responses=also(502, 504))
-async def exec_(request: Request, instance_id: UUID, caller: Authenticated, body: Exec) -> Response:
+async def exec_(
+    request: Request, instance_id: UUID, caller: Annotated[Caller, may("instances:exec")], body: Exec
+) -> Response:
     """Run a command inside a running instance. It is ended at its time-out (504), and where the caller goes."""
     target = await _target(caller, instance_id, running=True)
-    with closing(_hold(request, caller)) as held:
+    with closing(_hold(request, caller, "instances:exec")) as held:
         await caller.commit()
         run = Run(argv=body.cmd, timeout=body.timeout, limit=OUTPUT_LIMIT)
         async with activity.going_on(caller, instance_id):
@@ -126,7 +132,7 @@ async def exec_(request: Request, instance_id: UUID, caller: Authenticated, body
 async def follow_logs(socket: WebSocket, instance_id: UUID, tail: TailQuery = None) -> None:
     """The logs and what comes, as binary messages."""
     async with told(socket):
-        target = await _enter(socket, instance_id)
+        target = await _enter(socket, instance_id, "instances:read")
         opened = await _agents(socket).open(target, "logs", _logs_query(tail, True))
         try:
             await accept(socket)
@@ -139,7 +145,7 @@ async def follow_logs(socket: WebSocket, instance_id: UUID, tail: TailQuery = No
 async def follow_stats(socket: WebSocket, instance_id: UUID) -> None:
     """What the instance uses, about once a second: a JSON object in each text message."""
     async with told(socket):
-        target = await _enter(socket, instance_id, running=True)
+        target = await _enter(socket, instance_id, "instances:read", running=True)
         opened = await _agents(socket).open(target, "stats", {})
 
         async def send(line: bytes) -> None:
@@ -162,7 +168,7 @@ async def terminal(
 ) -> None:
     """A terminal in the instance: bytes as binary messages; sizes, and how it ended, as JSON in text messages."""
     async with told(socket), AsyncExitStack() as open_:
-        target = await _enter(socket, instance_id, running=True)
+        target = await _enter(socket, instance_id, "instances:exec", running=True)
         await open_.enter_async_context(activity.going_on(socket.state.caller, instance_id))
         query = {"columns": str(columns), "rows": str(rows)}
         if command:
@@ -243,19 +249,19 @@ async def _target(caller: Caller, instance_id: UUID, *, running: bool = False) -
     return Target(row.id, row.name, row.host_id, row.host, row.agent_url, row.fingerprint)
 
 
-async def _enter(socket: WebSocket, instance_id: UUID, *, running: bool = False) -> Target:
-    caller = socket.state.caller = await authenticate(socket)
+async def _enter(socket: WebSocket, instance_id: UUID, permission: str, *, running: bool = False) -> Target:
+    caller = socket.state.caller = await authenticate(socket, permission)
     try:
         target = await _target(caller, instance_id, running=running)
-        socket.state.held = _hold(socket, caller)
+        socket.state.held = _hold(socket, caller, permission)
         return target
     finally:
         await caller.connection.close()
 
 
-def _hold(connection: Request | WebSocket, caller: Caller) -> Held:
+def _hold(connection: Request | WebSocket, caller: Caller, permission: str) -> Held:
     streams: OpenStreams = connection.app.state.open_streams
-    return streams.hold(caller)
+    return streams.hold(caller, permission)
 
 
 def _agents(connection: Request | WebSocket) -> Agents:

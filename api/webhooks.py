@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 
 from api import user_urls
 from api.accept import Acceptance, check_if_match, etag
-from api.caller import Authenticated, Caller
+from api.caller import Caller, may
 from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES, also
 from api.instance_schemas import Name
@@ -113,7 +113,7 @@ class DeliveryView(BaseModel):
 
 
 @router.post("", status_code=201, responses=also(429), response_model=Envelope[WebhookView])
-async def create(request: Request, caller: Authenticated, body: WebhookCreate) -> Response:
+async def create(request: Request, caller: Annotated[Caller, may("webhooks:write")], body: WebhookCreate) -> Response:
     """Send the project's events to a URL, from now on. 422 `url_refused` where it leads to no public address."""
     async with _looked_up(request, caller, body.url) as again:
         webhook_id = new_id()
@@ -140,7 +140,7 @@ async def create(request: Request, caller: Authenticated, body: WebhookCreate) -
 @router.get("", response_model=Envelope[list[WebhookView]])
 async def index(
     request: Request,
-    caller: Authenticated,
+    caller: Annotated[Caller, may("webhooks:read")],
     page: Paging,
     name: OfName = None,
     active: bool | None = None,
@@ -155,14 +155,16 @@ async def index(
 
 
 @router.get("/{webhook_id}", response_model=Envelope[WebhookView])
-async def show(request: Request, webhook_id: UUID, caller: Authenticated) -> Response:
+async def show(request: Request, webhook_id: UUID, caller: Annotated[Caller, may("webhooks:read")]) -> Response:
     """One webhook, without its secret."""
     row = await _find(caller, webhook_id)
     return answer(request, _view(row), headers={"ETag": etag(row.version)})
 
 
 @router.patch("/{webhook_id}", response_model=Envelope[WebhookView])
-async def patch(request: Request, webhook_id: UUID, caller: Authenticated, body: WebhookPatch) -> Response:
+async def patch(
+    request: Request, webhook_id: UUID, caller: Annotated[Caller, may("webhooks:write")], body: WebhookPatch
+) -> Response:
     """Change a webhook. With `active: true` one that was switched off begins again, with the events from then on;
     with `active: false` what is pending dies."""
     async with _looked_up(request, caller, body.url) as again:
@@ -188,7 +190,7 @@ async def patch(request: Request, webhook_id: UUID, caller: Authenticated, body:
 
 
 @router.delete("/{webhook_id}", status_code=204)
-async def remove(request: Request, webhook_id: UUID, caller: Authenticated) -> Response:
+async def remove(request: Request, webhook_id: UUID, caller: Annotated[Caller, may("webhooks:write")]) -> Response:
     """Forget a webhook and its deliveries. What is on its way at this moment may still arrive."""
     row = await _find(caller, webhook_id, lock=True)
     check_if_match(request, row.version)
@@ -200,7 +202,7 @@ async def remove(request: Request, webhook_id: UUID, caller: Authenticated) -> R
 async def deliveries(
     request: Request,
     webhook_id: UUID,
-    caller: Authenticated,
+    caller: Annotated[Caller, may("webhooks:read")],
     page: Paging,
     state: Annotated[DeliveryState | None, Query()] = None,
 ) -> Response:
@@ -212,7 +214,11 @@ async def deliveries(
 
 @router.post("/{webhook_id}/deliveries/{delivery_id}/redeliver", response_model=Envelope[DeliveryView])
 async def redeliver(
-    request: Request, webhook_id: UUID, delivery_id: UUID, caller: Authenticated, body: Nothing | None = None
+    request: Request,
+    webhook_id: UUID,
+    delivery_id: UUID,
+    caller: Annotated[Caller, may("webhooks:write")],
+    body: Nothing | None = None,
 ) -> Response:
     """Send an event once more, under the same delivery id and with all its attempts; one that waits, at once."""
     webhook = await _find(caller, webhook_id, lock=True)

@@ -17,7 +17,7 @@ from temporalio.service import RPCError
 from activities.runs import summarise
 from activities.settling import settle
 from api.accept import wait_for_end
-from api.caller import Authenticated, Caller
+from api.caller import Caller, may
 from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES
 from api.instance_schemas import ErrorView
@@ -60,7 +60,7 @@ class WorkflowView(BaseModel):
 @router.get("", response_model=Envelope[list[WorkflowView]])
 async def index(
     request: Request,
-    caller: Authenticated,
+    caller: Annotated[Caller, may("workflows:read")],
     page: Paging,
     state: Annotated[State | None, Query()] = None,
     kind: Annotated[str | None, Query(max_length=63, pattern=r"^[A-Za-z]+$")] = None,
@@ -92,7 +92,9 @@ async def index(
 
 
 @router.get("/{workflow_id}", response_model=Envelope[WorkflowView])
-async def show(request: Request, workflow_id: UUID, caller: Authenticated, steps: bool = False) -> Response:
+async def show(
+    request: Request, workflow_id: UUID, caller: Annotated[Caller, may("workflows:read")], steps: bool = False
+) -> Response:
     """One workflow; with `steps=true` how far each step is. `steps` is null while Temporal cannot tell."""
     row = await find(caller, workflow_id)
     return answer(request, await _view(request, caller, row, steps=steps))
@@ -102,7 +104,7 @@ async def show(request: Request, workflow_id: UUID, caller: Authenticated, steps
 async def wait(
     request: Request,
     workflow_id: UUID,
-    caller: Authenticated,
+    caller: Annotated[Caller, may("workflows:read")],
     timeout: Annotated[float, Query(ge=0, le=300)] = 30,  # noqa: ASYNC109 - the contract's name
     steps: bool = False,
 ) -> Response:
@@ -114,7 +116,9 @@ async def wait(
 
 
 @router.post("/{workflow_id}/cancel", status_code=202, response_model=Envelope[WorkflowView])
-async def cancel(request: Request, workflow_id: UUID, caller: Authenticated, body: Nothing | None = None) -> Response:
+async def cancel(
+    request: Request, workflow_id: UUID, caller: Annotated[Caller, may("workflows:cancel")], body: Nothing | None = None
+) -> Response:
     """Call a workflow off: what it did is undone. One that has not started yet ends at once.
 
     A delete that has begun runs to its end: what is half removed has no way back.

@@ -36,6 +36,12 @@ class Forbidden(CairnError):
     code, status = "forbidden", 403
 
 
+class ProjectInactive(CairnError):
+    """The project was deactivated: nothing is done in it before it is active again."""
+
+    code, status = "project_inactive", 403
+
+
 class NotFound(CairnError):
     code, status = "not_found", 404
 

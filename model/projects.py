@@ -6,7 +6,17 @@ import datetime as dt
 from typing import Literal
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, text
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    LargeBinary,
+    String,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
 from model.base import Base, Id, Now
@@ -48,12 +58,25 @@ class Project(Base):
     __tablename__ = "projects"
 
     id: Mapped[Id]
-    name: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]
+    #: What other systems know it by; unique among those that are not deleted.
+    unix_name: Mapped[str]
+    description: Mapped[str] = mapped_column(server_default=text("''"))
+    #: Of a user who has always one; it goes with the user.
+    personal_of: Mapped[UUID | None] = mapped_column(ForeignKey("users.id", use_alter=True))
     #: What is done about instances that differ from what they should be: report or heal.
     drift_policy: Mapped[str] = mapped_column(server_default=text("'report'"))
+    version: Mapped[int] = mapped_column(server_default=text("1"))
     created_at: Mapped[Now]
+    #: Nobody works in it before a platform administrator makes it active again; what runs goes on running.
+    deactivated_at: Mapped[dt.datetime | None]
+    deleted_at: Mapped[dt.datetime | None]
 
-    __table_args__ = (CheckConstraint("drift_policy IN ('report', 'heal')", name="drift_policy"),)
+    __table_args__ = (
+        CheckConstraint("drift_policy IN ('report', 'heal')", name="drift_policy"),
+        CheckConstraint("unix_name ~ '^[a-z][a-z0-9-]{1,30}[a-z0-9]$'", name="unix_name"),
+        Index("uq_projects_live_unix_name", "unix_name", unique=True, postgresql_where=text("deleted_at IS NULL")),
+    )
 
 
 class ProjectQuota(Base):
@@ -85,12 +108,34 @@ class ProjectQuota(Base):
 
 
 class ApiKey(Base):
+    """Opens one project, for a user or a service account, and no more of it than its scopes say."""
+
     __tablename__ = "api_keys"
 
     id: Mapped[Id]
     project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
+    #: Whose it is; both null: it was made before there were users, and is nobody's until ``seed`` gives it to one.
+    user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    service_account_id: Mapped[UUID | None]
     name: Mapped[str]
     #: SHA-256 of the key. A key has 256 random bits, so a fast hash gives nothing away.
     digest: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
+    #: Permissions, or ``noun:*``; null: no limit.
+    scopes: Mapped[list[str] | None] = mapped_column(ARRAY(String))
     created_at: Mapped[Now]
+    expires_at: Mapped[dt.datetime | None]
+    #: To the half minute.
+    last_used_at: Mapped[dt.datetime | None]
+    #: From then on it opens nothing; of one that was rotated that may be a while ahead.
     revoked_at: Mapped[dt.datetime | None]
+
+    __table_args__ = (
+        CheckConstraint("num_nonnulls(user_id, service_account_id) < 2", name="one_owner"),
+        ForeignKeyConstraint(
+            ["project_id", "service_account_id"],
+            ["service_accounts.project_id", "service_accounts.id"],
+            ondelete="CASCADE",
+        ),
+        Index("ix_api_keys_user", "user_id"),
+        Index("ix_api_keys_project", "project_id"),
+    )

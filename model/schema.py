@@ -8,12 +8,14 @@ from model.projects import ApiKey, Installation, Project, ProjectQuota, Pulse
 from model.restores import Restore, RestoreDifference, RestoreHost
 from model.samples import Sample
 from model.ssh_keys import SshKey
+from model.users import Binding, Invitation, PasswordReset, RefreshToken, Role, ServiceAccount, Session, User
 from model.webhooks import Webhook, WebhookDelivery
 from model.workflows import Event, IdempotencyKey, Workflow
 
 __all__ = [
     "ApiKey",
     "Base",
+    "Binding",
     "Event",
     "Host",
     "HostPort",
@@ -24,14 +26,21 @@ __all__ = [
     "Installation",
     "Instance",
     "InstanceType",
+    "Invitation",
+    "PasswordReset",
     "Project",
     "ProjectQuota",
     "Pulse",
+    "RefreshToken",
     "Restore",
     "RestoreDifference",
     "RestoreHost",
+    "Role",
     "Sample",
+    "ServiceAccount",
+    "Session",
     "SshKey",
+    "User",
     "Webhook",
     "WebhookDelivery",
     "Workflow",

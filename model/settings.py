@@ -41,6 +41,13 @@ def _check_ticket_key(value: SecretStr) -> SecretStr:
     return SecretStr(check_signing_key(value.get_secret_value()))
 
 
+def _check_master_keys(value: SecretStr) -> SecretStr:
+    from model.keyring import Keyring  # as above
+
+    Keyring(value.get_secret_value())
+    return value
+
+
 def _parse_networks(value: object) -> object:
     return (
         tuple(ip_network(one.strip()) for one in value.split(",") if one.strip()) if isinstance(value, str) else value
@@ -51,6 +58,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 PortRange = Annotated[tuple[Port, Port], NoDecode, BeforeValidator(_parse_port_range)]
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_parse_networks)]
 Seconds = Annotated[float, Field(gt=0)]
+MasterKeys = Annotated[SecretStr, AfterValidator(_check_master_keys)]
 TicketKey = Annotated[SecretStr, AfterValidator(_check_ticket_key)]
 Days = Annotated[float, Field(gt=0, le=36500)]
 
@@ -150,6 +158,18 @@ class Settings(BaseSettings):
     webhook_retry_seconds: Seconds = Field(3600, description="Seconds over which these attempts are spread")
     ticket_key: TicketKey | None = Field(
         None, description="Key that the API signs tickets for agents with: Ed25519, PEM (all APIs the same)"
+    )
+    master_keys: MasterKeys | None = Field(
+        None,
+        description="Master keys, id:base64 of 32 bytes each, the newest first: secrets lie under them, access "
+        "tokens are signed with them (all APIs and workers the same)",
+    )
+    auth: Literal["required", "anonymous"] = Field(
+        "required", description="anonymous: who shows no key is the first administrator; on loopback only"
+    )
+    admin_email: str = Field("admin@cairn.local", description="Address that the first administrator logs in with")
+    admin_password: SecretStr | None = Field(
+        None, description="Password that the first administrator gets, where none is set yet"
     )
     ticket_key_other: TicketKey | None = Field(
         None, description="Another whose tickets agents take: the next before the key is changed, the last after it"

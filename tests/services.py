@@ -168,15 +168,25 @@ class Database:
 
     def project(self, name: str, **limits: float) -> str:
         """Another project; the key that stands for it."""
-        key, project = f"cairn_{name}", new_id()
-        self.rows("INSERT INTO projects (id, name) VALUES (%s, %s)", project, name)
+        project = new_id()
+        self.rows("INSERT INTO projects (id, name, unix_name) VALUES (%s, %s, %s)", project, name, f"p-{name}")
         self.rows("INSERT INTO quotas (project_id) VALUES (%s)", project)
         for what, limit in limits.items():
             self.rows(f"UPDATE quotas SET {what}_limit = %s WHERE project_id = %s", limit, project)
-        self.rows(
-            "INSERT INTO api_keys (id, project_id, name, digest) VALUES (%s, %s, %s, %s)",
-            *(new_id(), project, name, digest(key)),
-        )
+        return self.key(project, name, "owner")
+
+    def key(self, project_id: UUID, name: str, *roles: str, scopes: list[str] | None = None) -> str:
+        """A key ``cairn_<name>`` of a user of that name, who has these roles in the project."""
+        key, user = f"cairn_{name}", new_id()
+        columns = "id, email, name, default_project_id"
+        who = (user, f"{name}@example.org", name, project_id)
+        self.rows(f"INSERT INTO users ({columns}) VALUES (%s, %s, %s, %s)", *who)
+        for role in roles:
+            binding = (new_id(), project_id, user, role)
+            self.rows("INSERT INTO bindings (id, project_id, user_id, role_name) VALUES (%s, %s, %s, %s)", *binding)
+        columns = "id, project_id, user_id, name, digest, scopes"
+        row = (new_id(), project_id, user, name, digest(key), scopes)
+        self.rows(f"INSERT INTO api_keys ({columns}) VALUES (%s, %s, %s, %s, %s, %s)", *row)
         return key
 
 

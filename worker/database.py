@@ -10,7 +10,7 @@ from uuid import UUID
 import orjson
 import psycopg
 from psycopg import sql
-from sqlalchemy import Connection, Engine, create_engine, make_url, text
+from sqlalchemy import Connection, Engine, create_engine, make_url, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -20,9 +20,11 @@ from sqlalchemy.pool import NullPool
 import migrations
 from model.base import Frozen, new_id
 from model.hosts import SEEDED_TYPES, Backend, Host, InstanceType
+from model.passwords import hashed
 from model.projects import ApiKey, Installation, Project, ProjectQuota
 from model.secrets import digest
 from model.settings import Settings
+from model.users import Binding, User
 from worker.data_folder import StackError
 
 #: A step's transaction takes milliseconds. One whose process stands still is ended by the server after this,
@@ -76,7 +78,11 @@ def connect_async(url: str, connections: int) -> AsyncEngine:
         hide_parameters=True,
         connect_args={
             "connect_timeout": 5,
-            "options": f"-c lock_timeout={LOCK_SECONDS}s -c idle_in_transaction_session_timeout={IDLE_SECONDS}s",
+            "options": (
+                f"-c lock_timeout={LOCK_SECONDS}s -c idle_in_transaction_session_timeout={IDLE_SECONDS}s"
+                # Row-level security that the release before this one does not know yet.
+                " -c cairn.isolation=on"
+            ),
         },
     )
 
@@ -141,8 +147,7 @@ def seed(owner_url: str, *, installation: UUID, api_key: str | None, hosts: list
     engine = create_engine(driver_url(owner_url), poolclass=NullPool)
     with Session(engine) as session, session.begin():
         session.execute(insert(Installation).values(id=installation).on_conflict_do_nothing())
-        session.execute(insert(Project).values(id=new_id(), name="default").on_conflict_do_nothing())
-        project = session.query(Project.id).filter_by(name="default").scalar()
+        project = _first_project(session)
         limits = {
             "instances_limit": settings.quota_instances,
             "vcpus_limit": settings.quota_vcpus,
@@ -161,6 +166,7 @@ def seed(owner_url: str, *, installation: UUID, api_key: str | None, hosts: list
                 .values(id=new_id(), project_id=project, name="admin", digest=digest(api_key))
                 .on_conflict_do_nothing(index_elements=["digest"])
             )
+        _first_admin(session, project, settings)
         for name, (vcpus, memory_mb, disk_gb) in SEEDED_TYPES.items():
             session.execute(
                 insert(InstanceType)
@@ -174,6 +180,30 @@ def seed(owner_url: str, *, installation: UUID, api_key: str | None, hosts: list
             except IntegrityError as error:
                 raise StackError(_clash(host)) from error
         # A simulated host that the settings no longer ask for has no agent: its lease lapses.
+
+
+def _first_project(session: Session) -> UUID:
+    oldest = select(Project.id).order_by(Project.created_at, Project.id).limit(1)
+    found = session.execute(oldest).scalar_one_or_none()
+    if found is None:
+        found = new_id()
+        session.execute(insert(Project).values(id=found, name="default", unix_name="default"))
+    return found
+
+
+def _first_admin(session: Session, project: UUID, settings: Settings) -> None:
+    """Where there is no administrator: one, who owns the first project, and all keys that are nobody's."""
+    admin = session.execute(select(User).where(User.is_admin).order_by(User.created_at).limit(1)).scalar_one_or_none()
+    if admin is None:
+        admin = User(id=new_id(), email=settings.admin_email.lower(), name="Administrator", is_admin=True)
+        admin.default_project_id = project
+        session.add(admin)
+        session.flush()
+        session.add(Binding(id=new_id(), project_id=project, user_id=admin.id, role_name="owner"))
+    if admin.password_hash is None and settings.admin_password is not None:
+        admin.password_hash = hashed(settings.admin_password.get_secret_value())
+    nobodys = ApiKey.user_id.is_(None) & ApiKey.service_account_id.is_(None)
+    session.execute(update(ApiKey).where(nobodys).values(user_id=admin.id))
 
 
 def _clash(host: HostSeed) -> str:

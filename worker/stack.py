@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -19,8 +20,10 @@ from urllib.parse import urlsplit
 
 import httpx
 import structlog
+from pydantic import SecretStr
 
 from model.hosts import AgentHost
+from model.keyring import new_master_key
 from model.secrets import digest, new_credential, new_key
 from model.settings import Settings
 from model.tickets import check_signing_key, new_signing_key, verifying_key
@@ -56,6 +59,8 @@ class Plan:
     identity: Installation
     api_key: str
     ticket_key: str
+    master_keys: str
+    admin_password: str
     agent: Keys
     agent_credential: str
     api_port: int
@@ -130,6 +135,8 @@ def planned(settings: Settings, docker_host: str | None) -> Iterator[Plan]:
             identity=data_folder.installation(folder, settings.installation, settings.simulated_hosts),
             api_key=data_folder.kept(folder / "api-key", new_key),
             ticket_key=_ticket_key(folder / "ticket-key"),
+            master_keys=data_folder.kept(folder / "master-keys", partial(new_master_key, "first")),
+            admin_password=data_folder.kept(folder / "admin-password", partial(secrets.token_urlsafe, 12)),
             agent=known.keys,
             agent_credential=known.membership.credential if known.membership else new_credential(),
             api_port=api_port,
@@ -204,7 +211,11 @@ def programs(plan: Plan, environ: Mapping[str, str]) -> dict[str, Program]:
     for name in ("CAIRN_DATABASE_URL", "CAIRN_DATABASE_PASSWORD"):
         shared.pop(name, None)
         shared.pop(f"{name}_FILE", None)
-    for_api = {"CAIRN_DATABASE_URL": plan.postgres.url("cairn_api"), "CAIRN_TICKET_KEY": plan.ticket_key}
+    master_keys = {"CAIRN_MASTER_KEYS": plan.master_keys}
+    for_api = master_keys | {
+        "CAIRN_DATABASE_URL": plan.postgres.url("cairn_api"),
+        "CAIRN_TICKET_KEY": plan.ticket_key,
+    }
     for_agent = {"CAIRN_AGENT_IDENTITY": str(identity.path_of(plan.folder, AGENT))}
     # Each process has its own: the control worker's are where the settings say, the agent's one higher.
     for name, port in (
@@ -247,7 +258,7 @@ def programs(plan: Plan, environ: Mapping[str, str]) -> dict[str, Program]:
             program(
                 "control_worker",
                 [_script("cairn-control")],
-                shared | {"CAIRN_DATABASE_URL": plan.postgres.url("cairn_worker")},
+                shared | master_keys | {"CAIRN_DATABASE_URL": plan.postgres.url("cairn_worker")},
             ),
             nice=BACKGROUND,
             stop_seconds=15.0,
@@ -347,7 +358,7 @@ class Stack:
             installation=plan.identity.installation,
             api_key=plan.api_key,
             hosts=plan.hosts,
-            settings=plan.settings,
+            settings=plan.settings.model_copy(update={"admin_password": SecretStr(plan.admin_password)}),
         )
 
     def _changed(self) -> None:

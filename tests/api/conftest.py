@@ -22,6 +22,7 @@ from temporalio.client import Client
 
 from api.app import create_app
 from drivers.blobs import FileBlobs
+from model.keyring import new_master_key
 from model.settings import Settings
 from model.tickets import new_signing_key
 from tests import services
@@ -77,6 +78,7 @@ async def served(db: Database, temporal: Client) -> AsyncIterator[Api]:
         overcommit_cpu=4,
         overcommit_memory=1,
         ticket_key=new_signing_key(),
+        master_keys=new_master_key("test"),
     )
     engine = connect_async(db.url("cairn_api"), CONNECTIONS)
     folder = Path(tempfile.mkdtemp(prefix="cb-"))

@@ -23,16 +23,19 @@ READ_BY_ALL = (
     f"{READ} alembic_version restores restore_differences quotas pulses samples event_horizons images image_caches"
     " webhook_deliveries"
 )
+PEOPLE = "users service_accounts roles bindings invitations"
 #: Rights on whole tables; those on single columns are tried below.
 RIGHTS = {
-    ("cairn_api", "SELECT"): f"{READ_BY_ALL} api_keys ssh_keys",
+    ("cairn_api", "SELECT"): f"{READ_BY_ALL} api_keys ssh_keys {PEOPLE} sessions refresh_tokens password_resets",
     ("cairn_api", "INSERT"): (
         "host_tokens instance_types instances workflows events idempotency_keys pulses samples images ssh_keys"
+        f" projects quotas api_keys {PEOPLE} sessions refresh_tokens password_resets"
     ),
     ("cairn_api", "UPDATE"): (
         "images host_tokens instance_types instances workflows idempotency_keys quotas pulses webhook_deliveries"
+        f" projects api_keys {PEOPLE} sessions refresh_tokens"
     ),
-    ("cairn_api", "DELETE"): "hosts host_tokens webhooks ssh_keys",
+    ("cairn_api", "DELETE"): f"hosts host_tokens webhooks ssh_keys {PEOPLE} password_resets",
     ("cairn_worker", "SELECT"): f"{READ_BY_ALL} webhooks restore_hosts",
     ("cairn_worker", "INSERT"): (
         "image_caches host_ports workflows events pulses samples event_horizons webhook_deliveries instances"
@@ -61,7 +64,14 @@ PER_PROJECT = {
     "webhooks",
     "webhook_deliveries",
     "ssh_keys",
+    "api_keys",
+    "service_accounts",
+    "roles",
+    "bindings",
+    "invitations",
 }
+#: Of which workers see nothing.
+OF_PEOPLE = {"api_keys", "service_accounts", "roles", "bindings", "invitations", "ssh_keys"}
 
 
 def config(database: Database) -> alembic.config.Config:
@@ -118,9 +128,10 @@ def test_role_is_no_more_than_a_role(database: Database, role: str) -> None:
     [
         ("cairn_api", "UPDATE hosts SET allocated_vcpus = 0"),
         ("cairn_api", "DELETE FROM instances"),
-        ("cairn_api", "INSERT INTO api_keys SELECT * FROM api_keys"),
         ("cairn_api", "DELETE FROM events"),
-        ("cairn_api", "UPDATE projects SET name = 'x'"),
+        ("cairn_api", "DELETE FROM projects"),
+        ("cairn_worker", "SELECT * FROM users"),
+        ("cairn_worker", "SELECT identify(NULL, NULL, NULL)"),
         ("cairn_api", "SELECT secret FROM webhooks"),
         ("cairn_api", "UPDATE ssh_keys SET public_key = 'x'"),
         ("cairn_worker", "SELECT * FROM api_keys"),
@@ -145,14 +156,15 @@ def test_tables_of_projects_are_guarded_row_by_row(database: Database) -> None:
     guarded = database.rows(
         "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND relrowsecurity"
     )
-    assert {row["relname"] for row in guarded} == PER_PROJECT
+    assert {row["relname"] for row in guarded} == PER_PROJECT | {"projects"}
     policies = database.rows("SELECT tablename, cmd, roles::text[], qual, with_check FROM pg_policies")
     assert {(row["tablename"], *row["roles"]) for row in policies} == {
-        (table, role) for table in PER_PROJECT for role in ("cairn_api", "cairn_worker")
-    }
+        *((table, role) for table in PER_PROJECT | {"projects"} for role in ("cairn_api", "cairn_worker")),
+    } - {(table, "cairn_worker") for table in OF_PEOPLE}
     spanned = {row["tablename"] for row in policies if row["qual"] == "true"}
     assert spanned == {
         "quotas",  # for reading alone
+        "projects",  # likewise
         "instances",
         "workflows",
         "samples",
@@ -173,8 +185,34 @@ def test_every_table_with_a_project_is_guarded_or_known_not_to_be(database: Data
     found = database.rows(
         "SELECT table_name FROM information_schema.columns WHERE table_schema = 'public' AND column_name = 'project_id'"
     )
-    # Authentication reads api_keys before it knows the project; a host's ports are the host's.
-    assert {row["table_name"] for row in found} - PER_PROJECT == {"api_keys", "host_ports"}
+    # A host's ports are the host's.
+    assert {row["table_name"] for row in found} - PER_PROJECT == {"host_ports"}
+
+
+@pytest.mark.parametrize("table", sorted(PER_PROJECT))
+def test_forgotten_filter_shows_nothing_of_another_project(database: Database, table: str) -> None:
+    """As the API connects: before it knows who asks, and in another project."""
+    database.project("stranger")
+    nowhere = database.rows("SELECT id FROM projects WHERE name = 'stranger'")[0]["id"]
+    with database.connect("cairn_api") as connection:
+        connection.execute("SELECT set_config('cairn.isolation', 'on', false)")
+        columns = "*" if table != "webhooks" else "id, project_id"
+        assert connection.execute(f"SELECT {columns} FROM {table}").fetchall() == []  # noqa: S608 - ours
+        connection.execute("SELECT set_config('cairn.project', %s, false)", [str(nowhere)])
+        seen = connection.execute(f"SELECT {columns} FROM {table}").fetchall()  # noqa: S608 - ours
+        assert {row["project_id"] for row in seen} <= {nowhere}
+
+
+def test_projects_of_others_are_not_seen(database: Database) -> None:
+    database.project("stranger")
+    own = database.one("SELECT user_id FROM bindings WHERE project_id = %s", database.project_id)["user_id"]
+    with database.connect("cairn_api") as connection:
+        connection.execute("SELECT set_config('cairn.isolation', 'on', false)")
+        assert connection.execute("SELECT * FROM projects").fetchall() == []
+        connection.execute("SELECT set_config('cairn.user', %s, false)", [str(own)])
+        assert [row["name"] for row in connection.execute("SELECT * FROM projects").fetchall()] == ["default"]
+        connection.execute("SELECT set_config('cairn.platform', 'on', false)")
+        assert len(connection.execute("SELECT * FROM projects").fetchall()) == 2
 
 
 def test_first_schema_is_not_downgraded(database: Database) -> None:

@@ -1,0 +1,157 @@
+"""Users, what they show of themselves, and what they are in projects."""
+
+from __future__ import annotations
+
+import datetime as dt
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, LargeBinary, UniqueConstraint, text
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.types import String
+
+from model.base import Base, Id, Now
+
+Words = ARRAY(String)
+
+
+class User(Base):
+    """Belongs to no project. ``email`` is in lower case."""
+
+    __tablename__ = "users"
+
+    id: Mapped[Id]
+    email: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]
+    #: Argon2id, in its own encoding; null: nobody can log in as this user before a password was set.
+    password_hash: Mapped[str | None]
+    #: A platform administrator.
+    is_admin: Mapped[bool] = mapped_column(server_default=text("false"))
+    #: Where a request goes that names no project. Null only while the user is being made or deleted.
+    default_project_id: Mapped[UUID | None] = mapped_column(ForeignKey("projects.id", use_alter=True))
+    #: In a row, since the last that succeeded; and until when no other is looked at.
+    failed_logins: Mapped[int] = mapped_column(server_default=text("0"))
+    locked_until: Mapped[dt.datetime | None]
+    deactivated_at: Mapped[dt.datetime | None]
+    version: Mapped[int] = mapped_column(server_default=text("1"))
+    created_at: Mapped[Now]
+    updated_at: Mapped[Now]
+
+
+class Session(Base):
+    """A login. Its access tokens name it, so that ending it ends them."""
+
+    __tablename__ = "sessions"
+
+    id: Mapped[Id]
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    created_at: Mapped[Now]
+    last_used_at: Mapped[Now]
+    expires_at: Mapped[dt.datetime]
+    ended_at: Mapped[dt.datetime | None]
+
+    __table_args__ = (Index("ix_sessions_user", "user_id"), Index("ix_sessions_expires_at", "expires_at"))
+
+
+class RefreshToken(Base):
+    """Each is used once, for the next. One that comes again was stolen, or its theft was: the session ends."""
+
+    __tablename__ = "refresh_tokens"
+
+    digest: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    session_id: Mapped[UUID] = mapped_column(ForeignKey("sessions.id", ondelete="CASCADE"))
+    created_at: Mapped[Now]
+    used_at: Mapped[dt.datetime | None]
+
+    __table_args__ = (Index("ix_refresh_tokens_session", "session_id"),)
+
+
+class PasswordReset(Base):
+    """A token by mail, of which the digest is kept. Used once."""
+
+    __tablename__ = "password_resets"
+
+    digest: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    created_at: Mapped[Now]
+    expires_at: Mapped[dt.datetime]
+
+    __table_args__ = (Index("ix_password_resets_user", "user_id"),)
+
+
+class ServiceAccount(Base):
+    """Somebody in one project who is no person: it has keys, and roles by bindings."""
+
+    __tablename__ = "service_accounts"
+
+    id: Mapped[Id]
+    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str]
+    description: Mapped[str] = mapped_column(server_default=text("''"))
+    version: Mapped[int] = mapped_column(server_default=text("1"))
+    created_at: Mapped[Now]
+
+    __table_args__ = (UniqueConstraint("project_id", "id"), UniqueConstraint("project_id", "name"))
+
+
+class Role(Base):
+    """A project's own. The built-in ones are in ``model/permissions.py``, and their names are nobody else's."""
+
+    __tablename__ = "roles"
+
+    id: Mapped[Id]
+    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str]
+    description: Mapped[str] = mapped_column(server_default=text("''"))
+    permissions: Mapped[list[str]] = mapped_column(Words)
+    version: Mapped[int] = mapped_column(server_default=text("1"))
+    created_at: Mapped[Now]
+    updated_at: Mapped[Now]
+
+    __table_args__ = (UniqueConstraint("project_id", "name"),)
+
+
+class Binding(Base):
+    """Somebody has a role in a project. Users who have one are its members."""
+
+    __tablename__ = "bindings"
+
+    id: Mapped[Id]
+    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
+    user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    service_account_id: Mapped[UUID | None]
+    role_name: Mapped[str]
+    created_at: Mapped[Now]
+
+    __table_args__ = (
+        CheckConstraint("num_nonnulls(user_id, service_account_id) = 1", name="one_subject"),
+        ForeignKeyConstraint(
+            ["project_id", "service_account_id"],
+            ["service_accounts.project_id", "service_accounts.id"],
+            ondelete="CASCADE",
+        ),
+        Index(
+            "uq_bindings_subject",
+            "project_id",
+            text("coalesce(user_id, service_account_id)"),
+            "role_name",
+            unique=True,
+        ),
+        Index("ix_bindings_user", "user_id"),
+    )
+
+
+class Invitation(Base):
+    """Somebody may become a member: who has the token that went to this address, and logs in with it."""
+
+    __tablename__ = "invitations"
+
+    id: Mapped[Id]
+    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
+    email: Mapped[str]
+    role_name: Mapped[str]
+    digest: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
+    invited_by: Mapped[str]
+    created_at: Mapped[Now]
+    expires_at: Mapped[dt.datetime]
+    accepted_at: Mapped[dt.datetime | None]
