@@ -41,7 +41,7 @@ Ids = Annotated[list[str] | None, typer.Argument(help="Ids, as status shows them
 Everything = Annotated[bool, typer.Option("--all", help="Every one that this can be done to.")]
 
 
-@app.command("from", epilog="Example: cairn restore cairn.backup --replace")
+@app.command("from", epilog="Example: cairn restore from cairn.backup --replace")
 def restore(
     file: Annotated[Path, typer.Argument(help="The backup.", show_default=False)],
     replace: Annotated[bool, typer.Option("--replace", help="In the place of what is there, which is kept.")] = False,
