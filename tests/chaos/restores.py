@@ -11,7 +11,6 @@ def run(stack: Stack, cell: Cell) -> None:
     """What is decided is done once, whatever dies meanwhile; then the platform works as before."""
     unknown, gone = stack.running(), stack.running()
     host = next(h for h in stack.list("/hosts") if h["name"] == gone["host"])
-    _forget_row(stack, unknown)
     before = len(stack.hits(cell.point))
 
     def decide(plan: str, path: str) -> None:
@@ -22,8 +21,10 @@ def run(stack: Stack, cell: Cell) -> None:
 
     if cell.plan == "survey":
         stack.fault(cell.point, cell.what)
+    # First this: a machine whose row is unknown is removed where nothing was restored.
     stack.sql("INSERT INTO restores (id, backup_at, epoch) SELECT gen_random_uuid(), now(), epoch FROM installation")
     try:
+        _forget_row(stack, unknown)
         stack.sql("UPDATE hosts SET reconciled = NULL WHERE id = %s", host["id"])
         found = _differences(stack, unknown["id"])
         assert found["kind"] == "machine_without_row"

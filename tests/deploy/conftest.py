@@ -46,8 +46,9 @@ def postgres(installed: None) -> Iterator[servers.ExternalPostgres]:
     server.remove()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def temporal() -> Iterator[servers.ExternalTemporal]:
+    """For all: each has a namespace of its own there."""
     server = servers.ExternalTemporal()
     server.start()
     yield server
