@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +16,13 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.deploy import compose
 from tests.deploy.production import HOST, Production
 from tests.services import until
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
+#: Tried here and not in test_files.py, as the wheel would be built for each of two processes of tests.
+UNITS = compose.ROOT / "deploy" / "systemd"
 APIS, CONTROLS = ("api-1", "api-2"), ("control-1", "control-2")
 BOTH = tuple(zip(APIS, CONTROLS, strict=True))
 DRAWN = random.Random(int(os.environ["CAIRN_CHAOS_SEED"])).choice(BOTH)  # noqa: S311 - a test's choice, to be repeated
@@ -56,6 +61,37 @@ def ready(http: httpx.Client) -> dict[str, Any]:
     return found
 
 
+def test_programs_of_the_file_are_those_of_the_wheel(programs: Path) -> None:
+    for name, service in compose.ours(compose.read()).items():
+        words = [service["command"], *([service["healthcheck"]["test"][1:]] if "healthcheck" in service else [])]
+        for program, *_ in words:
+            assert (programs / program).is_file(), f"{name}: {program}"
+
+
+@pytest.mark.parametrize("unit", sorted(UNITS.glob("*.service")), ids=lambda unit: unit.name)
+def test_unit_is_valid_and_its_program_is_in_the_wheel(unit: Path, programs: Path, tmp_path: Path) -> None:
+    lines = unit.read_text().splitlines()
+    (start,) = [line.partition("=")[2].split() for line in lines if line.startswith("ExecStart=")]
+    assert start[0].startswith("/opt/cairn/bin/")
+    assert (programs / Path(start[0]).name).is_file()
+    for line in (
+        "NoNewPrivileges=yes",
+        "ProtectSystem=strict",
+        "ProtectHome=yes",
+        "CapabilityBoundingSet=",
+        "UMask=0077",
+    ):
+        assert line in lines
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is missing: only the program was looked for")
+    moved = tmp_path / unit.name
+    moved.write_text(unit.read_text().replace("/opt/cairn/bin", str(programs)))
+    command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(moved)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.engine
 def test_from_nothing_to_production(production: Production) -> None:
     it, http = production, production.client()
     waits_for_what_is_missing(it, http)
