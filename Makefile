@@ -44,8 +44,8 @@ test: lint ## Everything, on a real Docker engine; installs what it needs
 
 chaos: $(READY) ## Kill everything everywhere, at length (CAIRN_CHAOS_SEED=N repeats a run)
 	@.venv/bin/cairn doctor --install
-	CAIRN_CHAOS=all .venv/bin/pytest tests/chaos tests/contract $(addprefix tests/promises/test_, \
-		$(addsuffix .py,fleet network outage events images upgrade))
+	CAIRN_CHAOS=all .venv/bin/pytest tests/chaos tests/contract tests/deploy/test_production.py $(addprefix tests/promises/test_, \
+		$(addsuffix .py,fleet network outage events images upgrade restore))
 
 bench: $(READY) ## Measure, and write docs/benchmarks.md
 	@.venv/bin/cairn doctor --install

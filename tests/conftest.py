@@ -31,6 +31,7 @@ LONGEST = (
     "test_outage.py",
     "test_fleet.py",
     "test_lifetimes.py",
+    "test_restore.py",
     "test_outside.py",
     "test_joining.py",
     "test_schemathesis.py",

@@ -13,6 +13,7 @@ import signal
 import ssl
 import subprocess
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from typing import Any
 import httpx
 
 from tests.deploy import compose, servers
-from tests.services import until
 from worker.children import die_with_parent
 
 SUPERUSER_PASSWORD = "postgres-password"
@@ -134,8 +134,9 @@ class Production:
         return (self.folder / f"{service}.log").read_text(errors="replace")[-3000:]
 
     def remove(self) -> None:
-        for process in self.processes.values():
-            process.send_signal(signal.SIGTERM)
+        for name, process in self.processes.items():
+            # These have processes of their own, which they end; no other is worth the wait.
+            process.send_signal(signal.SIGTERM if name in ("agent", "proxy") else signal.SIGKILL)
         for process in self.processes.values():
             try:
                 process.wait(25)
@@ -162,10 +163,13 @@ class Production:
         assert kind == "CMD"
         return self.run(service, *words)
 
-    def becomes_healthy(self, service: str, seconds: float = 90) -> None:
-        assert until(lambda: self.health(service).returncode == 0, seconds), self.health(service).stderr + self.log(
-            service
-        )
+    def becomes_healthy(self, *services: str, seconds: float = 90) -> None:
+        """Asked once a second, as each question is a process that takes time from those that start."""
+        for service in services:
+            end = time.monotonic() + seconds
+            while (asked := self.health(service)).returncode:
+                assert time.monotonic() < end, asked.stderr + self.log(service)
+                time.sleep(1)
 
     def client(self) -> httpx.Client:
         """Through the proxy's TLS, which is checked, with the admin key."""
