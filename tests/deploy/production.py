@@ -13,6 +13,7 @@ import signal
 import ssl
 import subprocess
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,16 +29,19 @@ HOST = "deploy-1"
 
 
 class Production:
-    def __init__(self, programs: Path) -> None:
+    def __init__(self, programs: Path, **postgres: str) -> None:
+        """``postgres``: settings of the server, beside those that tests want."""
         self.programs = programs
         self.folder = Path(tempfile.mkdtemp(prefix="cdc-"))
         self.secrets = self.folder / "secrets"
         self.make_secrets()
-        self.postgres = servers.ExternalPostgres(self.secret(SUPERUSER_PASSWORD))
+        self.postgres = servers.ExternalPostgres(self.secret(SUPERUSER_PASSWORD), **postgres)
         self.temporal = servers.ExternalTemporal()
         self.document = compose.read(CAIRN_HOST_NAME=HOST)
         names = ("public", "private", "temporal", "temporal-ui", "api-1", "api-2", "agent")
         self.ports = {name: servers.free_port() for name in names}
+        #: What a service has in its environment beside that, by its name.
+        self.more: dict[str, dict[str, str]] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     # What stands in the file, with addresses of this machine
@@ -77,7 +81,7 @@ class Production:
 
     def environment(self, service: str) -> dict[str, str]:
         (self.folder / f"{service}-tmp").mkdir(exist_ok=True)
-        given = self.document["services"][service]["environment"]
+        given = self.document["services"][service].get("environment", {})
         moved = {name: self.moved(value, service) for name, value in given.items()}
         if service in self.ports:
             moved |= {
@@ -86,7 +90,7 @@ class Production:
         data = "agent" if service == "agent" else "blobs"
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("CAIRN_", "PYTHON"))}
         image = compose.image_environment() | {"CAIRN_DATA_DIR": str(self.folder / data)}
-        return inherited | image | moved
+        return inherited | image | moved | self.more.get(service, {})
 
     def command(self, words: list[str]) -> list[str]:
         return [str(self.programs / words[0]), *words[1:]]
@@ -106,14 +110,16 @@ class Production:
 
     def start(self, service: str) -> None:
         command = self.command(self.document["services"][service]["command"])
-        self._spawn(service, command, self.environment(service))
+        # As a container that starts again: what was in its memory is gone.
+        shutil.rmtree(self.folder / f"{service}-tmp", ignore_errors=True)
+        self.spawn(service, command, self.environment(service))
 
     def start_proxy(self) -> None:
         config = self.folder / "haproxy.cfg"
         config.write_text(self.moved((compose.ROOT / "deploy" / "haproxy.cfg").read_text(), "proxy"))
-        self._spawn("proxy", ["haproxy", "-W", "-db", "-f", str(config)], dict(os.environ))
+        self.spawn("proxy", ["haproxy", "-W", "-db", "-f", str(config)], dict(os.environ))
 
-    def _spawn(self, name: str, command: list[str], environ: dict[str, str]) -> None:
+    def spawn(self, name: str, command: list[str], environ: dict[str, str]) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 command,
@@ -129,6 +135,19 @@ class Production:
         process = self.processes.pop(service)
         process.kill()
         process.wait(10)
+
+    def stop(self, service: str) -> float:
+        """As its grace period allows; the seconds it took. Raises TimeoutExpired where that was not enough."""
+        process, began = self.processes.pop(service), time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        grace = self.document["services"][service]["stop_grace_period"]
+        try:
+            process.wait(float(grace.removesuffix("s")))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(10)
+            raise
+        return time.monotonic() - began
 
     def log(self, service: str) -> str:
         return (self.folder / f"{service}.log").read_text(errors="replace")[-3000:]

@@ -78,8 +78,9 @@ def certificate(folder: Path) -> tuple[Path, Path]:
 class ExternalPostgres:
     """A server on loopback that knows one role: ``postgres``, with this password."""
 
-    def __init__(self, password: str) -> None:
+    def __init__(self, password: str, **settings: str) -> None:
         self.password = password
+        self.settings = settings
         self.folder = Path(tempfile.mkdtemp(prefix="cdp-"))
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
@@ -117,6 +118,8 @@ class ExternalPostgres:
             "ssl_key_file": str(self.folder / "server.key"),
             "fsync": "off",
             "shared_buffers": "32MB",
+            "max_connections": "300",
+            **self.settings,
         }
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         command = [*self._as, str(self._bin / "postgres"), "-D", str(self.data), *options]
