@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ class Cluster(Platform):
             self.made.start(name)
         wait_for("all hosts have their leases", self._all_reachable, START_SECONDS)
         for name in self.services:
-            self.made.becomes_healthy(name)
+            self.becomes_healthy(name)
         return self
 
     def join(self) -> None:
@@ -152,8 +153,15 @@ class Cluster(Platform):
         """Gracefully, and until it is healthy again; how long it took to stop."""
         seconds = self.made.stop(name)
         self.made.start(name)
-        self.made.becomes_healthy(name)
+        self.becomes_healthy(name)
         return seconds
+
+    def becomes_healthy(self, name: str) -> None:
+        """By its own health check, which is a process: not looked at all the time."""
+        end = time.monotonic() + START_SECONDS
+        while (done := self.made.health(name)).returncode:
+            assert time.monotonic() < end, done.stderr + self.made.log(name)
+            time.sleep(1)
 
     def kill(self, name: str) -> None:
         """kill -9, and started again at once, as systemd does it."""

@@ -32,12 +32,12 @@ NOBODY = 65534
 TAKEN: set[int] = set()
 
 
-def install() -> None:
-    """From the distribution, as root; raises where that is not possible."""
-    if all(shutil.which(program) for program in ("haproxy", "docker-compose")) and postgres_folders():
+def install(*more: str) -> None:
+    """From the distribution, as root; raises where that is not possible. ``more``: packages that are programs."""
+    if all(shutil.which(program) for program in ("haproxy", "docker-compose", *more)) and postgres_folders():
         return
     environ = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
+    for command in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES, *more]):
         subprocess.run(["apt-get", "-q", *command], env=environ, stdin=subprocess.DEVNULL, check=True, timeout=400)
 
 
