@@ -49,7 +49,7 @@ class User:
                 del self.live[0]
             else:
                 self.live.append(self.live.pop(0))
-            stop.wait(self.chance.uniform(0.1, 0.7))
+            stop.wait(self.chance.uniform(0.3, 1.2))
 
     def _launch(self, stop: Event) -> None:
         backend = "docker" if self.docker and self.chance.random() < 0.1 else "simulated"

@@ -6,6 +6,7 @@ PostgreSQL listens on TCP, with SCRAM passwords and TLS, as any external server 
 from __future__ import annotations
 
 import datetime as dt
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -29,6 +31,7 @@ from worker import ports, temporal
 PACKAGES = ("postgresql", "haproxy", "docker-compose")
 #: Whom PostgreSQL runs as, where the tests run as root.
 NOBODY = 65534
+DYNAMIC_CONFIG = Path(__file__).parents[2] / "deploy" / "temporal" / "dynamic.yaml"
 TAKEN: set[int] = set()
 
 
@@ -170,6 +173,12 @@ class ExternalTemporal:
             "--headless",
         ]
         quiet = ["--log-level", "error", "--db-filename", str(self.folder / "temporal.sqlite")]
+        # As production tells its own, but for where it keeps things.
+        told = yaml.safe_load(DYNAMIC_CONFIG.read_text()).items()
+        quiet += [
+            word for name, [one] in told for word in ("--dynamic-config-value", f"{name}={json.dumps(one['value'])}")
+        ]
+        quiet += [word for name, value in temporal.PRAGMAS.items() for word in ("--sqlite-pragma", f"{name}={value}")]
         self.process = child([*command, *quiet], self.folder / "log")
 
     def remove(self) -> None:
