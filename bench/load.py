@@ -1,6 +1,6 @@
 """How far a platform scales out: a load generator's launches on one API and one control worker, and on two and three.
 
-    .venv/bin/python bench/load.py        about ten minutes; writes its table into docs/scaling.md
+    make load        about ten minutes; writes its table into docs/scaling.md
 
 The processes are those of tests/cluster.py, behind the proxy; the generator is wrk, of the distribution. Both shapes
 are one installation, measured in turn: for the small one the other processes are stopped.

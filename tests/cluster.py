@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -149,10 +150,10 @@ class Cluster(Platform):
         hosts = self.get("/hosts", START_SECONDS, limit=500)
         return sum(host["reachable"] for host in hosts) == len(self.agents)
 
-    def restart(self, name: str) -> float:
-        """Gracefully, and until it is healthy again; how long it took to stop."""
+    def restart(self, name: str, **environ: str) -> float:
+        """Gracefully, until it is healthy again, this time with more in its environment; the seconds it took to stop."""
         seconds = self.made.stop(name)
-        self.made.start(name)
+        self.made.start(name, **environ)
         self.becomes_healthy(name)
         return seconds
 
@@ -167,6 +168,12 @@ class Cluster(Platform):
         """kill -9, and started again at once, as systemd does it."""
         self.made.kill(name)
         self.made.start(name)
+
+    def joins(self, host: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        """What ``cairn host join`` says on another machine; it runs no agent."""
+        token = self.accept("POST", "/hosts/tokens", {"name": host})["data"]["token"]
+        environ |= {"CAIRN_JOIN_TOKEN": token, "CAIRN_HOST_NAME": host, "CAIRN_DATA_DIR": str(self.made.folder / host)}
+        return self.made.run(DOCKER, "cairn", "host", "join", "--register-only", **environ)
 
     def remove(self) -> None:
         for container in self.containers():

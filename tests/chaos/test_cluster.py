@@ -6,18 +6,22 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from model.versions import BEFORE
 from tests import invariants
 from tests.chaos.load import Load
 from tests.chaos.test_matrix import PART, SEED
 from tests.cluster import Cluster
 from tests.deploy import servers
+from tests.deploy.compose import ROOT
 from tests.platform import wait_for
 from tests.stack import QUICK
 
@@ -88,6 +92,44 @@ def test_a_random_process_is_killed_again_and_again_and_it_converges(
     report(cluster, load, f"kill -9 every {KILL_EVERY:g} s for {KILLING_SECONDS:.0f} s: {dict(killed)}", capsys)
     assert load.failures == []
     is_gone(cluster)
+
+
+def test_processes_of_the_release_before_work_beside_ours_and_older_agents_may_not_join(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, older = numbered(BEFORE, tmp_path), numbered((BEFORE[0], BEFORE[1] - 1), tmp_path)
+    load = Load(cluster, USERS, SEED, patient=False, docker=False)
+    some = cluster.apis[0], *cluster.controls, "agent-1"
+    with load.running():
+        for name in some:
+            cluster.restart(name, PYTHONPATH=before)
+            time.sleep(SEEN_BY_PROXY)
+        wait_for("its version is seen", lambda: skew(cluster, "sim-1") == "older", 60)
+        cluster.restart("agent-1", PYTHONPATH=older)
+        wait_for("its version is seen", lambda: skew(cluster, "sim-1") == "too_old", 60)
+        time.sleep(2)  # who had joined is not cut off
+        for name in some:
+            cluster.restart(name)
+            time.sleep(SEEN_BY_PROXY)
+    states = report(cluster, load, "restarts as the release before", capsys)
+    assert (load.failures, states["failed"]) == ([], 0)
+    refused, joined = (cluster.joins("skewed", PYTHONPATH=number) for number in (older, before))
+    assert refused.returncode != 0 and "is of version" in refused.stderr, refused.stderr
+    assert joined.returncode == 0, joined.stderr
+    is_gone(cluster)
+
+
+def skew(cluster: Cluster, host: str) -> str:
+    return next(str(row["version_skew"]) for row in cluster.get("/hosts", limit=500) if row["name"] == host)
+
+
+def numbered(release: tuple[int, int], folder: Path) -> str:
+    """A ``PYTHONPATH`` with which our programs take themselves for those of another release."""
+    number = "{}.{}.0".format(*release)
+    facts = folder / number / f"cairn_platform-{number}.dist-info" / "METADATA"
+    facts.parent.mkdir(parents=True)
+    facts.write_text(f"Metadata-Version: 2.1\nName: cairn-platform\nVersion: {number}\n")
+    return f"{folder / number}{os.pathsep}{ROOT}"
 
 
 def report(cluster: Cluster, load: Load, what: str, capsys: pytest.CaptureFixture[str]) -> Counter[str]:

@@ -108,11 +108,11 @@ class Production:
         }
         subprocess.run(["sh", str(script)], env=os.environ | where, check=True, capture_output=True, timeout=30)
 
-    def start(self, service: str) -> None:
+    def start(self, service: str, **environ: str) -> None:
         command = self.command(self.document["services"][service]["command"])
         # As a container that starts again: what was in its memory is gone.
         shutil.rmtree(self.folder / f"{service}-tmp", ignore_errors=True)
-        self.spawn(service, command, self.environment(service))
+        self.spawn(service, command, self.environment(service) | environ)
 
     def start_proxy(self) -> None:
         config = self.folder / "haproxy.cfg"
@@ -167,10 +167,10 @@ class Production:
 
     # What is asked of it
 
-    def run(self, service: str, *words: str) -> subprocess.CompletedProcess[str]:
+    def run(self, service: str, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
         """A command in the place of a service's own; that without any."""
         command = self.command([*(words or self.document["services"][service]["command"])])
-        environ = self.environment(service)
+        environ = self.environment(service) | environ
         return subprocess.run(
             command, env=environ, cwd=self.folder, capture_output=True, text=True, timeout=150, check=False
         )
