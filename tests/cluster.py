@@ -151,7 +151,7 @@ class Cluster(Platform):
         return sum(host["reachable"] for host in hosts) == len(self.agents)
 
     def restart(self, name: str, **environ: str) -> float:
-        """Gracefully, until it is healthy again, this time with more in its environment; the seconds it took to stop."""
+        """Gracefully, until it is healthy again, with more in its environment; the seconds it took to stop."""
         seconds = self.made.stop(name)
         self.made.start(name, **environ)
         self.becomes_healthy(name)
