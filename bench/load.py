@@ -37,8 +37,8 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "scaling.md"
 BEGIN, END = "<!-- bench/load.py writes from here -->\n", "<!-- to here -->\n"
 SCRIPT = ROOT / "bench" / "load.lua"
-CONNECTIONS, ACCEPT_SECONDS, COMPLETE_SECONDS, ROUNDS = 16, 5, 10, 3
-#: Not all of them can be there at once and be looked at as quickly as few.
+CONNECTIONS, ACCEPT_SECONDS, COMPLETE_SECONDS = 16, 5, 10
+ROUNDS = int(os.environ.get("ROUNDS", "3"))
 DRAIN_SECONDS = 600
 #: APIs and control workers.
 SHAPES = ((1, 1), (2, 3))
