@@ -69,7 +69,13 @@ class Cluster(Platform):
         python = {name: value for name, value in os.environ.items() if name.startswith("PYTHON")}
         common = (
             python
-            | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "", "CAIRN_SIMULATOR_URL": self.simulator_url}
+            | {
+                "PYTHONPATH": str(ROOT),
+                "PYTHONDONTWRITEBYTECODE": "",
+                # One that does not end when it is told to says where it stood, with SIGABRT.
+                "PYTHONFAULTHANDLER": "1",
+                "CAIRN_SIMULATOR_URL": self.simulator_url,
+            }
             | environ
         )
         for name in (*self.services, "setup", "simulator"):

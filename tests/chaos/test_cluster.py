@@ -65,7 +65,12 @@ def test_everything_is_restarted_one_after_the_other_and_no_request_fails(
             stops.setdefault(name.rpartition("-")[0] or name, []).append(restart(cluster, name))
     seconds = time.monotonic() - began
     shown = {kind: f"{len(took)} in {max(took):.1f} s at most" for kind, took in stops.items()}
-    states = report(cluster, load, f"rolling restart of {seconds:.0f} s: stopped {shown}", capsys)
+    states = report(
+        cluster,
+        load,
+        f"rolling restart of {seconds:.0f} s: stopped {shown}, {len(cluster.made.late)} not in time",
+        capsys,
+    )
     assert load.failures == []
     assert states["failed"] == 0
     assert min(stops["api"]) >= LEAVE_SECONDS, "it answers on until the proxy has seen that it is about to end"

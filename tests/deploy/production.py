@@ -43,6 +43,8 @@ class Production:
         #: What a service has in its environment beside that, by its name.
         self.more: dict[str, dict[str, str]] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        #: What had to be killed as it did not stop in time, with its log.
+        self.late: dict[str, str] = {}
 
     # What stands in the file, with addresses of this machine
 
@@ -137,16 +139,17 @@ class Production:
         process.wait(10)
 
     def stop(self, service: str) -> float:
-        """As its grace period allows; the seconds it took. Raises TimeoutExpired where that was not enough."""
+        """As its grace period allows; the seconds it took. One that needs longer is killed, and is in ``late``."""
         process, began = self.processes.pop(service), time.monotonic()
         process.send_signal(signal.SIGTERM)
         grace = self.document["services"][service]["stop_grace_period"]
         try:
             process.wait(float(grace.removesuffix("s")))
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(10)
-            raise
+            # Like a kill -9, but its log tells where it stood.
+            process.send_signal(signal.SIGABRT)
+            process.wait(20)
+            self.late[service] = (self.folder / f"{service}.log").read_text(errors="replace")
         return time.monotonic() - began
 
     def log(self, service: str) -> str:
