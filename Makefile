@@ -7,7 +7,7 @@ TEST_PROCESSES ?= 3
 on         = $(filter-out 0 no false,$($(1)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down reset test chaos bench lint audit licences sbom docs doctor clean
+.PHONY: help demo up down reset test chaos bench load lint audit licences sbom docs doctor clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,12 +44,15 @@ test: lint ## Everything, on a real Docker engine; installs what it needs
 
 chaos: $(READY) ## Kill everything everywhere, at length (CAIRN_CHAOS_SEED=N repeats a run)
 	@.venv/bin/cairn doctor --install
-	CAIRN_CHAOS=all .venv/bin/pytest tests/chaos tests/contract $(addprefix tests/promises/test_, \
-		$(addsuffix .py,fleet network outage events images upgrade))
+	CAIRN_CHAOS=all .venv/bin/pytest tests/chaos tests/contract tests/deploy/test_production.py $(addprefix tests/promises/test_, \
+		$(addsuffix .py,fleet network outage events images upgrade restore))
 
 bench: $(READY) ## Measure, and write docs/benchmarks.md
 	@.venv/bin/cairn doctor --install
 	.venv/bin/python bench/run.py
+
+load: $(READY) ## Measure how it scales out, and write it into docs/scaling.md
+	.venv/bin/python bench/load.py
 
 lint: $(READY) ## ruff, mypy, import-linter
 	.venv/bin/ruff check .

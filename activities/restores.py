@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Engine, delete, func, select, update
+from sqlalchemy import Engine, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 from temporalio import activity
@@ -38,6 +39,8 @@ NAMED = 10
 class Survey(Frozen):
     host: str
     machines: list[FoundMachine]
+    #: When it was asked for, by the clock of Temporal: the host held this then, or later.
+    asked_at: dt.datetime | None = None
 
 
 class Decision(Frozen):
@@ -89,7 +92,11 @@ class RestoreRecords:
 
     @activity.defn(name="restore.note")
     def note(self, survey: Survey) -> None:
-        """Keep what a host was found to hold, in the place of what it was found to hold before."""
+        """Keep what a host was found to hold, in the place of what it was found to hold before.
+
+        A look that was asked for earlier than the one that is kept says nothing: it may have seen what was discarded
+        since, where this is its second attempt.
+        """
         with transaction(self._engine) as session:
             host_id = session.scalar(select(Host.id).where(Host.name == survey.host))
             restore = last_restore(session)
@@ -100,10 +107,13 @@ class RestoreRecords:
                 "restore_id": restore.id,
                 "machines": [machine.model_dump(mode="json") for machine in survey.machines],
                 "digest": digest_of(plain),
-                "surveyed_at": func.now(),
+                "surveyed_at": survey.asked_at or func.now(),
             }
             note = insert(RestoreHost).values(host_id=host_id, **values)
-            session.execute(note.on_conflict_do_update(index_elements=["host_id"], set_=values))
+            older = or_(
+                RestoreHost.restore_id != note.excluded.restore_id, RestoreHost.surveyed_at <= note.excluded.surveyed_at
+            )
+            session.execute(note.on_conflict_do_update(index_elements=["host_id"], set_=values, where=older))
 
     @activity.defn(name="restore.claim")
     def claim(self, order: Order) -> Decision:

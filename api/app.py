@@ -89,6 +89,9 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
     app.state.tokens = partial(signing.tokens, app)
     app.state.agents = Agents(settings.ticket_key)
     app.state.open_streams = OpenStreams(engine, settings.project_streams, events=settings.project_event_streams)
+    #: Set when the process has been told to end: it is not ready any more, and goes on answering.
+    app.state.leaving = asyncio.Event()
+    #: Set when it ends: nothing is waited for any longer.
     app.state.stopping = asyncio.Event()
     app.state.blobs = store
     app.state.events = Hub(engine, app.state.bells, app.state.stopping)
@@ -106,5 +109,5 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
         app.include_router(module.router)
     openapi.install(app)
     app.add_api_websocket_route("/{path:path}", streams.nowhere)
-    app.add_middleware(Http, bug=errors.bug)
+    app.add_middleware(Http, bug=errors.bug, leaving=app.state.leaving)
     return app

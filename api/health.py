@@ -26,9 +26,9 @@ class Live(BaseModel):
 
 
 class Ready(Live):
-    """``checks``: dependency → ok, away, or what it lacks: ``schema_missing``, ``schema_older`` (of the database, than
-    this program needs; a newer one is well), ``namespace_missing`` (of Temporal). What is missing ``cairn setup``
-    makes."""
+    """``status``: ok, degraded, unavailable, or ``leaving``: the process is about to end. ``checks``: dependency → ok,
+    away, or what it lacks: ``schema_missing``, ``schema_older`` (of the database, than this program needs; a newer one
+    is well), ``namespace_missing`` (of Temporal). What is missing ``cairn setup`` makes."""
 
     checks: dict[str, str]
 
@@ -41,8 +41,11 @@ async def live(request: Request) -> Response:
 
 @router.get("/ready", operation_id="get_readiness", response_model=Envelope[Ready], responses=also(503))
 async def ready(request: Request) -> Response:
-    """Each dependency by name. 503 without the database; without Temporal requests are accepted all the same."""
+    """Each dependency by name. 503 without the database, and once the process has been told to end: it answers what
+    comes for a while still. Without Temporal requests are accepted all the same."""
     state = request.app.state
+    if state.leaving.is_set():
+        return render(request, Unavailable("this API is about to end", status="leaving", checks={}))
 
     async def database() -> str:
         return await lacking(state.engine) or "ok"

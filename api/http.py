@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -34,9 +35,12 @@ class StreamBroken(Exception):
 class Http:
     """Plain ASGI middleware: the request path is too hot for more."""
 
-    def __init__(self, app: ASGIApp, bug: Callable[[Request, Exception], Awaitable[Response]]) -> None:
+    def __init__(
+        self, app: ASGIApp, bug: Callable[[Request, Exception], Awaitable[Response]], leaving: asyncio.Event
+    ) -> None:
         self._app = app
         self._bug = bug
+        self._leaving = leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -65,7 +69,7 @@ class Http:
                 case "http.response.start" | "websocket.http.response.start":
                     status = message["status"]
                     answered_at = time.perf_counter()
-                    waited = _mark(message, request_id)
+                    waited = _mark(message, request_id, leaving=self._leaving.is_set())
                 case "websocket.accept":
                     status = 101
                     answered_at = time.perf_counter()
@@ -107,10 +111,13 @@ class Http:
             )
 
 
-def _mark(message: Message, request_id: str) -> bool:
+def _mark(message: Message, request_id: str, *, leaving: bool = False) -> bool:
     """Give an answer its request's id, and its trace; whether it is one that was waited for."""
     headers = MutableHeaders(scope=message)
     headers["x-request-id"] = request_id
+    if leaving:
+        # Who kept the connection for its next request would send that while it is being closed.
+        headers["connection"] = "close"
     if (traceparent := tracing.traceparent()) is not None:
         headers["traceparent"] = traceparent
     return "preference-applied" in headers

@@ -13,7 +13,7 @@ from cli import render
 from cli.backups import failing, is_external, show
 from cli.client import Client, workflow_of
 from cli.errors import CommandFailed, Exit
-from cli.progress import DEFAULT_TIMEOUT, Timeout, require_completed, watch
+from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait, require_completed, watch
 from cli.render import Format, Output
 from cli.settings import read_settings
 from worker import data_folder, restoring
@@ -41,7 +41,7 @@ Ids = Annotated[list[str] | None, typer.Argument(help="Ids, as status shows them
 Everything = Annotated[bool, typer.Option("--all", help="Every one that this can be done to.")]
 
 
-@app.command("from", epilog="Example: cairn restore cairn.backup --replace")
+@app.command("from", epilog="Example: cairn restore from cairn.backup --replace")
 def restore(
     file: Annotated[Path, typer.Argument(help="The backup.", show_default=False)],
     replace: Annotated[bool, typer.Option("--replace", help="In the place of what is there, which is kept.")] = False,
@@ -91,24 +91,29 @@ def status(output: Output = Format.TABLE) -> None:
 
 
 @app.command(epilog="Example: cairn restore adopt --all")
-def adopt(ids: Ids = None, everything: Everything = False, timeout: Timeout = DEFAULT_TIMEOUT) -> None:
+def adopt(
+    ids: Ids = None, everything: Everything = False, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT
+) -> None:
     """Make rows of machines, as they are. They are not touched."""
-    _decide("adopt", ids, ADOPTED if everything else (), timeout)
+    _decide("adopt", ids, ADOPTED if everything else (), wait, timeout)
 
 
 @app.command(epilog="Example: cairn restore forget --all")
-def forget(ids: Ids = None, everything: Everything = False, timeout: Timeout = DEFAULT_TIMEOUT) -> None:
+def forget(
+    ids: Ids = None, everything: Everything = False, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT
+) -> None:
     """End instances whose machine is gone, workflows whose run has ended, runs that no row knows."""
-    _decide("forget", ids, FORGOTTEN if everything else (), timeout)
+    _decide("forget", ids, FORGOTTEN if everything else (), wait, timeout)
 
 
 @app.command(epilog="Example: cairn restore discard 0199b3f0-0000-7000-8000-000000000001")
 def discard(
     ids: Annotated[list[str], typer.Argument(help="Ids, as status shows them.", show_default=False)],
+    wait: Wait = True,
     timeout: Timeout = DEFAULT_TIMEOUT,
 ) -> None:
     """Remove the machines that are named, for good."""
-    _decide("discard", ids, (), timeout)
+    _decide("discard", ids, (), wait, timeout)
 
 
 @app.command(epilog="Example: cairn restore finish --leave rack-7")
@@ -116,16 +121,16 @@ def finish(
     leave: Annotated[
         list[str] | None, typer.Option("--leave", help="An id, or a host's name, that stays as it is; repeatable.")
     ] = None,
+    wait: Wait = True,
     timeout: Timeout = DEFAULT_TIMEOUT,
 ) -> None:
     """Let the platform work as before, where nothing is undecided."""
     with Client() as client:
         envelope = client.request("POST", "/operations/restore/finish", body={"leave": leave or []})
-        require_completed(watch(client, str(workflow_of(envelope)), timeout))
-    render.say("finished: the platform works as before")
+        _end(client, envelope, "finish", "finished: the platform works as before", wait, timeout)
 
 
-def _decide(verb: str, ids: list[str] | None, kinds: tuple[str, ...], timeout: float) -> None:
+def _decide(verb: str, ids: list[str] | None, kinds: tuple[str, ...], wait: bool, timeout: float) -> None:
     """One after the other: each is a workflow. One that fails does not keep the others from being tried."""
     failures: list[CommandFailed] = []
     with Client() as client:
@@ -138,11 +143,20 @@ def _decide(verb: str, ids: list[str] | None, kinds: tuple[str, ...], timeout: f
         for id in chosen:
             try:
                 envelope = client.request("POST", f"/operations/restore/{id}/{verb}")
-                require_completed(watch(client, str(workflow_of(envelope)), timeout))
-                render.say(f"{verb} {envelope['data']['name']}: done")
+                what = f"{verb} {envelope['data']['name']}"
+                _end(client, envelope, what, f"{what}: done", wait, timeout)
             except CommandFailed as failure:
                 failures.append(failure)
     for further in failures[1:]:
         render.print_failure(further)
     if failures:
         raise failures[0]
+
+
+def _end(client: Client, envelope: Any, what: str, done: str, wait: bool, timeout: float) -> None:
+    workflow_id = str(workflow_of(envelope))
+    if not wait:
+        render.say(f"{what} accepted; wait for it: cairn workflow wait {workflow_id}")
+        return
+    require_completed(watch(client, workflow_id, timeout))
+    render.say(done)

@@ -103,6 +103,9 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path(".cairn"), description="Folder of the embedded stack's state")
     api_host: str = Field("127.0.0.1", description="Address the API listens on")
     api_port: Port = Field(8080, description="Port the API listens on (0: a free one)")
+    api_leave_seconds: float = Field(
+        0, ge=0, le=60, description="Seconds that an API which is told to end answers on and says that it is not ready"
+    )
     api_url: str | None = Field(None, description="Where clients find the API, ending in /v1")
     api_key: SecretStr | None = Field(None, description="Key that clients send")
     temporal_host: Literal["127.0.0.1", "0.0.0.0"] = Field(  # noqa: S104 - only where somebody asks for it

@@ -25,12 +25,14 @@ from worker import engine
 #: The files that take longest: with several processes they come first, so that none is left alone with one at the end.
 LONGEST = (
     "test_matrix.py",
+    "test_cluster.py",
     "test_production.py",
     "test_setup.py",
     "test_network.py",
     "test_outage.py",
     "test_fleet.py",
     "test_lifetimes.py",
+    "test_restore.py",
     "test_outside.py",
     "test_joining.py",
     "test_schemathesis.py",

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from typing import Any, NamedTuple
 
-from tests.stack import Json, Stack
+from tests.platform import Json, Platform
 
 #: States in which an instance rests.
 RESTING = ("running", "stopped", "paused", "error")
@@ -23,7 +23,7 @@ class Machine(NamedTuple):
     memory_mb: int
 
 
-def settle(stack: Stack, seconds: float = 30) -> None:
+def settle(stack: Platform, seconds: float = 30) -> None:
     """Wait until every invariant holds; fails with those that do not."""
     end = time.monotonic() + seconds
     while broken := violations(stack):
@@ -32,7 +32,7 @@ def settle(stack: Stack, seconds: float = 30) -> None:
         time.sleep(0.2)
 
 
-def violations(stack: Stack) -> list[str]:
+def violations(stack: Platform) -> list[str]:
     """What is wrong now, as lines. Nothing, of a platform at rest."""
     broken = [
         f"{row['kind']} {row['id']} of {row['resource_id']} is still {row['state']}"
@@ -49,7 +49,7 @@ def _states(instances: list[Json]) -> list[str]:
     return [f"{i['name']} is {i['status']}, and nothing works on it" for i in instances if i["status"] not in RESTING]
 
 
-def machines(stack: Stack) -> dict[str, list[Machine]]:
+def machines(stack: Platform) -> dict[str, list[Machine]]:
     """Everything of this installation on the engines, by the instance's id."""
     found: dict[str, list[Machine]] = {}
     if stack.endpoint()["docker_host"]:
@@ -70,7 +70,7 @@ def _state(said: str) -> str:
     return said if said in ("running", "paused") else "stopped"
 
 
-def _machines(stack: Stack, instances: list[Json]) -> list[str]:
+def _machines(stack: Platform, instances: list[Json]) -> list[str]:
     """Engines minus rows, and rows minus engines; what both have is the same."""
     broken = []
     there = machines(stack)
@@ -90,7 +90,7 @@ def _machines(stack: Stack, instances: list[Json]) -> list[str]:
     return broken
 
 
-def _sums(stack: Stack, instances: list[Json]) -> list[str]:
+def _sums(stack: Platform, instances: list[Json]) -> list[str]:
     """What is counted is what is there: quotas, capacity, ports."""
     placed = [instance for instance in instances if instance["host"]]
     broken = []

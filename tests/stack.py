@@ -15,26 +15,21 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import docker
 import docker.errors
-import httpx
 import psycopg
-from docker.models.containers import Container
 
 from drivers.brought import Brought
+from tests.platform import IMAGE, TERMINAL, Json, Platform, wait_for
 from worker import engine, ports, postgres
 from worker.children import die_with_parent
 
-T = TypeVar("T")
-Json = dict[str, Any]
-IMAGE = engine.IMAGE
+__all__ = ["IMAGE", "TERMINAL", "Json", "Stack", "wait_for"]
 #: Every stack gets this many ports of its own, so that stacks beside each other do not meet on the engine.
 PORTS, FIRST_PORT, BLOCKS = 300, 21_000, 25
 #: The processes of one test run have blocks of their own; runs beside each other begin elsewhere.
@@ -42,7 +37,6 @@ STRETCH = 8
 _first = int(os.environ["CAIRN_CHAOS_SEED"]) + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) * STRETCH
 _blocks = itertools.cycle(range(_first, _first + STRETCH))
 START_SECONDS, STOP_SECONDS = 90.0, 40.0
-TERMINAL = ("completed", "failed", "cancelled")
 #: Short, so that a test sees several of each.
 QUICK = {
     "CAIRN_RECONCILE_INTERVAL": "2",
@@ -55,21 +49,11 @@ QUICK = {
 }
 
 
-def wait_for(what: str, check: Callable[[], T | None], seconds: float = 30) -> T:
-    """The first answer of ``check`` that is true; fails the test after ``seconds`` without one."""
-    end = time.monotonic() + seconds
-    while True:
-        if found := check():
-            return found
-        if time.monotonic() > end:
-            raise AssertionError(f"not within {seconds:g} s: {what}")
-        time.sleep(0.03)
-
-
-class Stack:
+class Stack(Platform):
     """One platform in a data folder of its own. May be used by several threads at once."""
 
     def __init__(self, *, docker: bool = True, simulated_hosts: int = 2, **environ: str) -> None:
+        super().__init__()
         # Short: PostgreSQL's socket is in it, and its path may have 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="cs-"))
         self.data = self.folder / "d"
@@ -77,7 +61,6 @@ class Stack:
         low = FIRST_PORT + next(_blocks) % BLOCKS * PORTS
         self.port_range = (low, low + PORTS - 1)
         simulator = ports.choose("127.0.0.1", set(), self.port_range)
-        #: Those that its hosts use.
         self.engines = [engine.SOCKET]
         self.simulator_url = f"http://127.0.0.1:{simulator}"
         self._command = [str(Path(sys.executable).with_name("cairn")), "up", "--docker" if docker else "--no-docker"]
@@ -97,9 +80,6 @@ class Stack:
             | environ
         )
         self.process: subprocess.Popen[bytes] | None = None
-        self._http = httpx.Client(
-            timeout=30, trust_env=False, limits=httpx.Limits(max_connections=250, max_keepalive_connections=50)
-        )
 
     # Life
 
@@ -170,6 +150,9 @@ class Stack:
             return {"pids": {}}
         return known
 
+    def installation(self) -> str:
+        return str(json.loads((self.data / "installation.json").read_bytes())["installation"])
+
     def pids(self) -> dict[str, int]:
         pids: dict[str, int] = self.endpoint()["pids"]
         return pids
@@ -222,151 +205,9 @@ class Stack:
         """The first hit of ``point`` after ``before`` others."""
         return wait_for(f"the fault at {point} acts", lambda: self.hits(point)[before:], seconds)[0]
 
-    # API
-
-    def request(self, method: str, path: str, **more: Any) -> httpx.Response:
-        """One request, with the installation's key."""
-        known = self.endpoint()
-        headers = {"X-API-Key": known["api_key"]} | more.pop("headers", {})
-        return self._http.request(method, known["api_url"] + path, headers=headers, **more)
-
-    def get(self, path: str, seconds: float = 20, **params: Any) -> Any:
-        """What ``data`` holds; asked again while the API, or its database, is away."""
-        return self._patiently("GET", path, seconds, params=params)["data"]
-
-    def accept(self, method: str, path: str, body: Json | None = None, seconds: float = 20) -> Json:
-        """A request that must be accepted; repeated under one key while the API is away. The envelope."""
-        return self._patiently(method, path, seconds, json=body, headers={"Idempotency-Key": uuid.uuid4().hex})
-
-    def _patiently(self, method: str, path: str, seconds: float, **more: Any) -> Json:
-        end = time.monotonic() + seconds
-        while True:
-            try:
-                answer = self.request(method, path, **more)
-                if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > end:
-                    assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text}"
-                    envelope: Json = answer.json()
-                    return envelope
-            except httpx.TransportError:
-                if time.monotonic() > end:
-                    raise
-            time.sleep(0.1)
-
-    def wait_for_api(self) -> None:
-        self.get("/instances", seconds=30, limit=1)
-
-    def list(self, path: str, **params: Any) -> list[Json]:
-        """Every page of a list."""
-        found: list[Json] = []
-        cursor: Json = {}
-        while True:
-            envelope = self._patiently("GET", path, 20, params={"limit": 500} | params | cursor)
-            found += envelope["data"]
-            if not envelope["meta"].get("next_cursor"):
-                return found
-            cursor = {"cursor": envelope["meta"]["next_cursor"]}
-
-    def launch(self, name: str | None = None, *, backend: str = "simulated", **more: Any) -> Json:
-        """Launch an instance with one automatic port; the envelope."""
-        name = name or f"i-{uuid.uuid4().hex[:12]}"
-        body = {"name": name, "image": IMAGE, "backend": backend, "ports": "0:80"} | more
-        return self.accept("POST", "/instances", body)
-
-    def running(self, *, backend: str = "simulated", **more: Any) -> Json:
-        """An instance that runs."""
-        launched = self.launch(backend=backend, **more)
-        self.completed(launched)
-        return self.instance(launched)
-
-    def act(self, verb: str, instance: Json, **more: Any) -> Json:
-        """A verb, or delete; the envelope."""
-        path = f"/instances/{_id(instance)}"
-        return self.accept("DELETE", path) if verb == "delete" else self.accept("POST", f"{path}/{verb}", **more)
-
-    def cancel(self, accepted: Json) -> httpx.Response:
-        return self.request("POST", f"/workflows/{accepted['meta']['workflow_id']}/cancel")
-
-    def cancelled(self, accepted: Json, within: float) -> Json:
-        """Cancel, and the workflow, which ends so within these seconds."""
-        asked = time.monotonic()
-        answer = self.cancel(accepted)
-        assert answer.status_code == httpx.codes.ACCEPTED, answer.text
-        row = self.ended(accepted, within - (time.monotonic() - asked))
-        assert row["state"] == "cancelled", row
-        return row
-
-    def instance(self, accepted: Json) -> Json:
-        found: Json = self.get(f"/instances/{_id(accepted)}")
-        return found
-
-    def workflow(self, accepted: Json, **params: Any) -> Json:
-        found: Json = self.get(f"/workflows/{accepted['meta']['workflow_id']}", **params)
-        return found
-
-    def ended(self, accepted: Json, seconds: float = 45) -> Json:
-        """The workflow of an accepted request, once it has ended, with its steps."""
-
-        def terminal() -> Json | None:
-            row = self.workflow(accepted, steps=True)
-            return row if row["state"] in TERMINAL else None
-
-        try:
-            return wait_for("the workflow ends", terminal, seconds)
-        except AssertionError as late:
-            raise AssertionError(f"{late}: {self.workflow(accepted, steps=True)}") from None
-
-    def completed(self, accepted: Json, seconds: float = 45) -> Json:
-        row = self.ended(accepted, seconds)
-        assert row["state"] == "completed", row
-        return row
-
-    def delete_all(self, seconds: float = 60) -> None:
-        """Delete every instance, and wait until all are gone."""
-        for instance in self.list("/instances"):
-            self.act("delete", instance)
-        wait_for("all instances are gone", lambda: not self.list("/instances"), seconds)
-
     def sql(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """The database itself, past every right and policy."""
         url = postgres.find(self.data).url(postgres.SUPERUSER)
         with psycopg.connect(url, autocommit=True) as connection:
             found = connection.execute(statement, parameters)
             return found.fetchall() if found.description else []
-
-    # Engines
-
-    def containers(self, instance_id: str | None = None) -> list[Container]:
-        """What its Docker engines have of this installation, or of one instance of it."""
-        labels = [f"io.cairn.installation={json.loads((self.data / 'installation.json').read_bytes())['installation']}"]
-        if instance_id:
-            labels.append(f"io.cairn.id={instance_id}")
-        found: list[Container] = []
-        for url in self.engines:
-            client = docker.DockerClient(base_url=url, timeout=30)
-            try:
-                found += client.containers.list(all=True, filters={"label": labels}, ignore_removed=True)
-            finally:
-                client.close()
-        return found
-
-    def simulated_machines(self) -> list[Json]:
-        """What the simulated engine has."""
-        found: list[Json] = []
-        for host in self.get("/hosts", limit=500):
-            if host["backend"] == "simulated":
-                found += self._http.get(f"{self.simulator_url}/hosts/{host['name']}/machines").json()
-        return found
-
-    def remove_simulated(self, machine: Json) -> None:
-        """Remove a machine behind the platform's back."""
-        url = f"{self.simulator_url}/hosts/{machine['host']}/machines/{machine['id']}"
-        self._http.delete(url).raise_for_status()
-
-    def simulate(self, **settings: float) -> None:
-        """Change how the simulated engine behaves: latency_ms, refuse, lose_answers, resize."""
-        self._http.put(f"{self.simulator_url}/settings", json=settings).raise_for_status()
-
-
-def _id(accepted: Json) -> str:
-    """Of an envelope, or of an instance itself."""
-    return str(accepted["data"]["id"] if "data" in accepted else accepted["id"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from types import FrameType
 
 import uvicorn
@@ -65,13 +66,31 @@ class Sockets(WebSocketsSansIOProtocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn, whose first signal also ends the event streams, so that it need not wait for them."""
+    """uvicorn, whose end also ends the event streams, so that it need not wait for them.
 
-    stopping: asyncio.Event
+    With SIGTERM it says for a while that it is not ready before it ends, so that whatever hands out requests gives it
+    no more: one that is sent while its connection is being closed has no answer.
+    """
+
+    def __init__(self, config: uvicorn.Config, *, leaving: asyncio.Event, stopping: asyncio.Event, seconds: float):
+        super().__init__(config)
+        self._leaving = leaving
+        self._stopping = stopping
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.stopping.set()
-        super().handle_exit(sig, frame)
+        again = self._leaving.is_set()
+        # Of a signal's handler: the loop may be asleep.
+        self._loop.call_soon_threadsafe(self._leaving.set)
+        if sig == signal.SIGTERM and self._seconds and not again:
+            self._loop.call_soon_threadsafe(self._loop.call_later, self._seconds, self._end, sig)
+        else:
+            self._end(sig)
+
+    def _end(self, sig: int) -> None:
+        self._loop.call_soon_threadsafe(self._stopping.set)
+        super().handle_exit(sig, None)
 
 
 def main() -> None:
@@ -102,8 +121,8 @@ async def serve(settings: Settings) -> None:
         http=Protocol,
         **OPTIONS | {"ws": Sockets},
     )
-    server = Server(config)
-    server.stopping = app.state.stopping
+    state = app.state
+    server = Server(config, leaving=state.leaving, stopping=state.stopping, seconds=settings.api_leave_seconds)
     with keep_alive(config.bind_socket()) as listener:
         await server.serve(sockets=[listener])
     await engine.dispose()

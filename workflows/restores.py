@@ -38,8 +38,10 @@ class SurveyHost:
 
     @workflow.run
     async def run(self, host: str) -> None:
+        asked_at = workflow.now()
         survey = await workflow.execute_activity_method(MachineSurvey.survey, None, **on_host(host, PASS))
-        await workflow.execute_activity_method(RestoreRecords.note, survey, **on_control(PASS))
+        noted = survey.model_copy(update={"asked_at": asked_at})
+        await workflow.execute_activity_method(RestoreRecords.note, noted, **on_control(PASS))
 
 
 @workflow.defn
@@ -70,8 +72,10 @@ class DiscardMachine:
             if about.host is None or about.machine is None:
                 raise gone(order)
             await saga.step(MachineSurvey.discard, about.machine, on_host(about.host, remaining(order)))
+            asked_at = workflow.now()
             survey = await saga.step(MachineSurvey.survey, None, on_host(about.host, remaining(order)))
-            await saga.step(RestoreRecords.note, survey, on_control(remaining(order)))
+            noted = survey.model_copy(update={"asked_at": asked_at})
+            await saga.step(RestoreRecords.note, noted, on_control(remaining(order)))
 
         await carry_out(order, plan, settling(order))
 

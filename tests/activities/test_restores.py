@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Any
 from uuid import UUID
 
@@ -125,6 +126,19 @@ def test_row_that_is_older_than_its_machine_becomes_it(
     assert (row["status"], row["generation"], row["instance_type"]) == ("stopped", 3, "standard-1")
     assert platform.held() == {"vcpus": 2, "memory_mb": 2048, "ports": 1}
     assert platform.counted() == (1, 2, 2048, 0, 0, 0)
+
+
+def test_look_that_was_asked_for_before_another_says_nothing_after_it(
+    platform: Platform, worker_engine: Engine, records: RestoreRecords
+) -> None:
+    """Its note is repeated when what it saw was discarded, and looked for again."""
+    restore(platform)
+    began = dt.datetime.now(dt.UTC)
+    looks = [Survey(host="one", machines=[found(platform, new_id())], asked_at=began)]
+    looks.append(Survey(host="one", machines=[], asked_at=began + dt.timedelta(seconds=1)))
+    for look in (*looks, looks[0]):
+        platform.run(records.note, look)
+    assert differ(worker_engine) == {}
 
 
 def test_row_whose_machine_is_gone_gives_back_all_that_it_held(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -166,15 +167,16 @@ async def test_joining_at_any_moment_misses_nothing_and_doubles_nothing(api: Api
 
     async def follow(number: int) -> None:
         await asyncio.sleep(number * 0.05)
-        seen.append([event.event for event in await take(api.http, count, after="0-0-0")])
+        seen.append([event.event for event in await take(api.http, count, after="0-0-0", seconds=60)])
 
     await asyncio.gather(writing, *(follow(number) for number in range(12)))
     assert seen == [[f"test.{number}" for number in range(count)]] * 12
 
 
 def write_slowly(api: Api, count: int) -> None:
-    for number in range(count):
-        write(api, f"test.{number}")
+    for number in range(0, count, 5):
+        write(api, *(f"test.{each}" for each in range(number, number + 5)))
+        time.sleep(0.01)
 
 
 async def test_instance_stream_begins_with_its_first_event(api: Api) -> None:

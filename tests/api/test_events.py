@@ -33,10 +33,12 @@ async def stream(http: httpx.AsyncClient, path: str, after: str | None = None) -
                 yield event
 
 
-async def take(http: httpx.AsyncClient, count: int, path: str = "/v1/events", after: str | None = None) -> list[Any]:
+async def take(
+    http: httpx.AsyncClient, count: int, path: str = "/v1/events", after: str | None = None, seconds: float = 10
+) -> list[Any]:
     """The first ``count`` events."""
     found: list[Any] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(seconds):
         async with aclosing(stream(http, path, after)) as events:
             async for event in events:
                 found.append(event)

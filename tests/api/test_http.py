@@ -93,6 +93,17 @@ async def test_health_and_docs_need_no_key(api: Api) -> None:
         assert {"/v1/instances", "/v1/workflows/{workflow_id}/wait", "/v1/events"} <= set(document["paths"])
 
 
+async def test_api_that_is_about_to_end_is_not_ready_answers_on_and_keeps_no_connection(api: Api) -> None:
+    assert "connection" not in (await api.http.get("/v1/instances")).headers
+    api.app.state.leaving.set()
+    ready = await api.http.get("/health/ready")
+    assert (ready.status_code, ready.json()["error"]["details"]["status"]) == (503, "leaving")
+    assert ready.headers["retry-after"] == "1"
+    assert (await api.http.get("/health/live")).status_code == 200
+    launched = await api.http.post("/v1/instances", json=BODY | {"name": "late"})
+    assert (launched.status_code, launched.headers["connection"]) == (202, "close")
+
+
 async def test_request_id_is_the_callers_if_well_formed(api: Api) -> None:
     assert (await api.http.get("/v1/instances", headers={"X-Request-ID": "a-b.C_9"})).headers[
         "x-request-id"

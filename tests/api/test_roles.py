@@ -14,15 +14,16 @@ from uuid import uuid4
 import httpx
 import pytest
 import pytest_asyncio
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, APIWebSocketRoute, iter_route_contexts
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from api.app import create_app
-from model.base import new_id
+from model.base import Base, new_id
 from model.secrets import digest
 from model.settings import Settings
 from tests.api.conftest import BODY, Api
+from tests.api.test_restores import restore
 from tests.api.test_ssh_keys import KEY
 from tests.api.test_streams import placed
 from tests.api.test_webhooks import deliver, make
@@ -30,12 +31,23 @@ from tests.api.test_webhooks import deliver, make
 Json = dict[str, Any]
 #: Without a key: probes, and who joins, who shows a token instead.
 OPEN = {"GET /health/live", "GET /health/ready", "POST /v1/hosts/register"}
-WRITTEN = ("instances", "workflows", "events", "images", "ssh_keys", "webhooks", "webhook_deliveries", "projects")
+#: Served and not documented: the figures of a process, which have a token of their own.
+HIDDEN = {"/metrics"}
+#: What is the platform's own: changed by operators alone; of these, not even seen by others.
+PLATFORMS, OPERATIONS = re.compile(r"/v1/(hosts|instance-types|operations)\b"), "/v1/operations/"
+#: What goes on while the platform is restored, beside what only reads.
+WHILE_RESTORED = (OPERATIONS, "/v1/hosts/tokens")
 #: What all projects see: the fleet, the sizes.
 SHARED = {"host_id", "type_name"}
+#: An id that nothing has: one for all, as it is in the names of tests.
+NOBODYS = "0199b3f0-0000-7000-8000-00000000dead"
 #: Of these, each answer has its own.
 EACH_ITS_OWN = {"x-request-id", "date"}
 SOCKETS = ("/v1/ws/logs/{instance_id}", "/v1/ws/stats/{instance_id}", "/v1/ws/terminal/{instance_id}")
+#: Of the caller's one project, with tests of its own; and that of every path that has none.
+OTHER_SOCKETS = ("/v1/ws/events", "/{path:path}")
+#: What no request writes: that processes live.
+PULSES = "pulses"
 
 
 class Operation:
@@ -72,7 +84,7 @@ class Operation:
             body = {"content": b"a file"}
         path = self.path.format_map(ids)
         answer = await http.request(self.method, path, params=self.query, headers=headers, **body)
-        assert answer.status_code < 500, f"{self.name}: {answer.text}"
+        assert answer.status_code < 500 or answer.json()["error"]["code"] == "restored", f"{self.name}: {answer.text}"
         return answer
 
 
@@ -84,7 +96,8 @@ def operations() -> Iterator[Operation]:
 
 
 ALL = {one.name: one for one in operations()}
-ABOUT = [one for one in ALL.values() if one.of_projects and set(one.ids) - SHARED]
+OPERATORS = [one for one in ALL.values() if one.of_operators]
+ABOUT = [one for one in ALL.values() if one.of_projects and not one.of_operators and set(one.ids) - SHARED]
 
 
 class World:
@@ -100,12 +113,18 @@ class World:
         return shared | self.things | more
 
     def written(self) -> Json:
-        """All rows that belong to a project."""
-        return {table: self.api.db.rows(f"SELECT * FROM {table} ORDER BY 1, 2") for table in WRITTEN}
+        """All rows that there are."""
+        with self.api.db.connect() as connection:
+            return {
+                table: connection.execute(f"SELECT t::text FROM {table} t ORDER BY 1").fetchall()  # type: ignore[arg-type]
+                for table in Base.metadata.tables.keys() - {PULSES}
+            }
 
 
-@pytest_asyncio.fixture
-async def world(api: Api) -> AsyncIterator[World]:
+@pytest_asyncio.fixture(scope="module")
+async def world(shared_api: Api) -> AsyncIterator[World]:
+    """One for all tests, as none of them changes anything of it unless what it tests is broken."""
+    api = shared_api
     instance = await placed(api, "web")
     hook = await make(api)
     image = (await api.http.post("/v1/images", json={"name": "own", "source": {"type": "upload"}})).json()["data"]
@@ -119,7 +138,9 @@ async def world(api: Api) -> AsyncIterator[World]:
         "delivery_id": deliver(api, hook, "dead"),
         "key_id": key.json()["data"]["id"],
         "project_id": str(api.db.project_id),
+        "resource_id": restore(api),
     }
+    api.db.rows("UPDATE restores SET finished_at = now()")
     async with api.as_(api.db.project("stranger")) as stranger:
         yield World(api, things, stranger)
 
@@ -136,13 +157,19 @@ def told(answer: httpx.Response, ids: list[str]) -> tuple[int, str, Json]:
 def test_every_operation_says_who_may_use_it() -> None:
     assert {one.name for one in ALL.values() if not (one.of_agents or one.of_projects)} == OPEN
     assert len(ABOUT) > 25
-    # What all projects share is changed by operators alone, whatever a route says of itself.
-    shared = [one for one in ALL.values() if one.of_projects and re.match(r"/v1/(hosts|instance-types)\b", one.path)]
-    assert {one.name for one in shared if one.method != "GET"} == {one.name for one in ALL.values() if one.of_operators}
+    assert len(OPERATORS) > 10
+    # Whatever a route says of itself.
+    platforms = [one for one in ALL.values() if one.of_projects and PLATFORMS.match(one.path)]
+    theirs = {one.name for one in platforms if one.method != "GET" or one.path.startswith(OPERATIONS)}
+    assert theirs == {one.name for one in OPERATORS}
     # What is served and not documented is the documentation, and what no path has.
     app = create_app(Settings(), None, None, None)  # type: ignore[arg-type]
-    hidden = {route.path for route in app.routes if isinstance(route, APIRoute) and not route.include_in_schema}
-    assert not hidden
+    served = list(iter_route_contexts(app.routes))
+    routes = [one for one in served if isinstance(one.original_route, APIRoute)]
+    assert len(routes) >= len(ALL)
+    assert {one.path for one in routes if not one.include_in_schema} == HIDDEN
+    sockets = {one.path for one in served if isinstance(one.original_route, APIWebSocketRoute)}
+    assert sockets == {*SOCKETS, *OTHER_SOCKETS}
 
 
 @pytest.mark.parametrize("key", [{}, {"X-API-Key": "cairn_wrong"}, {"Authorization": "Bearer cairn_host_wrong"}])
@@ -177,16 +204,31 @@ async def test_projects_key_is_no_hosts_credential(world: World) -> None:
         assert (one.name, answer.status_code) == (one.name, 401)
 
 
-async def test_another_projects_key_manages_no_hosts_and_no_sizes(world: World) -> None:
-    operators = [one for one in ALL.values() if one.of_operators]
-    assert len(operators) > 6
+async def test_another_projects_key_manages_nothing_of_the_platforms(world: World) -> None:
     before = world.written()
-    for one in operators:
-        answer = await one.ask(world.stranger, world.ids())
-        assert (one.name, answer.status_code) == (one.name, 403)
-        absent = world.ids(host_id=str(uuid4()), type_name="none")
-        assert told(await one.ask(world.stranger, absent), []) == told(answer, []), one.name
+    for one in OPERATORS:
+        assert (one.name, await _refused(world, one)) == (one.name, 403)
     assert world.written() == before
+
+
+async def test_another_projects_key_decides_nothing_about_a_restore(world: World) -> None:
+    world.api.db.rows("UPDATE restores SET finished_at = NULL")
+    try:
+        before = world.written()
+        for one in OPERATORS:
+            goes_on = one.method == "GET" or one.path.startswith(WHILE_RESTORED)
+            assert (one.name, await _refused(world, one)) == (one.name, 403 if goes_on else 503)
+        assert world.written() == before
+    finally:
+        world.api.db.rows("UPDATE restores SET finished_at = now()")
+
+
+async def _refused(world: World, one: Operation) -> int:
+    """How a stranger is refused: as if there were nothing that he asks about."""
+    absent = world.ids(host_id=NOBODYS, resource_id=NOBODYS, type_name="none")
+    answer = await one.ask(world.stranger, world.ids())
+    assert told(await one.ask(world.stranger, absent), []) == told(answer, []), one.name
+    return answer.status_code
 
 
 async def test_foreign_and_absent_are_told_apart_by_nothing(world: World) -> None:
@@ -228,10 +270,10 @@ async def test_part_of_ones_own_that_is_a_strangers_is_absent(world: World) -> N
 @pytest.mark.parametrize(
     ("field", "known", "absent"),
     [
-        ("ssh_key_id", "{key_id}", str(uuid4())),
-        ("image", "{image_id}", str(uuid4())),
+        ("ssh_key_id", "{key_id}", NOBODYS),
+        ("image", "{image_id}", NOBODYS),
         ("image", "own", "owl"),
-        ("host", "{instance_id}", str(uuid4())),
+        ("host", "{instance_id}", NOBODYS),
     ],
 )
 async def test_launch_names_nothing_of_a_stranger(world: World, field: str, known: str, absent: str) -> None:
@@ -257,9 +299,8 @@ OTHER = {"/v1/hosts", "/v1/instance-types", "/v1/projects", "/v1/dashboard/summa
 
 
 async def test_lists_show_nothing_of_a_stranger(world: World) -> None:
-    assert set(LISTS) == {one.path for one in ALL.values() if one.name == f"GET {one.path}" and not one.ids} - OTHER - {
-        path.removeprefix("GET ") for path in OPEN
-    }
+    lists = {one.path for one in ALL.values() if one.method == "GET" and not (one.ids or one.of_operators)}
+    assert set(LISTS) == lists - OTHER - {path.removeprefix("GET ") for path in OPEN}
     for path, query in LISTS.items():
         asked = path + query.format_map(world.things)
         answer = await world.stranger.get(asked)
@@ -270,12 +311,13 @@ async def test_lists_show_nothing_of_a_stranger(world: World) -> None:
 
 
 async def test_project_of_a_stranger_and_an_absent_one_are_the_same_in_the_header_too(world: World) -> None:
+    strangers = await _strangers_project(world)
     for one in ALL.values():
         if not one.of_projects:
             continue
         pair = [
             told(await one.ask(world.api.http, world.ids(), **{"X-Project-ID": project}), [project])
-            for project in (await _strangers_project(world), str(uuid4()))
+            for project in (strangers, NOBODYS)
         ]
         assert pair[0][0] == 404, one.name
         assert pair[0] == pair[1], one.name

@@ -49,10 +49,11 @@ PLANS = {
     "import undone": ("image.discard",),
     "images": ("image.collect", "image.caches"),
     "blobs": ("image.sweep",),
-    "adopt": ("machine.survey", "restore.note", "restore.claim", "restore.adopt", "restore.settle"),
-    "forget": ("restore.forget",),
-    "discard": ("machine.discard",),
-    "finish": ("restore.finish",),
+    "survey": ("machine.survey", "restore.note"),
+    "adopt": ("restore.claim", "machine.survey", "restore.adopt", "restore.settle"),
+    "discard": ("restore.claim", "machine.discard", "machine.survey", "restore.note", "restore.settle"),
+    "forget": ("restore.claim", "restore.forget", "restore.settle"),
+    "finish": ("restore.claim", "restore.finish", "restore.settle"),
     "webhook": ("webhook.take", "webhook.deliver"),
 }
 #: Scenarios that a user asks for, and may call off.
@@ -62,8 +63,8 @@ ASKED = (*CHANGES, "delete")
 SYSTEM = ("reconcile", "tick", "samples", "purge", "images", "blobs")
 #: What is done with images.
 IMPORTS = ("import", "import of a registry", "import undone")
-#: What is decided after a restore.
-RESTORES = ("adopt", "forget", "discard", "finish")
+#: What is found, and what is decided, after a restore.
+RESTORES = ("survey", "adopt", "discard", "forget", "finish")
 #: What is the same on every engine, whose own steps other scenarios try.
 ON_ONE_ENGINE = (*SYSTEM, *IMPORTS, *RESTORES, "heal", "drain", "drain undone", "resize off", "resize anew", "webhook")
 PROCESSES = ("api", "temporal", "postgres")

@@ -11,26 +11,32 @@ def run(stack: Stack, cell: Cell) -> None:
     """What is decided is done once, whatever dies meanwhile; then the platform works as before."""
     unknown, gone = stack.running(), stack.running()
     host = next(h for h in stack.list("/hosts") if h["name"] == gone["host"])
-    _forget_row(stack, unknown)
     before = len(stack.hits(cell.point))
-    stack.fault(cell.point, cell.what)
+
+    def decide(plan: str, path: str) -> None:
+        """The fault is there from when its plan begins."""
+        if cell.plan == plan:
+            stack.fault(cell.point, cell.what)
+        stack.completed(stack.accept("POST", f"/operations/restore/{path}", {}))
+
+    if cell.plan == "survey":
+        stack.fault(cell.point, cell.what)
+    # First this: a machine whose row is unknown is removed where nothing was restored.
     stack.sql("INSERT INTO restores (id, backup_at, epoch) SELECT gen_random_uuid(), now(), epoch FROM installation")
     try:
+        _forget_row(stack, unknown)
         stack.sql("UPDATE hosts SET reconciled = NULL WHERE id = %s", host["id"])
         found = _differences(stack, unknown["id"])
         assert found["kind"] == "machine_without_row"
-        if cell.plan in ("adopt", "finish"):
-            stack.completed(_decide(stack, unknown, "adopt"))
-        if cell.plan == "discard":
-            stack.completed(_decide(stack, unknown, "discard"))
+        verb = "discard" if cell.plan == "discard" else "adopt"
+        decide(verb, f"{unknown['id']}/{verb}")
         if cell.plan == "forget":
-            stack.completed(_decide(stack, unknown, "adopt"))
             machine = next(m for m in stack.simulated_machines() if m["labels"]["io.cairn.id"] == gone["id"])
             stack.remove_simulated(machine)
             assert _differences(stack, gone["id"])["kind"] == "row_without_machine"
-            stack.completed(_decide(stack, gone, "forget"))
+            decide("forget", f"{gone['id']}/forget")
         wait_for("nothing is undecided", lambda: not _undecided(stack), 60)
-        stack.completed(stack.accept("POST", "/operations/restore/finish", {}))
+        decide("finish", "finish")
         stack.wait_for_hit(cell.point, before)
         invariants.settle(stack)
         there = invariants.machines(stack)
@@ -39,10 +45,6 @@ def run(stack: Stack, cell: Cell) -> None:
     finally:
         stack.plant()
         stack.sql("DELETE FROM restores")
-
-
-def _decide(stack: Stack, instance: Json, verb: str) -> Json:
-    return stack.accept("POST", f"/operations/restore/{instance['id']}/{verb}")
 
 
 def _differences(stack: Stack, id: str) -> Json:

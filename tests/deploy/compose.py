@@ -31,9 +31,10 @@ def ours(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def build_commands() -> list[list[str]]:
-    """What the image's first stage runs with uv, in order."""
+    """What the image's first stage runs once it has uv, in order."""
     lines = DOCKERFILE.read_text().split("\nFROM ")[1].splitlines()
-    return [shlex.split(line.removeprefix("RUN ")) for line in lines if line.startswith("RUN uv ")]
+    commands = [shlex.split(line.removeprefix("RUN ")) for line in lines if line.startswith("RUN ")]
+    return [words for words in commands if words[0] != "pip"]
 
 
 def image_environment() -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,9 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, target = tmp_path_factory.mktemp("src") / "cairn", tmp_path_factory.mktemp("opt") / "cairn"
     ignored = shutil.ignore_patterns(".*", "__pycache__", "tests", "bench", "docs")
     shutil.copytree(compose.ROOT, source, ignore=ignored)
-    environ = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    # The uv of these tests' own environment.
+    environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environ['PATH']}"
     for command in compose.build_commands():
         there = [word.replace("/opt/cairn", str(target)) for word in command]
         done = subprocess.run(there, cwd=source, env=environ, capture_output=True, text=True, timeout=400, check=False)
@@ -43,8 +46,9 @@ def postgres(installed: None) -> Iterator[servers.ExternalPostgres]:
     server.remove()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def temporal() -> Iterator[servers.ExternalTemporal]:
+    """For all: each has a namespace of its own there."""
     server = servers.ExternalTemporal()
     server.start()
     yield server

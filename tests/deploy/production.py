@@ -13,6 +13,7 @@ import signal
 import ssl
 import subprocess
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from typing import Any
 import httpx
 
 from tests.deploy import compose, servers
-from tests.services import until
 from worker.children import die_with_parent
 
 SUPERUSER_PASSWORD = "postgres-password"
@@ -28,17 +28,22 @@ HOST = "deploy-1"
 
 
 class Production:
-    def __init__(self, programs: Path) -> None:
+    def __init__(self, programs: Path, **postgres: str) -> None:
+        """``postgres``: settings of the server, beside those that tests want."""
         self.programs = programs
         self.folder = Path(tempfile.mkdtemp(prefix="cdc-"))
         self.secrets = self.folder / "secrets"
         self.make_secrets()
-        self.postgres = servers.ExternalPostgres(self.secret(SUPERUSER_PASSWORD))
+        self.postgres = servers.ExternalPostgres(self.secret(SUPERUSER_PASSWORD), **postgres)
         self.temporal = servers.ExternalTemporal()
         self.document = compose.read(CAIRN_HOST_NAME=HOST)
         names = ("public", "private", "temporal", "temporal-ui", "api-1", "api-2", "agent")
         self.ports = {name: servers.free_port() for name in names}
+        #: What a service has in its environment beside that, by its name.
+        self.more: dict[str, dict[str, str]] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        #: What had to be killed as it did not stop in time, with its log.
+        self.late: dict[str, str] = {}
 
     # What stands in the file, with addresses of this machine
 
@@ -77,7 +82,7 @@ class Production:
 
     def environment(self, service: str) -> dict[str, str]:
         (self.folder / f"{service}-tmp").mkdir(exist_ok=True)
-        given = self.document["services"][service]["environment"]
+        given = self.document["services"][service].get("environment", {})
         moved = {name: self.moved(value, service) for name, value in given.items()}
         if service in self.ports:
             moved |= {
@@ -86,7 +91,7 @@ class Production:
         data = "agent" if service == "agent" else "blobs"
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("CAIRN_", "PYTHON"))}
         image = compose.image_environment() | {"CAIRN_DATA_DIR": str(self.folder / data)}
-        return inherited | image | moved
+        return inherited | image | moved | self.more.get(service, {})
 
     def command(self, words: list[str]) -> list[str]:
         return [str(self.programs / words[0]), *words[1:]]
@@ -104,16 +109,18 @@ class Production:
         }
         subprocess.run(["sh", str(script)], env=os.environ | where, check=True, capture_output=True, timeout=30)
 
-    def start(self, service: str) -> None:
+    def start(self, service: str, **environ: str) -> None:
         command = self.command(self.document["services"][service]["command"])
-        self._spawn(service, command, self.environment(service))
+        # As a container that starts again: what was in its memory is gone.
+        shutil.rmtree(self.folder / f"{service}-tmp", ignore_errors=True)
+        self.spawn(service, command, self.environment(service) | environ)
 
     def start_proxy(self) -> None:
         config = self.folder / "haproxy.cfg"
         config.write_text(self.moved((compose.ROOT / "deploy" / "haproxy.cfg").read_text(), "proxy"))
-        self._spawn("proxy", ["haproxy", "-W", "-db", "-f", str(config)], dict(os.environ))
+        self.spawn("proxy", ["haproxy", "-W", "-db", "-f", str(config)], dict(os.environ))
 
-    def _spawn(self, name: str, command: list[str], environ: dict[str, str]) -> None:
+    def spawn(self, name: str, command: list[str], environ: dict[str, str]) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 command,
@@ -130,12 +137,27 @@ class Production:
         process.kill()
         process.wait(10)
 
+    def stop(self, service: str) -> float:
+        """As its grace period allows; the seconds it took. One that needs longer is killed, and is in ``late``."""
+        process, began = self.processes.pop(service), time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        grace = self.document["services"][service]["stop_grace_period"]
+        try:
+            process.wait(float(grace.removesuffix("s")))
+        except subprocess.TimeoutExpired:
+            # Like a kill -9, but its log tells where it stood.
+            process.send_signal(signal.SIGABRT)
+            process.wait(20)
+            self.late[service] = (self.folder / f"{service}.log").read_text(errors="replace")
+        return time.monotonic() - began
+
     def log(self, service: str) -> str:
         return (self.folder / f"{service}.log").read_text(errors="replace")[-3000:]
 
     def remove(self) -> None:
-        for process in self.processes.values():
-            process.send_signal(signal.SIGTERM)
+        for name, process in self.processes.items():
+            # These have processes of their own, which they end; no other is worth the wait.
+            process.send_signal(signal.SIGTERM if name in ("agent", "proxy") else signal.SIGKILL)
         for process in self.processes.values():
             try:
                 process.wait(25)
@@ -148,10 +170,10 @@ class Production:
 
     # What is asked of it
 
-    def run(self, service: str, *words: str) -> subprocess.CompletedProcess[str]:
+    def run(self, service: str, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
         """A command in the place of a service's own; that without any."""
         command = self.command([*(words or self.document["services"][service]["command"])])
-        environ = self.environment(service)
+        environ = self.environment(service) | environ
         return subprocess.run(
             command, env=environ, cwd=self.folder, capture_output=True, text=True, timeout=150, check=False
         )
@@ -162,10 +184,13 @@ class Production:
         assert kind == "CMD"
         return self.run(service, *words)
 
-    def becomes_healthy(self, service: str, seconds: float = 90) -> None:
-        assert until(lambda: self.health(service).returncode == 0, seconds), self.health(service).stderr + self.log(
-            service
-        )
+    def becomes_healthy(self, *services: str, seconds: float = 90) -> None:
+        """Asked once a second, as each question is a process that takes time from those that start."""
+        for service in services:
+            end = time.monotonic() + seconds
+            while (asked := self.health(service)).returncode:
+                assert time.monotonic() < end, asked.stderr + self.log(service)
+                time.sleep(1)
 
     def client(self) -> httpx.Client:
         """Through the proxy's TLS, which is checked, with the admin key."""

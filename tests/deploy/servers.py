@@ -6,6 +6,7 @@ PostgreSQL listens on TCP, with SCRAM passwords and TLS, as any external server 
 from __future__ import annotations
 
 import datetime as dt
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -29,15 +31,16 @@ from worker import ports, temporal
 PACKAGES = ("postgresql", "haproxy", "docker-compose")
 #: Whom PostgreSQL runs as, where the tests run as root.
 NOBODY = 65534
+DYNAMIC_CONFIG = Path(__file__).parents[2] / "deploy" / "temporal" / "dynamic.yaml"
 TAKEN: set[int] = set()
 
 
-def install() -> None:
-    """From the distribution, as root; raises where that is not possible."""
-    if all(shutil.which(program) for program in ("haproxy", "docker-compose")) and postgres_folders():
+def install(*more: str) -> None:
+    """From the distribution, as root; raises where that is not possible. ``more``: packages that are programs."""
+    if all(shutil.which(program) for program in ("haproxy", "docker-compose", *more)) and postgres_folders():
         return
     environ = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
+    for command in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES, *more]):
         subprocess.run(["apt-get", "-q", *command], env=environ, stdin=subprocess.DEVNULL, check=True, timeout=400)
 
 
@@ -78,8 +81,9 @@ def certificate(folder: Path) -> tuple[Path, Path]:
 class ExternalPostgres:
     """A server on loopback that knows one role: ``postgres``, with this password."""
 
-    def __init__(self, password: str) -> None:
+    def __init__(self, password: str, **settings: str) -> None:
         self.password = password
+        self.settings = settings
         self.folder = Path(tempfile.mkdtemp(prefix="cdp-"))
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
@@ -117,6 +121,8 @@ class ExternalPostgres:
             "ssl_key_file": str(self.folder / "server.key"),
             "fsync": "off",
             "shared_buffers": "32MB",
+            "max_connections": "300",
+            **self.settings,
         }
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         command = [*self._as, str(self._bin / "postgres"), "-D", str(self.data), *options]
@@ -167,6 +173,12 @@ class ExternalTemporal:
             "--headless",
         ]
         quiet = ["--log-level", "error", "--db-filename", str(self.folder / "temporal.sqlite")]
+        # As production tells its own, but for where it keeps things.
+        told = yaml.safe_load(DYNAMIC_CONFIG.read_text()).items()
+        quiet += [
+            word for name, [one] in told for word in ("--dynamic-config-value", f"{name}={json.dumps(one['value'])}")
+        ]
+        quiet += [word for name, value in temporal.PRAGMAS.items() for word in ("--sqlite-pragma", f"{name}={value}")]
         self.process = child([*command, *quiet], self.folder / "log")
 
     def remove(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +13,6 @@ import pytest
 from tests.deploy import compose
 from worker.database import ROLES
 
-UNITS = compose.ROOT / "deploy" / "systemd"
 DOCUMENT = compose.read()
 SERVICES: dict[str, dict[str, Any]] = DOCUMENT["services"]
 #: They come up, do their work, and end.
@@ -80,36 +78,6 @@ def test_secrets_are_files_and_each_service_has_its_own_alone() -> None:
         (service,) = [SERVICES[name] for name in SERVICES if name in (role, f"{role}-1")]
         assert not {"postgres-password", "setup-password", "owner-password"} & set(service["secrets"])
     assert all(list(one) == ["file"] for one in DOCUMENT["secrets"].values())
-
-
-def test_programs_of_the_file_are_those_of_the_wheel(programs: Path) -> None:
-    for name, service in compose.ours(DOCUMENT).items():
-        words = [service["command"], *([service["healthcheck"]["test"][1:]] if "healthcheck" in service else [])]
-        for program, *_ in words:
-            assert (programs / program).is_file(), f"{name}: {program}"
-
-
-@pytest.mark.parametrize("unit", sorted(UNITS.glob("*.service")), ids=lambda unit: unit.name)
-def test_unit_is_valid_and_its_program_is_in_the_wheel(unit: Path, programs: Path, tmp_path: Path) -> None:
-    lines = unit.read_text().splitlines()
-    (start,) = [line.partition("=")[2].split() for line in lines if line.startswith("ExecStart=")]
-    assert start[0].startswith("/opt/cairn/bin/")
-    assert (programs / Path(start[0]).name).is_file()
-    for line in (
-        "NoNewPrivileges=yes",
-        "ProtectSystem=strict",
-        "ProtectHome=yes",
-        "CapabilityBoundingSet=",
-        "UMask=0077",
-    ):
-        assert line in lines
-    if shutil.which("systemd-analyze") is None:
-        pytest.skip("systemd-analyze is missing: only the program was looked for")
-    moved = tmp_path / unit.name
-    moved.write_text(unit.read_text().replace("/opt/cairn/bin", str(programs)))
-    command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(moved)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_every_role_of_the_database_has_a_password_in_setup() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -21,14 +22,15 @@ class Setup:
     """The program, as a role that may make others, and no more."""
 
     def __init__(self, postgres: ExternalPostgres, temporal: ExternalTemporal, folder: Path) -> None:
-        self.postgres, self.temporal, self.folder = postgres, temporal, folder
+        self.postgres, self.folder = postgres, folder
+        self.namespace = f"of-{postgres.port}"
         postgres.admin("CREATE ROLE maker LOGIN CREATEROLE CREATEDB PASSWORD 'm@ker'")
         url = postgres.url("maker", "x").replace(":x@", "@")
         self.environ = {name: value for name, value in os.environ.items() if not name.startswith("CAIRN_")} | {
             "CAIRN_DATABASE_URL": url,
             "CAIRN_DATABASE_PASSWORD": "m@ker",
             "CAIRN_TEMPORAL_ADDRESS": temporal.address,
-            "CAIRN_TEMPORAL_NAMESPACE": "of-cairn",
+            "CAIRN_TEMPORAL_NAMESPACE": self.namespace,
             "CAIRN_SETUP_PATIENCE": "30",
             "CAIRN_API_KEY_FILE": str(folder / "api-key"),
             "CAIRN_TICKET_KEY_FILE": str(folder / "ticket-key"),
@@ -57,6 +59,18 @@ def setup(postgres: ExternalPostgres, temporal: ExternalTemporal, tmp_path: Path
     return Setup(postgres, temporal, tmp_path)
 
 
+@pytest.fixture(scope="module")
+def done(installed: None, temporal: ExternalTemporal, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
+    """One that was, for tests that change things and leave them as they are to be."""
+    server = ExternalPostgres("p@ss")
+    try:
+        made = Setup(server, temporal, tmp_path_factory.mktemp("setup"))
+        assert made.run().returncode == 0
+        yield made
+    finally:
+        server.remove()
+
+
 def test_it_makes_what_is_missing_and_leaves_what_is_there(setup: Setup) -> None:
     assert set(setup.found("--check").values()) == {"missing"}
     for name in ("api-key", "ticket-key"):
@@ -66,7 +80,6 @@ def test_it_makes_what_is_missing_and_leaves_what_is_there(setup: Setup) -> None
     assert {line.split()[0] for line in made.stdout.splitlines()} == {"made"}
     assert (setup.folder / "api-key").stat().st_mode & 0o777 == 0o600
     assert not any(secret in made.stdout + made.stderr for secret in (*PASSWORDS.values(), "m@ker"))
-    assert set(setup.found("--check").values()) == {"there"}
     assert set(setup.found().values()) == {"there"}
     # Each role logs in with its own password, over TLS, and sees what it may.
     for role in PASSWORDS:
@@ -77,18 +90,17 @@ def test_it_makes_what_is_missing_and_leaves_what_is_there(setup: Setup) -> None
         assert connection.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").fetchone() == (False,)
 
 
-def test_a_second_key_is_added_and_a_password_is_changed(setup: Setup) -> None:
-    assert setup.run().returncode == 0
-    found = setup.found(CAIRN_API_KEY="another", CAIRN_API_PASSWORD="changed", CAIRN_TEMPORAL_RETENTION="3")
+def test_a_second_key_is_added_and_a_password_is_changed(done: Setup) -> None:
+    found = done.found(CAIRN_API_KEY="another", CAIRN_API_PASSWORD="changed", CAIRN_TEMPORAL_RETENTION="3")
     assert {name for name, state in found.items() if state != "there"} == {
         "role cairn_api",
         "admin key",
-        "Temporal namespace of-cairn",
+        f"Temporal namespace {done.namespace}",
     }
-    setup.connect("cairn_api", "changed").close()
+    done.connect("cairn_api", "changed").close()
     with pytest.raises(psycopg.OperationalError):
-        setup.connect("cairn_api")
-    assert setup.found("--check")["role cairn_api"] == "missing", "the password that was"
+        done.connect("cairn_api")
+    assert done.found("--check")["role cairn_api"] == "missing", "the password that was"
 
 
 def test_a_killed_one_is_finished_by_the_next_and_many_at_once_do_it_once(setup: Setup) -> None:
@@ -108,19 +120,20 @@ def test_a_killed_one_is_finished_by_the_next_and_many_at_once_do_it_once(setup:
             assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (1,), table
 
 
-def test_an_older_and_a_newer_schema_are_named(setup: Setup) -> None:
-    assert setup.run().returncode == 0
+def test_an_older_and_a_newer_schema_are_named(done: Setup) -> None:
     newest = migrations.newest()
-    with setup.connect("cairn_owner") as connection:
+    with done.connect("cairn_owner") as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    newer = setup.run()
+    newer = done.run()
     assert newer.returncode == 0
     assert f"schema 9999: newer than this program's, which is {newest}" in newer.stdout
-    with setup.connect("cairn_owner") as connection:
+    with done.connect("cairn_owner") as connection:
         connection.execute("UPDATE alembic_version SET version_num = '0001'")
-    older = setup.run("--check")
+    older = done.run("--check")
     assert older.returncode == 1
     assert f"missing  schema {newest}: it is 0001" in older.stdout
+    with done.connect("cairn_owner") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = %s", [newest])
 
 
 def test_it_waits_no_longer_than_it_is_told_and_says_for_what(setup: Setup) -> None:

@@ -1,10 +1,20 @@
-"""After a restore nothing is lost that was not named, and in the end database, Temporal and engines agree."""
+"""After a restore nothing is lost that was not named, and in the end database, Temporal and engines agree.
+
+``make test`` does the shortest drill of an older database, and of the two of Temporal one by ``CAIRN_CHAOS_SEED``;
+``CAIRN_CHAOS=all`` does all.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import random
+import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +22,17 @@ import httpx
 import pytest
 
 from tests import invariants
+from tests.registry import tar_of
 from tests.stack import IMAGE, Json, Stack, wait_for
 from worker import data_folder, postgres, restoring
 
-#: Each starts a platform of its own, twice and more.
-pytestmark = pytest.mark.timeout(500)
+#: They start platforms, twice and more.
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(500)]
+SEED = int(os.environ["CAIRN_CHAOS_SEED"])
+ALL = os.environ.get("CAIRN_CHAOS") == "all"
+TEMPORALS = ("older", "empty")
+CHOSEN = TEMPORALS if ALL else (random.Random(SEED).choice(TEMPORALS),)  # noqa: S311 - a test's choice, to be repeated
+long = pytest.mark.skipif(not ALL, reason="minutes: with CAIRN_CHAOS=all")
 
 
 @pytest.fixture
@@ -26,6 +42,24 @@ def platform() -> Iterator[Stack]:
         yield made.start().ready()
     finally:
         made.remove()
+
+
+@pytest.fixture(scope="module")
+def shared_platform() -> Iterator[Stack]:
+    made = Stack()
+    try:
+        yield made.start().ready()
+    finally:
+        made.remove()
+
+
+@pytest.fixture
+def shared(shared_platform: Stack) -> Iterator[Stack]:
+    """One for the drills that end with nothing left to decide."""
+    yield shared_platform
+    shared_platform.plant()
+    shared_platform.delete_all()
+    invariants.settle(shared_platform)
 
 
 def cairn(stack: Stack, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -94,6 +128,7 @@ def lost_hour(stack: Stack, file: Path) -> Hour:
     return Hour(new, far, under_way, resized, stopped, gone, moved, token, position, there)
 
 
+@long
 def test_database_an_hour_older_loses_nothing_and_names_what_differs(platform: Stack, tmp_path: Path) -> None:
     file = tmp_path / "cairn.backup"
     kept = platform.running(backend="docker", name="kept")
@@ -166,56 +201,73 @@ def _reads_on(stack: Stack, position: str) -> None:
                 return
 
 
-def test_restored_platform_leaves_for_ever_what_its_operator_leaves(platform: Stack, tmp_path: Path) -> None:
-    """And what a host brings back later, that nobody knew of."""
-    file = tmp_path / "cairn.backup"
-    cairn(platform, "backup", str(file))
-    left, discarded = platform.running(backend="docker"), platform.running()
-    platform.stop()
-    cairn(platform, "restore", str(file), "--replace", "--yes")
-    platform.start().ready()
-    assert named(restored(platform), "machine_without_row") == {left["id"], discarded["id"]}
-    cairn(platform, "restore", "discard", discarded["id"])
-    cairn(platform, "restore", "finish", "--leave", left["id"])
-    assert set(invariants.machines(platform)) == {left["id"]}
-    (host,) = (h for h in platform.list("/hosts") if h["backend"] == "docker")
-    platform.sql("UPDATE hosts SET reconciled_at = NULL")
+def test_restored_platform_leaves_for_ever_what_its_operator_leaves(shared: Stack, tmp_path: Path) -> None:
+    """And has its images again, whose disk was lost as well."""
+    file, content = tmp_path / "cairn.backup", tar_of({"bin/run": b"#!"})
+    kept, image = shared.running(), _uploaded(shared, content)
+    cairn(shared, "backup", "--blobs", str(file))
+    left, discarded = shared.running(backend="docker"), shared.running()
+    shared.stop()
+    shutil.rmtree(shared.data / "blobs")
+    cairn(shared, "restore", str(file), "--replace", "--yes")
+    shared.start().ready()
+    assert named(restored(shared), "machine_without_row") == {left["id"], discarded["id"]}
+    assert shared.get(f"/images/{image}")["status"] == "available"
+    blobs = [path.read_bytes() for path in (shared.data / "blobs").rglob("*") if path.is_file()]
+    assert hashlib.sha256(content).digest() in [hashlib.sha256(blob).digest() for blob in blobs]
+    cairn(shared, "restore", "discard", discarded["id"])
+    cairn(shared, "restore", "finish", "--leave", left["id"])
+    assert set(invariants.machines(shared)) == {kept["id"], left["id"]}
+    (host,) = (h for h in shared.list("/hosts") if h["backend"] == "docker")
+    shared.sql("UPDATE hosts SET reconciled_at = NULL")
 
     def looked() -> bool:
-        return "unknown to the database" in str(platform.get(f"/hosts/{host['id']}")["warning"])
+        return "unknown to the database" in str(shared.get(f"/hosts/{host['id']}")["warning"])
 
     wait_for("the host is reconciled", looked, 30)
-    assert set(invariants.machines(platform)) == {left["id"]}
+    (container,) = shared.containers(left["id"])
+    container.remove(force=True)
+    assert set(invariants.machines(shared)) == {kept["id"]}
 
 
-@pytest.mark.parametrize("older", [True, False], ids=["older", "empty"])
-def test_temporal_that_is_older_or_empty_does_everything_once(platform: Stack, tmp_path: Path, older: bool) -> None:
+def _uploaded(stack: Stack, content: bytes) -> str:
+    """The id of an image that was."""
+    made = stack.accept("POST", "/images", {"name": "uploaded", "source": {"type": "upload"}})["data"]
+    answer = stack.request("POST", f"/images/{made['id']}/upload", content=content)
+    assert answer.is_success, answer.text
+    stack.completed(answer.json())
+    return str(made["id"])
+
+
+@pytest.mark.parametrize("temporal", CHOSEN)
+def test_temporal_that_is_older_or_empty_does_everything_once(shared: Stack, tmp_path: Path, temporal: str) -> None:
     """Rows that were under way are done by another run; those that had ended stay as they are."""
-    done = platform.running(backend="docker", name="done")
-    platform.stop()
-    files = [path for path in platform.data.glob("temporal.sqlite*") if path.is_file()]
-    copies = {path.name: path.read_bytes() for path in files}
-    platform.start().ready()
-    platform.completed(platform.act("stop", done))
-    gone = platform.running(name="gone")
-    platform.completed(platform.act("delete", gone))
-    platform.fault("instance.start.before", "pause")
-    launched = platform.launch(backend="docker", name="launched")
-    platform.wait_for_hit("instance.start.before")
-    platform.stop()
-    for path in platform.data.glob("temporal.sqlite*"):
+    done = shared.running(backend="docker", name="done")
+    older, there = tmp_path / "temporal.sqlite", shared.data / "temporal.sqlite"
+    with closing(sqlite3.connect(there)) as source, closing(sqlite3.connect(older)) as target:
+        source.backup(target)
+    shared.completed(shared.act("stop", done))
+    gone = shared.running(name="gone")
+    shared.completed(shared.act("delete", gone))
+    held = len(shared.hits("instance.start.before"))
+    shared.fault("instance.start.before", "pause")
+    launched = shared.launch(backend="docker", name="launched")
+    shared.wait_for_hit("instance.start.before", held)
+    shared.stop()
+    for path in shared.data.glob("temporal.sqlite*"):
         path.unlink()
-    for name, content in copies.items() if older else ():
-        (platform.data / name).write_bytes(content)
-    platform.plant()
-    platform.start().ready()
-    platform.completed(launched, 90)
-    invariants.settle(platform)
-    assert platform.instance(done)["status"] == "stopped"
-    assert len(platform.containers(launched["data"]["id"])) == 1
-    assert set(invariants.machines(platform)) == {done["id"], launched["data"]["id"]}
+    if temporal == "older":
+        older.replace(there)
+    shared.plant()
+    shared.start().ready()
+    shared.completed(launched, 90)
+    invariants.settle(shared)
+    assert shared.instance(done)["status"] == "stopped"
+    assert len(shared.containers(launched["data"]["id"])) == 1
+    assert set(invariants.machines(shared)) == {done["id"], launched["data"]["id"]}
 
 
+@long
 def test_restore_and_backup_that_are_killed_leave_the_old_or_the_new(platform: Stack, tmp_path: Path) -> None:
     """Killed after ever longer times, until one comes to its end."""
     file = tmp_path / "cairn.backup"

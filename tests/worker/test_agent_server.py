@@ -301,15 +301,18 @@ async def test_slow_reader_is_sent_slowly_and_hinders_no_other(site: Site) -> No
     site.streams.items = itertools.repeat(CHUNK)
     with closing(await site.agents.open(site.target, "logs", {})) as slow:
         (endless,) = site.streams.opened
-        await asyncio.sleep(0.3)
-        taken = endless.taken
-        await asyncio.sleep(0.3)
-        assert endless.taken == taken, "nothing is taken that nobody reads"
-        assert taken * len(CHUNK) < 10 << 20
+
+        async def rests() -> bool:
+            taken = endless.taken
+            await asyncio.sleep(0.3)
+            return endless.taken == taken > 0
+
+        assert await eventually(rests), "nothing is taken that nobody reads"
+        assert endless.taken * len(CHUNK) < 10 << 20
         site.streams.items = [CHUNK] * 200
         began = time.monotonic()
         assert len(await read(site, "logs")) == 200 * len(CHUNK)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 15
         assert await slow.it.content.readexactly(10) == b"x" * 10
     assert await eventually(endless.closed.is_set), "its client has gone"
 

@@ -94,7 +94,7 @@ async def test_many_machines_are_told_in_bounded_batches_and_an_engine_that_fail
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     api, engine = Api(), Engine(450)
-    await run(agent({uuid4(): engine}, monkeypatch, api), 1)
+    await run(agent({uuid4(): engine}, monkeypatch, api), 3)
     assert engine.calls > 5
     assert {len(body["machines"]) for body in api.told} == {200, 50}
     first = [body for body in api.told if body["at"] == api.told[0]["at"]]
