@@ -86,7 +86,7 @@ def _change(
     in_use: tuple[float, float],
     reserved: tuple[float, float],
 ) -> None:
-    """Add to what its host holds and to what its project uses; take from what is reserved. The host now, the quota at last."""
+    """Add to what its host holds, now; and, at last, to what its project uses. Take from what is reserved."""
     session.flush()
     if instance.host_id is not None and any(on_host):
         session.execute(
