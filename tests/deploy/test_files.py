@@ -147,3 +147,18 @@ def test_page_names_the_variables_that_the_file_reads() -> None:
         re.findall(r"`([A-Z_]+)`", "".join(line.split("|")[1] for line in table.splitlines() if line[:1] == "|"))
     )
     assert named == set(re.findall(r"\$\{(\w+)", compose.FILE.read_text()))
+
+
+def test_upgrade_replaces_each_of_ours_one_after_the_other() -> None:
+    """With containers, what the file has; with systemd, what is enabled."""
+    page = compose.ROOT / "docs" / "upgrading.md"
+    commands = compose.commands_of(page, "### With containers")
+    replaced = [words[-1] for words in commands if "--wait" in words or "run" in words]
+    order = ["setup", "api-1", "api-2", "control-1", "control-2", "agent"]
+    assert replaced == order and set(order) == set(compose.ours(DOCUMENT))
+    assert all("--no-deps" in words for words in commands if words[-1] in order)
+    restarted = [
+        words[2] for words in compose.commands_of(page, "### With systemd") if words[:2] == ["systemctl", "restart"]
+    ]
+    enabled = [words[3:] for words in compose.commands_of(PAGE, "### Units") if words[:2] == ["systemctl", "enable"]]
+    assert restarted == [unit for units in enabled for unit in units]
