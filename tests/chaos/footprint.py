@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 from temporalio.client import Client
@@ -15,11 +16,11 @@ SERVERS = ("postgres", "temporal.sqlite", "logs", "pycache")
 
 
 class Process(NamedTuple):
-    """One process; of PostgreSQL the sum of all of them, and only memory that is theirs alone: what they share, it
-    takes at its start (``shared_buffers``) and fills as it reads."""
+    """One process. Of PostgreSQL, which has one for each connection: what one of them has on average, of memory that
+    is its own alone (``shared_buffers`` is taken at the start, and fills as it is read); and how many they are."""
 
     rss_mb: float
-    fds: int
+    fds: float
     threads: int
 
 
@@ -34,25 +35,21 @@ class Sample(NamedTuple):
 
 def processes(stack: Stack) -> dict[str, Process]:
     """Of each child by its name."""
-    found = {}
-    for name, pid in stack.pids().items():
-        family, counted = ([pid, *_children(pid)], "RssAnon") if name == "postgres" else ([pid], "VmRSS")
-        # One that ended meanwhile is left out: PostgreSQL's come and go.
-        seen = [process for one in family if (process := _process(one, counted))]
-        found[name] = Process(
-            round(sum(process.rss_mb for process in seen), 1),
-            sum(process.fds for process in seen),
-            sum(process.threads for process in seen),
-        )
-    return found
+    return {name: _postgres(pid) if name == "postgres" else _process(pid) for name, pid in stack.pids().items()}
 
 
-def _process(pid: int, counted: str) -> Process | None:
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError, KeyError):  # a zombie has no memory
-        status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-        fds = len(list(Path(f"/proc/{pid}/fd").iterdir()))
-        return Process(int(status[counted].split()[0]) / 1024, fds, int(status["Threads"]))
-    return None
+def _postgres(pid: int) -> Process:
+    family = []
+    for one in _children(pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, KeyError):  # they come and go
+            family.append(_process(one, "RssAnon"))
+    return Process(fmean(one.rss_mb for one in family), fmean(one.fds for one in family), len(family))
+
+
+def _process(pid: int, counted: str = "VmRSS") -> Process:
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    fds = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    return Process(int(status[counted].split()[0]) / 1024, fds, int(status["Threads"]))
 
 
 def _children(pid: int) -> list[int]:

@@ -32,10 +32,10 @@ SAMPLES = 100 if LONG else 16
 WARM, COMPARED = SAMPLES // 5, SAMPLES // 10 if LONG else 5
 #: In the short run Temporal's and the workers' caches of runs, which hold some hundreds, are still filling.
 GROWTH = 1.10 if LONG else 1.30
-#: Descriptors and threads: connections are opened as they are needed, and closed some time later.
-MORE = 6
-#: PostgreSQL has a process for each connection, which keeps open what it has read: some ten files each.
-MORE_OF_POSTGRES = 0.15 if LONG else 0.6
+#: Descriptors: connections come as they are needed. A process of PostgreSQL keeps open the files that it has read.
+MORE = 8 if LONG else 24
+#: Pools begin another thread, and its connection, where all are busy just then, until they have as many as they may.
+POOLS = 16
 #: What keeps its rows. The one notes how far each project's events are gone, so that streams can tell of it.
 KEEPS = {"event_horizons": 1}
 #: Of the settings that say in days how long what has ended is kept.
@@ -121,13 +121,12 @@ def grown(found: dict[str, tuple[list[float], list[float]]]) -> list[str]:
     """What is more than its bound."""
     broken = []
     for name, ((memory, fds, threads), (memory_after, fds_after, threads_after)) in found.items():
-        more = fds * MORE_OF_POSTGRES if name == "postgres" else MORE
         if memory_after > memory * GROWTH:
             broken.append(f"{name}: {memory:.0f} MB became {memory_after:.0f}")
-        if fds_after > fds + more:
-            broken.append(f"{name}: {fds:g} descriptors became {fds_after:g}")
-        if threads_after > threads + MORE:
-            broken.append(f"{name}: {threads:g} threads became {threads_after:g}")
+        if fds_after > fds + MORE:
+            broken.append(f"{name}: {fds:.0f} descriptors became {fds_after:.0f}")
+        if threads_after > threads + POOLS:
+            broken.append(f"{name}: {threads:.0f} threads became {threads_after:.0f}")
     return broken
 
 
@@ -147,12 +146,13 @@ def test_create_and_delete_again_and_again_leaves_nothing(
         print(f"\n{CYCLES} cycles in {took:.0f} s ({CYCLES / took:.1f}/s); kept until the purge: {kept}; MB: {stored}")
         for name, both in found.items():
             shown = "; then ".join(
-                f"{memory:.0f} MB, {fds:g} fds, {threads:g} threads" for memory, fds, threads in both
+                f"{memory:.1f} MB, {fds:.0f} fds, {threads:.0f} threads" for memory, fds, threads in both
             )
             print(f"{name:15} {shown}")
     assert not grown(found), found
     assert max(sample.running for sample in taken) <= 3 * CLIENTS
-    assert footprint.files(soaked, tmp_path) == files
+    # What is written anew every few seconds has another name for a moment.
+    wait_for("no file was left", lambda: footprint.files(soaked, tmp_path) <= files, 10)
     assert not soaked.sql("SELECT id FROM instances WHERE status <> 'deleted'")
     assert not footprint.rows(soaked)["host_ports"]
     assert kept["instances"] == CYCLES
