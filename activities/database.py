@@ -26,20 +26,25 @@ def transaction(engine: Engine, project_id: UUID | None = None) -> Iterator[Sess
         if project_id is not None:
             use_project(session, project_id)
         yield session
-        session.flush()
-        for owner, statement in session.info.pop(_LAST, []):
-            use_project(session, owner)
-            session.execute(statement)
+        write_all(session)
         faults.reached("after_effect")
 
 
 def at_last(session: Session, project_id: UUID, statement: Executable) -> None:
-    """Execute this after all else that the transaction writes, in the rows of this project.
+    """Execute this after all else that the transaction writes (``write_all``), in the rows of this project.
 
     To write a resource's row is to lock its host too: where a transaction writes a row for the second time, PostgreSQL
     looks whether what it names is still there, and may wait for whoever changes that.
     """
     session.info.setdefault(_LAST, []).append((project_id, statement))
+
+
+def write_all(session: Session) -> None:
+    """What the session changed, then what was put off to the end. Leaves a project in use where there was any."""
+    session.flush()
+    for project_id, statement in session.info.pop(_LAST, []):
+        use_project(session, project_id)
+        session.execute(statement)
 
 
 def once_committed(session: Session, count: Callable[[], None]) -> None:
