@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from activities import lifetimes, sizes
 from activities.caches import note_cached
+from activities.database import at_last
 from activities.placement import release, release_next
 from activities.runs import RunEnded, end, record
 from model.errors import HostIsBack
@@ -126,6 +127,6 @@ def count(session: Session, instance: Instance, where: str) -> None:
                 name = f"{what}_{column}"
                 changes[name] = getattr(ProjectQuota, name) + sign * size
     if changes:
-        session.flush()
-        session.execute(update(ProjectQuota).where(ProjectQuota.project_id == instance.project_id).values(**changes))
+        mine = ProjectQuota.project_id == instance.project_id
+        at_last(session, instance.project_id, update(ProjectQuota).where(mine).values(**changes))
         instance.quota = where

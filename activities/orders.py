@@ -98,7 +98,7 @@ def write(session: Session, order: Order, *, prior_status: str | None = None, pa
             resource_type=order.resource_type,
             resource_id=order.resource_id,
             actor=ACTOR,
-            order=order.model_dump(mode="json"),
+            order=order.written(),
             prior_status=prior_status,
             parent_id=parent_id,
         )

@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, true, update
 from sqlalchemy.orm import Session
 
+from activities.database import at_last
 from activities.placement import Capacity
 from model.errors import NoCapacity
 from model.hosts import Host
@@ -85,7 +86,7 @@ def _change(
     in_use: tuple[float, float],
     reserved: tuple[float, float],
 ) -> None:
-    """Add to what its host holds and to what its project uses; take from what is reserved. The host first."""
+    """Add to what its host holds, now; and, at last, to what its project uses. Take from what is reserved."""
     session.flush()
     if instance.host_id is not None and any(on_host):
         session.execute(
@@ -103,4 +104,5 @@ def _change(
                 name = f"{what}_{column}"
                 changes[name] = changes.get(name, getattr(ProjectQuota, name)) + change
     if changes:
-        session.execute(update(ProjectQuota).where(ProjectQuota.project_id == instance.project_id).values(**changes))
+        mine = ProjectQuota.project_id == instance.project_id
+        at_last(session, instance.project_id, update(ProjectQuota).where(mine).values(**changes))

@@ -123,7 +123,7 @@ class Acceptance:
                 "resource_type": order.resource_type,
                 "resource_id": order.resource_id,
                 "actor": self._caller.actor,
-                "order": order.model_dump(mode="json"),
+                "order": order.written(),
                 "prior_status": prior_status,
                 "retry_of": retry_of,
             },

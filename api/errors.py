@@ -48,7 +48,8 @@ class MethodNotAllowed(CairnError):
     code, status = "method_not_allowed", 405
 
 
-_LOCK_NOT_AVAILABLE = "55P03"
+#: A lock was waited for too long, or would have been for ever (a deadlock: PostgreSQL chose this transaction to end).
+_NOT_LOCKED = ("55P03", "40P01")
 #: A table, a column, or the right to see one.
 _ABSENT = ("42P01", "42703", "42501")
 _BY_STATUS: dict[int, type[CairnError]] = {
@@ -129,7 +130,8 @@ async def _http(request: Request, error: HTTPException) -> Response:
 
 
 async def _database(request: Request, error: Exception) -> Response:
-    if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
+    if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _NOT_LOCKED:
+        log.warning("database.not_locked", sqlstate=getattr(error.orig, "sqlstate", None))
         return render(request, Unavailable("a step holds the resource for unusually long; nothing was accepted"))
     if isinstance(error, DBAPIError) and not _away(error):
         return await _not_set_up(request, error) or await bug(request, error)

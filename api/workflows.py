@@ -14,6 +14,7 @@ from sqlalchemy import Row, func, select, update
 from sqlalchemy.orm import Session
 from temporalio.service import RPCError
 
+from activities.database import write_all
 from activities.runs import summarise
 from activities.settling import settle
 from api.accept import wait_for_end
@@ -164,7 +165,7 @@ async def _ask_to_end(request: Request, caller: Caller, row: Row[Any]) -> Row[An
 
 def _settle(session: Session, order: Order, failure: Failure) -> None:
     settle(session, order, "cancelled", failure, [])
-    session.flush()
+    write_all(session)
 
 
 async def find(caller: Caller, workflow_id: UUID) -> Row[Any]:

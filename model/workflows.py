@@ -54,6 +54,10 @@ class Order(Frozen):
     #: Of the request that asked for it, as W3C Trace Context writes it: whoever starts the run continues its trace.
     traceparent: str | None = None
 
+    def written(self) -> dict[str, Any]:
+        """For its row: without what is at its default, so that the release before can read what does not concern it."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
 
 class Failure(Frozen):
     """Why a run did not complete: code, message, and the step that failed."""

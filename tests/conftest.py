@@ -38,6 +38,7 @@ LONGEST = (
     "test_schemathesis.py",
     "test_commands.py",
     "test_storm.py",
+    "test_soak.py",
     "test_upgrade.py",
     "test_events.py",
 )

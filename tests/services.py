@@ -13,7 +13,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,7 +28,6 @@ import pytest_asyncio
 from psycopg.rows import dict_row
 from sqlalchemy import Engine
 from temporalio.client import Client
-from temporalio.contrib.pydantic import pydantic_data_converter
 
 from model.base import new_id
 from model.secrets import digest
@@ -37,17 +36,19 @@ from worker import database as schema
 from worker import ports, temporal
 from worker.children import die_with_parent
 from worker.postgres import SUPERUSER, Postgres, find_binaries
+from worker.temporal_client import DATA_CONVERTER
 
 TEMPLATE = "cairn"
 PORT_RANGE = (20000, 20999)
 _numbers = itertools.count()
 
 
-def child(argv: list[str], log: Path) -> subprocess.Popen[bytes]:
+def child(argv: list[str], log: Path, env: Mapping[bytes, bytes] | None = None) -> subprocess.Popen[bytes]:
     """A server that cannot outlive this test run."""
     with log.open("ab") as output:
         return subprocess.Popen(
             argv,
+            env=env,
             stdout=output,
             stderr=output,
             preexec_fn=partial(die_with_parent, getpid()),  # noqa: PLW1509 - it does two system calls
@@ -196,9 +197,7 @@ class TemporalServer:
     namespace: str = "default"
 
     async def client(self, *, lazy: bool = False) -> Client:
-        return await Client.connect(
-            self.address, namespace=self.namespace, data_converter=pydantic_data_converter, lazy=lazy
-        )
+        return await Client.connect(self.address, namespace=self.namespace, data_converter=DATA_CONVERTER, lazy=lazy)
 
 
 def _once(config: pytest.Config, name: str, make: Callable[[], Any]) -> Any:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 from temporalio.testing import ActivityEnvironment
 
 from activities.fleet import Limits
@@ -306,3 +306,29 @@ def test_what_is_paused_and_does_not_move_stays_paused(platform: Platform) -> No
     platform.settle(order, "failed", "engine_refused")
     assert platform.instance(launch)["status"] == "paused"
     assert held(platform) == SMALL
+
+
+def test_quota_is_written_last_so_that_no_two_transactions_wait_for_each_other(
+    platform: Platform, worker_engine: Engine
+) -> None:
+    transactions: list[list[str]] = [[]]
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith(("UPDATE", "INSERT", "DELETE")):
+            transactions[-1].append(" ".join(statement.split()[:2]))
+
+    event.listen(worker_engine, "before_cursor_execute", note)
+    event.listen(worker_engine, "commit", lambda _: transactions.append([]))
+    launch = platform.running(ports=[AUTO])
+    order = resize(platform, launch)
+    hold(platform, order)
+    platform.settle(order, "completed")
+    order = resize(platform, launch, "basic-1")
+    platform.settle(order, "failed", "timeout")
+    platform.settle(platform.change(launch, "DeprovisionInstance"), "completed")
+    platform.settle(platform.launch("other"), "failed", "timeout")
+    wrote = [statements for statements in transactions if "UPDATE quotas" in statements]
+    assert len(wrote) >= 4
+    for statements in wrote:
+        assert set(statements[statements.index("UPDATE quotas") :]) == {"UPDATE quotas"}, statements
+    assert platform.counted() == (0,) * 6

@@ -354,3 +354,20 @@ async def test_errors_of_ours_keep_the_envelope_and_no_secrets(api: Api, capsys:
     logged = capsys.readouterr()
     assert "no_web" in logged.out + logged.err
     assert "hunter2" not in logged.out + logged.err
+
+
+async def test_request_that_a_deadlock_ended_is_503_and_accepted_when_it_is_repeated(api: Api) -> None:
+    with api.db.connect() as other:
+        other.execute("BEGIN")
+        other.execute("SET deadlock_timeout = '1min'")  # not the one that PostgreSQL ends
+        other.execute("UPDATE quotas SET vcpus_used = vcpus_used")
+        asked = asyncio.create_task(api.http.post("/v1/instances", json=BODY, headers=KEY))
+        waits = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        assert await eventually(lambda: api.db.rows(waits))
+        held = "INSERT INTO idempotency_keys SELECT id, 'k-1', '', id, id FROM projects"
+        await asyncio.to_thread(other.execute, held)
+        answer = await asked
+        other.execute("ROLLBACK")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+    assert answer.headers["retry-after"] == "1"
+    assert (await api.http.post("/v1/instances", json=BODY, headers=KEY)).status_code == 202

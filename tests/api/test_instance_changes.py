@@ -93,7 +93,8 @@ async def test_resize_holds_the_growth_in_the_quota(api: Api) -> None:
     row = api.db.one("SELECT next_type, next_vcpus, next_memory_mb, next_held FROM instances")
     assert tuple(row.values()) == ("standard-1", 2, 2048, False)
     order = api.db.one("SELECT \"order\" FROM workflows WHERE kind = 'ResizeInstance'")["order"]
-    assert (order["instance_type"], order["recreate"]) == ("standard-1", False)
+    assert order["instance_type"] == "standard-1"
+    assert "recreate" not in order, "what is as always is not written: the release before may not know of it"
 
 
 async def test_resize_that_is_called_off_before_it_began_gives_the_quota_back(api: Api) -> None:

@@ -170,13 +170,35 @@ class Production:
 
     # What is asked of it
 
-    def run(self, service: str, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    def run(self, service: str, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
         """A command in the place of a service's own; that without any."""
         command = self.command([*(words or self.document["services"][service]["command"])])
-        environ = self.environment(service) | environ
+        environ = self.environment(service) | more
         return subprocess.run(
             command, env=environ, cwd=self.folder, capture_output=True, text=True, timeout=150, check=False
         )
+
+    def follow(self, heading: str) -> None:
+        """The block of docs/production.md, but for what starts containers: ``start`` does it. ``cairn`` runs, as there,
+        in the place of an API."""
+        page = compose.ROOT / "docs" / "production.md"
+        names = {"host-1": HOST, "cairn.example.org:443:": f"cairn.example.org:{self.ports['public']}:"}
+        names["https://cairn.example.org/"] = f"https://cairn.example.org:{self.ports['public']}/"
+        for written in compose.commands_of(page, heading):
+            words = [re.sub("|".join(map(re.escape, names)), lambda found: names[found[0]], word) for word in written]
+            target = self.folder / words.pop() if words[-2:-1] == [">"] else None
+            if words[0] == "curl":
+                done = subprocess.run(words, cwd=self.folder, capture_output=True, text=True, timeout=30, check=False)
+            elif words[:4] == ["docker", "compose", "run", "--rm"]:
+                done = self.run(words[4], *words[5:])
+            elif words[0] == "cairn":
+                where = {"CAIRN_API_URL": f"http://{self.at('api-1')}/v1", "CAIRN_API_KEY": self.secret("api-key")}
+                done = self.run("api-1", *[word for word in words if word != ">"], **where)
+            else:
+                continue
+            assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+            if target is not None:
+                target.write_text(done.stdout)
 
     def health(self, service: str) -> subprocess.CompletedProcess[str]:
         """Its health check, run as it stands in the file."""

@@ -13,6 +13,8 @@ import pytest
 from tests.deploy import compose
 from worker.database import ROLES
 
+UNITS = compose.ROOT / "deploy" / "systemd"
+PAGE = compose.ROOT / "docs" / "production.md"
 DOCUMENT = compose.read()
 SERVICES: dict[str, dict[str, Any]] = DOCUMENT["services"]
 #: They come up, do their work, and end.
@@ -83,3 +85,49 @@ def test_secrets_are_files_and_each_service_has_its_own_alone() -> None:
 def test_every_role_of_the_database_has_a_password_in_setup() -> None:
     files = SERVICES["setup"]["environment"]
     assert {f"CAIRN_{role.removeprefix('cairn_').upper()}_PASSWORD_FILE" for role in ROLES} <= set(files)
+
+
+def test_page_makes_the_programs_as_the_image_does() -> None:
+    assert compose.commands_of(PAGE, "## With systemd") == compose.build_commands()
+
+
+def test_page_names_the_units_that_there_are() -> None:
+    """What root does on a machine of its own is not done here: that files, users and units are those is looked at."""
+    commands = compose.commands_of(PAGE, "### Units")
+    text = "\n".join(unit.read_text() for unit in UNITS.iterdir())
+    units = {unit.stem for unit in UNITS.glob("*.service")}
+    (copied,) = (words[1] for words in commands if words[0] == "cp")
+    assert {path.stem for path in compose.ROOT.glob(copied)} == units
+    enabled = {word for words in commands if words[:2] == ["systemctl", "enable"] for word in words[3:]}
+    assert {re.sub("@.*", "@", word) for word in enabled} == units
+    users = {words[-1] for words in commands if words[0] == "useradd"}
+    assert users == set(re.findall(r"^User=(.+)$", text, re.MULTILINE))
+    folders = {folder for words in commands if words[0] == "install" for folder in words[4:]}
+    assert {str(Path(path).parent) for path in re.findall(r"/etc/cairn/\S+", text)} == folders
+    secrets = {words[-1] for words in compose.commands_of(PAGE, "### Secrets") if words[0] == "touch"}
+    secrets |= {word for words in compose.commands_of(PAGE, "### Secrets") for word in words if "secrets/" in word}
+    made = {Path(path).name for path in secrets}
+    assert set(re.findall(r"/etc/cairn/secrets/(\S+)", text)) <= made
+
+
+def test_page_names_the_variables_that_the_file_reads() -> None:
+    table = PAGE.read_text().partition("### Start")[2].partition("**Only the proxy")[0]
+    named = set(
+        re.findall(r"`([A-Z_]+)`", "".join(line.split("|")[1] for line in table.splitlines() if line[:1] == "|"))
+    )
+    assert named == set(re.findall(r"\$\{(\w+)", compose.FILE.read_text()))
+
+
+def test_upgrade_replaces_each_of_ours_one_after_the_other() -> None:
+    """With containers, what the file has; with systemd, what is enabled."""
+    page = compose.ROOT / "docs" / "upgrading.md"
+    commands = compose.commands_of(page, "### With containers")
+    replaced = [words[-1] for words in commands if "--wait" in words or "run" in words]
+    order = ["setup", "api-1", "api-2", "control-1", "control-2", "agent"]
+    assert replaced == order and set(order) == set(compose.ours(DOCUMENT))
+    assert all("--no-deps" in words for words in commands if words[-1] in order)
+    restarted = [
+        words[2] for words in compose.commands_of(page, "### With systemd") if words[:2] == ["systemctl", "restart"]
+    ]
+    enabled = [words[3:] for words in compose.commands_of(PAGE, "### Units") if words[:2] == ["systemctl", "enable"]]
+    assert restarted == [unit for units in enabled for unit in units]

@@ -102,9 +102,10 @@ def test_from_nothing_to_production(production: Production) -> None:
     it.becomes_healthy(*APIS, *CONTROLS)
     assert until(lambda: http.get("/health/ready").status_code == 200, PATIENCE)
     assert ready(http) == {"status": "ok", "checks": {"database": "ok", "temporal": "ok"}}
+    it.follow("### Start")
+    it.follow("### The program")
     # This machine becomes a host.
-    token = http.post("/v1/hosts/tokens", json={"name": HOST}).json()["data"]["token"]
-    (it.secrets / "join-token").write_text(token)
+    it.follow("### This machine as a host")
     it.start("agent")
     it.becomes_healthy("agent")
     assert until(lambda: _host(http)["reachable"], PATIENCE)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from temporalio import workflow
 from temporalio.client import WorkflowHistory
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Replayer
 
+from worker.temporal_client import DATA_CONVERTER
 from workflows.plans import PLANS
 
 FILES = sorted(Path(__file__).parent.glob("*/*.json"))
@@ -42,13 +42,13 @@ def read(path: Path) -> WorkflowHistory:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 async def test_history_replays(path: Path) -> None:
-    replayer = Replayer(workflows=PLANS, data_converter=pydantic_data_converter)
+    replayer = Replayer(workflows=PLANS, data_converter=DATA_CONVERTER)
     await replayer.replay_workflow(read(path))
 
 
 async def test_replayer_notices_another_order_of_steps() -> None:
     """That the test above can fail."""
-    replayer = Replayer(workflows=[Other], data_converter=pydantic_data_converter)
+    replayer = Replayer(workflows=[Other], data_converter=DATA_CONVERTER)
     path = next(path for path in FILES if path.stem == "StopInstance-completed")
     with pytest.raises(workflow.NondeterminismError):
         await replayer.replay_workflow(read(path))

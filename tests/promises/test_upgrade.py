@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import signal
 import subprocess
+import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +17,9 @@ import httpx
 import pytest
 
 from tests import invariants
+from tests.services import child
 from tests.stack import Json, Stack
+from worker import database, postgres
 
 pytestmark = pytest.mark.engine
 ROOT = Path(__file__).parents[2]
@@ -45,6 +50,7 @@ def code_of(version: str, folder: Path) -> Path:
             f"commit {commit[:12]} of version {version} is not in this repository (a shallow clone?): "
             f"fetch its whole history. git says: {made.stderr.decode(errors='replace').strip()}"
         )
+    folder.mkdir(exist_ok=True)
     with tarfile.open(fileobj=io.BytesIO(made.stdout)) as archive:
         archive.extractall(folder, filter="data")
     return folder
@@ -98,5 +104,116 @@ def test_runs_under_way_during_an_upgrade_complete(upgraded: Stack, version: str
     # What the older version made is this one's, to start and to delete.
     stack.completed(stack.act("start", stopping))
     stack.completed(stack.act("stop", kept))
+    stack.delete_all()
+    invariants.settle(stack)
+
+
+class Choice:
+    """Which code a process runs that is started now: those that run keep theirs."""
+
+    def __init__(self, folder: Path, code: Path) -> None:
+        self.folder = folder / "choice"
+        self.folder.mkdir()
+        text = "import pathlib, sys\nsys.path.insert(0, (pathlib.Path(__file__).parent / 'code').read_text())\n"
+        (self.folder / "sitecustomize.py").write_text(text)
+        self.choose(code)
+
+    def choose(self, code: Path) -> None:
+        (self.folder / "code").write_text(str(code))
+
+
+def replace(stack: Stack, name: str) -> None:
+    """Ended as an orchestrator does it, and started again."""
+    pid = stack.pids()[name]
+    os.kill(pid, signal.SIGTERM)
+    stack.wait_for_restart(name, pid, 30)
+
+
+@contextlib.contextmanager
+def second_control_worker(stack: Stack) -> Iterator[Callable[[], None]]:
+    """One beside the stack's, with its environment; what is given starts it again."""
+    environ = Path(f"/proc/{stack.pids()['control_worker']}/environ").read_bytes().split(b"\0")
+    variables = dict(pair.split(b"=", 1) for pair in environ if pair)
+    log = stack.data / "logs" / "control_worker-2.log"
+    command = [str(Path(sys.executable).with_name("cairn-control"))]
+    process = child(command, log, env=variables)
+
+    def again() -> None:
+        nonlocal process
+        stop(process)
+        process = child(command, log, env=variables)
+
+    try:
+        yield again
+    finally:
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def held(stack: Stack, *points: str) -> list[Json]:
+    """Runs that are held at these points."""
+    machines = [stack.launch() for _ in range(2)]
+    for machine in machines:
+        stack.completed(machine)
+    stack.plant(*({"point": point, "action": "pause", "times": 1, "seconds": 0} for point in points))
+    asks = {
+        PLACE: stack.launch,
+        CREATE: partial(stack.launch, backend="docker"),
+        STOP: partial(stack.act, "stop", machines[0]),
+        DELETE: partial(stack.act, "delete", machines[1]),
+    }
+    runs = []
+    for point in points:
+        before = len(stack.hits(point))
+        runs.append(asks[point]())
+        stack.wait_for_hit(point, before)
+    return runs
+
+
+def freed(stack: Stack, runs: list[Json]) -> None:
+    """They go on, and complete."""
+    stack.plant()
+    for run in runs:
+        stack.completed(run, 60)
+
+
+@pytest.mark.chaos
+@pytest.mark.skipif(os.environ.get("CAIRN_CHAOS") != "all", reason="takes a minute; part of the long run (make chaos)")
+@pytest.mark.timeout(240)
+def test_release_before_works_beside_this_one(upgraded: Stack, tmp_path: Path) -> None:
+    """Schema, API, one control worker, the other, agent, as docs/upgrading.md says; with runs under way at each."""
+    stack, choice = upgraded, Choice(tmp_path, code_of(RELEASES[-1], tmp_path / "old"))
+    stack.start(PYTHONPATH=str(choice.folder), CAIRN_RECONCILE_SECONDS="4").ready()
+    assert stack.request("GET", "/images").status_code == httpx.codes.NOT_FOUND, "it is the older code that runs"
+    with second_control_worker(stack) as replace_second:
+        runs = held(stack, PLACE, CREATE, STOP, DELETE)
+        database.migrate(postgres.find(stack.data).url("cairn_owner"))
+        choice.choose(ROOT)
+        replace(stack, "api")
+        stack.wait_for_api()
+        assert stack.request("GET", "/images").is_success, "it is this one's API that answers"
+        freed(stack, runs)
+        # What this API asks for, the older workers and the older agent do; but for what they never heard of.
+        paused = stack.running(backend="docker")
+        pause = stack.act("pause", paused)
+        runs = held(stack, PLACE, CREATE, STOP, DELETE)
+        replace_second()
+        freed(stack, runs)
+        runs = held(stack, PLACE, CREATE)
+        replace(stack, "control_worker")
+        freed(stack, runs)
+        runs = held(stack, CREATE, STOP, DELETE)
+        replace(stack, "host_agent")
+        freed(stack, [*runs, pause])
+        assert stack.instance(paused)["status"] == "paused"
+    invariants.settle(stack)
     stack.delete_all()
     invariants.settle(stack)

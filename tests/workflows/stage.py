@@ -16,7 +16,6 @@ from uuid import UUID
 
 from temporalio import activity
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
@@ -41,6 +40,7 @@ from model.restores import FoundMachine
 from model.webhooks import WebhookRef
 from model.workflows import Failure, Order
 from worker.temporal import DYNAMIC_CONFIG, SEARCH_ATTRIBUTES, find_binary
+from worker.temporal_client import DATA_CONVERTER
 from workflows.plans import PLANS
 
 HOST = "one"
@@ -420,7 +420,7 @@ async def server() -> AsyncIterator[WorkflowEnvironment]:
     async with await WorkflowEnvironment.start_local(
         dev_server_existing_path=str(find_binary()),
         dev_server_extra_args=[*attributes, *tuned],
-        data_converter=pydantic_data_converter,
+        data_converter=DATA_CONVERTER,
         identity="tests",
     ) as environment:
         yield environment
