@@ -1,5 +1,5 @@
 """What is kept for a while only: rows of deleted instances and images, events, deliveries, keys, workflows that ended,
-void tokens."""
+void tokens, sessions and API keys."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ BATCH = 1000
 SHARE, PASS_SECONDS = 1.0, 120.0
 #: Within these a request may be repeated under its key, and a host whose answer was lost may join again.
 KEYS, TOKENS = dt.timedelta(hours=24), dt.timedelta(days=7)
+#: For so long one can see what became of sessions and API keys that are void.
+VOID = dt.timedelta(days=7)
 log = structlog.get_logger()
 
 _BOUND = text("SET LOCAL statement_timeout = '20s'")
@@ -107,6 +109,27 @@ _TOKENS = text(
     DELETE FROM host_tokens WHERE id IN (SELECT id FROM host_tokens WHERE expires_at < now() - :kept LIMIT :most)
     """
 )
+_SESSIONS = text(
+    """
+    DELETE FROM sessions WHERE id IN (
+        SELECT id FROM sessions WHERE expires_at < now() - :kept OR ended_at < now() - :kept LIMIT :most
+    )
+    """
+)
+_RESETS = text(
+    """
+    DELETE FROM password_resets WHERE digest IN (
+        SELECT digest FROM password_resets WHERE expires_at < now() - :kept LIMIT :most
+    )
+    """
+)
+_API_KEYS = text(
+    """
+    DELETE FROM api_keys WHERE id IN (
+        SELECT id FROM api_keys WHERE least(revoked_at, expires_at) < now() - :kept LIMIT :most
+    )
+    """
+)
 
 
 class Retention(Frozen):
@@ -127,6 +150,9 @@ class Purged(Frozen):
     workflows: int = 0
     keys: int = 0
     tokens: int = 0
+    sessions: int = 0
+    password_resets: int = 0
+    api_keys: int = 0
     more: bool = False
     failed: list[str] = []
 
@@ -156,6 +182,10 @@ class PurgeRecords:
             "workflows": lambda: self._workflows(until),
             "keys": lambda: sum(self._all(until, _KEYS, KEYS, project) for project in projects),
             "tokens": lambda: self._all(until, _TOKENS, TOKENS),
+            # With their refresh tokens. Ended or used too long ago to matter.
+            "sessions": lambda: self._all(until, _SESSIONS, VOID),
+            "password_resets": lambda: self._all(until, _RESETS, VOID),
+            "api_keys": lambda: self._all(until, _API_KEYS, VOID),
         }
         counts, failed = dict[str, int](), list[str]()
         for kind, remove in kinds.items():
