@@ -101,7 +101,7 @@ async def patch(request: Request, body: MePatch, caller: Annotated[Caller, may("
         return answer(request, await _me(caller.on(connection)))
 
 
-@router.post("/logout", status_code=204, operation_id="logout", responses=also(409))
+@router.post("/logout", status_code=204, operation_id="log_out", responses=also(409))
 async def logout(caller: Annotated[Caller, may("account:write")], body: Nothing | None = None) -> Response:
     """End the session of this access token: it and the refresh token are void from the next request on."""
     session = caller.who.credential.session

@@ -114,7 +114,7 @@ Open = Annotated[AsyncEngine, Depends(_open)]
 @router.post(
     "/register",
     status_code=201,
-    operation_id="register",
+    operation_id="register_user",
     responses=also(403, 409),
     response_model=Envelope[UserView],
 )
@@ -132,7 +132,7 @@ async def register(request: Request, body: Register, engine: Open) -> Response:
     return answer(request, user, 201)
 
 
-@router.post("/login", operation_id="login", response_model=Envelope[Granted])
+@router.post("/login", operation_id="log_in", response_model=Envelope[Granted])
 async def login(request: Request, body: Login, engine: Open) -> Response:
     """Get an access token, to be sent as `Authorization: Bearer`, and a refresh token for the next. A wrong password,
     an unknown address and an account that is locked for a while after many wrong passwords answer the same."""
@@ -195,14 +195,14 @@ async def _paced(work: Awaitable[T]) -> T:
         raise
 
 
-@router.post("/refresh", operation_id="refresh", response_model=Envelope[Granted])
+@router.post("/refresh", operation_id="refresh_session", response_model=Envelope[Granted])
 async def refresh(request: Request, body: Refresh, _engine: Open) -> Response:
     """Get the next access token and the next refresh token; this one is used up. One that comes a second time was
     stolen, before or after: the session ends, and whoever holds the other logs in again."""
     return answer(request, await sessions.go_on(request, body.refresh_token))
 
 
-@router.post("/forgot-password", status_code=202, operation_id="forgot_password", response_model=Envelope[None])
+@router.post("/forgot-password", status_code=204, operation_id="forgot_password")
 async def forgot(request: Request, body: Forgot, engine: Open) -> Response:
     """Ask for a mail with a token that sets another password, once, within half an hour. The answer is the same
     whether there is such a user or not."""
@@ -210,7 +210,7 @@ async def forgot(request: Request, body: Forgot, engine: Open) -> Response:
     async with engine.begin() as connection:
         await connection.execute(asked.on_conflict_do_nothing(index_elements=["kind", "recipient"]))
     request.app.state.mails.ring()
-    return answer(request, None, 202)
+    return Response(status_code=204)
 
 
 @router.post("/reset-password", status_code=204, operation_id="reset_password")

@@ -109,52 +109,52 @@ async def index(
     return await page_of(request, caller, query, ApiKey.__table__.c.id, page, _view)
 
 
-@router.get("/{key_id}", operation_id="get_key", response_model=Envelope[KeyView])
-async def show(request: Request, key_id: UUID, caller: Annotated[Caller, may("account:read")]) -> Response:
+@router.get("/{api_key_id}", operation_id="get_key", response_model=Envelope[KeyView])
+async def show(request: Request, api_key_id: UUID, caller: Annotated[Caller, may("account:read")]) -> Response:
     """One of the caller's keys."""
-    return answer(request, _view(await _find(caller, key_id)))
+    return answer(request, _view(await _find(caller, api_key_id)))
 
 
-@router.post("/{key_id}/rotate", status_code=201, operation_id="rotate_key", response_model=Envelope[NewKeyView])
+@router.post("/{api_key_id}/rotate", status_code=201, operation_id="rotate_key", response_model=Envelope[NewKeyView])
 async def rotate(
-    request: Request, key_id: UUID, caller: Annotated[Caller, may("account:write")], body: Rotate | None = None
+    request: Request, api_key_id: UUID, caller: Annotated[Caller, may("account:write")], body: Rotate | None = None
 ) -> Response:
     """Make a key like this one, which ends after the overlap."""
     body = body or Rotate()
-    old = await _find(caller, key_id)
+    old = await _find(caller, api_key_id)
     caller = await caller.into(old.project_id)
     fresh = new_id()
     if answered := await Acceptance(request, caller).answered_before(fresh, body.model_dump()):
         return await _again(request, caller, answered.resource_id)
-    old = await _find(caller, key_id, lock=True)
+    old = await _find(caller, api_key_id, lock=True)
     now = dt.datetime.now(dt.UTC)
     if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
         raise InvalidState("the key was revoked or rotated before, or has expired: make another", state="void")
     scopes, ends = await _within(caller, old.scopes, old.expires_at)
     over = func.now() + dt.timedelta(seconds=body.overlap_seconds)
-    await caller.execute(update(ApiKey).where(ApiKey.id == key_id).values(revoked_at=over))
+    await caller.execute(update(ApiKey).where(ApiKey.id == api_key_id).values(revoked_at=over))
     return await _make(request, caller, fresh, name=old.name, scopes=scopes, expires_at=ends)
 
 
-@router.post("/{key_id}/revoke", operation_id="revoke_key", response_model=Envelope[KeyView])
+@router.post("/{api_key_id}/revoke", operation_id="revoke_key", response_model=Envelope[KeyView])
 async def revoke(
-    request: Request, key_id: UUID, caller: Annotated[Caller, may("account:write")], body: Nothing | None = None
+    request: Request, api_key_id: UUID, caller: Annotated[Caller, may("account:write")], body: Nothing | None = None
 ) -> Response:
     """Let it open nothing from the next request on. It can be seen for some days more."""
-    await _find(caller, key_id, lock=True)
+    await _find(caller, api_key_id, lock=True)
     over = func.least(ApiKey.revoked_at, func.now())
     row = await caller.execute(
-        update(ApiKey).where(ApiKey.id == key_id).values(revoked_at=over).returning(*ApiKey.__table__.c)
+        update(ApiKey).where(ApiKey.id == api_key_id).values(revoked_at=over).returning(*ApiKey.__table__.c)
     )
     return answer(request, _view(row.one()))
 
 
-@router.delete("/{key_id}", status_code=204, operation_id="delete_key", responses=also(404))
-async def remove(key_id: UUID, caller: Annotated[Caller, may("account:write")]) -> Response:
+@router.delete("/{api_key_id}", status_code=204, operation_id="delete_key", responses=also(404))
+async def remove(api_key_id: UUID, caller: Annotated[Caller, may("account:write")]) -> Response:
     """Revoke it and forget it."""
-    gone = delete(ApiKey).where(_mine(caller), ApiKey.id == key_id).returning(ApiKey.id)
+    gone = delete(ApiKey).where(_mine(caller), ApiKey.id == api_key_id).returning(ApiKey.id)
     if (await caller.execute(gone)).one_or_none() is None:
-        raise _absent(key_id)
+        raise _absent(api_key_id)
     return Response(status_code=204)
 
 

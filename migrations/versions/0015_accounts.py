@@ -42,6 +42,7 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, public AS $
     WHERE k.id = u.id
 $$
 """
+VOID = "least(revoked_at, expires_at) < now()"
 
 
 def access() -> list[str]:
@@ -54,8 +55,8 @@ def access() -> list[str]:
         "GRANT SELECT (id, expires_at, ended_at), DELETE ON sessions TO cairn_worker",
         "GRANT SELECT (digest, expires_at), DELETE ON password_resets TO cairn_worker",
         "GRANT SELECT (id, revoked_at, expires_at), DELETE ON api_keys TO cairn_worker",
-        "CREATE POLICY worker ON api_keys TO cairn_worker USING (least(revoked_at, expires_at) < now())"
-        " WITH CHECK (false)",
+        f"CREATE POLICY worker_reads ON api_keys FOR SELECT TO cairn_worker USING ({VOID})",
+        f"CREATE POLICY worker_deletes ON api_keys FOR DELETE TO cairn_worker USING ({VOID})",
     ]
 
 
