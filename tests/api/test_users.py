@@ -9,6 +9,7 @@ import pytest
 from tests.api.conftest import BODY, Api, served
 from tests.api.people import bearing, logged_in, login, register
 from tests.services import Database, TemporalServer
+from worker.api import main
 
 
 async def test_administrators_alone_see_users(shared_api: Api) -> None:
@@ -127,3 +128,10 @@ async def test_pages_of_other_sites_are_not_anonymous(anonymous: Api, headers: d
     """DNS rebinding, and requests that a browser sends for another site's page."""
     assert (await anonymous.http.get("/v1/auth/me", headers=headers)).status_code in (400, 403)
     assert (await anonymous.http.get("/v1/auth/me", headers={"Origin": "http://127.0.0.1:3000"})).status_code == 200
+
+
+def test_anonymous_api_does_not_start_where_others_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAIRN_AUTH", "anonymous")
+    monkeypatch.setenv("CAIRN_API_HOST", "192.0.2.1")
+    with pytest.raises(SystemExit, match="CAIRN_API_HOST=192"):
+        main()
