@@ -35,7 +35,7 @@ class Handler(socketserver.StreamRequestHandler):
             self.server.said.append(text)
             if in_data and text != ".":
                 continue
-            in_data = text == "DATA"
+            in_data = text.upper() == "DATA"
             verb = text.partition(" ")[0].upper()
             answers = {
                 "DATA": "354 go on",
