@@ -1,10 +1,11 @@
 """What is kept for a while only: rows of deleted instances and images, events, deliveries, keys, workflows that ended,
-void tokens."""
+void tokens, sessions and API keys."""
 
 from __future__ import annotations
 
 import datetime as dt
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
@@ -26,6 +27,10 @@ BATCH = 1000
 SHARE, PASS_SECONDS = 1.0, 120.0
 #: Within these a request may be repeated under its key, and a host whose answer was lost may join again.
 KEYS, TOKENS = dt.timedelta(hours=24), dt.timedelta(days=7)
+#: Counted together: workers of the release before this one know no other names.
+CREDENTIALS = frozenset({"tokens", "sessions", "password_resets", "api_keys"})
+#: For so long one can see what became of sessions and API keys that are void.
+VOID = dt.timedelta(days=7)
 log = structlog.get_logger()
 
 _BOUND = text("SET LOCAL statement_timeout = '20s'")
@@ -107,6 +112,27 @@ _TOKENS = text(
     DELETE FROM host_tokens WHERE id IN (SELECT id FROM host_tokens WHERE expires_at < now() - :kept LIMIT :most)
     """
 )
+_SESSIONS = text(
+    """
+    DELETE FROM sessions WHERE id IN (
+        SELECT id FROM sessions WHERE expires_at < now() - :kept OR ended_at < now() - :kept LIMIT :most
+    )
+    """
+)
+_RESETS = text(
+    """
+    DELETE FROM password_resets WHERE digest IN (
+        SELECT digest FROM password_resets WHERE expires_at < now() - :kept LIMIT :most
+    )
+    """
+)
+_API_KEYS = text(
+    """
+    DELETE FROM api_keys WHERE id IN (
+        SELECT id FROM api_keys WHERE least(revoked_at, expires_at) < now() - :kept LIMIT :most
+    )
+    """
+)
 
 
 class Retention(Frozen):
@@ -126,6 +152,7 @@ class Purged(Frozen):
     deliveries: int = 0
     workflows: int = 0
     keys: int = 0
+    #: Of hosts and of passwords, sessions, API keys.
     tokens: int = 0
     more: bool = False
     failed: list[str] = []
@@ -156,11 +183,15 @@ class PurgeRecords:
             "workflows": lambda: self._workflows(until),
             "keys": lambda: sum(self._all(until, _KEYS, KEYS, project) for project in projects),
             "tokens": lambda: self._all(until, _TOKENS, TOKENS),
+            # With their refresh tokens. Ended or used too long ago to matter.
+            "sessions": lambda: self._all(until, _SESSIONS, VOID),
+            "password_resets": lambda: self._all(until, _RESETS, VOID),
+            "api_keys": lambda: self._all(until, _API_KEYS, VOID),
         }
-        counts, failed = dict[str, int](), list[str]()
+        counts, failed = Counter[str](), list[str]()
         for kind, remove in kinds.items():
             try:
-                counts[kind] = remove()
+                counts["tokens" if kind in CREDENTIALS else kind] += remove()
             except DBAPIError as error:
                 # The database is away: all of it is tried again.
                 if error.connection_invalidated or getattr(error.orig, "sqlstate", None) is None:

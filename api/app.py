@@ -14,8 +14,10 @@ from temporalio.client import Client
 
 from activities.placement import Capacity
 from api import (
+    account,
     agent_reports,
     agents,
+    auth,
     blobs,
     dashboard,
     errors,
@@ -26,6 +28,7 @@ from api import (
     images,
     instance_types,
     instances,
+    keys,
     metrics,
     openapi,
     projects,
@@ -35,6 +38,7 @@ from api import (
     signing,
     ssh_keys,
     streams,
+    users,
     webhooks,
     workflows,
 )
@@ -42,7 +46,10 @@ from api.agent_client import Agents
 from api.bells import Bells
 from api.dispatcher import Dispatcher
 from api.event_hub import Hub
+from api.hashing import Hashing
 from api.http import Http
+from api.key_use import KeyUse
+from api.mails import Mails
 from api.open_streams import OpenStreams
 from api.pulse import beat
 from drivers.blobs import Blobs
@@ -63,6 +70,8 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
                 app.state.bells.run(),
                 app.state.events.run(),
                 app.state.open_streams.run(),
+                app.state.key_use.run(),
+                app.state.mails.run(),
                 beat(engine),
             )
         ]
@@ -71,6 +80,8 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
         await app.state.dispatcher.drain(DRAIN_SECONDS)
         for task in beside:
             task.cancel()
+        app.state.hashing.close()
+        await app.state.key_use.flush()
         await app.state.agents.close()
 
     app = FastAPI(
@@ -89,6 +100,9 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
     app.state.tokens = partial(signing.tokens, app)
     app.state.agents = Agents(settings.ticket_key)
     app.state.open_streams = OpenStreams(engine, settings.project_streams, events=settings.project_event_streams)
+    app.state.hashing = Hashing()
+    app.state.key_use = KeyUse(engine)
+    app.state.mails = Mails(engine, settings)
     #: Set when the process has been told to end: it is not ready any more, and goes on answering.
     app.state.leaving = asyncio.Event()
     #: Set when it ends: nothing is waited for any longer.
@@ -105,7 +119,8 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
     # Agents before hosts: their paths are not ids.
     of_projects = instances, images, image_uploads, blobs, streams, workflows, retries, events, webhooks, dashboard
     of_platform = agents, agent_reports, samples, hosts, instance_types, ssh_keys, projects, restores, health, metrics
-    for module in (*of_projects, *of_platform):
+    of_people = auth, account, keys, users
+    for module in (*of_people, *of_projects, *of_platform):
         app.include_router(module.router)
     openapi.install(app)
     app.add_api_websocket_route("/{path:path}", streams.nowhere)

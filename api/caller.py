@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from starlette.requests import HTTPConnection
 
+from api import anonymous
 from api.http import MAX_BODY
 from model.errors import (
     BodyTooLarge,
@@ -32,7 +33,8 @@ from model.errors import (
     ValidationFailed,
 )
 from model.permissions import ACCOUNT, ALL, PLATFORM, effective
-from model.secrets import digest
+from model.secrets import digest, is_damaged
+from model.settings import Settings
 from model.tokens import Tokens, is_token
 
 # One statement: who is it, in which project, what may it do there; and from here on row-level security shows what is
@@ -117,6 +119,19 @@ class Caller:
         await self._connection.commit()
         await self._connection.close()
 
+    async def into(self, project_id: UUID) -> Caller:
+        """The same caller in another project, from here on in the same transaction. Raises NotFound where it is not
+        theirs: of a key, any but its own."""
+        if project_id == self.project_id:
+            return self
+        credential = self.who.credential._replace(project=project_id)
+        row = (await self.execute(_IDENTIFY, credential._asdict())).one_or_none()
+        if row is None or row.project_id is None:
+            raise NotFound("there is no such project")
+        if not row.is_active:
+            raise ProjectInactive("the project is deactivated: ask an administrator of the platform")
+        return Caller(self._engine, self._connection, _who(credential, row))
+
     def on(self, connection: AsyncConnection) -> Caller:
         """The same caller, in another of its transactions."""
         return Caller(self._engine, connection, self.who)
@@ -149,7 +164,7 @@ async def authenticate(request: HTTPConnection, *permissions: str) -> Caller:
     Raises Unauthenticated, NotFound for a project that is not the caller's, Forbidden where it has not these
     permissions in it.
     """
-    shown = key_of(request)
+    shown = _shown(request)
     engine: AsyncEngine = request.app.state.engine
     malformed: ValidationFailed | None = None
     project: UUID | None = None
@@ -173,6 +188,7 @@ async def authenticate(request: HTTPConnection, *permissions: str) -> Caller:
                 raise
     try:
         if row is None:
+            anonymous.forget(request)
             raise Unauthenticated(f"the {'access token' if credential.digest is None else 'API key'} is not valid")
         who = _who(credential, row)
         request.state.authenticated = True
@@ -182,12 +198,29 @@ async def authenticate(request: HTTPConnection, *permissions: str) -> Caller:
     except CairnError:
         await connection.close()
         raise
+    if who.key_id is not None:
+        request.app.state.key_use.note(who.key_id)
     structlog.contextvars.bind_contextvars(project_id=str(who.project_id))
     return Caller(engine, connection, who)
 
 
-async def credential_of(request: HTTPConnection, shown: str, project: UUID | None) -> Credential:
+def _shown(request: HTTPConnection) -> str | None:
+    """None: nothing, and nothing is needed. Raises Unauthenticated."""
+    try:
+        return key_of(request)
+    except Unauthenticated:
+        settings: Settings = request.app.state.settings
+        if settings.auth != "anonymous":
+            raise
+        return None
+
+
+async def credential_of(request: HTTPConnection, shown: str | None, project: UUID | None) -> Credential:
     """Raises Unauthenticated."""
+    if shown is None:
+        return Credential(None, await anonymous.session_of(request), project)
+    if is_damaged(shown):
+        raise Unauthenticated("the API key is not whole: a part of it was lost, or a character is another")
     if not is_token(shown):
         return Credential(digest(shown), None, project)
     tokens: Tokens = await request.app.state.tokens()

@@ -175,7 +175,8 @@ def _say_what(operation: Json, function: str | None) -> None:
 
 def _add_headers(path: str, method: str, operation: Json, *, versioned: bool) -> None:
     responses = operation["responses"]
-    for_agents = "agents" in operation.get("tags", [])
+    # Of agents, and of who has no credential yet: they have no project.
+    for_agents = "agents" in operation.get("tags", []) or not operation.get("security")
     starts = "202" in responses and operation["operationId"] != _ONLY_ASKS
     reads = {
         "X-Request-ID": True,

@@ -34,6 +34,8 @@ close code: 4000 and the status.
 | `/v1/ws/terminal/{instance_id}?command=&columns=&rows=` | binary both ways; sizes, and how it ended, as text |
 """
 TAGS = {
+    "auth": "Users, their logins, and the keys that they make.",
+    "users": "All users, for administrators of the platform.",
     "instances": "Containers and machines: launch, read, change, delete.",
     "instance-types": "The sizes that instances come in.",
     "images": "What instances are made from.",

@@ -18,6 +18,7 @@ import httpx
 from cli.endpoint import START_HINT, Endpoint, find_endpoint, is_loopback
 from cli.errors import CommandFailed, Exit, of_answer, usage
 from cli.given import given
+from cli.session import SessionAuth
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -38,12 +39,15 @@ class Client:
     def __init__(self, endpoint: Endpoint | None = None, transport: httpx.BaseTransport | None = None) -> None:
         self.endpoint = endpoint or find_endpoint()
         headers = {"X-API-Key": self.endpoint.api_key, "X-Project-ID": self.endpoint.project}
+        logged_in = self.endpoint.session
+        self._auth = SessionAuth(self.endpoint.api_url, logged_in) if logged_in else None
         self.http = httpx.Client(
             base_url=self.endpoint.api_url,
             headers={name.encode(): value.encode() for name, value in headers.items() if value},
             timeout=httpx.Timeout(ANSWER_SECONDS, connect=5),
             transport=transport,
             # Certificates take a while to load, and are of no use without TLS.
+            auth=self._auth,
             verify=self._trusted() if self.endpoint.api_url.startswith("https:") else False,
             # A proxy of the environment is for the world outside, not for this machine.
             trust_env=not is_loopback(self.endpoint.api_url),
@@ -193,6 +197,10 @@ class Client:
         root = self.endpoint.api_url
         url = httpx.URL(root.replace("http", "ws", 1) + path, params=params)
         names = ("X-API-Key", "X-Project-ID")
+        headers = {name: self.http.headers[name] for name in names if name in self.http.headers}
+        if self._auth:
+            self.get("/auth/me")  # which renews the token, where it must be
+            headers["Authorization"] = f"Bearer {self._auth.access}"
         if given.debug:
             from cli import debug
 
@@ -200,7 +208,7 @@ class Client:
         try:
             made = connect(
                 str(url),
-                additional_headers={name: self.http.headers[name] for name in names if name in self.http.headers},
+                additional_headers=headers,
                 ssl=self._trusted() if url.scheme == "wss" else None,
                 compression=None,
                 close_timeout=2,

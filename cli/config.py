@@ -11,7 +11,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,11 @@ class Context:
     key: str | None = field(default=None, repr=False)
     project: str | None = None
     ca_file: str | None = None
+    #: Of who has logged in (cli/session.py); until when the first is good, in seconds since 1970, as text.
+    access_token: str | None = field(default=None, repr=False)
+    refresh_token: str | None = field(default=None, repr=False)
+    expires_at: str | None = None
+    email: str | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ def _checked(content: Mapping[str, Any]) -> Config:
     """Raises ValueError and TypeError."""
     contexts = {}
     for name, given in dict(content.get("contexts", {})).items():
-        known = {key: given[key] for key in ("url", "key", "project", "ca_file") if key in given}
+        known = {part.name: given[part.name] for part in fields(Context) if part.name in given and part.name != "name"}
         if not all(isinstance(value, str) for value in known.values()) or not known.get("url"):
             raise ValueError(f"context '{name}' needs a url, and its values are text")
         contexts[name] = Context(name, known.pop("url").rstrip("/"), **known)

@@ -30,13 +30,14 @@ def list_(output: Output = Format.TABLE) -> None:
     rows = [_row(context, known.current) for context in known.contexts.values()]
     if output is Format.TABLE:
         render.print_table(
-            ["NAME", "CHOSEN", "URL", "KEY", "PROJECT", "CA FILE"],
+            ["NAME", "CHOSEN", "URL", "KEY", "USER", "PROJECT", "CA FILE"],
             [
                 [
                     row["name"],
                     "*" if row["current"] else "",
                     row["url"],
                     "yes" if row["has_key"] else "no",
+                    row["user"] or "",
                     row["project"] or "",
                     row["ca_file"] or "",
                 ]
@@ -131,6 +132,7 @@ def show(
             "source": found.source,
             "url": found.api_url,
             "has_key": found.api_key is not None,
+            "user": found.session.email if found.session else None,
             "project": found.project,
             "ca_file": found.ca_file,
         }
@@ -162,6 +164,7 @@ def _row(context: config.Context, current: str | None) -> dict[str, Any]:
         "current": context.name == current,
         "url": context.url,
         "has_key": bool(context.key),
+        "user": context.email,
         "project": context.project,
         "ca_file": context.ca_file,
     }

@@ -33,6 +33,10 @@ class Endpoint:
     ca_file: str | None = None
     #: What said so, for people.
     source: str = field(default="", compare=False)
+    #: The context that it is of.
+    context: str | None = None
+    #: The same, where it is somebody's who has logged in: their tokens are used, and no key.
+    session: Context | None = field(default=None, repr=False)
 
 
 def find_endpoint(environ: Mapping[str, str] = os.environ) -> Endpoint:
@@ -48,7 +52,7 @@ def find_endpoint(environ: Mapping[str, str] = os.environ) -> Endpoint:
     if given.context:
         # Flags are stronger than the environment: its key is of another platform, maybe.
         named = config.read(environ).find(given.context)
-        return _of(named, named.key or key, "--context")
+        return _of(named, named.key or (None if named.refresh_token else key), "--context")
     if url := environ.get("CAIRN_API_URL"):
         return _explicit(url, key, None, "CAIRN_API_URL")
     if name := environ.get("CAIRN_CONTEXT"):
@@ -72,14 +76,27 @@ def is_loopback(url: str) -> bool:
 
 def _explicit(url: str, key: str | None, known: Context | None, source: str) -> Endpoint:
     url = url.rstrip("/")
+    if known is None and key is None:
+        # Who has logged in there, and named no other credential.
+        logged_in = (one for one in config.read().contexts.values() if one.url == url and one.refresh_token)
+        known = next(logged_in, None)
     if known is None or known.url != url:
         return Endpoint(url, key, source=source)
-    return _of(known, known.key or key, source)
+    return _of(known, known.key or (None if known.refresh_token else key), source)
 
 
 def _of(known: Context, key: str | None, source: str) -> Endpoint:
-    project, ca_file = known.project, known.ca_file
-    return Endpoint(known.url, key, project=project, ca_file=ca_file, source=f"context {known.name} ({source})")
+    # A login is stronger than the key beside it, and weaker than one that was given for this command.
+    logged_in = bool(known.refresh_token) and key in (None, known.key)
+    return Endpoint(
+        known.url,
+        None if logged_in else key,
+        project=known.project,
+        ca_file=known.ca_file,
+        source=f"context {known.name} ({source})",
+        context=known.name,
+        session=known if logged_in else None,
+    )
 
 
 def _of_this_folder(environ: Mapping[str, str], key: str | None) -> Endpoint:

@@ -99,6 +99,9 @@ SETTLED = ("running", "stopped", "paused", "error", "deleted", "completed", "fai
 _HINTS = {
     "invalid_state": "see how it is: cairn instance list, cairn workflow show ID",
     "unauthenticated": "see whose key is used: cairn context show; give another with CAIRN_API_KEY or a context",
+    "registration_closed": "ask an administrator of the platform to let you in",
+    "project_inactive": "ask an administrator of the platform; or use another project (X-Project-ID)",
+    "key_unknown": "give the processes the master key that it names: CAIRN_MASTER_KEYS",
     "forbidden": "use a key whose role allows this: cairn context list, or CAIRN_API_KEY",
     "not_found": "see what there is: cairn instance list, cairn workflow list",
     "validation_failed": "see what is expected: the command with --help, or /docs of the API",

@@ -88,10 +88,12 @@ def _start_detached(folder: Path, docker: bool) -> Endpoint:
 
 def _show(endpoint: Endpoint, how_to_stop: str) -> None:
     root = endpoint.api_url.removesuffix("/v1")
+    admin = read_settings().admin_email
     for name, value in {
         "API": endpoint.api_url,
         "API docs": f"{root}/docs",
         "Temporal UI": endpoint.temporal_ui_url,
+        "Log in": f"cairn login --email {admin}, with the password in {endpoint.data_dir}/admin-password",
         "Key": f"in {endpoint.data_dir}/endpoint.json, where the cairn program finds it",
         "Stop": how_to_stop,
     }.items():

@@ -42,6 +42,12 @@ class ProjectInactive(CairnError):
     code, status = "project_inactive", 403
 
 
+class RegistrationClosed(CairnError):
+    """Nobody becomes a user by asking."""
+
+    code, status = "registration_closed", 403
+
+
 class NotFound(CairnError):
     code, status = "not_found", 404
 

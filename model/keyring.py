@@ -10,6 +10,7 @@ import binascii
 import re
 import secrets
 from base64 import b64decode, b64encode
+from collections.abc import Iterator
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -47,6 +48,9 @@ class Keyring:
     def newest(self) -> str:
         """The id of the key that makes what is new."""
         return next(iter(self._keys))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
 
     def __contains__(self, key_id: object) -> bool:
         return key_id in self._keys

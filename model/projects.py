@@ -20,6 +20,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
 from model.base import Base, Id, Now
+from model.settings import Settings
 
 #: What quotas count, in the order in which they are checked.
 QUOTAS = ("instances", "vcpus", "memory_mb")
@@ -105,6 +106,17 @@ class ProjectQuota(Base):
         # Almost every update of this one hot row leaves the index alone; room for HOT keeps it short.
         {"postgresql_with": {"fillfactor": 50}},
     )
+
+
+def first_limits(settings: Settings) -> dict[str, int | None]:
+    """Of a project that is new, as columns of its quotas."""
+    return {
+        "instances_limit": settings.quota_instances,
+        "vcpus_limit": settings.quota_vcpus,
+        "memory_mb_limit": settings.quota_memory_mb,
+        "images_limit": settings.quota_images,
+        "image_bytes_limit": settings.quota_image_bytes,
+    }
 
 
 class ApiKey(Base):

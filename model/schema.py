@@ -8,7 +8,7 @@ from model.projects import ApiKey, Installation, Project, ProjectQuota, Pulse
 from model.restores import Restore, RestoreDifference, RestoreHost
 from model.samples import Sample
 from model.ssh_keys import SshKey
-from model.users import Binding, Invitation, PasswordReset, RefreshToken, Role, ServiceAccount, Session, User
+from model.users import Binding, Invitation, Mail, PasswordReset, RefreshToken, Role, ServiceAccount, Session, User
 from model.webhooks import Webhook, WebhookDelivery
 from model.workflows import Event, IdempotencyKey, Workflow
 
@@ -27,6 +27,7 @@ __all__ = [
     "Instance",
     "InstanceType",
     "Invitation",
+    "Mail",
     "PasswordReset",
     "Project",
     "ProjectQuota",

@@ -170,6 +170,19 @@ class Settings(BaseSettings):
     auth: Literal["required", "anonymous"] = Field(
         "required", description="anonymous: who shows no key is the first administrator; on loopback only"
     )
+    registration: Literal["open", "closed"] = Field(
+        "open", description="Whether anybody may register, or administrators alone let users in"
+    )
+    session_days: Days = Field(30, description="Days after a login that another is needed, however much it was used")
+    public_url: str | None = Field(
+        None, description="Address that links in mails begin with (default: where the API listens)"
+    )
+    smtp_url: SecretStr | None = Field(
+        None,
+        description="Server that mails go out by, smtp://USER:PASSWORD@HOST:PORT (STARTTLS where it is offered) or "
+        "smtps:// (default: none, and what they say is logged)",
+    )
+    mail_from: str = Field("Cairn <cairn@localhost>", description="Sender of mails")
     admin_email: str = Field("admin@cairn.local", description="Address that the first administrator logs in with")
     admin_password: SecretStr | None = Field(
         None, description="Password that the first administrator gets, where none is set yet"

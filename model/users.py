@@ -76,7 +76,28 @@ class PasswordReset(Base):
     created_at: Mapped[Now]
     expires_at: Mapped[dt.datetime]
 
-    __table_args__ = (Index("ix_password_resets_user", "user_id"),)
+    __table_args__ = (
+        Index("ix_password_resets_user", "user_id"),
+        Index("ix_password_resets_expires_at", "expires_at"),
+    )
+
+
+class Mail(Base):
+    """To be sent by any API process, at least once. What is secret in it is made as it is sent, so none is here."""
+
+    __tablename__ = "mails"
+
+    id: Mapped[Id]
+    #: What it says (``api/mails.py``).
+    kind: Mapped[str]
+    #: An address; of a kind that anybody may ask for, maybe nobody's.
+    recipient: Mapped[str]
+    attempts: Mapped[int] = mapped_column(server_default=text("0"))
+    created_at: Mapped[Now]
+    #: Not before; ahead of now also while a process sends it.
+    next_at: Mapped[Now]
+
+    __table_args__ = (UniqueConstraint("kind", "recipient"), Index("ix_mails_next_at", "next_at"))
 
 
 class ServiceAccount(Base):

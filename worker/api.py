@@ -12,6 +12,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
 
+from api.anonymous import LOOPBACK
 from api.app import create_app
 from api.streamed import keep_alive
 from model import logs, metrics
@@ -95,6 +96,11 @@ class Server(uvicorn.Server):
 
 def main() -> None:
     settings = of_process()
+    if settings.auth == "anonymous" and settings.api_host not in LOOPBACK:
+        raise SystemExit(
+            f"CAIRN_AUTH=anonymous lets everybody in who reaches CAIRN_API_HOST={settings.api_host}: "
+            "let the API listen on 127.0.0.1 alone"
+        )
     logs.configure(settings.log_level, settings.log_format, "api", settings.log_limit)
     tracing.start(settings, "api")
     metrics.name_process("api")

@@ -229,3 +229,41 @@ def test_keys_end_after_a_day_and_tokens_a_week_after_they_are_void(platform: Pl
         )
     assert run(worker_engine) == Purged(keys=1, tokens=1)
     assert count(platform, "idempotency_keys") == count(platform, "host_tokens") == 1
+
+
+def test_void_sessions_resets_and_keys_go_after_a_week_and_others_stay(
+    platform: Platform, worker_engine: Engine
+) -> None:
+    platform.db.key(platform.db.project_id, "jo", "viewer")
+    user = platform.db.one("SELECT id FROM users WHERE name = 'jo'")["id"]
+
+    def session(expires: str, ended: str) -> UUID:
+        made = new_id()
+        columns = "id, user_id, expires_at, ended_at"
+        values = f"%s, %s, now() + interval '{expires}', {ended}"
+        platform.db.rows(f"INSERT INTO sessions ({columns}) VALUES ({values})", made, user)
+        platform.db.rows("INSERT INTO refresh_tokens (digest, session_id) VALUES (%s, %s)", made.bytes, made)
+        return made
+
+    def key(revoked: str) -> UUID:
+        made = new_id()
+        columns = "id, project_id, user_id, name, digest, revoked_at"
+        row = (made, platform.db.project_id, user, "k", made.bytes)
+        platform.db.rows(f"INSERT INTO api_keys ({columns}) VALUES (%s, %s, %s, %s, %s, {revoked})", *row)
+        return made
+
+    living = {session("1 day", "NULL"), session("-6 days", "NULL"), session("1 day", "now() - interval '6 days'")}
+    session("-8 days", "NULL")
+    session("1 day", "now() - interval '8 days'")
+    for days in (6, 8):
+        columns = "digest, user_id, expires_at"
+        values = f"%s, %s, now() - interval '{days} days'"
+        platform.db.rows(f"INSERT INTO password_resets ({columns}) VALUES ({values})", new_id().bytes, user)
+    before = ids(platform, "api_keys")
+    kept = {key("NULL"), key("now() - interval '6 days'"), key("now() + interval '1 day'")}
+    key("now() - interval '8 days'")
+    assert run(worker_engine) == Purged(tokens=4)
+    assert ids(platform, "sessions") == living
+    assert count(platform, "refresh_tokens") == 3
+    assert count(platform, "password_resets") == 1
+    assert ids(platform, "api_keys") == before | kept

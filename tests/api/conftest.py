@@ -7,12 +7,13 @@ import contextlib
 import shutil
 import socket
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import argon2
 import httpx
 import pytest
 import pytest_asyncio
@@ -22,6 +23,7 @@ from temporalio.client import Client
 
 from api.app import create_app
 from drivers.blobs import FileBlobs
+from model import passwords
 from model.keyring import new_master_key
 from model.settings import Settings
 from model.tickets import new_signing_key
@@ -118,6 +120,16 @@ async def shared_api(pytestconfig: pytest.Config) -> AsyncIterator[Api]:
         temporal = await asyncio.to_thread(services.running_temporal, pytestconfig)
         async with served(database, await temporal.client()) as one:
             yield one
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_passwords() -> Iterator[None]:
+    """Hashes that cost next to nothing: what is tested here is what is done with them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passwords, "_hasher", argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
+        passwords._of_nobody.cache_clear()
+        yield
+    passwords._of_nobody.cache_clear()
 
 
 async def no_temporal() -> Client:

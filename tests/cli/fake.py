@@ -131,8 +131,8 @@ def _response(answer: Answer) -> Response:
     return Response(answer.status, "", Headers({"Content-Length": str(len(answer.body()))}), answer.body())
 
 
-def cairn(*args: str) -> Result:
-    return CliRunner().invoke(app, list(args), catch_exceptions=False)
+def cairn(*args: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(app, list(args), input=stdin, catch_exceptions=False)
 
 
 def instance(name: str = "web", **over: Any) -> dict[str, Any]:

@@ -69,6 +69,7 @@ def test_keys_are_never_shown(api: FakeApi) -> None:
             "current": True,
             "url": "https://h.example/v1",
             "has_key": True,
+            "user": None,
             "project": None,
             "ca_file": None,
         }

@@ -26,16 +26,16 @@ READ_BY_ALL = (
 PEOPLE = "users service_accounts roles bindings invitations"
 #: Rights on whole tables; those on single columns are tried below.
 RIGHTS = {
-    ("cairn_api", "SELECT"): f"{READ_BY_ALL} api_keys ssh_keys {PEOPLE} sessions refresh_tokens password_resets",
+    ("cairn_api", "SELECT"): f"{READ_BY_ALL} api_keys ssh_keys {PEOPLE} sessions refresh_tokens password_resets mails",
     ("cairn_api", "INSERT"): (
         "host_tokens instance_types instances workflows events idempotency_keys pulses samples images ssh_keys"
-        f" projects quotas api_keys {PEOPLE} sessions refresh_tokens password_resets"
+        f" projects quotas api_keys {PEOPLE} sessions refresh_tokens password_resets mails"
     ),
     ("cairn_api", "UPDATE"): (
         "images host_tokens instance_types instances workflows idempotency_keys quotas pulses webhook_deliveries"
-        f" projects api_keys {PEOPLE} sessions refresh_tokens"
+        f" projects api_keys {PEOPLE} sessions refresh_tokens mails"
     ),
-    ("cairn_api", "DELETE"): f"hosts host_tokens webhooks ssh_keys {PEOPLE} password_resets",
+    ("cairn_api", "DELETE"): f"hosts host_tokens webhooks ssh_keys {PEOPLE} password_resets api_keys mails",
     ("cairn_worker", "SELECT"): f"{READ_BY_ALL} webhooks restore_hosts",
     ("cairn_worker", "INSERT"): (
         "image_caches host_ports workflows events pulses samples event_horizons webhook_deliveries instances"
@@ -48,7 +48,7 @@ RIGHTS = {
     ("cairn_worker", "DELETE"): (
         "restore_hosts restore_differences"
         " image_caches host_ports host_tokens idempotency_keys samples instances workflows events webhook_deliveries "
-        "images"
+        "images sessions password_resets api_keys"
     ),
 }
 PER_PROJECT = {
@@ -70,8 +70,8 @@ PER_PROJECT = {
     "bindings",
     "invitations",
 }
-#: Of which workers see nothing.
-OF_PEOPLE = {"api_keys", "service_accounts", "roles", "bindings", "invitations"}
+#: Of which workers see nothing; and of API keys those that are void, to clear them away.
+OF_PEOPLE = {"service_accounts", "roles", "bindings", "invitations"}
 
 
 def config(database: Database) -> alembic.config.Config:

@@ -1,0 +1,246 @@
+"""``/v1/auth``: what needs no credential, since it is how one is got."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import math
+from collections.abc import Awaitable
+from typing import Annotated, Any, TypeVar
+from uuid import UUID
+
+import structlog
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import delete, func, select, text, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from api import sessions
+from api.accounts import MOST_EMAIL, Email, Password, PersonName, UserView, check_password, make_user
+from api.agents import JoiningRoute
+from api.caller import check_body
+from api.envelope import Envelope, answer
+from api.errors import RESPONSES, also
+from api.hashing import Hashing
+from api.instance_schemas import Text
+from api.mails import RESET
+from model.base import new_id
+from model.errors import RegistrationClosed, Unauthenticated
+from model.passwords import is_outdated
+from model.secrets import digest
+from model.settings import Settings
+from model.users import Mail, PasswordReset, Session, User
+
+router = APIRouter(prefix="/v1/auth", tags=["auth"], responses=RESPONSES, route_class=JoiningRoute)
+log = structlog.get_logger()
+T = TypeVar("T")
+#: After so many wrong passwords in a row none is looked at for half a minute; after each more for twice as long, up to
+#: a quarter of an hour. What comes meanwhile is not counted.
+ALLOWED, LOCKED_SECONDS, MOST_LOCKED_SECONDS = 5, 30, 900
+#: A refusal is answered at a multiple of this, so that what differs between users and strangers does not show.
+PACE_SECONDS = 0.25
+WRONG = "the address or the password is not right"
+EXAMPLE = {"email": "jo@example.org", "password": "correct horse battery staple"}
+Token = Annotated[Text, Field(min_length=1, max_length=200)]
+
+
+def _example(example: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(extra="forbid", json_schema_extra={"examples": [example]})
+
+
+class Register(BaseModel):
+    """``POST /v1/auth/register``."""
+
+    model_config = _example(EXAMPLE | {"name": "Jo"})
+
+    email: Email
+    password: Password
+    name: PersonName
+
+
+class Login(BaseModel):
+    """``POST /v1/auth/login``."""
+
+    model_config = _example(EXAMPLE)
+
+    email: Annotated[Text, Field(max_length=MOST_EMAIL)]
+    password: Password
+
+
+class Refresh(BaseModel):
+    """``POST /v1/auth/refresh``."""
+
+    model_config = _example({"refresh_token": "as-the-login-answered-it"})
+
+    refresh_token: Token
+
+
+class Forgot(BaseModel):
+    """``POST /v1/auth/forgot-password``."""
+
+    model_config = _example({"email": EXAMPLE["email"]})
+
+    email: Email
+
+
+class Reset(BaseModel):
+    """``POST /v1/auth/reset-password``."""
+
+    model_config = _example({"token": "as-the-mail-has-it", "password": EXAMPLE["password"]})
+
+    token: Token
+    password: Password
+
+
+class Granted(BaseModel):
+    access_token: str
+    #: Good for one use, of which the answer has the next.
+    refresh_token: str
+    #: Seconds that the access token is good for.
+    expires_in: int
+    user: UserView
+
+
+async def _open(request: Request) -> AsyncEngine:
+    await check_body(request)
+    engine: AsyncEngine = request.app.state.engine
+    return engine
+
+
+Open = Annotated[AsyncEngine, Depends(_open)]
+
+
+@router.post(
+    "/register",
+    status_code=201,
+    operation_id="register_user",
+    responses=also(403, 409),
+    response_model=Envelope[UserView],
+)
+async def register(request: Request, body: Register, engine: Open) -> Response:
+    """Become a user, with a project of one's own. Where registration is closed: 403 `registration_closed`."""
+    settings: Settings = request.app.state.settings
+    if settings.registration == "closed":
+        raise RegistrationClosed("nobody can register here: ask an administrator of the platform")
+    hashing: Hashing = request.app.state.hashing
+    await check_password(hashing, body.password, body.email, body.name)
+    kept = await hashing.hashed(body.password)
+    async with engine.begin() as connection:
+        user = await make_user(request, connection, body.email, body.name, kept)
+    log.info("user.registered", user_id=str(user["id"]))
+    return answer(request, user, 201)
+
+
+@router.post("/login", operation_id="log_in", response_model=Envelope[Granted])
+async def login(request: Request, body: Login, engine: Open) -> Response:
+    """Get an access token, to be sent as `Authorization: Bearer`, and a refresh token for the next. A wrong password,
+    an unknown address and an account that is locked for a while after many wrong passwords answer the same."""
+    return answer(request, await _paced(_login(request, engine, body.email.lower(), body.password)))
+
+
+async def _login(request: Request, engine: AsyncEngine, email: str, password: str) -> dict[str, Any]:
+    await request.app.state.tokens()  # nobody can log in without keys: said before anything is looked at
+    hashing: Hashing = request.app.state.hashing
+    is_locked = func.coalesce(User.locked_until > func.now(), False)
+    known = select(User.id, User.password_hash).where(User.email == email, ~is_locked, User.deactivated_at.is_(None))
+    async with engine.connect() as connection:
+        user = (await connection.execute(known)).one_or_none()
+    kept = user.password_hash if user else None
+    right = await hashing.matches(password, kept)
+    if user is None or kept is None or not right:
+        await _count_failure(engine, user.id if user else new_id())
+        raise Unauthenticated(WRONG)
+    fresh = await hashing.hashed(password) if is_outdated(kept) else kept
+    async with engine.begin() as connection:
+        logged_in = (
+            update(User)
+            # Unless it was locked, deactivated or changed in the meantime.
+            .where(User.id == user.id, ~is_locked, User.deactivated_at.is_(None), User.password_hash == kept)
+            .values(failed_logins=0, locked_until=None, password_hash=fresh)
+            .returning(*User.__table__.c)
+        )
+        row = (await connection.execute(logged_in)).one_or_none()
+        if row is None:
+            raise Unauthenticated(WRONG)
+        return await sessions.begin(request, connection, row)
+
+
+_COUNT_FAILURE = text(
+    """
+    UPDATE users SET failed_logins = failed_logins + 1, locked_until = CASE WHEN failed_logins + 1 >= :allowed
+        THEN now() + make_interval(secs => least(:most, :locked * 2.0 ^ least(failed_logins + 1 - :allowed, 20))) END
+    WHERE id = :user AND coalesce(locked_until, now()) <= now() RETURNING failed_logins
+    """
+)
+
+
+async def _count_failure(engine: AsyncEngine, user_id: UUID) -> None:
+    limits = {"allowed": ALLOWED, "locked": LOCKED_SECONDS, "most": MOST_LOCKED_SECONDS}
+    async with engine.begin() as connection:
+        failed = (await connection.execute(_COUNT_FAILURE, limits | {"user": user_id})).scalar_one_or_none()
+    if failed is not None and failed >= ALLOWED:
+        log.warning("user.locked", user_id=str(user_id), failed_logins=failed)
+
+
+async def _paced(work: Awaitable[T]) -> T:
+    """What it comes to; a refusal at the next multiple of ``PACE_SECONDS``."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    try:
+        return await work
+    except Unauthenticated:
+        took = loop.time() - began
+        await asyncio.sleep(math.ceil(took / PACE_SECONDS) * PACE_SECONDS - took)
+        raise
+
+
+@router.post("/refresh", operation_id="refresh_session", response_model=Envelope[Granted])
+async def refresh(request: Request, body: Refresh, _engine: Open) -> Response:
+    """Get the next access token and the next refresh token; this one is used up. One that comes a second time was
+    stolen, before or after: the session ends, and whoever holds the other logs in again."""
+    return answer(request, await sessions.go_on(request, body.refresh_token))
+
+
+@router.post("/forgot-password", status_code=204, operation_id="forgot_password")
+async def forgot(request: Request, body: Forgot, engine: Open) -> Response:
+    """Ask for a mail with a token that sets another password, once, within half an hour. The answer is the same
+    whether there is such a user or not."""
+    asked = upsert(Mail).values(id=new_id(), kind=RESET, recipient=body.email)
+    async with engine.begin() as connection:
+        await connection.execute(asked.on_conflict_do_nothing(index_elements=["kind", "recipient"]))
+    request.app.state.mails.ring()
+    return Response(status_code=204)
+
+
+@router.post("/reset-password", status_code=204, operation_id="reset_password")
+async def reset(request: Request, body: Reset, engine: Open) -> Response:
+    """Set another password with the token of a mail. It ends all sessions, and a lock; API keys stay."""
+    hashing: Hashing = request.app.state.hashing
+    mine = (PasswordReset.digest == digest(body.token)) & (PasswordReset.expires_at > func.now())
+    known = select(User.id, User.email, User.name).join(PasswordReset, PasswordReset.user_id == User.id).where(mine)
+    async with engine.connect() as connection:
+        user = (await connection.execute(known)).one_or_none()
+    if user is None:
+        raise _void()
+    await check_password(hashing, body.password, user.email, user.name)
+    kept = await hashing.hashed(body.password)
+    async with engine.begin() as connection:
+        used = await connection.execute(delete(PasswordReset).where(mine).returning(PasswordReset.user_id))
+        if used.one_or_none() is None:
+            raise _void()
+        await connection.execute(delete(PasswordReset).where(PasswordReset.user_id == user.id))
+        changed = {
+            "password_hash": kept,
+            "failed_logins": 0,
+            "locked_until": None,
+            "updated_at": dt.datetime.now(dt.UTC),
+        }
+        await connection.execute(update(User).where(User.id == user.id).values(**changed))
+        await sessions.end(connection, Session.user_id == user.id)
+    log.info("user.password_reset", user_id=str(user.id))
+    return Response(status_code=204)
+
+
+def _void() -> Unauthenticated:
+    return Unauthenticated("the token is not valid (any more): ask for another with POST /v1/auth/forgot-password")

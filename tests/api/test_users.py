@@ -1,0 +1,137 @@
+"""Users, as administrators of the platform see and change them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.api.conftest import BODY, Api, served
+from tests.api.people import bearing, logged_in, login, register
+from tests.services import Database, TemporalServer
+from worker.api import main
+
+
+async def test_administrators_alone_see_users(shared_api: Api) -> None:
+    granted = await logged_in(shared_api, "seen")
+    path = f"/v1/users/{granted['user']['id']}"
+    found = (await shared_api.http.get("/v1/users", params={"email": "SEEN@example.org"})).json()["data"]
+    assert [user["id"] for user in found] == [granted["user"]["id"]]
+    assert "password" not in (await shared_api.http.get(path)).text
+    async with bearing(shared_api, granted["access_token"]) as http:
+        assert (await http.get("/v1/users")).status_code == 403
+        assert (await http.get(path)).status_code == 403
+        assert (await http.patch(path, json={"is_admin": True})).status_code == 403
+
+
+async def test_deactivated_user_is_refused_on_the_next_request_on_every_process(
+    database: Database, temporal_server: TemporalServer
+) -> None:
+    temporal = await temporal_server.client()
+    async with served(database, temporal) as one, served(database, temporal) as two:
+        two.app.state.settings = one.app.state.settings
+        granted = await logged_in(one, "away")
+        path = f"/v1/users/{granted['user']['id']}"
+        async with bearing(two, granted["access_token"]) as there:
+            key = (await there.post("/v1/auth/keys", json={"name": "ci"})).json()["data"]["key"]
+            async with two.as_(key) as keyed:
+                assert (await keyed.get("/v1/auth/me")).status_code == 200
+                answer = await one.http.patch(path, json={"active": False})
+                assert answer.json()["data"]["active"] is False
+                assert {(await http.get("/v1/auth/me")).status_code for http in (there, keyed)} == {401}
+                assert (await login(two, "away")).status_code == 401
+                await one.http.patch(path, json={"active": True})
+                assert (await there.get("/v1/auth/me")).status_code == 401, "its session has ended"
+                assert (await keyed.get("/v1/auth/me")).status_code == 200
+        assert (await login(one, "away")).status_code == 200
+
+
+async def test_last_administrator_stays_one(api: Api) -> None:
+    me = (await api.http.get("/v1/auth/me")).json()["data"]["user"]["id"]
+    for answer in (
+        await api.http.patch(f"/v1/users/{me}", json={"active": False}),
+        await api.http.patch(f"/v1/users/{me}", json={"is_admin": False}),
+        await api.http.delete(f"/v1/users/{me}"),
+    ):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "invalid_state")
+    other = (await register(api, "second"))["id"]
+    await api.http.patch(f"/v1/users/{other}", json={"is_admin": True})
+    # Each takes the right from the other at once: one of them keeps it.
+    answers = await asyncio.gather(
+        *(api.http.patch(f"/v1/users/{user}", json={"is_admin": False}) for user in (me, other))
+    )
+    assert api.db.one("SELECT count(*) FROM users WHERE is_admin")["count"] == 1, [one.text for one in answers]
+
+
+async def test_user_is_changed_at_the_version_that_was_seen(shared_api: Api) -> None:
+    user = await register(shared_api, "versions")
+    path = f"/v1/users/{user['id']}"
+    seen = await shared_api.http.get(path)
+    changed = await shared_api.http.patch(path, json={"name": "Other"}, headers={"If-Match": seen.headers["ETag"]})
+    assert changed.json()["data"]["name"] == "Other"
+    late = await shared_api.http.patch(path, json={"name": "Late"}, headers={"If-Match": seen.headers["ETag"]})
+    assert late.status_code == 412
+
+
+async def test_user_is_deleted_with_keys_and_sessions_where_nothing_is_left_behind(api: Api) -> None:
+    granted = await logged_in(api, "leaving")
+    path = f"/v1/users/{granted['user']['id']}"
+    async with bearing(api, granted["access_token"]) as http:
+        launched = (await http.post("/v1/instances", json=BODY)).json()["data"]
+        refused = await api.http.delete(path)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "in_use")
+        assert refused.json()["error"]["details"]["instances"] == 1
+        assert (await api.http.delete(path, params={"cascade": "true"})).status_code == 422
+        api.put(launched, "deleted")
+        key = (await http.post("/v1/auth/keys", json={"name": "ci"})).json()["data"]["key"]
+        assert (await api.http.delete(path)).status_code == 204
+        assert (await http.get("/v1/auth/me")).status_code == 401
+    async with api.as_(key) as http:
+        assert (await http.get("/v1/auth/me")).status_code == 401
+    assert (await api.http.get(path)).status_code == 404
+    assert api.db.one("SELECT deleted_at FROM projects WHERE unix_name = 'leaving'")["deleted_at"]
+    await register(api, "leaving")  # address and name are free again
+    assert (await login(api, "leaving")).status_code == 200
+
+
+async def test_last_owner_of_a_project_is_not_deleted(api: Api) -> None:
+    user = await register(api, "owner")
+    api.db.project("shared")
+    api.db.rows(
+        "UPDATE bindings SET user_id = %s WHERE user_id = (SELECT id FROM users WHERE name = 'shared')", user["id"]
+    )
+    answer = await api.http.delete(f"/v1/users/{user['id']}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "in_use")
+    assert "p-shared" in answer.json()["error"]["message"]
+
+
+@pytest.fixture
+def anonymous(api: Api) -> Api:
+    api.app.state.settings = api.app.state.settings.model_copy(update={"auth": "anonymous"})
+    del api.http.headers["X-API-Key"]
+    return api
+
+
+async def test_anonymous_is_the_first_administrator_in_the_first_project(anonymous: Api) -> None:
+    me = (await anonymous.http.get("/v1/auth/me")).json()["data"]
+    assert me["user"]["is_admin"]
+    assert me["project"]["id"] == str(anonymous.db.project_id)
+    assert (await anonymous.http.post("/v1/instances", json=BODY)).status_code == 202
+    async with anonymous.as_("cairn_wrong") as http:
+        assert (await http.get("/v1/auth/me")).status_code == 401, "who shows something wrong is not let in"
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Host": "evil.example.org"}, {"Origin": "https://evil.example.org"}, {"Origin": "null"}, {"Host": "["}]
+)
+async def test_pages_of_other_sites_are_not_anonymous(anonymous: Api, headers: dict[str, str]) -> None:
+    """DNS rebinding, and requests that a browser sends for another site's page."""
+    assert (await anonymous.http.get("/v1/auth/me", headers=headers)).status_code in (400, 403)
+    assert (await anonymous.http.get("/v1/auth/me", headers={"Origin": "http://127.0.0.1:3000"})).status_code == 200
+
+
+def test_anonymous_api_does_not_start_where_others_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAIRN_AUTH", "anonymous")
+    monkeypatch.setenv("CAIRN_API_HOST", "192.0.2.1")
+    with pytest.raises(SystemExit, match="CAIRN_API_HOST=192"):
+        main()

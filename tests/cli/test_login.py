@@ -1,0 +1,193 @@
+"""Logging in from the command line: what is kept, how it is renewed, and by whom where two do it at once."""
+
+from __future__ import annotations
+
+import stat
+import threading
+import time
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from cli import config
+from cli.client import Client
+from cli.given import given
+from tests.cli.fake import Answer, FakeApi, Request, cairn
+
+PASSWORD = "correct horse battery staple"
+ME = {
+    "user": {"id": "u", "email": "jo@x.org", "name": "Jo", "is_admin": False, "default_project_id": "p"},
+    "service_account": None,
+    "project": {"id": "p", "name": "Jo", "unix_name": "jo", "roles": ["owner"]},
+    "permissions": ["account:read"],
+    "scopes": None,
+    "key_id": None,
+    "projects": [{"id": "p", "name": "Jo", "unix_name": "jo", "roles": ["owner"]}],
+}
+
+
+def granted(number: int, seconds: int = 900) -> dict[str, Any]:
+    user = {"id": "u", "email": "jo@x.org", "name": "Jo", "default_project_id": "p"}
+    tokens = {"access_token": f"access-{number}", "refresh_token": f"refresh-{number}"}
+    return {**tokens, "expires_in": seconds, "user": user}
+
+
+@pytest.fixture
+def here(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> FakeApi:
+    """Without the key that the environment has."""
+    monkeypatch.delenv("CAIRN_API_KEY")
+    monkeypatch.setenv("CAIRN_PASSWORD", PASSWORD)
+    api.on("POST /auth/login", Answer(200, granted(1)))
+    api.on("GET /auth/me", Answer(200, ME))
+    return api
+
+
+def kept() -> dict[str, Any]:
+    file = config.path()
+    assert file
+    (found,) = tomllib.loads(file.read_text())["contexts"].values()
+    return dict(found)
+
+
+def sent(api: FakeApi, path: str) -> list[Request]:
+    return [request for request in api.requests if request.path == path]
+
+
+def test_login_is_kept_for_its_owner_alone_used_and_ended(here: FakeApi) -> None:
+    result = cairn("login", "--email", "jo@x.org")
+    assert result.exit_code == 0, result.stderr
+    assert PASSWORD not in result.stdout + result.stderr
+    file = config.path()
+    assert file and stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert kept()["refresh_token"] == "refresh-1"
+    assert PASSWORD not in file.read_text()
+    assert "jo@x.org" in cairn("whoami").stdout
+    assert sent(here, "/auth/me")[0].headers["authorization"] == "Bearer access-1"
+    assert "access-1" not in cairn("context", "list").stdout
+    here.on("POST /auth/logout", Answer(204))
+    assert cairn("logout").exit_code == 0
+    assert sent(here, "/auth/logout")[0].headers["authorization"] == "Bearer access-1"
+    assert set(kept()) == {"url"}
+    assert cairn("logout").exit_code == 2
+
+
+def test_registering_sends_the_name_and_logs_in(here: FakeApi) -> None:
+    here.on("POST /auth/register", Answer(201, granted(1)["user"]))
+    assert cairn("login", "--register", "--email", "jo@x.org", "--name", "Jo").exit_code == 0
+    (request,) = sent(here, "/auth/register")
+    assert request.body == {"email": "jo@x.org", "password": PASSWORD, "name": "Jo"}
+    assert kept()["access_token"] == "access-1"
+
+
+def test_password_is_a_line_of_stdin_where_there_is_no_terminal(here: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CAIRN_PASSWORD")
+    assert cairn("login", "--email", "jo@x.org", stdin="another one\n").exit_code == 0
+    assert sent(here, "/auth/login")[0].body["password"] == "another one"
+    assert cairn("login", "--email", "jo@x.org", stdin="").exit_code == 2
+
+
+def test_wrong_login_keeps_what_there_is(here: FakeApi) -> None:
+    here.scripts["POST /auth/login"].clear()
+    here.on("POST /auth/login", Answer(401, error={"code": "unauthenticated", "message": "no"}))
+    assert cairn("login", "--email", "jo@x.org").exit_code == 5
+    assert config.read().contexts == {}
+
+
+def test_key_of_the_environment_is_stronger_than_a_login(here: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    cairn("login", "--email", "jo@x.org")
+    monkeypatch.setenv("CAIRN_API_KEY", "given")
+    cairn("whoami")
+    assert "authorization" not in sent(here, "/auth/me")[-1].headers
+    assert sent(here, "/auth/me")[-1].headers["x-api-key"] == "given"
+
+
+def test_tokens_go_to_no_other_address(here: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    cairn("login", "--email", "jo@x.org")
+    other = FakeApi()
+    monkeypatch.setenv("CAIRN_API_URL", other.url)
+    cairn("whoami")
+    assert other.requests and all("authorization" not in request.headers for request in other.requests)
+    other.server.shutdown()
+    other.server.server_close()
+
+
+def test_token_that_ends_soon_is_renewed_before_and_one_that_is_refused_once(here: FakeApi) -> None:
+    here.scripts["POST /auth/login"].clear()
+    here.on("POST /auth/login", Answer(200, granted(1, seconds=5)))
+    here.on("POST /auth/refresh", Answer(200, granted(2)), Answer(200, granted(3)))
+    cairn("login", "--email", "jo@x.org")
+    cairn("whoami")
+    assert [request.headers["authorization"] for request in sent(here, "/auth/me")] == ["Bearer access-2"]
+    here.scripts["GET /auth/me"].clear()
+    here.on("GET /auth/me", Answer(401, error={"code": "unauthenticated", "message": "no"}), Answer(200, ME))
+    assert cairn("whoami").exit_code == 0
+    assert [request.body["refresh_token"] for request in sent(here, "/auth/refresh")] == ["refresh-1", "refresh-2"]
+    assert kept()["refresh_token"] == "refresh-3"
+
+
+def test_session_that_has_ended_says_to_log_in_and_is_forgotten(here: FakeApi) -> None:
+    cairn("login", "--email", "jo@x.org")
+    refused = Answer(401, error={"code": "unauthenticated", "message": "no"})
+    here.scripts["GET /auth/me"].clear()
+    here.on("GET /auth/me", refused)
+    here.on("POST /auth/refresh", refused)
+    result = cairn("whoami")
+    assert result.exit_code == 5
+    assert "cairn login" in result.stderr
+    assert set(kept()) == {"url"}
+    assert len(sent(here, "/auth/refresh")) == 1
+
+
+def test_of_many_that_renew_at_once_one_does_and_all_go_on(here: FakeApi) -> None:
+    """A refresh token that is used twice ends the session: the file's lock keeps the second one from it."""
+    here.scripts["POST /auth/login"].clear()
+    here.on("POST /auth/login", Answer(200, granted(1, seconds=1)))
+    cairn("login", "--email", "jo@x.org")
+    here.on("POST /auth/refresh", Answer(200, granted(2)), Answer(401, error={"code": "unauthenticated"}))
+    ready = threading.Barrier(6)
+
+    def ask() -> Any:
+        with Client() as client:
+            ready.wait()
+            return client.get("/auth/me")
+
+    given.forget()
+    with ThreadPoolExecutor(6) as pool:
+        found = [future.result() for future in [pool.submit(ask) for _ in range(6)]]
+    assert found == [ME] * 6
+    assert len(sent(here, "/auth/refresh")) == 1
+    assert float(kept()["expires_at"]) > time.time() + 600
+
+
+def test_key_commands_print_a_key_once(here: FakeApi) -> None:
+    cairn("login", "--email", "jo@x.org")
+    key = {"id": "k", "project_id": "p", "name": "ci", "scopes": ["instances:*"], "created_at": "2026-01-01T12:00:00Z"}
+    key |= {"expires_at": None, "last_used_at": None, "revoked_at": None}
+    here.on("POST /auth/keys", Answer(201, key | {"key": "cairn_secret"}))
+    result = cairn("key", "create", "ci", "--scope", "instances:*", "--expires", "90d")
+    assert result.stdout == "cairn_secret\n"
+    (request,) = sent(here, "/auth/keys")
+    assert request.body["scopes"] == ["instances:*"]
+    here.on("GET /auth/keys", Answer(200, [key]))
+    assert "instances:*" in cairn("key", "list").stdout
+    here.on("POST /auth/keys/k/rotate", Answer(201, key | {"key": "cairn_next"}))
+    assert cairn("key", "rotate", "ci", "--overlap", "1d").stdout == "cairn_next\n"
+    assert sent(here, "/auth/keys/k/rotate")[0].body == {"overlap_seconds": 86400}
+    here.on("POST /auth/keys/k/revoke", Answer(200, key))
+    assert cairn("key", "revoke", "ci").exit_code == 0
+
+
+def test_users_are_found_by_address(here: FakeApi) -> None:
+    cairn("login", "--email", "jo@x.org")
+    user = {"id": "u", "email": "jo@x.org", "name": "Jo", "is_admin": False, "active": True, "default_project_id": "p"}
+    user |= {"version": 1, "created_at": "2026-01-01T12:00:00Z", "updated_at": "2026-01-01T12:00:00Z"}
+    here.on("GET /users", Answer(200, [user]))
+    here.on("PATCH /users/u", Answer(200, user | {"active": False}))
+    here.on("DELETE /users/u", Answer(204))
+    assert "jo@x.org" in cairn("user", "list").stdout
+    assert cairn("user", "deactivate", "jo@x.org").exit_code == 0
+    assert sent(here, "/users/u")[0].body == {"active": False}
+    assert cairn("user", "set", "jo@x.org").exit_code == 2
+    assert cairn("user", "rm", "jo@x.org").exit_code == 0
