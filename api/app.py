@@ -16,6 +16,7 @@ from activities.placement import Capacity
 from api import (
     agent_reports,
     agents,
+    bindings,
     blobs,
     dashboard,
     errors,
@@ -26,12 +27,18 @@ from api import (
     images,
     instance_types,
     instances,
+    invitations,
+    members,
     metrics,
     openapi,
+    project_quotas,
     projects,
     restores,
     retries,
+    roles,
     samples,
+    service_account_keys,
+    service_accounts,
     signing,
     ssh_keys,
     streams,
@@ -102,7 +109,8 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
     # Agents before hosts: their paths are not ids.
     of_projects = instances, images, image_uploads, blobs, streams, workflows, retries, events, webhooks, dashboard
     of_platform = agents, agent_reports, samples, hosts, instance_types, ssh_keys, projects, restores, health, metrics
-    for module in (*of_projects, *of_platform):
+    of_people = project_quotas, members, invitations, roles, bindings, service_accounts, service_account_keys
+    for module in (*of_projects, *of_platform, *of_people):
         app.include_router(module.router)
     openapi.install(app)
     app.add_api_websocket_route("/{path:path}", streams.nowhere)

@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
@@ -22,6 +22,7 @@ from model.errors import (
     CairnError,
     Forbidden,
     HostUnreachable,
+    InvalidState,
     Malformed,
     NotFound,
     QuotaExceeded,
@@ -48,6 +49,8 @@ class MethodNotAllowed(CairnError):
     code, status = "method_not_allowed", 405
 
 
+#: What the database says who makes something in such a project.
+_DELETING = "the project is being deleted"
 _LOCK_NOT_AVAILABLE = "55P03"
 #: A table, a column, or the right to see one.
 _ABSENT = ("42P01", "42703", "42501")
@@ -129,6 +132,8 @@ async def _http(request: Request, error: HTTPException) -> Response:
 
 
 async def _database(request: Request, error: Exception) -> Response:
+    if isinstance(error, IntegrityError) and _DELETING in str(error.orig):
+        return render(request, InvalidState("the project is being deleted: nothing new is made in it"))
     if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
         return render(request, Unavailable("a step holds the resource for unusually long; nothing was accepted"))
     if isinstance(error, DBAPIError) and not _away(error):
