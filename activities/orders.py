@@ -16,6 +16,7 @@ from activities.database import once_committed, use_project
 from activities.runs import record
 from model import metrics
 from model.base import new_id
+from model.images import Image
 from model.instances import STABLE, VERBS, Instance, Status
 from model.workflows import NEVER_STARTED, Order, State, Workflow
 
@@ -65,8 +66,8 @@ def change(
     return order
 
 
-def call_off_others(session: Session, instance: Instance) -> None:
-    """Ask every unfinished run of the instance, whose row the caller has locked, to end, as a user's delete does.
+def call_off_others(session: Session, instance: Instance | Image) -> None:
+    """Ask every unfinished run of the resource, whose row the caller has locked, to end, as a user's delete does.
 
     One that has not started ends here; the sweeper delivers the other cancels. Leaves its project in use.
     """

@@ -11,6 +11,7 @@ from activities.hosts import HostEngine, HostRecords
 from activities.image_records import ImageRecords
 from activities.images import ImageEngine
 from activities.instances import InstanceEngine, InstanceRecords
+from activities.project_ends import ProjectEnds
 from activities.purge import PurgeRecords
 from activities.restores import MachineSurvey, RestoreRecords
 from activities.samples import SampleRecords
@@ -23,6 +24,7 @@ CONTROL_CLASSES: tuple[type, ...] = (
     HostRecords,
     HostDrains,
     SampleRecords,
+    ProjectEnds,
     PurgeRecords,
     ImageRecords,
     WebhookRecords,

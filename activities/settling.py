@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from activities.drains import settle_host
 from activities.images import settle_image
 from activities.instance_ends import settle_instance
+from activities.project_ends import settle_project
 from activities.restore_ends import settle_restore
 from model.workflows import Failure, Order, Outcome, Step
 
@@ -16,6 +17,7 @@ _SETTLE: dict[str, Callable[..., None]] = {
     "host": settle_host,
     "image": settle_image,
     "instance": settle_instance,
+    "project": settle_project,
     "restore": settle_restore,
 }
 

@@ -18,6 +18,7 @@ from api import (
     agent_reports,
     agents,
     auth,
+    bindings,
     blobs,
     dashboard,
     errors,
@@ -28,13 +29,19 @@ from api import (
     images,
     instance_types,
     instances,
+    invitations,
     keys,
+    members,
     metrics,
     openapi,
+    project_quotas,
     projects,
     restores,
     retries,
+    roles,
     samples,
+    service_account_keys,
+    service_accounts,
     signing,
     ssh_keys,
     streams,
@@ -120,7 +127,8 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
     of_projects = instances, images, image_uploads, blobs, streams, workflows, retries, events, webhooks, dashboard
     of_platform = agents, agent_reports, samples, hosts, instance_types, ssh_keys, projects, restores, health, metrics
     of_people = auth, account, keys, users
-    for module in (*of_people, *of_projects, *of_platform):
+    of_teams = project_quotas, members, invitations, roles, bindings, service_accounts, service_account_keys
+    for module in (*of_people, *of_teams, *of_projects, *of_platform):
         app.include_router(module.router)
     openapi.install(app)
     app.add_api_websocket_route("/{path:path}", streams.nowhere)

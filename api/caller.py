@@ -136,6 +136,17 @@ class Caller:
         """The same caller, in another of its transactions."""
         return Caller(self._engine, connection, self.who)
 
+    async def within(self, project_id: UUID) -> Caller:
+        """The same transaction, which from here on reads and writes rows of this project. Who calls it knows that the
+        caller may."""
+        await self._connection.execute(ENTER, {"project": str(project_id)})
+        return Caller(self._engine, self._connection, self.who._replace(project_id=project_id))
+
+    async def on_platform(self) -> None:
+        """From here on the transaction sees all projects. Raises Forbidden."""
+        self.require("projects:manage")
+        await self._connection.execute(_ON_PLATFORM)
+
     def _entered(self) -> dict[str, str]:
         return {"project": str(self.project_id), "user": str(self.who.user_id or "")}
 
@@ -169,7 +180,7 @@ async def authenticate(request: HTTPConnection, *permissions: str) -> Caller:
     malformed: ValidationFailed | None = None
     project: UUID | None = None
     try:
-        project = _project(request)
+        project = _project(request, permissions)
     except ValidationFailed as error:
         malformed = error  # to be told to those only who are somebody
     credential = await credential_of(request, shown, project)
@@ -326,16 +337,29 @@ def _is_operation(request: HTTPConnection) -> bool:
     return request.url.path.startswith(("/v1/operations/", "/v1/hosts/tokens"))
 
 
-def _project(request: HTTPConnection) -> UUID | None:
+def _project(request: HTTPConnection, permissions: Sequence[str]) -> UUID | None:
+    """Which project is asked for: the one in the path, else that of the header. Where both are there and differ it is
+    none that there is. What platform administrators do with a project is not done in it.
+
+    Raises ValidationFailed.
+    """
     asked = request.headers.get("x-project-id")
+    named = _uuid(request.path_params.get("project_id", "")) if PLATFORM.keys().isdisjoint(permissions) else None
     if asked is None:
-        return None
-    try:
-        return UUID(asked)
-    except ValueError:
+        return named
+    found = _uuid(asked)
+    if found is None:
         raise ValidationFailed(
             "X-Project-ID is not a UUID", fields=[{"field": "X-Project-ID", "message": "expected a UUID"}]
-        ) from None
+        )
+    return found if named in (None, found) else NOWHERE
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
 
 
 def idempotency_key(request: HTTPConnection) -> str | None:

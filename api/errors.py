@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
@@ -22,6 +22,7 @@ from model.errors import (
     CairnError,
     Forbidden,
     HostUnreachable,
+    InvalidState,
     Malformed,
     NotFound,
     QuotaExceeded,
@@ -50,6 +51,8 @@ class MethodNotAllowed(CairnError):
 
 #: A lock was waited for too long, or would have been for ever (a deadlock: PostgreSQL chose this transaction to end).
 _NOT_LOCKED = ("55P03", "40P01")
+#: What the database says who makes something in such a project.
+_DELETING = "the project is being deleted"
 #: A table, a column, or the right to see one.
 _ABSENT = ("42P01", "42703", "42501")
 _BY_STATUS: dict[int, type[CairnError]] = {
@@ -130,6 +133,8 @@ async def _http(request: Request, error: HTTPException) -> Response:
 
 
 async def _database(request: Request, error: Exception) -> Response:
+    if isinstance(error, IntegrityError) and _DELETING in str(error.orig):
+        return render(request, InvalidState("the project is being deleted: nothing new is made in it"))
     if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _NOT_LOCKED:
         log.warning("database.not_locked", sqlstate=getattr(error.orig, "sqlstate", None))
         return render(request, Unavailable("a step holds the resource for unusually long; nothing was accepted"))

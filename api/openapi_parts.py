@@ -49,6 +49,9 @@ TAGS = {
     "hosts": "Machines on which instances run. Changed with a key of the platform's first project.",
     "agents": "What host agents ask for, each with the credential of its host.",
     "projects": "Who owns what, its policies and its quotas.",
+    "members": "Who is in a project, and who was invited.",
+    "roles": "What may be done in a project, and who has which role.",
+    "service-accounts": "Members of a project who are programs, and their keys.",
     "health": "Whether the platform can serve; without a key.",
 }
 _REQUEST_ID = "0199b3f0-0000-7000-8000-00000000000a"
@@ -73,7 +76,7 @@ PARAMETERS: Json = {
         _header("X-Request-ID", "Answered again, and logged, where it is well-formed", {"type": "string"}, "build-17"),
         _header(
             "X-Project-ID",
-            "The project; without it the one of the key",
+            "The project; without it the one of the key, or the user's default; not beside one in the path",
             {"type": "string", "format": "uuid"},
             "0199b3f0-0000-7000-8000-000000000001",
         ),

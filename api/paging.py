@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -40,15 +41,18 @@ async def page_of(
     key: ColumnElement[UUID],
     page: Page,
     view: Any,
+    *,
+    first: Sequence[Any] = (),
 ) -> Response:
-    """Answer one page of ``query``, ordered by ``key``; ``view`` turns a row into its JSON."""
+    """Answer one page of ``query``, ordered by ``key``; ``view`` turns a row into its JSON. ``first``: what stands
+    before the first row, on its page."""
     if page.before is not None:
         query = query.where(key < page.before)
     rows = (await caller.execute(query.order_by(key.desc()).limit(page.limit + 1))).all()
     more = len(rows) > page.limit
     rows = rows[: page.limit]
     cursor = _encode(rows[-1]) if more else None
-    return answer(request, [view(row) for row in rows], next_cursor=cursor)
+    return answer(request, [*(first if page.before is None else ()), *map(view, rows)], next_cursor=cursor)
 
 
 def _encode(row: Row[Any]) -> str:

@@ -74,6 +74,12 @@ class InUse(CairnError):
     code, status = "in_use", 409
 
 
+class LastOwner(CairnError):
+    """The project would be left with nobody who owns it."""
+
+    code, status = "last_owner", 409
+
+
 class IdempotencyMismatch(CairnError):
     code, status = "idempotency_mismatch", 409
 

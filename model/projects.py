@@ -24,6 +24,8 @@ from model.settings import Settings
 
 #: What quotas count, in the order in which they are checked.
 QUOTAS = ("instances", "vcpus", "memory_mb")
+#: Of the platform's first project.
+FIRST_UNIX_NAME = "default"
 Quota = Literal["none", "reserved", "used"]
 DriftPolicy = Literal["report", "heal"]
 
@@ -71,6 +73,8 @@ class Project(Base):
     created_at: Mapped[Now]
     #: Nobody works in it before a platform administrator makes it active again; what runs goes on running.
     deactivated_at: Mapped[dt.datetime | None]
+    #: A workflow deletes what is in it: nothing new is made in it.
+    deleting_at: Mapped[dt.datetime | None]
     deleted_at: Mapped[dt.datetime | None]
 
     __table_args__ = (

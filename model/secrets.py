@@ -17,6 +17,7 @@ _ID, _SECRET, _CHECKSUM = 22, 43, 6
 #: Those of ``new_key``, in the length of which a new one is no different when cut off just there.
 _OLD = 43
 _NEW = re.compile(rf"[0-9A-Za-z]{{{_ID}}}_")
+_INVITATION = re.compile(r"cairn_invite_([0-9a-f]{32})_[A-Za-z0-9_-]{43}")
 
 
 def new_key() -> str:
@@ -64,6 +65,17 @@ def join_token_of(token_id: UUID, key: str) -> str:
     """The token of this id that somebody with the key can make again, and nobody else: HMAC-SHA256 (RFC 2104)."""
     made = hmac.digest(key.encode(), b"cairn join token " + token_id.bytes, "sha256")
     return f"cairn_join_{urlsafe_b64encode(made).decode().rstrip('=')}"
+
+
+def new_invitation(project_id: UUID) -> str:
+    """With which somebody becomes a member of the project that it names."""
+    return f"cairn_invite_{project_id.hex}_{secrets.token_urlsafe(32)}"
+
+
+def project_of_invitation(token: str) -> UUID | None:
+    """None where it is no such token."""
+    found = _INVITATION.fullmatch(token)
+    return UUID(found[1]) if found else None
 
 
 def digest(secret: str) -> bytes:

@@ -176,15 +176,26 @@ class Database:
             self.rows(f"UPDATE quotas SET {what}_limit = %s WHERE project_id = %s", limit, project)
         return self.key(project, name, "owner")
 
-    def key(self, project_id: UUID, name: str, *roles: str, scopes: list[str] | None = None) -> str:
-        """A key ``cairn_<name>`` of a user of that name, who has these roles in the project."""
-        key, user = f"cairn_{name}", new_id()
-        columns = "id, email, name, default_project_id"
+    def user(self, project_id: UUID, name: str, *roles: str) -> UUID:
+        """A user of this name, who has these roles in the project, which is the default one."""
+        user, columns = new_id(), "id, email, name, default_project_id"
         who = (user, f"{name}@example.org", name, project_id)
         self.rows(f"INSERT INTO users ({columns}) VALUES (%s, %s, %s, %s)", *who)
         for role in roles:
             binding = (new_id(), project_id, user, role)
             self.rows("INSERT INTO bindings (id, project_id, user_id, role_name) VALUES (%s, %s, %s, %s)", *binding)
+        return user
+
+    def session(self, user: UUID) -> UUID:
+        """A login of the user's."""
+        session = new_id()
+        row = (session, user)
+        self.rows("INSERT INTO sessions (id, user_id, expires_at) VALUES (%s, %s, now() + interval '1 day')", *row)
+        return session
+
+    def key(self, project_id: UUID, name: str, *roles: str, scopes: list[str] | None = None) -> str:
+        """A key ``cairn_<name>`` of a user of that name, who has these roles in the project."""
+        key, user = f"cairn_{name}", self.user(project_id, name, *roles)
         columns = "id, project_id, user_id, name, digest, scopes"
         row = (new_id(), project_id, user, name, digest(key), scopes)
         self.rows(f"INSERT INTO api_keys ({columns}) VALUES (%s, %s, %s, %s, %s, %s)", *row)

@@ -22,6 +22,7 @@ from activities.image_records import ImageLimits, ImageRecords
 from activities.instances import InstanceRecords
 from activities.interceptor import ActivityInterceptor
 from activities.placement import Capacity
+from activities.project_ends import ProjectEnds
 from activities.purge import PurgeRecords, Retention
 from activities.registry import methods
 from activities.restores import RestoreRecords
@@ -94,6 +95,7 @@ async def run(settings: Settings) -> None:
         InstanceRecords(engine, capacity, histories),
         HostRecords(engine, limits),
         HostDrains(engine, histories, limits),
+        ProjectEnds(engine, histories, limits),
         SampleRecords(engine),
         PurgeRecords(engine, retention_of(settings)),
         image_records,

@@ -89,7 +89,7 @@ class DrainHost:
 
 
 async def move(order: Order) -> None:
-    """One move, as a child. Its failure is in its own row, and shows in the next round."""
+    """One move, or deletion, as a child. Its failure is in its own row, and shows in the next round."""
     try:
         await workflow.execute_child_workflow(
             order.kind,

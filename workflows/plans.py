@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from workflows import hosts, images, instance_changes, instances, restores, system, webhooks
+from workflows import hosts, images, instance_changes, instances, projects, restores, system, webhooks
 
 PLANS = [
     *instances.PLANS,
     *instance_changes.PLANS,
     *hosts.PLANS,
+    *projects.PLANS,
     *images.PLANS,
     *system.PLANS,
     *webhooks.PLANS,

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import argon2
 import httpx
@@ -62,6 +63,11 @@ class Api:
 
     def as_(self, key: str) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=self.url, headers={"X-API-Key": key}, timeout=30)
+
+    async def signed_in(self, user: UUID) -> httpx.AsyncClient:
+        """With an access token of the user's."""
+        token = (await self.app.state.tokens()).sign(user, self.db.session(user))
+        return httpx.AsyncClient(base_url=self.url, headers={"Authorization": f"Bearer {token}"}, timeout=30)
 
 
 class Quiet(uvicorn.Server):

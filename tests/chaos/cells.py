@@ -40,6 +40,7 @@ PLANS = {
         *("instance.switch", "instance.delete", "instance.settle", "drain.settle"),
     ),
     "drain undone": ("instance.stay",),
+    "project": ("project.next", "project.forget", "project.settle"),
     "reconcile": ("host.inventory", "host.reconcile"),
     "tick": ("tick.sweep",),
     "samples": ("samples.coarsen",),
@@ -66,7 +67,18 @@ IMPORTS = ("import", "import of a registry", "import undone")
 #: What is found, and what is decided, after a restore.
 RESTORES = ("survey", "adopt", "discard", "forget", "finish")
 #: What is the same on every engine, whose own steps other scenarios try.
-ON_ONE_ENGINE = (*SYSTEM, *IMPORTS, *RESTORES, "heal", "drain", "drain undone", "resize off", "resize anew", "webhook")
+ON_ONE_ENGINE = (
+    *SYSTEM,
+    *IMPORTS,
+    *RESTORES,
+    "heal",
+    "drain",
+    "drain undone",
+    "resize off",
+    "resize anew",
+    "webhook",
+    "project",
+)
 PROCESSES = ("api", "temporal", "postgres")
 #: What a fault does by itself. An answer can be lost only where there is one.
 FAULTS = {"kill": None, "error": None, "lose_answer": ("after_effect", "after_commit")}
@@ -107,7 +119,7 @@ def every() -> list[Cell]:
                 if plan in (*ASKED, "drain", "import"):
                     cells += [Cell("cancel", plan, point, backend) for backend in backends]
                     cells += [Cell(process, plan, point, "simulated") for process in PROCESSES]
-                if plan == "webhook":
+                if plan in ("webhook", "project"):
                     cells += [Cell(process, plan, point, "simulated") for process in PROCESSES]
                 if plan in CHANGES:
                     cells.append(Cell("delete", plan, point, "simulated"))

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from tests import invariants
-from tests.chaos import imports, restores
+from tests.chaos import imports, projects, restores
 from tests.chaos.cells import IMPORTS, PROCESSES, RESTORES, SYSTEM, Cell
 from tests.receiver import Receiver
 from tests.stack import Json, Stack, wait_for
@@ -31,6 +31,8 @@ IMAGES_DUE = {
 #: How the simulated engine resizes.
 RESIZES = {"resize off": 1, "resize anew": 2}
 SMALL, LARGE = "basic-1", "basic-2"
+#: Scenarios that have a module of their own.
+ELSEWHERE = {**dict.fromkeys(IMPORTS, imports.run), **dict.fromkeys(RESTORES, restores.run), "project": projects.run}
 #: What is seen to its end though it was called off.
 TO_THE_END = ("instance.settle", "instance.switch")
 
@@ -42,10 +44,8 @@ def run(stack: Stack, cell: Cell) -> None:
             _system_work(stack, cell)
         elif cell.plan == "heal":
             _heal(stack, cell)
-        elif cell.plan in IMPORTS:
-            imports.run(stack, cell)
-        elif cell.plan in RESTORES:
-            restores.run(stack, cell)
+        elif cell.plan in ELSEWHERE:
+            ELSEWHERE[cell.plan](stack, cell)
         elif cell.plan.startswith("drain"):
             _drain(stack, cell)
         elif cell.plan == "webhook":

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from temporalio.client import WorkflowHandle
 
 from activities.drains import Round
+from activities.project_ends import Emptying
 from activities.purge import Purged
 from activities.runs import CONTROL, RunEnded
 from model.base import new_id
@@ -59,6 +60,7 @@ MIDDLE = {
     "DiscardMachine": "machine.discard",
     "ForgetDifference": "restore.forget",
     "FinishRestore": "restore.finish",
+    "DeprovisionProject": "project.forget",
 }
 FIRST = {
     "ProvisionInstance": "instance.place",
@@ -67,6 +69,7 @@ FIRST = {
     "ResizeInstance": "instance.hold_size",
     "ImportImage": "image.claim",
     "DeleteImage": "image.claim",
+    "DeprovisionProject": "project.next",
     **dict.fromkeys(("AdoptInstance", "DiscardMachine", "ForgetDifference", "FinishRestore"), "restore.claim"),
 }
 HOOK = WebhookRef(project_id=new_id(), webhook_id=new_id())
@@ -86,7 +89,7 @@ def of_every_plan() -> list[Case]:
         def retried(stage: Stage, step: str = step, first: str = first) -> None:
             stage.script[first].append(fails(ConnectionError("database away")))
             stage.script[step] += [fails(EngineUnavailable("away")), fails(EngineUnavailable("away"))]
-            for settle in ("instance.settle", "drain.settle", "image.settle", "restore.settle"):
+            for settle in ("instance.settle", "drain.settle", "image.settle", "restore.settle", "project.settle"):
                 stage.script[settle].append(fails(ConnectionError("database away")))
 
         def late(stage: Stage, step: str = step) -> None:
@@ -227,6 +230,28 @@ def particular_cases() -> list[Case]:
     ]
 
 
+def cases_of_projects() -> list[Case]:
+    def emptied(stage: Stage) -> None:
+        """In rounds, the last of them for what came meanwhile."""
+        first = Emptying(deletions=[order("DeprovisionInstance"), order("DeprovisionInstance")], busy=1)
+        last = Emptying(deletions=[order("DeleteImage", resource_type="image")])
+        stage.emptying = [first, Emptying(busy=1), last, Emptying(), Emptying(deletions=[order("DeprovisionInstance")])]
+        stage.forgotten = [False, True]
+
+    def not_emptied(stage: Stage) -> None:
+        stage.emptying = [Emptying(deletions=[order("DeprovisionInstance")]), Emptying(stuck=["web"], left=1)]
+        stage.script["instance.delete"].append(fails(EngineRefused("no")))
+
+    def long(stage: Stage) -> None:
+        stage.emptying = [Emptying(deletions=[order("DeprovisionInstance") for _ in range(6)]) for _ in range(8)]
+
+    return [
+        ("DeprovisionProject", "emptied", emptied, {}),
+        ("DeprovisionProject", "not-emptied", not_emptied, {}),
+        ("DeprovisionProject", "continued", long, {}),
+    ]
+
+
 async def record(play: Theatre, kind: str, outcome: str, prepare: Prepare, values: dict[str, Any]) -> str:
     play.stage.swallow = outcome == "cancel-swallowed"
     prepare(play.stage)
@@ -236,7 +261,7 @@ async def record(play: Theatre, kind: str, outcome: str, prepare: Prepare, value
         assert isinstance(gate, Gate)
         await gate.reached.wait()
         await handle.cancel()
-        if kind in ("DeprovisionInstance", "DeleteImage"):  # which is not cancelled by it
+        if kind in ("DeprovisionInstance", "DeleteImage", "DeprovisionProject"):  # which is not cancelled by it
             await asyncio.sleep(0.5)
             gate.opened.set()
     await asyncio.wait([asyncio.ensure_future(handle.result())], timeout=30)
@@ -301,7 +326,7 @@ async def main(version: str) -> None:
     folder.mkdir(exist_ok=True)
     recorders: dict[str, Callable[[Theatre], Awaitable[str]]] = {
         f"{kind}-{outcome}": lambda play, case=(kind, outcome, prepare, values): record(play, *case)
-        for kind, outcome, prepare, values in [*of_every_plan(), *particular_cases()]
+        for kind, outcome, prepare, values in [*of_every_plan(), *particular_cases(), *cases_of_projects()]
     } | {
         "SurveyHost-completed": lambda play: record_system(play, "SurveyHost", lambda _: None, HOST),
         "SurveyHost-retried": lambda play: record_system(play, "SurveyHost", passing, HOST),

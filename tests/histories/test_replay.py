@@ -94,7 +94,7 @@ def test_history_is_of_the_end_that_its_name_says(path: Path) -> None:
     # A delete that has begun runs to its end.
     expected = (
         "COMPLETED"
-        if kind in ("DeprovisionInstance", "DeleteImage") and outcome.startswith("cancel")
+        if kind in ("DeprovisionInstance", "DeleteImage", "DeprovisionProject") and outcome.startswith("cancel")
         else ends.get(outcome)
     )
     assert last == f"EVENT_TYPE_WORKFLOW_EXECUTION_{expected or 'COMPLETED'}"

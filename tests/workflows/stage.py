@@ -25,6 +25,7 @@ from activities.hosts import Inventory
 from activities.image_records import ImageEnd, Import
 from activities.images import IMAGES, HostImages, ImageFacts
 from activities.instances import Placement, PlaceRequest, Settlement, StopRequest
+from activities.project_ends import Emptying, ProjectEnd
 from activities.purge import Purged
 from activities.registry import methods
 from activities.restores import Adoption, Decision, RestoreEnd, Survey
@@ -99,6 +100,10 @@ class Stage:
         self.imported: list[ImageEnd] = []
         self.rounds: list[Round] = []
         self.drained: list[DrainEnd] = []
+        #: What is deleted of a project, round by round, and whether nothing had come meanwhile.
+        self.emptying: list[Emptying] = []
+        self.forgotten: list[bool] = []
+        self.projects_ended: list[ProjectEnd] = []
         self.leftovers: list[list[OwnedMachine]] = []
         self.purged: list[Purged] = []
         #: What a webhook still has to be sent, in rounds: seconds that each of them asks to wait.
@@ -197,6 +202,21 @@ class Control:
     async def end(self, end: DrainEnd) -> None:
         await self._stage.play(f" {end.outcome}")
         self._stage.drained.append(end)
+
+    @activity.defn(name="project.next")
+    async def next_deletions(self, order: Order) -> Emptying:
+        await self._stage.play()
+        return self._stage.emptying.pop(0) if self._stage.emptying else Emptying()
+
+    @activity.defn(name="project.forget")
+    async def forget_project(self, order: Order) -> bool:
+        await self._stage.play()
+        return self._stage.forgotten.pop(0) if self._stage.forgotten else True
+
+    @activity.defn(name="project.settle")
+    async def settle_project(self, ended: ProjectEnd) -> None:
+        await self._stage.play(f" {ended.outcome}")
+        self._stage.projects_ended.append(ended)
 
     @activity.defn(name="instance.settle")
     async def settle(self, settlement: Settlement) -> None:

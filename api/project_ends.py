@@ -1,0 +1,72 @@
+"""The end of a project: at once where nothing is in it, else by a workflow that deletes what is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Request, Response
+from sqlalchemy import Row, func, select, text, update
+
+from api.accept import Acceptance, Answered, Show
+from api.caller import Caller
+from model.errors import InUse
+from model.projects import Project
+from model.workflows import TERMINAL, Order, Workflow
+
+#: It has as long as the deletions of all that is in the project take.
+DELETE_SECONDS = 24 * 3600.0
+#: What has to be gone before: how many there are of each. Members, roles and keys go with the project.
+_INSIDE = text(
+    """
+    SELECT
+        (SELECT count(*) FROM instances WHERE project_id = :project AND status <> 'deleted') AS instances,
+        (SELECT count(*) FROM images WHERE project_id = :project AND status <> 'deleted') AS images,
+        (SELECT count(*) FROM webhooks WHERE project_id = :project) AS webhooks,
+        (SELECT count(*) FROM ssh_keys WHERE project_id = :project) AS ssh_keys
+    """
+)
+_FORGET = text("SELECT forget_project(:project)")
+
+
+async def forget(caller: Caller, project: Row[Any]) -> None:
+    """Delete a project, whose row the caller has locked. Raises InUse where something is in it."""
+    inside = (await caller.execute(_INSIDE, {"project": project.id})).one()._asdict()
+    found = {what: number for what, number in inside.items() if number}
+    if not found:
+        if (await caller.execute(_FORGET, {"project": project.id})).scalar_one():
+            return
+        raise RuntimeError(f"project {project.id} is empty, and is not")
+    shown = ", ".join(f"{number} {what.replace('_', ' ')}" for what, number in found.items())
+    raise InUse(f"in project {project.name} there are {shown}: delete these first, or all with ?cascade=true", **found)
+
+
+async def begin(request: Request, caller: Caller, project: Row[Any], show: Show) -> Response:
+    """Accept the deletion of a project, whose row the caller has locked, with all that is in it: 202.
+
+    The caller is in that project. A personal project takes its user with it: who accepts the deletion of a user
+    deactivates the user and begins with this. One that is under way already is answered again.
+    """
+    acceptance = Acceptance(request, caller)
+    under_way = select(Workflow.id).where(
+        Workflow.project_id == project.id,
+        Workflow.resource_id == project.id,
+        Workflow.kind == "DeprovisionProject",
+        Workflow.state.not_in(TERMINAL),
+    )
+    if (workflow_id := (await caller.execute(under_way)).scalars().first()) is not None:
+        return await acceptance.answer(show, Answered(project.id, workflow_id))
+    await caller.execute(
+        update(Project).where(Project.id == project.id).values(deleting_at=func.now(), version=Project.version + 1)
+    )
+    order = Order(
+        workflow_id=acceptance.workflow_id,
+        project_id=project.id,
+        kind="DeprovisionProject",
+        resource_type="project",
+        resource_id=project.id,
+        name=project.name[:63],
+        request_id=request.state.request_id,
+        deadline_seconds=DELETE_SECONDS,
+    )
+    await acceptance.write(order, "project.deleting", {"name": project.name, "unix_name": project.unix_name})
+    return await acceptance.answer(show)

@@ -1,0 +1,88 @@
+"""``/v1/projects/{id}/quotas``: what a project may use, and uses."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Row, select, update
+
+from activities import image_limits
+from api.caller import Caller, may
+from api.envelope import Envelope, answer
+from api.errors import RESPONSES
+from api.resources import one
+from model.projects import QUOTAS, Project, ProjectQuota
+
+router = APIRouter(prefix="/v1/projects", tags=["projects"], responses=RESPONSES)
+
+Limit = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
+
+
+class QuotaView(BaseModel):
+    limit: float | None
+    used: float
+    reserved: float
+
+
+class QuotaPatch(BaseModel):
+    """``PATCH /v1/projects/{id}/quotas``: what is not named stays; null: no limit."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"instances": 50, "vcpus": None}]})
+
+    instances: Limit | None = None
+    vcpus: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] | None = None
+    memory_mb: Limit | None = None
+    images: Limit | None = None
+    image_bytes: Annotated[int, Field(strict=True, ge=0, le=2**62)] | None = None
+
+
+@router.get("/{project_id}/quotas", response_model=Envelope[dict[str, QuotaView]])
+async def show(request: Request, project_id: UUID, caller: Annotated[Caller, may("project:read")]) -> Response:
+    """What the project may use (`limit`, null: no limit), uses, and has reserved for launches and imports under
+    way."""
+    return answer(request, await _quotas(caller, project_id))
+
+
+@router.patch("/{project_id}/quotas", response_model=Envelope[dict[str, QuotaView]])
+async def patch(
+    request: Request, project_id: UUID, body: QuotaPatch, caller: Annotated[Caller, may("projects:manage")]
+) -> Response:
+    """Set limits. What is used beyond a new one stays, and nothing is added to it.
+
+    Those of the platform's first project are the settings' again when the platform starts.
+    """
+    within = await caller.within(project_id)
+    await one(
+        within, select(Project.id).where(Project.id == project_id, Project.deleted_at.is_(None)), "project", project_id
+    )
+    values = {f"{what}_limit": limit for what, limit in body.model_dump(exclude_unset=True).items()}
+    if values:
+        await within.execute(update(ProjectQuota).where(ProjectQuota.project_id == project_id).values(**values))
+    return answer(request, await _quotas(within, project_id))
+
+
+async def _quotas(caller: Caller, project_id: UUID) -> dict[str, Any]:
+    query = select(ProjectQuota.__table__).where(ProjectQuota.project_id == project_id)
+    row = await one(caller, query, "project", project_id)
+    columns = ("limit", "used", "reserved")
+    data = {what: {column: getattr(row, f"{what}_{column}") for column in columns} for what in QUOTAS}
+    return data | await _images(caller, row)
+
+
+async def _images(caller: Caller, limits: Row[Any]) -> dict[str, dict[str, Any]]:
+    held = (await caller.execute(image_limits.HELD, {"project": caller.project_id, "but": None})).one()
+    return {
+        "images": {
+            "limit": limits.images_limit,
+            "used": held.images - held.images_coming,
+            "reserved": held.images_coming,
+        },
+        "image_bytes": {
+            "limit": limits.image_bytes_limit,
+            "used": held.bytes - held.bytes_coming,
+            "reserved": held.bytes_coming,
+        },
+    }

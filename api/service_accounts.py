@@ -1,0 +1,153 @@
+"""``/v1/service-accounts``: members of a project who are programs."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import ColumnElement, Row, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from api.accept import Acceptance, check_if_match, etag
+from api.caller import Caller, may
+from api.envelope import Envelope, answer
+from api.errors import RESPONSES
+from api.instance_schemas import Name, Text
+from api.paging import OfName, Paging, page_of
+from api.resources import one
+from api.rights import RoleName, bind, check_gives
+from model.base import new_id
+from model.errors import NameTaken
+from model.users import ServiceAccount
+
+router = APIRouter(prefix="/v1/service-accounts", tags=["service-accounts"], responses=RESPONSES)
+Description = Annotated[Text, Field(max_length=1000)]
+
+
+class ServiceAccountView(BaseModel):
+    id: str
+    project_id: str
+    name: str
+    description: str
+    version: int
+    created_at: dt.datetime
+
+
+class ServiceAccountCreate(BaseModel):
+    """``POST /v1/service-accounts``."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"name": "ci", "role_name": "developer"}]}
+    )
+
+    name: Name
+    description: Description = ""
+    #: Without: none yet; see `POST /v1/rbac/bindings`.
+    role_name: RoleName | None = None
+
+
+class ServiceAccountPatch(BaseModel):
+    """``PATCH /v1/service-accounts/{id}``: what is not named stays."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"description": "releases"}]})
+
+    name: Name | None = None
+    description: Description | None = None
+
+
+@router.post("", status_code=201, response_model=Envelope[ServiceAccountView])
+async def create(
+    request: Request, body: ServiceAccountCreate, caller: Annotated[Caller, may("service_accounts:write")]
+) -> Response:
+    """Make a service account. A role, which may do no more than who gives it, needs `members:write` too."""
+    account_id = new_id()
+    if answered := await Acceptance(request, caller).answered_before(account_id, body.model_dump(mode="json")):
+        return _answer(request, await find(caller, answered.resource_id), 201)
+    if body.role_name is not None:
+        caller.require("members:write")
+        await check_gives(caller, body.role_name)
+    about = body.model_dump(exclude={"role_name"})
+    try:
+        await caller.execute(insert(ServiceAccount).values(id=account_id, project_id=caller.project_id, **about))
+    except IntegrityError as error:
+        raise _taken(error, body.name) from error
+    if body.role_name is not None:
+        await bind(caller, body.role_name, service_account_id=account_id)
+    return _answer(request, await find(caller, account_id), 201)
+
+
+@router.get("", response_model=Envelope[list[ServiceAccountView]])
+async def index(
+    request: Request, caller: Annotated[Caller, may("service_accounts:read")], page: Paging, name: OfName = None
+) -> Response:
+    """The project's service accounts, newest first."""
+    query = select(ServiceAccount.__table__).where(ServiceAccount.project_id == caller.project_id)
+    if name is not None:
+        query = query.where(ServiceAccount.name == name)
+    return await page_of(request, caller, query, ServiceAccount.__table__.c.id, page, _view)
+
+
+@router.get("/{account_id}", response_model=Envelope[ServiceAccountView])
+async def show(request: Request, account_id: UUID, caller: Annotated[Caller, may("service_accounts:read")]) -> Response:
+    """One service account."""
+    return _answer(request, await find(caller, account_id))
+
+
+@router.patch("/{account_id}", response_model=Envelope[ServiceAccountView])
+async def patch(
+    request: Request,
+    account_id: UUID,
+    body: ServiceAccountPatch,
+    caller: Annotated[Caller, may("service_accounts:write")],
+) -> Response:
+    """Change its name or description."""
+    row = await find(caller, account_id, lock=True)
+    check_if_match(request, row.version)
+    changed = body.model_dump(exclude_none=True)
+    if changed:
+        try:
+            await caller.execute(
+                update(ServiceAccount)
+                .where(_mine(caller, account_id))
+                .values(**changed, version=ServiceAccount.version + 1)
+            )
+        except IntegrityError as error:
+            raise _taken(error, body.name) from error
+    return _answer(request, await find(caller, account_id))
+
+
+@router.delete("/{account_id}", status_code=204)
+async def remove(
+    request: Request, account_id: UUID, caller: Annotated[Caller, may("service_accounts:write")]
+) -> Response:
+    """Delete it, with its bindings and its keys, which open nothing from the next request on."""
+    check_if_match(request, (await find(caller, account_id, lock=True)).version)
+    await caller.execute(delete(ServiceAccount).where(_mine(caller, account_id)))
+    return Response(status_code=204)
+
+
+async def find(caller: Caller, account_id: UUID, *, lock: bool = False) -> Row[Any]:
+    """Raises NotFound."""
+    query = select(ServiceAccount.__table__).where(_mine(caller, account_id))
+    return await one(caller, query.with_for_update() if lock else query, "service account", account_id)
+
+
+def _mine(caller: Caller, account_id: UUID) -> ColumnElement[bool]:
+    return (ServiceAccount.project_id == caller.project_id) & (ServiceAccount.id == account_id)
+
+
+def _taken(error: IntegrityError, name: str | None) -> Exception:
+    if "uq_service_accounts_project_id_name" in str(error.orig):
+        return NameTaken(f"there is a service account named '{name}' already", name=name)
+    return error
+
+
+def _answer(request: Request, row: Row[Any], status: int = 200) -> Response:
+    return answer(request, _view(row), status, headers={"ETag": etag(row.version)})
+
+
+def _view(row: Row[Any]) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in ServiceAccountView.model_fields}

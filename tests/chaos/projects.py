@@ -1,0 +1,60 @@
+"""The end of a project that is interrupted: what was in it is gone, and then the project."""
+
+from __future__ import annotations
+
+import uuid
+
+import httpx
+import psycopg
+
+from model.secrets import digest
+from tests.chaos.cells import PROCESSES, Cell
+from tests.stack import IMAGE, Json, Stack, wait_for
+
+
+def run(stack: Stack, cell: Cell) -> None:
+    """One cell."""
+    project = stack.accept("POST", "/projects", {"name": "chaos"})["data"]
+    key = {"X-API-Key": _key(stack, project)}
+    body = {"name": "web", "image": IMAGE, "backend": "simulated"}
+    launched = stack.request("POST", "/instances", json=body, headers=key | {"Prefer": "wait=30"})
+    assert launched.status_code == httpx.codes.CREATED, launched.text
+    image = {"name": "own", "source": {"type": "upload"}}
+    assert stack.request("POST", "/images", json=image, headers=key).is_success
+    before = len(stack.hits(cell.point))
+    alone = cell.what in PROCESSES
+    stack.fault(cell.point, "pause" if alone else cell.what)
+    accepted = stack.request("DELETE", f"/projects/{project['id']}?cascade=true", headers=key)
+    assert accepted.status_code == httpx.codes.ACCEPTED, accepted.text
+    stack.wait_for_hit(cell.point, before)
+    if alone:
+        stack.kill(cell.what)
+        stack.plant()
+    wait_for("the project is gone", lambda: _is_gone(stack, project["id"]), 60)
+    assert stack.request("GET", "/instances", headers=key).status_code == httpx.codes.UNAUTHORIZED
+    ended = stack.sql("SELECT DISTINCT state FROM workflows WHERE project_id = %s", project["id"])
+    assert ended == [("completed",)]
+    live = "SELECT count(*) FROM instances WHERE project_id = %s AND status <> 'deleted'"
+    assert stack.sql(live, project["id"]) == [(0,)]
+
+
+def _key(stack: Stack, project: Json) -> str:
+    """A key of its owner's, which no route makes for a key of another project."""
+    key = f"cairn_{uuid.uuid4().hex}"
+    stack.sql(
+        "INSERT INTO api_keys (id, project_id, user_id, name, digest)"
+        " SELECT %s, project_id, user_id, 'chaos', %s FROM bindings WHERE project_id = %s",
+        *(uuid.uuid4(), digest(key), project["id"]),
+    )
+    return key
+
+
+def _is_gone(stack: Stack, project_id: str) -> bool:
+    query = (
+        "SELECT 1 FROM projects p WHERE id = %s AND deleted_at IS NOT NULL AND NOT EXISTS"
+        " (SELECT FROM workflows w WHERE w.project_id = p.id AND w.finished_at IS NULL)"
+    )
+    try:
+        return bool(stack.sql(query, project_id))
+    except psycopg.OperationalError:  # the database may be what was killed
+        return False
