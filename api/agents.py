@@ -291,6 +291,9 @@ async def register(request: Request, body: Register, connection: Connected) -> R
     }
     host_id = await _join(connection, token, body.name, values, await former(connection, body.host_id))
     installation = (await connection.execute(select(Installation.id))).scalar_one()
+    record = audit_rows.Record(request, "hosts:manage")
+    record.changed("host", host_id, after={"name": body.name, "backend": body.engines[0], "token": str(token.id)})
+    await audit_rows.write(connection, record, NOWHERE, f"host:{body.name}")
     log.info("host.joined", host=body.name, host_id=str(host_id))
     data = {
         "id": host_id,

@@ -40,6 +40,7 @@ from api import (
 )
 from api.agent_client import Agents
 from api.bells import Bells
+from api.denials import Denials
 from api.dispatcher import Dispatcher
 from api.event_hub import Hub
 from api.http import Http
@@ -63,6 +64,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
                 app.state.bells.run(),
                 app.state.events.run(),
                 app.state.open_streams.run(),
+                app.state.denials.run(),
                 beat(engine),
             )
         ]
@@ -71,6 +73,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
         await app.state.dispatcher.drain(DRAIN_SECONDS)
         for task in beside:
             task.cancel()
+        await app.state.denials.write()
         await app.state.agents.close()
 
     app = FastAPI(
@@ -89,6 +92,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
     app.state.tokens = partial(signing.tokens, app)
     app.state.agents = Agents(settings.ticket_key)
     app.state.open_streams = OpenStreams(engine, settings.project_streams, events=settings.project_event_streams)
+    app.state.denials = Denials(engine)
     app.state.stopping = asyncio.Event()
     app.state.blobs = store
     app.state.events = Hub(engine, app.state.bells, app.state.stopping)

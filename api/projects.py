@@ -59,8 +59,10 @@ async def patch(
     request: Request, project_id: UUID, body: ProjectPatch, caller: Annotated[Caller, may("project:update")]
 ) -> Response:
     """Change the project. `drift_policy`: `report` shows what differs on the instance, `heal` also mends it."""
-    await _project(caller, project_id)
+    project = await _project(caller, project_id)
     if body.drift_policy is not None:
+        before = {"drift_policy": project["drift_policy"]}
+        caller.changed("project", project_id, before, {"drift_policy": body.drift_policy})
         await caller.execute(update(Project).where(Project.id == project_id).values(drift_policy=body.drift_policy))
         # What has drifted already is looked at again, under the new policy.
         drifted = (Instance.project_id == project_id) & Instance.drift.is_not(None)
