@@ -27,7 +27,7 @@ from model.audit import (
     signed,
 )
 from model.base import Frozen
-from model.keyring import Keyring, KeyUnknown
+from model.keyring import Keyring
 
 #: Rows of one transaction, some hundred milliseconds; and batches of one pass.
 BATCH, BATCHES = 1000, 20
@@ -46,6 +46,12 @@ _LAST = (
     .limit(1)
 )
 _heads = AuditHead.__table__
+_signing = upsert(_heads)  # type: ignore[arg-type]  # a Table, typed as FromClause
+_SIGN = _signing.on_conflict_do_update(
+    index_elements=["project_id"],
+    set_={name: _signing.excluded[name] for name in ("position", "hash", "epoch", "xid", "audit_id", "key_id", "mac")}
+    | {"sealed_at": func.now()},
+)
 
 
 class Sealed(Frozen):
@@ -59,12 +65,17 @@ class ForeignHead(Exception):
     """A head that the platform did not sign: its chain is not continued, which would vouch for it."""
 
     def __init__(self, project_id: UUID) -> None:
-        super().__init__(f"the head of the audit chain of project {project_id} was changed: it is not continued")
+        super().__init__(
+            f"the head of the audit chain of project {project_id} is not one that we signed: it is not continued"
+        )
         self.project_id = project_id
 
 
 class AuditRecords:
-    """Runs on the control queue, whenever the tick finds rows that no chain has."""
+    """Runs on the control queue, whenever the tick finds rows that no chain has.
+
+    Without master keys nothing is sealed: nobody could tell who did it.
+    """
 
     def __init__(self, engine: Engine, keyring: Keyring | None) -> None:
         self._engine = engine
@@ -72,7 +83,7 @@ class AuditRecords:
 
     @activity.defn(name="audit.seal", no_thread_cancel_exception=True)
     def seal(self) -> Sealed:
-        """One pass, in transactions of ``BATCH`` rows. Repeated, or from two workers, it goes on where the last ended."""
+        """One pass, in transactions of ``BATCH`` rows. Repeated, or on two workers, it goes on where it was."""
         if self._keyring is None:
             return Sealed()
         links, left_out = 0, set[UUID]()
@@ -94,7 +105,7 @@ class AuditRecords:
         with transaction(self._engine) as session:
             if not session.execute(_TAKE_TURN).scalar_one():
                 return 0  # another worker is at it
-            rows = session.execute(_unsealed(session, left_out)).all()
+            rows = session.execute(_unsealed(session, left_out, BATCH)).all()
             heads = _known(session, keyring, {row.project_id for row in rows})
             links = []
             for row in rows:
@@ -106,7 +117,7 @@ class AuditRecords:
                 links.append({"project_id": project_id, "position": position, "audit_id": row.id, "hash": digest})
             if links:
                 session.execute(insert(AuditLink), links)
-            _sign(session, keyring, heads)
+            _sign(session, keyring, heads or _with_other_keys(session, keyring))
             return len(rows)
 
 
@@ -119,7 +130,7 @@ def is_due(session: Session, keyring: Keyring | None) -> bool:
     )
 
 
-def _unsealed(session: Session, left_out: set[UUID], most: int = BATCH) -> Any:
+def _unsealed(session: Session, left_out: set[UUID], most: int) -> Any:
     last = session.execute(_LAST).one_or_none()
     where: list[ColumnElement[bool]] = [_settled, AuditEntry.project_id.not_in(left_out)]
     if last is not None:
@@ -128,24 +139,31 @@ def _unsealed(session: Session, left_out: set[UUID], most: int = BATCH) -> Any:
 
 
 def _known(session: Session, keyring: Keyring, projects: set[UUID]) -> dict[UUID, Head]:
-    """Where these chains end, and up to ``BATCH`` others that a key signed which is not the newest any more.
-
-    Raises ForeignHead, KeyUnknown.
-    """
-    old = (
-        select(_heads.c.project_id).where(_heads.c.key_id != keyring.newest).order_by(_heads.c.project_id).limit(BATCH)
-    )
-    found = session.execute(select(_heads).where(_heads.c.project_id.in_(projects) | _heads.c.project_id.in_(old)))
+    """Where these chains end. Raises ForeignHead."""
     heads = {}
-    for row in found:
-        if is_genuine_or_unknown(keyring, row, row.project_id in projects):
-            heads[row.project_id] = head_of(row)
+    for row in session.execute(select(_heads).where(_heads.c.project_id.in_(projects))):
+        if not _ours(keyring, row):
+            raise ForeignHead(row.project_id)
+        heads[row.project_id] = head_of(row)
     return heads
 
 
-def is_genuine_or_unknown(keyring: Keyring, row: Row[Any], needed: bool) -> bool:
-    raise NotImplementedError
+def _with_other_keys(session: Session, keyring: Keyring) -> dict[UUID, Head]:
+    """Where chains end whose heads a key signed that is not the newest any more."""
+    rows = session.execute(select(_heads).where(_heads.c.key_id != keyring.newest).limit(BATCH))
+    return {row.project_id: head_of(row) for row in rows if _ours(keyring, row)}
+
+
+def _ours(keyring: Keyring, row: Row[Any]) -> bool:
+    # With a key that is gone nothing can be told, so nothing is vouched for.
+    return row.key_id in keyring and is_genuine(keyring, row)
 
 
 def _sign(session: Session, keyring: Keyring, heads: dict[UUID, Head]) -> None:
-    raise NotImplementedError
+    key_id = keyring.newest
+    rows = [
+        head._asdict() | {"project_id": project_id, "key_id": key_id, "mac": signed(keyring, key_id, project_id, head)}
+        for project_id, head in heads.items()
+    ]
+    if rows:
+        session.execute(_SIGN, rows)

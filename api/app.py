@@ -16,6 +16,7 @@ from activities.placement import Capacity
 from api import (
     agent_reports,
     agents,
+    audit,
     blobs,
     dashboard,
     errors,
@@ -93,6 +94,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
     app.state.agents = Agents(settings.ticket_key)
     app.state.open_streams = OpenStreams(engine, settings.project_streams, events=settings.project_event_streams)
     app.state.denials = Denials(engine)
+    app.state.audit_places = asyncio.Semaphore(audit.AT_ONCE)
     app.state.stopping = asyncio.Event()
     app.state.blobs = store
     app.state.events = Hub(engine, app.state.bells, app.state.stopping)
@@ -104,7 +106,19 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
     app.state.metrics = metrics.of_app(app)
     errors.install(app)
     # Agents before hosts: their paths are not ids.
-    of_projects = instances, images, image_uploads, blobs, streams, workflows, retries, events, webhooks, dashboard
+    of_projects = (
+        instances,
+        images,
+        image_uploads,
+        blobs,
+        streams,
+        workflows,
+        retries,
+        events,
+        webhooks,
+        dashboard,
+        audit,
+    )
     of_platform = agents, agent_reports, samples, hosts, instance_types, ssh_keys, projects, restores, health, metrics
     for module in (*of_projects, *of_platform):
         app.include_router(module.router)

@@ -13,7 +13,7 @@ from starlette.requests import HTTPConnection
 
 from api.addresses import address_of
 from api.http import route_of
-from model.audit import Outcome, chain_of
+from model.audit import NOWHERE, Outcome, chain_of
 from model.base import new_id
 from model.redaction import redacted
 
@@ -118,11 +118,18 @@ class Record:
 
 
 async def write(
-    connection: AsyncConnection, record: Record, project_id: UUID, actor: str, user_id: UUID | None = None
+    connection: AsyncConnection,
+    request: HTTPConnection,
+    action: str,
+    actor: str,
+    resource: tuple[str, object],
+    after: dict[str, Any] | None = None,
+    user_id: UUID | None = None,
 ) -> None:
     """For what has no ``Caller``: who registers, logs in, joins a host. In the transaction of what it tells of."""
-    record.written = True
-    await connection.execute(INSERT, record.row(project_id, actor, user_id))
+    record = Record(request, action)
+    record.changed(*resource, after=after)
+    await connection.execute(INSERT, record.row(NOWHERE, actor, user_id))
 
 
 def operation_of(request: HTTPConnection) -> str:

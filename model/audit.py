@@ -10,6 +10,7 @@ import datetime as dt
 import hashlib
 import hmac
 import json
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, Protocol
 from uuid import UUID
 
@@ -138,16 +139,16 @@ COLUMNS = tuple(AuditEntry.__table__.c)
 _NAMES = tuple(column.name for column in COLUMNS)
 
 
-def shown(row: Any) -> dict[str, Any]:
-    """A row in plain types: UUIDs as text, times in UTC (ISO 8601)."""
+def shown(values: Iterable[Any]) -> dict[str, Any]:
+    """The values of ``COLUMNS`` in plain types: UUIDs as text, times in UTC (ISO 8601)."""
     found: dict[str, Any] = {}
-    for name in _NAMES:
-        value = getattr(row, name)
+    for name, value in zip(_NAMES, values, strict=True):
         if isinstance(value, UUID):
-            value = str(value)
+            found[name] = str(value)
         elif isinstance(value, dt.datetime):
-            value = value.astimezone(dt.UTC).isoformat()
-        found[name] = value
+            found[name] = value.astimezone(dt.UTC).isoformat()
+        else:
+            found[name] = value
     return found
 
 
