@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -34,6 +35,17 @@ BATCH, BATCHES = 1000, 20
 log = structlog.get_logger()
 
 _TAKE_TURN = text("SELECT pg_try_advisory_xact_lock(hashtext('cairn audit'))")
+#: Chains whose links do not end where their heads say, and those that have links already of what is to be linked.
+_TWISTED = text(
+    """
+    SELECT p.id FROM unnest(cast(:projects AS uuid[])) AS p(id) LEFT JOIN audit_heads h ON h.project_id = p.id
+    WHERE EXISTS (SELECT FROM audit_links l WHERE l.project_id = p.id AND l.position > coalesce(h.position, 0))
+    UNION
+    SELECT l.project_id FROM audit_links l
+    JOIN unnest(cast(:owners AS uuid[]), cast(:rows AS uuid[])) AS r(project_id, id)
+        ON l.project_id = r.project_id AND l.audit_id = r.id
+    """
+)
 _order = tuple_(AuditEntry.epoch, AuditEntry.xid, AuditEntry.id)
 #: Below the oldest transaction that still runs nothing can appear any more; an older epoch is complete.
 _settled = (AuditEntry.xid < literal_column("pg_snapshot_xmin(pg_current_snapshot())::text::bigint")) | (
@@ -62,12 +74,10 @@ class Sealed(Frozen):
 
 
 class ForeignHead(Exception):
-    """A head that the platform did not sign: its chain is not continued, which would vouch for it."""
+    """A chain that does not end as the platform signed it: it is not continued, which would vouch for it."""
 
     def __init__(self, project_id: UUID) -> None:
-        super().__init__(
-            f"the head of the audit chain of project {project_id} is not one that we signed: it is not continued"
-        )
+        super().__init__(f"the audit chain of project {project_id} does not end as we signed it: it is not continued")
         self.project_id = project_id
 
 
@@ -106,7 +116,7 @@ class AuditRecords:
             if not session.execute(_TAKE_TURN).scalar_one():
                 return 0  # another worker is at it
             rows = session.execute(_unsealed(session, left_out, BATCH)).all()
-            heads = _known(session, keyring, {row.project_id for row in rows})
+            heads = _known(session, keyring, rows)
             links = []
             for row in rows:
                 project_id = row.project_id
@@ -138,9 +148,16 @@ def _unsealed(session: Session, left_out: set[UUID], most: int) -> Any:
     return select(*COLUMNS).where(*where).order_by(AuditEntry.epoch, AuditEntry.xid, AuditEntry.id).limit(most)
 
 
-def _known(session: Session, keyring: Keyring, projects: set[UUID]) -> dict[UUID, Head]:
-    """Where these chains end. Raises ForeignHead."""
-    heads = {}
+def _known(session: Session, keyring: Keyring, rows: Sequence[Row[Any]]) -> dict[UUID, Head]:
+    """Where the chains of these rows end. Raises ForeignHead."""
+    heads: dict[UUID, Head] = {}
+    if not rows:
+        return heads
+    owners = [row.project_id for row in rows]
+    projects = set(owners)
+    asked = {"projects": list(projects), "owners": owners, "rows": [row.id for row in rows]}
+    if (twisted := session.execute(_TWISTED, asked).scalars().first()) is not None:
+        raise ForeignHead(twisted)
     for row in session.execute(select(_heads).where(_heads.c.project_id.in_(projects))):
         if not _ours(keyring, row):
             raise ForeignHead(row.project_id)

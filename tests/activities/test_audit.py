@@ -119,15 +119,28 @@ def test_two_at_once_do_not_link_twice(
     assert [link["audit_id"] for link in linked(database)] == ids
 
 
-def test_a_head_that_we_did_not_sign_is_not_continued(database: Database, worker_engine: Engine) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE audit_heads SET hash = 'x'",
+        "DELETE FROM audit_heads",
+        "DELETE FROM audit_links WHERE position = 3; UPDATE audit_heads SET position = 2",
+        "UPDATE audit_links SET position = 4 WHERE position = 3",
+    ],
+)
+def test_a_chain_that_does_not_end_as_we_signed_it_is_not_continued(
+    database: Database, worker_engine: Engine, change: str
+) -> None:
     write(database, 3)
     seal(worker_engine)
-    database.rows("UPDATE audit_heads SET position = 2")
+    for statement in change.split("; "):
+        database.rows(statement)
+    links = linked(database)
     write(database, 2)
     of_platform = write(database, 2, NOWHERE)
     assert seal(worker_engine).links == 2, "other chains go on"
     assert [link["audit_id"] for link in linked(database, NOWHERE)] == of_platform
-    assert len(linked(database)) == 3
+    assert linked(database) == links
 
 
 def test_heads_of_idle_projects_are_signed_with_a_new_key(database: Database, worker_engine: Engine) -> None:

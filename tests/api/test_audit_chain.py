@@ -6,12 +6,13 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 from uuid import UUID
 
 import psycopg
 import pytest
+import pytest_asyncio
 from sqlalchemy import Engine
 from temporalio.testing import ActivityEnvironment
 
@@ -20,6 +21,7 @@ from model.base import new_id
 from model.keyring import Keyring
 from tests.api.conftest import Api
 from tests.services import Database, worker_engine
+from worker.database import connect
 
 __all__ = ["worker_engine"]
 
@@ -47,25 +49,27 @@ def seal(api: Api, engine: Engine) -> int:
             return links
 
 
-def write(db: Database, count: int) -> list[UUID]:
+def write(db: Database, count: int, project: UUID | None = None) -> list[UUID]:
     ids = [new_id() for _ in range(count)]
     with db.connect() as connection:
         for id in ids:
-            connection.execute(WRITE, (db.project_id, id, f"r-{id}"))
+            connection.execute(WRITE, (project or db.project_id, id, f"r-{id}"))
     return ids
 
 
-async def verified(api: Api, **body: Any) -> Json:
-    answer = await api.http.post("/v1/audit/verify", json=body, timeout=120)
+async def verified(api: Api, key: str | None = None, **body: Any) -> Json:
+    answer = await api.http.post(
+        "/v1/audit/verify", json=body, timeout=120, headers={"X-API-Key": key or api.db.api_key}
+    )
     assert answer.status_code == 200, answer.text
     return dict(answer.json()["data"])
 
 
-def tamper(api: Api, *statements: str) -> None:
+def tamper(api: Api, *statements: str, project: UUID | None = None) -> None:
     """As somebody who may do everything to the database, and has no master key."""
     with api.db.connect() as connection, connection.transaction():
         for statement in statements:
-            assert connection.execute(statement, {"p": api.db.project_id}).rowcount, statement
+            assert connection.execute(statement, {"p": project or api.db.project_id}).rowcount, statement
 
 
 def _swapped(columns: str) -> list[str]:
@@ -125,15 +129,26 @@ CASES: dict[str, tuple[list[str], Json]] = {
 }
 
 
+@pytest_asyncio.fixture(scope="module")
+async def shared_engine(shared_api: Api) -> AsyncIterator[Engine]:
+    engine = connect(shared_api.db.url("cairn_worker"), 2)
+    yield engine
+    engine.dispose()
+
+
 @pytest.mark.parametrize("case", CASES)
-async def test_what_was_changed_is_located(api: Api, worker_engine: Engine, case: str) -> None:
-    ids = write(api.db, 8)
-    assert seal(api, worker_engine) == 8
-    before = await verified(api)
+async def test_what_was_changed_is_located(shared_api: Api, shared_engine: Engine, case: str) -> None:
+    api = shared_api
+    name = f"p-{list(CASES).index(case)}"
+    key = api.db.project(name)
+    project = api.db.one("SELECT id FROM projects WHERE name = %s", name)["id"]
+    ids = write(api.db, 8, project)
+    assert seal(api, shared_engine) == 8
+    before = await verified(api, key)
     assert (before["verified"], before["entries"], before["sealed"]) == (True, 8, 8)
     statements, expected = CASES[case]
-    tamper(api, *statements)
-    found = await verified(api)
+    tamper(api, *statements, project=project)
+    found = await verified(api, key)
     assert found["verified"] is False
     assert {name: found["broken"][name] for name in expected} == expected
     if expected["what"] in ("changed", "swapped") and "links" not in case:
