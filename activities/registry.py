@@ -6,6 +6,7 @@ from typing import Literal, TypedDict
 
 from temporalio import activity
 
+from activities.audit import AuditRecords
 from activities.drains import HostDrains
 from activities.hosts import HostEngine, HostRecords
 from activities.image_records import ImageRecords
@@ -25,6 +26,7 @@ CONTROL_CLASSES: tuple[type, ...] = (
     HostDrains,
     SampleRecords,
     ProjectEnds,
+    AuditRecords,
     PurgeRecords,
     ImageRecords,
     WebhookRecords,

@@ -16,7 +16,7 @@ from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities import differences, image_chores
+from activities import audit, differences, image_chores
 from activities.database import transaction
 from activities.fleet import BEAT, TICK, Limits, beat, replace_lost, to_reconcile
 from activities.image_records import ImageLimits
@@ -26,6 +26,7 @@ from activities.samples import is_due
 from activities.settling import settle
 from activities.webhooks import start_due
 from model.base import Frozen
+from model.keyring import Keyring
 from model.restores import KINDS
 from model.workflows import TERMINAL, Failure, Order, Outcome, State, Step, Workflow
 
@@ -54,11 +55,14 @@ class Swept(Frozen):
 class Sweeper:
     """Runs on the control queue, with every tick, and whenever the API says that it needs it."""
 
-    def __init__(self, engine: Engine, client: Client, limits: Limits, images: ImageLimits) -> None:
+    def __init__(
+        self, engine: Engine, client: Client, limits: Limits, images: ImageLimits, keyring: Keyring | None = None
+    ) -> None:
         self._engine = engine
         self._client = client
         self._limits = limits
         self._images = images
+        self._keyring = keyring
 
     @activity.defn(name="tick.sweep")
     async def sweep(self) -> Swept:
@@ -93,6 +97,11 @@ class Sweeper:
             checked=await each(unchecked, self._check),
             failed=len(failures),
         )
+        try:
+            if await asyncio.to_thread(self._audit_is_due):
+                await asyncio.wait_for(self._seal_audit(), PATIENCE.total_seconds())
+        except (RPCError, TimeoutError) as error:
+            failures.append(error)
         if restored:
             return swept
         for host in hosts:
@@ -153,6 +162,19 @@ class Sweeper:
     def _samples_are_due(self) -> bool:
         with transaction(self._engine) as session:
             return is_due(session)
+
+    def _audit_is_due(self) -> bool:
+        with transaction(self._engine) as session:
+            return audit.is_due(session, self._keyring)
+
+    async def _seal_audit(self) -> None:
+        await self._client.start_workflow(
+            "SealAudit",
+            id="audit",
+            task_queue=CONTROL,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            static_summary="Link new rows of the audit log to its chains",
+        )
 
     def _image_chores(self) -> tuple[list[str], bool]:
         with transaction(self._engine) as session:

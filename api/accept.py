@@ -128,7 +128,16 @@ class Acceptance:
                 "retry_of": retry_of,
             },
         )
-        await self.record(event, order.resource_type, order.resource_id, order.workflow_id, data)
+        told = {"name": data.get("name", order.name)}
+        self._caller.changed(
+            order.resource_type,
+            order.resource_id,
+            told | {"status": data["from"]} if data.get("from") else None,
+            told | {"status": data["to"]} if "to" in data else told,
+            workflow_id=order.workflow_id,
+        )
+        row = self._event(event, order.resource_type, order.resource_id, order.workflow_id, data)
+        await self._caller.audit(row)
 
     async def ended(self, workflow: Row[Any]) -> None:
         """Write the event of another workflow that this transaction ended before it had started."""
@@ -140,17 +149,20 @@ class Acceptance:
         self, event: str, resource_type: str, resource_id: UUID, workflow_id: UUID | None, data: dict[str, Any]
     ) -> None:
         """Write an event of this transaction."""
-        await self._caller.execute(
-            _INSERT_EVENT,
-            {
-                "project_id": self._caller.project_id,
-                "type": event,
-                "resource_type": resource_type,
-                "resource_id": resource_id,
-                "workflow_id": workflow_id,
-                "data": data,
-            },
-        )
+        row = self._event(event, resource_type, resource_id, workflow_id, data)
+        await self._caller.execute(_INSERT_EVENT, row)
+
+    def _event(
+        self, event: str, resource_type: str, resource_id: UUID, workflow_id: UUID | None, data: dict[str, Any]
+    ) -> dict[str, Any]:
+        return {
+            "project_id": self._caller.project_id,
+            "type": event,
+            "resource_type": resource_type,
+            "resource_id": resource_id,
+            "workflow_id": workflow_id,
+            "data": data,
+        }
 
     async def answer(
         self, show: Show, answered: Answered | None = None, view: dict[str, Any] | None = None

@@ -24,6 +24,7 @@ from sqlalchemy import Row, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from api import audit_rows
 from api.caller import check_body, key_of
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES, also
@@ -291,6 +292,7 @@ async def register(request: Request, body: Register, connection: Connected) -> R
     }
     host_id = await _join(connection, token, body.name, values, await former(connection, body.host_id))
     installation = (await connection.execute(select(Installation.id))).scalar_one()
+    await audit_rows.write(connection, request, "hosts:manage", f"host:{body.name}", ("host", host_id))
     log.info("host.joined", host=body.name, host_id=str(host_id))
     data = {
         "id": host_id,

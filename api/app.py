@@ -17,6 +17,7 @@ from api import (
     account,
     agent_reports,
     agents,
+    audit,
     auth,
     bindings,
     blobs,
@@ -51,6 +52,7 @@ from api import (
 )
 from api.agent_client import Agents
 from api.bells import Bells
+from api.denials import Denials
 from api.dispatcher import Dispatcher
 from api.event_hub import Hub
 from api.hashing import Hashing
@@ -79,6 +81,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
                 app.state.open_streams.run(),
                 app.state.key_use.run(),
                 app.state.mails.run(),
+                app.state.denials.run(),
                 beat(engine),
             )
         ]
@@ -89,6 +92,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
             task.cancel()
         app.state.hashing.close()
         await app.state.key_use.flush()
+        await app.state.denials.write()
         await app.state.agents.close()
 
     app = FastAPI(
@@ -113,6 +117,8 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
     #: Set when the process has been told to end: it is not ready any more, and goes on answering.
     app.state.leaving = asyncio.Event()
     #: Set when it ends: nothing is waited for any longer.
+    app.state.denials = Denials(engine)
+    app.state.audit_places = asyncio.Semaphore(audit.AT_ONCE)
     app.state.stopping = asyncio.Event()
     app.state.blobs = store
     app.state.events = Hub(engine, app.state.bells, app.state.stopping)
@@ -124,7 +130,19 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
     app.state.metrics = metrics.of_app(app)
     errors.install(app)
     # Agents before hosts: their paths are not ids.
-    of_projects = instances, images, image_uploads, blobs, streams, workflows, retries, events, webhooks, dashboard
+    of_projects = (
+        instances,
+        images,
+        image_uploads,
+        blobs,
+        streams,
+        workflows,
+        retries,
+        events,
+        webhooks,
+        dashboard,
+        audit,
+    )
     of_platform = agents, agent_reports, samples, hosts, instance_types, ssh_keys, projects, restores, health, metrics
     of_people = auth, account, keys, users
     of_teams = project_quotas, members, invitations, roles, bindings, service_accounts, service_account_keys

@@ -20,7 +20,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from starlette.requests import HTTPConnection
 
 from api import anonymous
+from api.audit_rows import INSERT, INSERT_WITH_EVENT, Record
 from api.http import MAX_BODY
+from model.audit import NOWHERE
 from model.errors import (
     BodyTooLarge,
     CairnError,
@@ -48,11 +50,11 @@ _IDENTIFY = text(
     """
 )
 ENTER = text("SELECT set_config('cairn.project', :project, true)")
-_ENTER_AS = text("SELECT set_config('cairn.project', :project, true), set_config('cairn.user', :user, true)")
+_ENTER_AS = text(
+    "SELECT set_config('cairn.project', :project, true), set_config('cairn.user', :user, true),"
+    " set_config('cairn.platform', :platform, true)"
+)
 _ON_PLATFORM = text("SELECT set_config('cairn.platform', 'on', true)")
-#: Of a user who has no project to be in.
-NOWHERE = UUID(int=0)
-
 #: A database that is silent for so long counts as away.
 DATABASE_SECONDS = 5
 #: A browser asks for the WebSocket subprotocols ``cairn`` and this with its key behind it.
@@ -96,10 +98,14 @@ class Who(NamedTuple):
 class Caller:
     """An authenticated request: who it is, and its open transaction."""
 
-    def __init__(self, engine: AsyncEngine, connection: AsyncConnection, who: Who) -> None:
+    def __init__(
+        self, engine: AsyncEngine, connection: AsyncConnection, who: Who, record: Record, *, platform: bool = False
+    ) -> None:
         self._engine = engine
         self._connection = connection
         self.who = who
+        self.record = record
+        self._platform = platform
         self.project_id = who.project_id
         self.actor = who.actor
 
@@ -114,8 +120,44 @@ class Caller:
     def connection(self) -> AsyncConnection:
         return self._connection
 
+    def changed(
+        self,
+        resource_type: str,
+        resource_id: object,
+        before: dict[str, Any] | None = None,
+        after: dict[str, Any] | None = None,
+        *,
+        workflow_id: UUID | None = None,
+        project: UUID | None = None,
+    ) -> None:
+        """For the audit log: what this request changes. Secrets are left out by their names and looks, no others.
+
+        ``project``: where the row belongs, if neither to the caller's project nor to the platform.
+        """
+        self.record.changed(resource_type, resource_id, before, after, workflow_id=workflow_id, project=project)
+
+    async def audit(self, event: dict[str, Any] | None = None) -> None:
+        """Write the request into the audit log, once, with its event where it has one. ``commit`` does it by itself."""
+        who = self.who
+        self.record.written = True
+        row = self.record.row(self.project_id, who.actor, who.user_id, who.service_account_id, who.key_id)
+        if event is None:
+            await self._connection.execute(INSERT, row)
+        else:
+            named = {f"event_{name}": value for name, value in event.items()}
+            await self._connection.execute(INSERT_WITH_EVENT, row | named)
+
     async def commit(self) -> None:
-        """End the transaction and give the connection back: nothing may wait while holding one."""
+        """End the transaction and give the connection back: nothing may wait while holding one.
+
+        What changes something is in the audit log then.
+        """
+        if self.record.wanted and not self.record.written:
+            await self.audit()
+        await self.release()
+
+    async def release(self) -> None:
+        """The same, where nothing was changed yet."""
         await self._connection.commit()
         await self._connection.close()
 
@@ -130,25 +172,39 @@ class Caller:
             raise NotFound("there is no such project")
         if not row.is_active:
             raise ProjectInactive("the project is deactivated: ask an administrator of the platform")
-        return Caller(self._engine, self._connection, _who(credential, row))
+        return self._as(_who(credential, row))
 
     def on(self, connection: AsyncConnection) -> Caller:
         """The same caller, in another of its transactions."""
-        return Caller(self._engine, connection, self.who)
+        return Caller(self._engine, connection, self.who, self.record, platform=self._platform)
+
+    async def enter_platform(self) -> None:
+        """From here on what belongs to the platform is seen too. Who may, was asked before."""
+        self._platform = True
+        await self.execute(_ON_PLATFORM)
 
     async def within(self, project_id: UUID) -> Caller:
         """The same transaction, which from here on reads and writes rows of this project. Who calls it knows that the
         caller may."""
         await self._connection.execute(ENTER, {"project": str(project_id)})
-        return Caller(self._engine, self._connection, self.who._replace(project_id=project_id))
+        return self._as(self.who._replace(project_id=project_id))
+
+    def _as(self, who: Who) -> Caller:
+        """What the request changes from here on is in this project's audit log."""
+        self.record.enter(who.project_id)
+        return Caller(self._engine, self._connection, who, self.record, platform=self._platform)
 
     async def on_platform(self) -> None:
         """From here on the transaction sees all projects. Raises Forbidden."""
         self.require("projects:manage")
-        await self._connection.execute(_ON_PLATFORM)
+        await self.enter_platform()
 
     def _entered(self) -> dict[str, str]:
-        return {"project": str(self.project_id), "user": str(self.who.user_id or "")}
+        return {
+            "project": "" if self.project_id == NOWHERE else str(self.project_id),
+            "user": str(self.who.user_id or ""),
+            "platform": "on" if self._platform else "",
+        }
 
     @asynccontextmanager
     async def again(self) -> AsyncIterator[AsyncConnection]:
@@ -175,6 +231,7 @@ async def authenticate(request: HTTPConnection, *permissions: str) -> Caller:
     Raises Unauthenticated, NotFound for a project that is not the caller's, Forbidden where it has not these
     permissions in it.
     """
+    request.state.asked = permissions
     shown = _shown(request)
     engine: AsyncEngine = request.app.state.engine
     malformed: ValidationFailed | None = None
@@ -201,7 +258,7 @@ async def authenticate(request: HTTPConnection, *permissions: str) -> Caller:
         if row is None:
             anonymous.forget(request)
             raise Unauthenticated(f"the {'access token' if credential.digest is None else 'API key'} is not valid")
-        who = _who(credential, row)
+        who = request.state.who = _who(credential, row)
         request.state.authenticated = True
         if malformed is not None:
             raise malformed
@@ -212,7 +269,7 @@ async def authenticate(request: HTTPConnection, *permissions: str) -> Caller:
     if who.key_id is not None:
         request.app.state.key_use.note(who.key_id)
     structlog.contextvars.bind_contextvars(project_id=str(who.project_id))
-    return Caller(engine, connection, who)
+    return Caller(engine, connection, who, Record(request, permissions[0] if permissions else ""))
 
 
 def _shown(request: HTTPConnection) -> str | None:
@@ -282,7 +339,7 @@ async def _unread(
     caller = await authenticate(request, *scopes.scopes)
     try:
         if not set(scopes.scopes).isdisjoint(PLATFORM):
-            await caller.execute(_ON_PLATFORM)
+            await caller.enter_platform()
         yield caller
     finally:
         # Rolls back what was not committed.

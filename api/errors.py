@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
+from api import denials
 from api.caller import authenticate
 from api.envelope import ErrorEnvelope, answer
 from api.openapi import allowed
@@ -91,6 +92,7 @@ def render(request: Request, error: CairnError, headers: Mapping[str, str] | Non
 
 
 async def _cairn(request: Request, error: CairnError) -> Response:
+    denials.note(request, error)
     return render(request, error)
 
 
@@ -103,7 +105,7 @@ async def _after_authentication(
             caller = await authenticate(request)
             await caller.connection.close()
         except CairnError as refused:
-            return render(request, refused)
+            return await _cairn(request, refused)
         except (DBAPIError, PoolTimeout) as away:
             return await _database(request, away)
     return render(request, error, headers)

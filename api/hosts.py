@@ -122,6 +122,7 @@ async def token(
             .returning(HostToken.expires_at)
         )
     ).one()
+    caller.changed("host_token", token_id, after={"name": body.name, "labels": body.labels})
     data = {"token": secret, "name": body.name, "labels": body.labels, "expires_at": row.expires_at}
     return answer(request, data, 201)
 
@@ -192,6 +193,7 @@ async def drain(
 async def remove(host_id: UUID, caller: Annotated[Caller, may("hosts:manage")]) -> Response:
     """Forget a host on which nothing is placed. Its agent's credential is void from then on."""
     host = await _find(caller, host_id)
+    caller.changed("host", host_id, before={"name": host.name, "state": host.state, "labels": host.labels})
     try:
         await caller.execute(delete(Host).where(Host.id == host_id))
     except IntegrityError as error:
@@ -212,6 +214,7 @@ async def _set_state(request: Request, caller: Caller, host_id: UUID, state: Hos
     row = await _find(caller, host_id)
     if moved.rowcount == 0:
         raise InvalidState(f"host {row.name} is being drained: cancel that workflow first", state=row.state)
+    caller.changed("host", host_id, after={"name": row.name, "state": row.state})
     return answer(request, _view(row))
 
 

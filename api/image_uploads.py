@@ -77,7 +77,7 @@ async def upload(request: Request, image_id: UUID, caller: Annotated[Caller, may
     if _waits(image):
         await check_limits(request, caller, image_id, size=max(announced, 1))
     expected = [value for value in (image.checksum, *_checksums(request)) if value]
-    await caller.commit()  # nothing is held while it comes
+    await caller.release()  # nothing is held while it comes
     with _place(caller.project_id):
         blobs: Blobs = request.app.state.blobs
         with await asyncio.to_thread(blobs.receive) as file:
@@ -152,7 +152,7 @@ async def _accept(request: Request, caller: Caller, image_id: UUID, blobs: Blobs
             if before.status != ImageStatus.PENDING:
                 data = {"name": before.name, "from": before.status, "to": ImageStatus.PENDING}
                 await Acceptance(request, first).record("image.pending", "image", image_id, None, data)
-        await first.commit()
+        await first.release()  # what is accepted in the end is audited there
     if claimed is not None:  # else it was answered before, or it is refused below
         await asyncio.to_thread(blobs.put, file)
     async with caller.reopened() as second:

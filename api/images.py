@@ -93,6 +93,7 @@ async def _create(request: Request, body: ImageCreate, caller: Caller) -> Respon
             raise NameTaken(f"there is an image named '{body.name}' already", name=body.name) from error
         raise
     data = {"name": body.name, "from": None, "to": values["status"]}
+    caller.changed("image", image_id, after={"name": body.name, "source": source.model_dump(mode="json")})
     if uploaded:
         await acceptance.record("image.pending", "image", image_id, None, data)
         await check_limits(request, caller, image_id, anew=True, importing=False)

@@ -87,6 +87,9 @@ async def change(
     if resize is not None:
         size = await _check_size(request, caller, instance, resize)
         order = order.model_copy(update={"instance_type": resize.instance_type, "recreate": resize.recreate})
+        caller.changed(
+            "instance", instance_id, {"instance_type": instance.instance_type}, {"instance_type": resize.instance_type}
+        )
         values = {"next_type": resize.instance_type, "next_vcpus": size.vcpus, "next_memory_mb": size.memory_mb}
     await caller.execute(
         update(Instance)
@@ -172,6 +175,8 @@ async def patch(request: Request, caller: Caller, instance_id: UUID, body: Insta
         data = {"name": changed.get("name", instance.name), "changed": sorted(body.model_fields_set & changed.keys())}
         if "name" in changed:
             data["from"] = instance.name
+        told = {"name": instance.name} | body.model_dump(include=changed.keys() & body.model_fields_set, mode="json")
+        caller.changed("instance", instance_id, {name: getattr(instance, name) for name in told}, told)
         await caller.execute(
             insert(Event).values(
                 project_id=caller.project_id,

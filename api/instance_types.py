@@ -96,6 +96,7 @@ async def create(
     )
     if (await caller.execute(made.returning(InstanceType.name))).one_or_none() is None:
         raise NameTaken(f"there is an instance type '{body.name}' already", name=body.name)
+    caller.changed("instance_type", body.name, after=values)
     return answer(request, await _find(caller, body.name), 201)
 
 
@@ -108,6 +109,8 @@ async def patch(
 ) -> Response:
     """Change an instance type for launches from now on. Instances keep the size that they were launched with."""
     if values := body.model_dump(exclude_none=True):
+        before = await _find(caller, type_name)
+        caller.changed("instance_type", type_name, {name: before[name] for name in values}, values)
         await caller.execute(
             update(InstanceType)
             .where(InstanceType.name == type_name, InstanceType.retired_at.is_(None))
@@ -123,7 +126,7 @@ async def remove(type_name: TypeName, caller: Annotated[Caller, may("instance_ty
     The row stays, for the deleted instances that name it, and so that the next start does not seed it again. A launch
     that is accepted at the same moment has its copy of the size.
     """
-    await _find(caller, type_name)
+    caller.changed("instance_type", type_name, before=await _find(caller, type_name))
     await caller.execute(update(InstanceType).where(InstanceType.name == type_name).values(retired_at=func.now()))
     if (await caller.execute(_IN_USE, {"name": type_name})).scalar_one():
         raise InUse(f"there are instances of the type '{type_name}': delete or resize them first", name=type_name)

@@ -97,6 +97,9 @@ async def launch(
         row = (await caller.execute(_INSERT, values)).one()
     except IntegrityError as error:
         raise name_taken(error, body.name) from error
+    # Of what it is given, what can hold secrets is left out.
+    told = {"image": body.image, "instance_type": body.instance_type, "backend": body.backend, "host": body.host}
+    caller.changed("instance", instance_id, after=told)
     await acceptance.write(order, "instance.pending", {"name": body.name, "from": None, "to": Status.PENDING})
     await reserve(caller, instances=1, vcpus=size.vcpus, memory_mb=size.memory_mb)
     return await acceptance.answer(show_row, view=view(row))

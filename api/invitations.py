@@ -12,12 +12,13 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 from sqlalchemy import Row, delete, func, insert, select, update
 
 from api.accept import Acceptance
-from api.caller import NOWHERE, Caller, may
+from api.caller import Caller, may
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.paging import Paging, page_of
 from api.resources import one
 from api.rights import RoleName, bind, check_gives
+from model.audit import NOWHERE
 from model.base import new_id
 from model.errors import NotFound
 from model.permissions import ROLES

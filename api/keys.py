@@ -11,11 +11,12 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from sqlalchemy import ColumnElement, Row, delete, func, insert, select, update
 
 from api.accept import Acceptance
-from api.caller import NOWHERE, Caller, may
+from api.caller import Caller, may
 from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES, also
 from api.instance_schemas import Text
 from api.paging import OfName, Paging, page_of
+from model.audit import NOWHERE
 from model.base import new_id
 from model.errors import Forbidden, IdempotencyMismatch, InvalidState, NotFound, Unavailable, ValidationFailed
 from model.keyring import Keyring

@@ -44,6 +44,7 @@ TAGS = {
     "workflows": "What was asked for, how far it is, calling it off, trying it again.",
     "events": "What happens, in commit order, resumable.",
     "webhooks": "Events, sent to an address of yours.",
+    "audit": "Who did what, or was refused; and that nobody changed it since.",
     "dashboard": "Everything at one look.",
     "operations": "What the operator does about the platform itself, with a key of its first project.",
     "hosts": "Machines on which instances run. Changed with a key of the platform's first project.",

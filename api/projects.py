@@ -12,12 +12,13 @@ from sqlalchemy import Row, Select, func, insert, select, update
 
 from api import new_projects, project_ends
 from api.accept import Acceptance, check_if_match, etag
-from api.caller import NOWHERE, Caller, may
+from api.caller import Caller, may
 from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES
 from api.instance_schemas import Text
 from api.paging import OfName, Paging, page_of
 from api.resources import one
+from model.audit import NOWHERE
 from model.base import new_id
 from model.errors import Forbidden, InvalidState
 from model.instances import Instance
@@ -201,6 +202,7 @@ async def _set_active(request: Request, caller: Caller, project_id: UUID, *, act
 async def _change(caller: Caller, row: Row[Any], values: dict[str, Any], event: str) -> Row[Any]:
     if not values:
         return row
+    caller.changed("project", row.id, {field: getattr(row, field) for field in values}, values)
     changed = update(Project).where(Project.id == row.id).values(**values, version=Project.version + 1)
     await caller.execute(changed)
     told = {"name": values.get("name", row.name), "changed": sorted(values)}

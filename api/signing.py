@@ -12,6 +12,13 @@ from model.settings import Settings
 from model.tokens import Tokens
 
 
+def keyring(settings: Settings) -> Keyring:
+    """Raises Unavailable where the process has no master keys."""
+    if settings.master_keys is None:
+        raise Unavailable("this API has no CAIRN_MASTER_KEYS")
+    return Keyring(settings.master_keys.get_secret_value())
+
+
 async def tokens(app: FastAPI) -> Tokens:
     """Access tokens of this installation. Raises Unavailable where the process has no master keys."""
     settings: Settings = app.state.settings

@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import WebSocket
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
+from api import denials
 from api.caller import SUBPROTOCOL
 from api.open_streams import Held
 from api.streamed import first_of
@@ -40,6 +41,7 @@ async def told(socket: WebSocket) -> AsyncIterator[None]:
         if socket.application_state is WebSocketState.CONNECTING:
             if not _is_browser(socket):
                 raise
+            denials.note(socket, error)
             await accept(socket)
         await close(socket, CLOSE_CODES + error.status, error)
     finally:

@@ -74,6 +74,7 @@ async def add(request: Request, body: SshKeyCreate, caller: Annotated[Caller, ma
         if "uq_ssh_keys_project_id_name" in str(error.orig):
             raise NameTaken(f"there is a key named '{body.name}' already", name=body.name) from error
         raise
+    caller.changed("ssh_key", key_id, after=_told(row))
     return answer(request, _view(row), 201)
 
 
@@ -101,8 +102,10 @@ async def show(request: Request, key_id: UUID, caller: Annotated[Caller, may("ss
 async def remove(key_id: UUID, caller: Annotated[Caller, may("ssh_keys:write")]) -> Response:
     """Forget a key. Instances that were launched with it keep it, also where they are made anew."""
     mine = (SshKey.project_id == caller.project_id) & (SshKey.id == key_id)
-    if (await caller.execute(delete(SshKey).where(mine).returning(SshKey.id))).one_or_none() is None:
+    gone = (await caller.execute(delete(SshKey).where(mine).returning(*SshKey.__table__.c))).one_or_none()
+    if gone is None:
         raise NotFound(f"there is no key {key_id}")
+    caller.changed("ssh_key", key_id, before=_told(gone))
     return Response(status_code=204)
 
 
@@ -112,6 +115,11 @@ async def _find(caller: Caller, key_id: UUID) -> Row[Any]:
     if row is None:
         raise NotFound(f"there is no key {key_id}")
     return row
+
+
+def _told(row: Row[Any]) -> dict[str, Any]:
+    """What the audit log shows of it."""
+    return {"name": row.name, "fingerprint": row.fingerprint}
 
 
 def _view(row: Row[Any]) -> dict[str, Any]:

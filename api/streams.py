@@ -31,6 +31,7 @@ from api.streamed import Streamed, first_of
 from model.errors import HostUnreachable, InvalidState, NotFound, ValidationFailed
 from model.hosts import Host, is_reachable
 from model.instances import Instance, Status
+from model.settings import Settings
 from model.streams import Resize, Run, Size, Tail
 
 router = APIRouter(tags=["streams"], responses=RESPONSES)
@@ -42,6 +43,8 @@ MOST_WORDS = 1000
 MOST_COMMAND, MOST_COMMAND_BYTES = 2000, 7000
 #: A terminal's agent hangs up sooner, and says why.
 WRITE_SECONDS = 75.0
+#: Of a command, characters that the audit log shows.
+AUDITED_COMMAND = 256
 _QUERY = (
     select(
         *(Instance.id, Instance.name, Instance.status, Instance.host_id, Instance.workflow_id),
@@ -110,6 +113,7 @@ async def exec_(
     """Run a command inside a running instance. It is ended at its time-out (504), and where the caller goes."""
     target = await _target(caller, instance_id, running=True)
     with closing(_hold(request, caller, "instances:exec")) as held:
+        _told(request, caller, target, " ".join(body.cmd))
         await caller.commit()
         run = Run(argv=body.cmd, timeout=body.timeout, limit=OUTPUT_LIMIT)
         async with activity.going_on(caller, instance_id):
@@ -168,7 +172,7 @@ async def terminal(
 ) -> None:
     """A terminal in the instance: bytes as binary messages; sizes, and how it ended, as JSON in text messages."""
     async with told(socket), AsyncExitStack() as open_:
-        target = await _enter(socket, instance_id, "instances:exec", running=True)
+        target = await _enter(socket, instance_id, "instances:exec", running=True, command=command or "")
         await open_.enter_async_context(activity.going_on(socket.state.caller, instance_id))
         query = {"columns": str(columns), "rows": str(rows)}
         if command:
@@ -249,14 +253,27 @@ async def _target(caller: Caller, instance_id: UUID, *, running: bool = False) -
     return Target(row.id, row.name, row.host_id, row.host, row.agent_url, row.fingerprint)
 
 
-async def _enter(socket: WebSocket, instance_id: UUID, permission: str, *, running: bool = False) -> Target:
+async def _enter(
+    socket: WebSocket, instance_id: UUID, permission: str, *, running: bool = False, command: str = ""
+) -> Target:
     caller = socket.state.caller = await authenticate(socket, permission)
     try:
         target = await _target(caller, instance_id, running=running)
         socket.state.held = _hold(socket, caller, permission)
+        if permission == "instances:exec":
+            caller.record.wanted = True
+            _told(socket, caller, target, command)
+            await caller.commit()
         return target
     finally:
         await caller.connection.close()
+
+
+def _told(connection: Request | WebSocket, caller: Caller, target: Target, command: str) -> None:
+    """Who ran something where is audited before it runs. What it was may hold secrets: only where a setting says so."""
+    settings: Settings = connection.app.state.settings
+    said = {"command": command[:AUDITED_COMMAND]} if settings.audit_commands and command else {}
+    caller.changed("instance", target.instance, after={"name": target.name, "host": target.host} | said)
 
 
 def _hold(connection: Request | WebSocket, caller: Caller, permission: str) -> Held:

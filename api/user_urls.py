@@ -31,7 +31,7 @@ async def check(request: Request, caller: Caller, url: str) -> None:
     Raises UrlRefused.
     """
     settings: Settings = request.app.state.settings
-    await caller.commit()
+    await caller.release()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LOOK_UP_SECONDS):
             await outbound.check(url, settings.outbound_allow, caller.project_id)

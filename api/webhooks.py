@@ -133,6 +133,7 @@ async def create(request: Request, caller: Annotated[Caller, may("webhooks:write
             .values(id=webhook_id, project_id=again.project_id, **values, **await _now(again))
             .returning(*_shown),
         )
+        again.changed("webhook", webhook_id, after=_told(row))
         data = _view(row) | ({} if body.secret else {"secret": secret})
         return answer(request, data, 201, headers={"ETag": etag(row.version)})
 
@@ -170,6 +171,7 @@ async def patch(
     async with _looked_up(request, caller, body.url) as again:
         row = await _find(again, webhook_id, lock=True)
         check_if_match(request, row.version)
+        again.changed("webhook", webhook_id, before=_told(row))
         values = body.model_dump(exclude_none=True)
         if values:
             pending = _deliveries(again, webhook_id, state=DeliveryState.PENDING)
@@ -186,6 +188,7 @@ async def patch(
             changing = update(Webhook).where(Webhook.id == webhook_id).values(**values).returning(*_shown)
             row = await _write(again, body.name, changing)
             await again.execute(_CALL)
+        again.changed("webhook", webhook_id, after=_told(row) | ({"secret": "another"} if body.secret else {}))
         return answer(request, _view(row), headers={"ETag": etag(row.version)})
 
 
@@ -195,6 +198,7 @@ async def remove(request: Request, webhook_id: UUID, caller: Annotated[Caller, m
     row = await _find(caller, webhook_id, lock=True)
     check_if_match(request, row.version)
     await caller.execute(delete(Webhook).where(Webhook.id == webhook_id))
+    caller.changed("webhook", webhook_id, before=_told(row))
     return Response(status_code=204)
 
 
@@ -234,6 +238,7 @@ async def redeliver(
     changing = update(WebhookDelivery).where(*this).values(**anew).returning(WebhookDelivery.__table__)
     row = (await caller.execute(changing)).one()
     await caller.execute(_CALL)
+    caller.changed("webhook", webhook_id, after={"name": webhook.name, "redelivered": str(delivery_id)})
     return answer(request, _delivery(row))
 
 
@@ -244,8 +249,9 @@ async def _looked_up(request: Request, caller: Caller, url: str | None) -> Async
         yield caller
         return
     await user_urls.check(request, caller, url)
-    async with caller.again() as connection:
-        yield caller.on(connection)
+    async with caller.reopened() as again:
+        yield again
+        await again.commit()
 
 
 async def _now(caller: Caller) -> dict[str, Any]:
@@ -283,6 +289,11 @@ def _deliveries(caller: Caller, webhook_id: UUID, *, state: DeliveryState | None
 
 def _view(row: Row[Any]) -> dict[str, Any]:
     return {name: getattr(row, name) for name in WebhookView.model_fields if name != "secret"}
+
+
+def _told(row: Row[Any]) -> dict[str, Any]:
+    """What the audit log shows of it."""
+    return {name: getattr(row, name) for name in ("name", "url", "events", "active")}
 
 
 def _delivery(row: Row[Any]) -> dict[str, Any]:

@@ -131,6 +131,8 @@ async def cancel(
     row = (await caller.execute(_query.where(Workflow.id == workflow_id).with_for_update())).one()
     if row.state in TERMINAL and row.cancel_requested_at is None:
         raise InvalidState(f"workflow {workflow_id} has ended: {row.state}", state=row.state)
+    told = {"kind": row.kind, "resource_type": row.resource_type, "resource_id": row.resource_id}
+    caller.changed("workflow", workflow_id, {"state": row.state}, told, workflow_id=workflow_id)
     if row.state not in TERMINAL:  # else: this cancel again, whose answer was lost
         row = await _ask_to_end(request, caller, row)
     headers = {"Location": f"/v1/workflows/{workflow_id}"}

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench import calls, launches, rest
+from bench import audit, calls, launches, rest
 from bench.stack import ROOT, Bench
 
 PARTS: dict[str, Callable[[Bench], Awaitable[None]]] = {
@@ -30,6 +30,7 @@ PARTS: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "read": calls.read,
     "pages": calls.pages,
     "accept": calls.accept,
+    "audit": audit.audit,
     "simulated": launches.simulated,
 }
 HEAD = """# Benchmarks

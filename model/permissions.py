@@ -54,6 +54,7 @@ PLATFORM = {
     "users:manage": "list, change, deactivate and delete users",
     "projects:manage": "list all projects, set their quotas, deactivate them",
     "operations:manage": "bring a restored platform in order",
+    "platform_audit:read": "read, export and verify what the audit log says of the platform itself",
 }
 ALL = PROJECT | ACCOUNT | PLATFORM
 

@@ -1,5 +1,6 @@
 """All tables, for what needs the whole schema (migrations)."""
 
+from model.audit import AuditEntry, AuditHead, AuditLink
 from model.base import Base
 from model.hosts import Host, HostPort, HostToken, InstanceType
 from model.images import Image, ImageCache
@@ -14,6 +15,9 @@ from model.workflows import Event, IdempotencyKey, Workflow
 
 __all__ = [
     "ApiKey",
+    "AuditEntry",
+    "AuditHead",
+    "AuditLink",
     "Base",
     "Binding",
     "Event",

@@ -167,6 +167,9 @@ class Settings(BaseSettings):
         description="Master keys, id:base64 of 32 bytes each, the newest first: secrets lie under them, access "
         "tokens are signed with them (all APIs and workers the same)",
     )
+    audit_commands: bool = Field(
+        False, description="Whether the audit log shows what is run in instances: its first 256 characters"
+    )
     auth: Literal["required", "anonymous"] = Field(
         "required", description="anonymous: who shows no key is the first administrator; on loopback only"
     )

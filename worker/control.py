@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
+from activities.audit import AuditRecords
 from activities.drains import HostDrains
 from activities.figures import Platform
 from activities.fleet import Limits
@@ -31,6 +32,7 @@ from activities.samples import SampleRecords
 from activities.sweeper import LOST_AFTER, Sweeper
 from activities.webhooks import WebhookRecords
 from model import logs
+from model.keyring import Keyring
 from model.metrics import STEPS_LIMIT
 from model.settings import Settings, of_process
 from worker import blob_store, images, metrics, tracing, webhooks
@@ -89,7 +91,8 @@ async def run(settings: Settings) -> None:
         deadline_stop=settings.deadline_stop,
         deadline_delete=settings.deadline_delete,
     )
-    sweeper = Sweeper(engine, client, limits, image_limits)
+    keyring = Keyring(settings.master_keys.get_secret_value()) if settings.master_keys else None
+    sweeper = Sweeper(engine, client, limits, image_limits, keyring)
     image_records = ImageRecords(engine, histories, blobs, image_limits, settings.outbound_allow)
     records = [
         InstanceRecords(engine, capacity, histories),
@@ -97,6 +100,7 @@ async def run(settings: Settings) -> None:
         HostDrains(engine, histories, limits),
         ProjectEnds(engine, histories, limits),
         SampleRecords(engine),
+        AuditRecords(engine, keyring),
         PurgeRecords(engine, retention_of(settings)),
         image_records,
         sweeper,

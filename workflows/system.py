@@ -9,6 +9,7 @@ from temporalio import workflow
 from workflows.options import on_control
 
 with workflow.unsafe.imports_passed_through():
+    from activities.audit import AuditRecords
     from activities.purge import PurgeRecords
     from activities.samples import SampleRecords
     from activities.sweeper import Sweeper
@@ -38,6 +39,18 @@ class CoarsenSamples:
 
 
 @workflow.defn
+class SealAudit:
+    """Started by the tick where there are rows that no chain has. What is left after some passes is the next one's."""
+
+    @workflow.run
+    async def run(self) -> None:
+        for _ in range(PURGES):
+            done = await workflow.execute_activity_method(AuditRecords.seal, **on_control(PASS))
+            if not done.more:
+                return
+
+
+@workflow.defn
 class Purge:
     """Started by its schedule. What is not through after some passes is left to the next."""
 
@@ -49,4 +62,4 @@ class Purge:
                 return
 
 
-PLANS = [Tick, CoarsenSamples, Purge]
+PLANS = [Tick, CoarsenSamples, SealAudit, Purge]

@@ -183,7 +183,15 @@ def _system_work(stack: Stack, cell: Cell) -> None:
         assert stack.instance(instance)["status"] == "running"
     if cell.plan == "samples":
         _expect_coarser(stack, instance)
+    if cell.plan == "audit":
+        wait_for("all of the audit log is linked, once", lambda: _is_sealed(stack), 30)
     wait_for("the leftover is removed", lambda: leftover not in invariants.machines(stack), 30)
+
+
+def _is_sealed(stack: Stack) -> bool:
+    found = stack.request("POST", "/audit/verify", json={}).json()["data"]
+    assert found["verified"], found
+    return bool(found["sealed"] == found["entries"] > 0)
 
 
 def _wait_for_image_work(stack: Stack, cell: Cell, before: int) -> None:

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from temporalio.client import WorkflowHandle
 
+from activities.audit import Sealed
 from activities.drains import Round
 from activities.project_ends import Emptying
 from activities.purge import Purged
@@ -310,6 +311,7 @@ def passing(stage: Stage) -> None:
         "image.sweep",
         "samples.coarsen",
         "rows.purge",
+        "audit.seal",
         "tick.sweep",
         "webhook.take",
         "webhook.deliver",
@@ -319,6 +321,7 @@ def passing(stage: Stage) -> None:
 
 def much(stage: Stage) -> None:
     stage.purged = [Purged(events=1000, more=True), Purged(events=1)]
+    stage.sealed = [Sealed(links=20_000, more=True), Sealed(links=1)]
 
 
 async def main(version: str) -> None:
@@ -338,6 +341,9 @@ async def main(version: str) -> None:
         "Tick-retried": lambda play: record_system(play, "Tick", passing),
         "CoarsenSamples-completed": lambda play: record_system(play, "CoarsenSamples", lambda _: None),
         "CoarsenSamples-retried": lambda play: record_system(play, "CoarsenSamples", passing),
+        "SealAudit-completed": lambda play: record_system(play, "SealAudit", lambda _: None),
+        "SealAudit-retried": lambda play: record_system(play, "SealAudit", passing),
+        "SealAudit-again": lambda play: record_system(play, "SealAudit", much),
         "Purge-completed": lambda play: record_system(play, "Purge", lambda _: None),
         "Purge-retried": lambda play: record_system(play, "Purge", passing),
         "Purge-again": lambda play: record_system(play, "Purge", much),

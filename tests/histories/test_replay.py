@@ -21,6 +21,7 @@ SYSTEM = {
     "DeliverWebhook",
     "Purge",
     "ReconcileHost",
+    "SealAudit",
     "SurveyHost",
     "SweepBlobs",
     "Tick",

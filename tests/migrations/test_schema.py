@@ -21,7 +21,7 @@ from worker.database import HostSeed, driver_url, migrate, seed
 READ = "installation projects hosts host_ports host_tokens instance_types instances workflows events idempotency_keys"
 READ_BY_ALL = (
     f"{READ} alembic_version restores restore_differences quotas pulses samples event_horizons images image_caches"
-    " webhook_deliveries"
+    " webhook_deliveries audit audit_links audit_heads"
 )
 PEOPLE = "users service_accounts roles bindings invitations"
 #: Rights on whole tables; those on single columns are tried below.
@@ -29,7 +29,7 @@ RIGHTS = {
     ("cairn_api", "SELECT"): f"{READ_BY_ALL} api_keys ssh_keys {PEOPLE} sessions refresh_tokens password_resets mails",
     ("cairn_api", "INSERT"): (
         "host_tokens instance_types instances workflows events idempotency_keys pulses samples images ssh_keys"
-        f" projects quotas api_keys {PEOPLE} sessions refresh_tokens password_resets mails"
+        f" projects quotas api_keys {PEOPLE} sessions refresh_tokens password_resets mails audit"
     ),
     ("cairn_api", "UPDATE"): (
         "images host_tokens instance_types instances workflows idempotency_keys quotas pulses webhook_deliveries"
@@ -39,10 +39,10 @@ RIGHTS = {
     ("cairn_worker", "SELECT"): f"{READ_BY_ALL} webhooks restore_hosts",
     ("cairn_worker", "INSERT"): (
         "image_caches host_ports workflows events pulses samples event_horizons webhook_deliveries instances"
-        " restore_hosts restore_differences"
+        " restore_hosts restore_differences audit_links audit_heads"
     ),
     ("cairn_worker", "UPDATE"): (
-        "restores restore_hosts restore_differences"
+        "audit_heads restores restore_hosts restore_differences"
         " images image_caches hosts instances workflows quotas pulses event_horizons webhooks webhook_deliveries"
     ),
     ("cairn_worker", "DELETE"): (
@@ -69,6 +69,9 @@ PER_PROJECT = {
     "roles",
     "bindings",
     "invitations",
+    "audit",
+    "audit_links",
+    "audit_heads",
 }
 #: Of which workers see nothing; and of API keys those that are void, to clear them away.
 OF_PEOPLE = {"service_accounts", "roles", "bindings", "invitations"}
@@ -136,6 +139,15 @@ def test_role_is_no_more_than_a_role(database: Database, role: str) -> None:
         ("cairn_api", "UPDATE ssh_keys SET public_key = 'x'"),
         ("cairn_worker", "SELECT * FROM api_keys"),
         ("cairn_worker", "UPDATE installation SET epoch = 0"),
+        ("cairn_api", "UPDATE audit SET actor = 'x'"),
+        ("cairn_api", "DELETE FROM audit"),
+        ("cairn_api", "INSERT INTO audit_links SELECT"),
+        ("cairn_worker", "INSERT INTO audit SELECT"),
+        ("cairn_worker", "UPDATE audit SET actor = 'x'"),
+        ("cairn_worker", "DELETE FROM audit"),
+        ("cairn_worker", "UPDATE audit_links SET hash = ''"),
+        ("cairn_worker", "DELETE FROM audit_links"),
+        ("cairn_worker", "DELETE FROM audit_heads"),
     ],
 )
 def test_role_may_not(database: Database, role: str, statement: str) -> None:
@@ -173,6 +185,9 @@ def test_tables_of_projects_are_guarded_row_by_row(database: Database) -> None:
         "webhooks",
         "webhook_deliveries",
         "events",
+        "audit",  # for reading alone
+        "audit_links",
+        "audit_heads",
     }
     # Workers read the events of all projects, and write them in one.
     assert all(

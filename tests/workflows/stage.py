@@ -20,6 +20,7 @@ from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
 import activities.interceptor
+from activities.audit import Sealed
 from activities.drains import DrainEnd, Round
 from activities.hosts import Inventory
 from activities.image_records import ImageEnd, Import
@@ -106,6 +107,7 @@ class Stage:
         self.projects_ended: list[ProjectEnd] = []
         self.leftovers: list[list[OwnedMachine]] = []
         self.purged: list[Purged] = []
+        self.sealed: list[Sealed] = []
         #: What a webhook still has to be sent, in rounds: seconds that each of them asks to wait.
         self.rounds_of_deliveries: list[float] = []
         #: Whether a cancelled activity ends as if nothing had happened.
@@ -291,6 +293,11 @@ class Control:
     async def coarsen(self) -> Coarsened:
         await self._stage.play()
         return Coarsened()
+
+    @activity.defn(name="audit.seal")
+    async def seal(self) -> Sealed:
+        await self._stage.play()
+        return self._stage.sealed.pop(0) if self._stage.sealed else Sealed()
 
     @activity.defn(name="rows.purge")
     async def purge(self) -> Purged:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from activities.audit import Sealed
 from activities.purge import Purged
 from activities.runs import CONTROL
 from model.base import new_id
@@ -41,6 +42,13 @@ async def test_a_purge_that_has_no_end_is_left_to_the_next(play: Theatre) -> Non
     play.stage.purged = [Purged(more=True)] * 100
     await run(play, "Purge")
     assert play.stage.calls == ["rows.purge"] * 20
+
+
+async def test_sealing_goes_on_until_all_is_linked(play: Theatre) -> None:
+    play.stage.script["audit.seal"].append(fails(ConnectionError("database away")))
+    play.stage.sealed = [Sealed(links=20, more=True)] * 2
+    await run(play, "SealAudit")
+    assert play.stage.calls == ["audit.seal"] * 4
 
 
 async def test_inventory_without_leftovers_is_one_look(play: Theatre) -> None:

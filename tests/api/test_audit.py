@@ -1,0 +1,213 @@
+"""Who did what, or was refused: written with what it tells of, and never changed."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from tests.api.conftest import Api
+from tests.api.test_streams import placed
+from tests.services import eventually
+
+Json = dict[str, Any]
+NOWHERE = "00000000-0000-0000-0000-000000000000"
+
+
+def rows(api: Api, request: httpx.Response | str) -> list[Json]:
+    """What the log says of one request."""
+    request_id = request if isinstance(request, str) else request.headers["x-request-id"]
+    return api.db.rows("SELECT * FROM audit WHERE request_id = %s", request_id)
+
+
+def row(api: Api, request: httpx.Response) -> Json:
+    (found,) = rows(api, request)
+    return found
+
+
+async def test_an_accepted_request_is_one_row_with_all_that_is_known(shared_api: Api) -> None:
+    body = {"name": "one", "image": "cairn/base", "env": {"PASSWORD": "hunter2hunter2"}}
+    answer = await shared_api.http.post("/v1/instances", json=body, headers={"User-Agent": "browser"})
+    assert answer.status_code == 202, answer.text
+    found = row(shared_api, answer)
+    owner = shared_api.db.one("SELECT user_id, id FROM api_keys WHERE project_id = %s", shared_api.db.project_id)
+    expected = {
+        "project_id": shared_api.db.project_id,
+        "user_id": owner["user_id"],
+        "key_id": owner["id"],
+        "action": "instances:create",
+        "operation": "POST /v1/instances",
+        "outcome": "allowed",
+        "resource_type": "instance",
+        "resource_id": answer.json()["data"]["id"],
+        "before": None,
+        "address": "127.0.0.1",
+        "agent": "browser",
+    }
+    assert {name: found[name] for name in expected} == expected
+    assert str(found["workflow_id"]) == answer.json()["meta"]["workflow_id"]
+    assert found["after"]["name"] == "one"
+    assert "hunter2" not in str(found)
+    event = shared_api.db.one("SELECT xid FROM events WHERE workflow_id = %s", found["workflow_id"])
+    assert event["xid"] == found["xid"], "one transaction"
+
+
+async def test_what_is_not_accepted_is_no_row(shared_api: Api) -> None:
+    answer = await shared_api.http.post("/v1/instances", json={"name": "x", "image": "y", "instance_type": "none"})
+    assert answer.status_code == 422
+    answer_2 = await shared_api.http.post("/v1/instances", json={"name": 1})
+    assert rows(shared_api, answer) == rows(shared_api, answer_2) == []
+
+
+async def test_what_only_reads_is_no_row(shared_api: Api) -> None:
+    assert rows(shared_api, await shared_api.http.get("/v1/instances")) == []
+
+
+async def test_changes_say_what_was_before_and_what_is_after(shared_api: Api) -> None:
+    http = shared_api.http
+    project = await http.patch(f"/v1/projects/{shared_api.db.project_id}", json={"drift_policy": "heal"})
+    assert row(shared_api, project)["before"] == {"drift_policy": "report"}
+    assert row(shared_api, project)["after"] == {"drift_policy": "heal"}
+    hook = {"name": "hook", "url": "https://93.184.216.34/", "secret": "s" * 20}
+    made = await http.post("/v1/webhooks", json=hook)
+    assert made.status_code == 201, made.text
+    path = f"/v1/webhooks/{made.json()['data']['id']}"
+    changed = await http.patch(path, json={"url": "https://93.184.216.35/", "secret": "t" * 20})
+    found = row(shared_api, changed)
+    assert (found["before"]["url"], found["after"]["url"]) == (hook["url"], "https://93.184.216.35/")
+    assert found["after"]["secret"] == "[redacted]"
+    assert row(shared_api, made)["after"]["name"] == "hook"
+    removed = row(shared_api, await http.delete(path))
+    assert (removed["before"]["name"], removed["after"], removed["resource_id"]) == ("hook", None, path[13:])
+    size = await http.post("/v1/instance-types", json={"name": "odd", "vcpus": 1, "memory_mb": 64, "disk_gb": 1})
+    assert str(row(shared_api, size)["project_id"]) == NOWHERE, "sizes are the platform's"
+    patched = row(shared_api, await http.patch("/v1/instance-types/odd", json={"memory_mb": 128}))
+    assert (patched["before"], patched["after"]) == ({"memory_mb": 64}, {"memory_mb": 128})
+
+
+async def test_a_request_that_is_repeated_under_its_key_changes_nothing_more(shared_api: Api) -> None:
+    body = {"name": "twice", "image": "cairn/base"}
+    first, second = [
+        await shared_api.http.post("/v1/instances", json=body, headers={"Idempotency-Key": "twice"}) for _ in range(2)
+    ]
+    assert first.json()["data"]["id"] == second.json()["data"]["id"]
+    assert len(rows(shared_api, first)) == 1
+    assert row(shared_api, second)["workflow_id"] is None
+
+
+async def denied(api: Api, answer: httpx.Response) -> Json:
+    found = await eventually(lambda: rows(api, answer), 5)
+    assert len(found) == 1, answer.text
+    assert (found[0]["outcome"], found[0]["status"]) == ("denied", answer.status_code)
+    assert found[0]["code"] == answer.json()["error"]["code"]
+    return dict(found[0])
+
+
+async def test_who_may_not_is_written_into_the_own_project(shared_api: Api) -> None:
+    key = shared_api.db.key(shared_api.db.project_id, "looker", "viewer")
+    async with shared_api.as_(key) as viewer:
+        found = await denied(shared_api, await viewer.post("/v1/instances", json={"name": "x", "image": "y"}))
+        of_platform = await denied(shared_api, await viewer.post("/v1/hosts/tokens", json={}))
+    assert found["project_id"] == shared_api.db.project_id
+    assert (found["actor"], found["action"]) == ("key:looker", "instances:create")
+    assert str(of_platform["project_id"]) == NOWHERE
+
+
+async def test_a_key_that_opens_nothing_is_not_written_down(shared_api: Api) -> None:
+    async with shared_api.as_("cairn_planted_key") as stranger:
+        found = await denied(shared_api, await stranger.get("/v1/instances"))
+    assert (str(found["project_id"]), found["actor"]) == (NOWHERE, "unknown")
+    assert "planted" not in str(found)
+    async with httpx.AsyncClient(base_url=shared_api.url) as nobody:
+        answer = await nobody.get("/v1/instances")
+    assert answer.status_code == 401
+    assert rows(shared_api, answer) == [], "who shows nothing attempts nothing"
+
+
+async def test_another_project_is_denied_and_learns_nothing(shared_api: Api) -> None:
+    shared_api.db.project("elsewhere")
+    other = shared_api.db.one("SELECT id FROM projects WHERE name = 'elsewhere'")["id"]
+    for asked in (str(other), str(uuid4())):
+        found = await denied(shared_api, await shared_api.http.get("/v1/instances", headers={"X-Project-ID": asked}))
+        assert str(found["project_id"]) == NOWHERE, "not into a project in which the caller is not"
+        assert (found["resource_type"], found["resource_id"]) == ("project", asked)
+
+
+@pytest.mark.parametrize("same", [True, False])
+async def test_a_flood_of_denials_is_counted(shared_api: Api, same: bool) -> None:
+    denials = shared_api.app.state.denials
+    denials._until = 0.0
+    names = ["none"] * 30 if same else [f"none-{n}" for n in range(30)]
+    before = shared_api.db.one("SELECT count(*) FROM audit WHERE outcome = 'denied'")["count"]
+    async with shared_api.as_("cairn_flood") as stranger:
+        for name in names:
+            assert (await stranger.get(f"/v1/instance-types/{name}")).status_code == 401
+    await denials.write()
+    found = shared_api.db.rows("SELECT * FROM audit WHERE outcome = 'denied' ORDER BY id")[before:]
+    counting = found.pop()
+    assert len(found) == (1 if same else 20)
+    assert (counting["code"], counting["after"]["more"]) == ("repeated", 30 - len(found))
+
+
+#: What agents say of themselves and their hosts is no change of anybody's.
+TELEMETRY = {"/v1/hosts/lease", "/v1/hosts/health", "/v1/hosts/samples"}
+#: They write their row themselves, as who asks has no key.
+THEMSELVES = {"/v1/hosts/register"}
+
+
+async def test_every_route_that_changes_something_commits_through_its_caller(shared_api: Api) -> None:
+    """Whose ``commit`` writes the row: what asks for an API key has one."""
+    changing = {
+        path: operation
+        for path, item in shared_api.app.openapi()["paths"].items()
+        for method, operation in item.items()
+        if method != "get"
+    }
+    assert len(changing) > 25
+    without = {
+        path
+        for path, operation in changing.items()
+        if not any("ApiKey" in schemes for schemes in operation.get("security", []))
+    }
+    assert without == TELEMETRY | THEMSELVES
+
+
+async def test_a_terminal_and_a_command_are_written_down_before_they_begin(shared_api: Api) -> None:
+    instance = await placed(shared_api, "shelled")
+    url = f"/v1/instances/{instance['id']}/exec"
+    answer = await shared_api.http.post(url, json={"cmd": ["cat", "/etc/token-of-mine"]})
+    assert answer.status_code == 503, "there is no agent"
+    found = row(shared_api, answer)
+    assert (found["action"], found["resource_id"], found["after"]["name"]) == (
+        *("instances:exec", instance["id"], "shelled"),
+    )
+    assert "token-of-mine" not in str(found)
+    socket_url = shared_api.url.replace("http", "ws", 1) + f"/v1/ws/terminal/{instance['id']}?command=sh"
+    with pytest.raises(InvalidStatus) as refused:
+        await connect(socket_url, additional_headers={"X-API-Key": shared_api.db.api_key}, proxy=None)
+    (of_terminal,) = rows(shared_api, refused.value.response.headers["x-request-id"])
+    assert (of_terminal["operation"], of_terminal["outcome"]) == (
+        *("WEBSOCKET /v1/ws/terminal/{instance_id}", "allowed"),
+    )
+
+
+async def test_a_terminal_that_is_refused_is_denied(shared_api: Api) -> None:
+    instance = await placed(shared_api, "closed")
+    key = shared_api.db.key(shared_api.db.project_id, "onlooker", "viewer")
+    url = shared_api.url.replace("http", "ws", 1) + f"/v1/ws/terminal/{instance['id']}"
+    for more in ({"additional_headers": {"X-API-Key": key}}, {"subprotocols": ["cairn", f"key.{key}"]}):
+        before = shared_api.db.one("SELECT count(*) FROM audit WHERE actor = 'key:onlooker'")["count"]
+        shared_api.app.state.denials._until = 0.0
+        with pytest.raises((InvalidStatus, ConnectionClosed)):
+            async with connect(url, proxy=None, **more) as socket:
+                await socket.recv()
+        assert await eventually(
+            lambda before=before: (
+                shared_api.db.one("SELECT count(*) FROM audit WHERE actor = 'key:onlooker'")["count"] == before + 1
+            ),
+            5,
+        )
