@@ -20,6 +20,7 @@ from api import (
     dashboard,
     errors,
     events,
+    guard,
     health,
     hosts,
     image_uploads,
@@ -43,6 +44,7 @@ from api.bells import Bells
 from api.dispatcher import Dispatcher
 from api.event_hub import Hub
 from api.http import Http
+from api.limits import Limits
 from api.open_streams import OpenStreams
 from api.pulse import beat
 from drivers.blobs import Blobs
@@ -63,6 +65,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
                 app.state.bells.run(),
                 app.state.events.run(),
                 app.state.open_streams.run(),
+                app.state.limits.run(),
                 beat(engine),
             )
         ]
@@ -72,6 +75,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
         for task in beside:
             task.cancel()
         await app.state.agents.close()
+        await app.state.limits.close()
 
     app = FastAPI(
         title="Cairn",
@@ -86,6 +90,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
     app.state.temporal = temporal
     app.state.dispatcher = Dispatcher(temporal, engine)
     app.state.bells = Bells(settings.database)
+    app.state.limits = Limits(settings)
     app.state.tokens = partial(signing.tokens, app)
     app.state.agents = Agents(settings.ticket_key)
     app.state.open_streams = OpenStreams(engine, settings.project_streams, events=settings.project_event_streams)
@@ -106,5 +111,6 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
         app.include_router(module.router)
     openapi.install(app)
     app.add_api_websocket_route("/{path:path}", streams.nowhere)
-    app.add_middleware(Http, bug=errors.bug)
+    guard.install(app, settings, errors.render)
+    app.add_middleware(Http, bug=errors.bug, trusted=settings.trusted_proxies)
     return app

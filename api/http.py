@@ -13,6 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api import guard
+from api.addresses import Networks
 from model import tracing
 from model.base import new_id
 from model.metrics import ACCEPTANCE_SECONDS, REQUEST_SECONDS, REQUESTS
@@ -34,8 +36,11 @@ class StreamBroken(Exception):
 class Http:
     """Plain ASGI middleware: the request path is too hot for more."""
 
-    def __init__(self, app: ASGIApp, bug: Callable[[Request, Exception], Awaitable[Response]]) -> None:
+    def __init__(
+        self, app: ASGIApp, bug: Callable[[Request, Exception], Awaitable[Response]], trusted: Networks = ()
+    ) -> None:
         self._app = app
+        self._trusted = trusted
         self._bug = bug
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,12 +70,12 @@ class Http:
                 case "http.response.start" | "websocket.http.response.start":
                     status = message["status"]
                     answered_at = time.perf_counter()
-                    waited = _mark(message, request_id)
+                    waited = self._mark(message, request_id, scope)
                 case "websocket.accept":
                     status = 101
                     answered_at = time.perf_counter()
                     message.setdefault("headers", [])
-                    _mark(message, request_id)
+                    self._mark(message, request_id, scope)
                 case "websocket.close":
                     status = message["code"]
             await send(message)
@@ -106,14 +111,14 @@ class Http:
                 milliseconds=round((time.perf_counter() - began) * 1000, 1),
             )
 
-
-def _mark(message: Message, request_id: str) -> bool:
-    """Give an answer its request's id, and its trace; whether it is one that was waited for."""
-    headers = MutableHeaders(scope=message)
-    headers["x-request-id"] = request_id
-    if (traceparent := tracing.traceparent()) is not None:
-        headers["traceparent"] = traceparent
-    return "preference-applied" in headers
+    def _mark(self, message: Message, request_id: str, scope: Scope) -> bool:
+        """Give an answer its request's id, its trace, and what every answer tells; whether it was waited for."""
+        headers = MutableHeaders(scope=message)
+        headers["x-request-id"] = request_id
+        if (traceparent := tracing.traceparent()) is not None:
+            headers["traceparent"] = traceparent
+        guard.mark(message, scope, self._trusted)
+        return "preference-applied" in headers
 
 
 def _traced() -> dict[str, str]:

@@ -71,7 +71,7 @@ class Quiet(uvicorn.Server):
 
 
 @asynccontextmanager
-async def served(db: Database, temporal: Client) -> AsyncIterator[Api]:
+async def served(db: Database, temporal: Client, **given: Any) -> AsyncIterator[Api]:
     settings = Settings(
         port_range=PORT_RANGE,
         database_url=db.url("cairn_api"),
@@ -79,13 +79,16 @@ async def served(db: Database, temporal: Client) -> AsyncIterator[Api]:
         overcommit_memory=1,
         ticket_key=new_signing_key(),
         master_keys=new_master_key("test"),
+        **given,
     )
     engine = connect_async(db.url("cairn_api"), CONNECTIONS)
     folder = Path(tempfile.mkdtemp(prefix="cb-"))
     app = create_app(settings, engine, temporal, FileBlobs(folder))
     with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
         port = listener.getsockname()[1]
-        config = uvicorn.Config(app, log_config=None, access_log=False, http=Protocol, ws=Sockets, lifespan="on")
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, http=Protocol, ws=Sockets, lifespan="on", proxy_headers=False
+        )
         server = Quiet(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         assert await eventually(lambda: server.started)
