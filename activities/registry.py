@@ -12,6 +12,7 @@ from activities.image_records import ImageRecords
 from activities.images import ImageEngine
 from activities.instances import InstanceEngine, InstanceRecords
 from activities.purge import PurgeRecords
+from activities.quotas import QuotaRecords
 from activities.restores import MachineSurvey, RestoreRecords
 from activities.samples import SampleRecords
 from activities.sweeper import Sweeper
@@ -24,6 +25,7 @@ CONTROL_CLASSES: tuple[type, ...] = (
     HostDrains,
     SampleRecords,
     PurgeRecords,
+    QuotaRecords,
     ImageRecords,
     WebhookRecords,
     RestoreRecords,

@@ -61,6 +61,12 @@ WORKFLOW_SECONDS = Histogram(
     buckets=_RUNS,
     registry=REGISTRY,
 )
+QUOTA_DIFFERENCES = Counter(
+    "cairn_quota_differences",
+    "Counts of projects' quotas that were not what their instances add up to, and were corrected",
+    ["count"],
+    registry=REGISTRY,
+)
 STEP_ATTEMPTS = Counter(
     "cairn_step_attempts",
     "Attempts of activities that ended: completed, retryable, final, cancelled",

@@ -159,6 +159,9 @@ class Settings(BaseSettings):
     quota_image_bytes: int | None = Field(
         None, ge=0, description="Bytes of all files of a project's images (default: no limit)"
     )
+    quota_interval: Seconds = Field(
+        3600, description="Seconds between two comparisons of what quotas count with what there is"
+    )
     project_imports: int = Field(4, ge=1, description="Images that a project may import at once")
     project_streams: int = Field(100, ge=1, description="Streams that a project may have open at once, of each API")
     project_event_streams: int = Field(500, ge=1, description="Streams of events that it may have open beside them")

@@ -23,6 +23,7 @@ from activities.instances import InstanceRecords
 from activities.interceptor import ActivityInterceptor
 from activities.placement import Capacity
 from activities.purge import PurgeRecords, Retention
+from activities.quotas import QuotaRecords
 from activities.registry import methods
 from activities.restores import RestoreRecords
 from activities.runs import CONTROL, Histories
@@ -96,6 +97,7 @@ async def run(settings: Settings) -> None:
         HostDrains(engine, histories, limits),
         SampleRecords(engine),
         PurgeRecords(engine, retention_of(settings)),
+        QuotaRecords(engine),
         image_records,
         sweeper,
         WebhookRecords(engine),

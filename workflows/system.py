@@ -10,6 +10,7 @@ from workflows.options import on_control
 
 with workflow.unsafe.imports_passed_through():
     from activities.purge import PurgeRecords
+    from activities.quotas import QuotaRecords
     from activities.samples import SampleRecords
     from activities.sweeper import Sweeper
 
@@ -49,4 +50,13 @@ class Purge:
                 return
 
 
-PLANS = [Tick, CoarsenSamples, Purge]
+@workflow.defn
+class CompareQuotas:
+    """Started by its schedule."""
+
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.execute_activity_method(QuotaRecords.compare, **on_control(PASS))
+
+
+PLANS = [Tick, CoarsenSamples, Purge, CompareQuotas]

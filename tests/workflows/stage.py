@@ -27,6 +27,7 @@ from activities.image_records import ImageEnd, Import
 from activities.images import IMAGES, HostImages, ImageFacts
 from activities.instances import Placement, PlaceRequest, Settlement, StopRequest
 from activities.purge import Purged
+from activities.quotas import Compared
 from activities.registry import methods
 from activities.restores import Adoption, Decision, RestoreEnd, Survey
 from activities.runs import CONTROL, host_queue, start
@@ -271,6 +272,11 @@ class Control:
     async def coarsen(self) -> Coarsened:
         await self._stage.play()
         return Coarsened()
+
+    @activity.defn(name="quota.compare")
+    async def compare_quotas(self) -> Compared:
+        await self._stage.play()
+        return Compared()
 
     @activity.defn(name="rows.purge")
     async def purge(self) -> Purged:
