@@ -14,6 +14,7 @@ from activities.images import ImageEngine
 from activities.instances import InstanceEngine, InstanceRecords
 from activities.project_ends import ProjectEnds
 from activities.purge import PurgeRecords
+from activities.quotas import QuotaRecords
 from activities.restores import MachineSurvey, RestoreRecords
 from activities.samples import SampleRecords
 from activities.sweeper import Sweeper
@@ -28,6 +29,7 @@ CONTROL_CLASSES: tuple[type, ...] = (
     ProjectEnds,
     AuditRecords,
     PurgeRecords,
+    QuotaRecords,
     ImageRecords,
     WebhookRecords,
     RestoreRecords,

@@ -24,6 +24,7 @@ from api import (
     dashboard,
     errors,
     events,
+    guard,
     health,
     hosts,
     image_uploads,
@@ -58,6 +59,7 @@ from api.event_hub import Hub
 from api.hashing import Hashing
 from api.http import Http
 from api.key_use import KeyUse
+from api.limits import Limits
 from api.mails import Mails
 from api.open_streams import OpenStreams
 from api.pulse import beat
@@ -82,6 +84,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
                 app.state.key_use.run(),
                 app.state.mails.run(),
                 app.state.denials.run(),
+                app.state.limits.run(),
                 beat(engine),
             )
         ]
@@ -94,6 +97,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
         await app.state.key_use.flush()
         await app.state.denials.write()
         await app.state.agents.close()
+        await app.state.limits.close()
 
     app = FastAPI(
         title="Cairn",
@@ -108,6 +112,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
     app.state.temporal = temporal
     app.state.dispatcher = Dispatcher(temporal, engine)
     app.state.bells = Bells(settings.database)
+    app.state.limits = Limits(settings)
     app.state.tokens = partial(signing.tokens, app)
     app.state.agents = Agents(settings.ticket_key)
     app.state.open_streams = OpenStreams(engine, settings.project_streams, events=settings.project_event_streams)
@@ -150,5 +155,6 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
         app.include_router(module.router)
     openapi.install(app)
     app.add_api_websocket_route("/{path:path}", streams.nowhere)
-    app.add_middleware(Http, bug=errors.bug, leaving=app.state.leaving)
+    guard.install(app, settings, errors.render)
+    app.add_middleware(Http, bug=errors.bug, leaving=app.state.leaving, trusted=settings.trusted_proxies)
     return app

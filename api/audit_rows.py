@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.requests import HTTPConnection
 
-from api.addresses import address_of
+from api.addresses import client_address
 from api.http import route_of
 from model.audit import NOWHERE, Outcome, chain_of
 from model.base import new_id
@@ -109,7 +109,7 @@ class Record:
             "resource_id": resource_id,
             "before": self._before,
             "after": self._after,
-            "address": address_of(request),
+            "address": client_address(request) or None,
             "agent": request.headers.get("user-agent", "")[:MOST_AGENT] or None,
             "request_id": request.state.request_id,
             "workflow_id": self._workflow_id,

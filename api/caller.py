@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from starlette.requests import HTTPConnection
 
-from api import anonymous
+from api import anonymous, limits
 from api.audit_rows import INSERT, INSERT_WITH_EVENT, Record
 from api.http import MAX_BODY
 from model.audit import NOWHERE
@@ -229,9 +229,17 @@ async def authenticate(request: HTTPConnection, *permissions: str) -> Caller:
     """Find out who it is; open the request's transaction in its project.
 
     Raises Unauthenticated, NotFound for a project that is not the caller's, Forbidden where it has not these
-    permissions in it.
+    permissions in it; RateLimited.
     """
     request.state.asked = permissions
+    try:
+        return await _authenticate(request, permissions)
+    except Unauthenticated:
+        await limits.count_stranger(request)
+        raise
+
+
+async def _authenticate(request: HTTPConnection, permissions: Sequence[str]) -> Caller:
     shown = _shown(request)
     engine: AsyncEngine = request.app.state.engine
     malformed: ValidationFailed | None = None
@@ -260,6 +268,7 @@ async def authenticate(request: HTTPConnection, *permissions: str) -> Caller:
             raise Unauthenticated(f"the {'access token' if credential.digest is None else 'API key'} is not valid")
         who = request.state.who = _who(credential, row)
         request.state.authenticated = True
+        await limits.count_caller(request, key=who.key_id, user=who.user_id)
         if malformed is not None:
             raise malformed
         _check(who, row, request, permissions)

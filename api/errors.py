@@ -27,6 +27,7 @@ from model.errors import (
     Malformed,
     NotFound,
     QuotaExceeded,
+    RateLimited,
     Restored,
     TooManyImports,
     TooManyStreams,
@@ -77,7 +78,9 @@ def install(app: FastAPI) -> None:
 
 def render(request: Request, error: CairnError, headers: Mapping[str, str] | None = None) -> Response:
     headers = dict(headers or {})
-    if isinstance(error, HostUnreachable | TooManyStreams | TooManyImports):
+    if isinstance(error, RateLimited):
+        headers["Retry-After"] = str(error.details["retry_after_seconds"])
+    elif isinstance(error, HostUnreachable | TooManyStreams | TooManyImports):
         headers["Retry-After"] = "5"
     elif isinstance(error, Restored):
         headers["Retry-After"] = "60"

@@ -14,6 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api import guard
+from api.addresses import Networks
 from model import tracing
 from model.base import new_id
 from model.metrics import ACCEPTANCE_SECONDS, REQUEST_SECONDS, REQUESTS
@@ -36,9 +38,14 @@ class Http:
     """Plain ASGI middleware: the request path is too hot for more."""
 
     def __init__(
-        self, app: ASGIApp, bug: Callable[[Request, Exception], Awaitable[Response]], leaving: asyncio.Event
+        self,
+        app: ASGIApp,
+        bug: Callable[[Request, Exception], Awaitable[Response]],
+        leaving: asyncio.Event,
+        trusted: Networks = (),
     ) -> None:
         self._app = app
+        self._trusted = trusted
         self._bug = bug
         self._leaving = leaving
 
@@ -69,12 +76,12 @@ class Http:
                 case "http.response.start" | "websocket.http.response.start":
                     status = message["status"]
                     answered_at = time.perf_counter()
-                    waited = _mark(message, request_id, leaving=self._leaving.is_set())
+                    waited = self._mark(message, request_id, scope)
                 case "websocket.accept":
                     status = 101
                     answered_at = time.perf_counter()
                     message.setdefault("headers", [])
-                    _mark(message, request_id)
+                    self._mark(message, request_id, scope)
                 case "websocket.close":
                     status = message["code"]
             await send(message)
@@ -110,17 +117,17 @@ class Http:
                 milliseconds=round((time.perf_counter() - began) * 1000, 1),
             )
 
-
-def _mark(message: Message, request_id: str, *, leaving: bool = False) -> bool:
-    """Give an answer its request's id, and its trace; whether it is one that was waited for."""
-    headers = MutableHeaders(scope=message)
-    headers["x-request-id"] = request_id
-    if leaving:
-        # Who kept the connection for its next request would send that while it is being closed.
-        headers["connection"] = "close"
-    if (traceparent := tracing.traceparent()) is not None:
-        headers["traceparent"] = traceparent
-    return "preference-applied" in headers
+    def _mark(self, message: Message, request_id: str, scope: Scope) -> bool:
+        """Give an answer its request's id, its trace, and what every answer tells; whether it was waited for."""
+        headers = MutableHeaders(scope=message)
+        headers["x-request-id"] = request_id
+        if scope["type"] == "http" and self._leaving.is_set():
+            # Who kept the connection for its next request would send that while it is being closed.
+            headers["connection"] = "close"
+        if (traceparent := tracing.traceparent()) is not None:
+            headers["traceparent"] = traceparent
+        guard.mark(message, scope, self._trusted)
+        return "preference-applied" in headers
 
 
 def _traced() -> dict[str, str]:

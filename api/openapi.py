@@ -219,7 +219,7 @@ def _add_errors(path: str, method: str, operation: Json) -> None:
         412: "If-Match" in reads,
         413: "requestBody" in operation,
         415: "requestBody" in operation,
-        429: "Prefer" in reads or "streams" in operation["tags"],
+        429: not for_agents,
         502: "Prefer" in reads,
     }
     statuses = {status for status, does in may.items() if does}

@@ -126,6 +126,7 @@ _HINTS = {
     "body_too_large": "send less: see /docs of the API",
     "unsupported_media_type": "send JSON, or say what it is with -H 'Content-Type: …'",
     "workflow_failed": "see what happened: cairn workflow list --state failed",
+    "rate_limited": "wait as long as it says; follow what changes with: cairn events",
     "too_many_streams": "close another log, terminal or event stream first",
     "too_many_imports": "wait for one of them, or delete it: cairn image list --status importing",
     "host_busy": "nothing has to be done: it takes its turn by itself",

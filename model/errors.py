@@ -134,6 +134,12 @@ class Unresolved(CairnError):
     code, status = "unresolved", 409
 
 
+class RateLimited(CairnError):
+    """More requests than the key, the user or the address may send; details: ``retry_after_seconds``, ``limit``."""
+
+    code, status, retryable = "rate_limited", 429, True
+
+
 class TooManyStreams(CairnError):
     """As many streams as are allowed are open already."""
 

@@ -34,6 +34,12 @@ REQUESTS = Counter(
     ["method", "route", "status"],
     registry=REGISTRY,
 )
+RATE_LIMITED = Counter(
+    "cairn_rate_limited",
+    "Requests that were refused because there were too many: of which class, and by whose limit",
+    ["kind", "by"],
+    registry=REGISTRY,
+)
 REQUEST_SECONDS = Histogram(
     "cairn_http_request_seconds",
     "From a request's head to the head of its answer",
@@ -53,6 +59,12 @@ WORKFLOW_SECONDS = Histogram(
     "From a workflow's acceptance to its end",
     ["kind", "outcome"],
     buckets=_RUNS,
+    registry=REGISTRY,
+)
+QUOTA_DIFFERENCES = Counter(
+    "cairn_quota_differences",
+    "Counts of projects' quotas that were not what their instances add up to, and were corrected",
+    ["count"],
     registry=REGISTRY,
 )
 STEP_ATTEMPTS = Counter(

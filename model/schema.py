@@ -6,6 +6,7 @@ from model.hosts import Host, HostPort, HostToken, InstanceType
 from model.images import Image, ImageCache
 from model.instances import Instance
 from model.projects import ApiKey, Installation, Project, ProjectQuota, Pulse
+from model.rates import RateLimit
 from model.restores import Restore, RestoreDifference, RestoreHost
 from model.samples import Sample
 from model.ssh_keys import SshKey
@@ -36,6 +37,7 @@ __all__ = [
     "Project",
     "ProjectQuota",
     "Pulse",
+    "RateLimit",
     "RefreshToken",
     "Restore",
     "RestoreDifference",

@@ -48,6 +48,28 @@ def _check_master_keys(value: SecretStr) -> SecretStr:
     return value
 
 
+def _check_rate(value: str) -> str:
+    from model.rates import rate  # as above
+
+    try:
+        rate(value)
+    except ValueError:
+        raise ValueError("expected a rate such as 600/minute, or 0 for no limit") from None
+    return value
+
+
+def _parse_words(value: object) -> object:
+    return tuple(one.strip().lower() for one in value.split(",") if one.strip()) if isinstance(value, str) else value
+
+
+def _check_origins(value: tuple[str, ...]) -> tuple[str, ...]:
+    for one in value:
+        parts = urlsplit(one)
+        if parts.scheme not in ("http", "https") or f"{parts.scheme}://{parts.netloc}" != one or not parts.netloc:
+            raise ValueError(f"'{one}': expected scheme://host[:port], and nothing behind it")
+    return value
+
+
 def _parse_networks(value: object) -> object:
     return (
         tuple(ip_network(one.strip()) for one in value.split(",") if one.strip()) if isinstance(value, str) else value
@@ -57,6 +79,9 @@ def _parse_networks(value: object) -> object:
 Port = Annotated[int, Field(ge=0, le=65535)]
 PortRange = Annotated[tuple[Port, Port], NoDecode, BeforeValidator(_parse_port_range)]
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_parse_networks)]
+Rate = Annotated[str, AfterValidator(_check_rate)]
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_words)]
+Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_words), AfterValidator(_check_origins)]
 Seconds = Annotated[float, Field(gt=0)]
 MasterKeys = Annotated[SecretStr, AfterValidator(_check_master_keys)]
 TicketKey = Annotated[SecretStr, AfterValidator(_check_ticket_key)]
@@ -137,6 +162,9 @@ class Settings(BaseSettings):
     quota_image_bytes: int | None = Field(
         None, ge=0, description="Bytes of all files of a project's images (default: no limit)"
     )
+    quota_interval: Seconds = Field(
+        3600, description="Seconds between two comparisons of what quotas count with what there is"
+    )
     project_imports: int = Field(4, ge=1, description="Images that a project may import at once")
     project_streams: int = Field(100, ge=1, description="Streams that a project may have open at once, of each API")
     project_event_streams: int = Field(500, ge=1, description="Streams of events that it may have open beside them")
@@ -157,6 +185,21 @@ class Settings(BaseSettings):
     outbound_allow: Networks = Field(
         (), description="Networks, comma-separated, that users' URLs may lead to although they are not public"
     )
+    trusted_proxies: Networks = Field(
+        (), description="Networks, comma-separated, of proxies whose X-Forwarded-For and -Proto count"
+    )
+    allowed_hosts: Words = Field(
+        (), description="Names that the API may be called by, comma-separated; *.NAME: all below it (default: any)"
+    )
+    cors_origins: Origins = Field(
+        (), description="Origins, comma-separated, whose pages browsers let use the API, as https://app.example.org"
+    )
+    rate_limit_read: Rate = Field("240000/minute", description="Requests that only read, of a key or a user (0: any)")
+    rate_limit_write: Rate = Field("60000/minute", description="Requests that change something, likewise")
+    rate_limit_streams: Rate = Field("6000/minute", description="Streams that are opened, likewise")
+    rate_limit_user: Rate = Field("480000/minute", description="Requests of a user, with all its keys")
+    rate_limit_address: Rate = Field("12000/minute", description="Requests without a valid key, of an address")
+    rate_limit_auth: Rate = Field("600/minute", description="Logins, registrations and the like, of an address")
     webhook_attempts: int = Field(8, ge=1, le=20, description="Attempts to deliver an event to a webhook")
     webhook_retry_seconds: Seconds = Field(3600, description="Seconds over which these attempts are spread")
     ticket_key: TicketKey | None = Field(

@@ -42,6 +42,7 @@ QUICK = {
     "CAIRN_RECONCILE_INTERVAL": "2",
     "CAIRN_TICK_SECONDS": "2",
     "CAIRN_PURGE_INTERVAL": "3",
+    "CAIRN_QUOTA_INTERVAL": "5",
     "CAIRN_STOP_GRACE": "3",
     # Receivers of webhooks are on this machine, and are not waited for for an hour.
     "CAIRN_OUTBOUND_ALLOW": "127.0.0.0/8",

@@ -122,6 +122,7 @@ async def serve(settings: Settings) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # api/addresses.py reads them, of those that are trusted
         timeout_graceful_shutdown=10,
         timeout_keep_alive=75,
         http=Protocol,

@@ -25,6 +25,7 @@ from activities.interceptor import ActivityInterceptor
 from activities.placement import Capacity
 from activities.project_ends import ProjectEnds
 from activities.purge import PurgeRecords, Retention
+from activities.quotas import QuotaRecords
 from activities.registry import methods
 from activities.restores import RestoreRecords
 from activities.runs import CONTROL, Histories
@@ -102,6 +103,7 @@ async def run(settings: Settings) -> None:
         SampleRecords(engine),
         AuditRecords(engine, keyring),
         PurgeRecords(engine, retention_of(settings)),
+        QuotaRecords(engine),
         image_records,
         sweeper,
         WebhookRecords(engine),

@@ -11,6 +11,7 @@ from workflows.options import on_control
 with workflow.unsafe.imports_passed_through():
     from activities.audit import AuditRecords
     from activities.purge import PurgeRecords
+    from activities.quotas import QuotaRecords
     from activities.samples import SampleRecords
     from activities.sweeper import Sweeper
 
@@ -62,4 +63,13 @@ class Purge:
                 return
 
 
-PLANS = [Tick, CoarsenSamples, SealAudit, Purge]
+@workflow.defn
+class CompareQuotas:
+    """Started by its schedule."""
+
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.execute_activity_method(QuotaRecords.compare, **on_control(PASS))
+
+
+PLANS = [Tick, CoarsenSamples, SealAudit, Purge, CompareQuotas]

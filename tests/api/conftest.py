@@ -79,7 +79,7 @@ class Quiet(uvicorn.Server):
 
 
 @asynccontextmanager
-async def served(db: Database, temporal: Client) -> AsyncIterator[Api]:
+async def served(db: Database, temporal: Client, **given: Any) -> AsyncIterator[Api]:
     settings = Settings(
         port_range=PORT_RANGE,
         database_url=db.url("cairn_api"),
@@ -87,6 +87,7 @@ async def served(db: Database, temporal: Client) -> AsyncIterator[Api]:
         overcommit_memory=1,
         ticket_key=new_signing_key(),
         master_keys=new_master_key("test"),
+        **given,
     )
     engine = connect_async(db.url("cairn_api"), CONNECTIONS)
     folder = Path(tempfile.mkdtemp(prefix="cb-"))
@@ -95,7 +96,9 @@ async def served(db: Database, temporal: Client) -> AsyncIterator[Api]:
         # As uvloop does it: else each answer on a kept connection waits 40 ms for the client's acknowledgement.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         port = listener.getsockname()[1]
-        config = uvicorn.Config(app, log_config=None, access_log=False, http=Protocol, ws=Sockets, lifespan="on")
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, http=Protocol, ws=Sockets, lifespan="on", proxy_headers=False
+        )
         server = Quiet(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         assert await eventually(lambda: server.started)

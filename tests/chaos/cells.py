@@ -46,6 +46,7 @@ PLANS = {
     "samples": ("samples.coarsen",),
     "purge": ("rows.purge",),
     "audit": ("audit.seal",),
+    "quotas": ("quota.compare",),
     "import": ("image.claim", "image.download", "image.verify", "image.settle"),
     "import of a registry": ("image.pull",),
     "import undone": ("image.discard",),
@@ -62,7 +63,7 @@ PLANS = {
 CHANGES = ("launch", "start", "stop", "restart", "pause", "resume", "resize", "resize off", "resize anew")
 ASKED = (*CHANGES, "delete")
 #: What nobody asks for.
-SYSTEM = ("reconcile", "tick", "samples", "purge", "audit", "images", "blobs")
+SYSTEM = ("reconcile", "tick", "samples", "purge", "audit", "quotas", "images", "blobs")
 #: What is done with images.
 IMPORTS = ("import", "import of a registry", "import undone")
 #: What is found, and what is decided, after a restore.

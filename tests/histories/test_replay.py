@@ -18,6 +18,7 @@ FILES = sorted(Path(__file__).parent.glob("*/*.json"))
 SYSTEM = {
     "CoarsenSamples",
     "CollectImages",
+    "CompareQuotas",
     "DeliverWebhook",
     "Purge",
     "ReconcileHost",

@@ -26,16 +26,17 @@ READ_BY_ALL = (
 PEOPLE = "users service_accounts roles bindings invitations"
 #: Rights on whole tables; those on single columns are tried below.
 RIGHTS = {
-    ("cairn_api", "SELECT"): f"{READ_BY_ALL} api_keys ssh_keys {PEOPLE} sessions refresh_tokens password_resets mails",
+    ("cairn_api", "SELECT"): f"{READ_BY_ALL} api_keys ssh_keys {PEOPLE} sessions refresh_tokens password_resets mails"
+    " rate_limits",
     ("cairn_api", "INSERT"): (
         "host_tokens instance_types instances workflows events idempotency_keys pulses samples images ssh_keys"
-        f" projects quotas api_keys {PEOPLE} sessions refresh_tokens password_resets mails audit"
+        f" projects quotas api_keys {PEOPLE} sessions refresh_tokens password_resets mails audit rate_limits"
     ),
     ("cairn_api", "UPDATE"): (
         "images host_tokens instance_types instances workflows idempotency_keys quotas pulses webhook_deliveries"
-        f" projects api_keys {PEOPLE} sessions refresh_tokens mails"
+        f" projects api_keys {PEOPLE} sessions refresh_tokens mails rate_limits"
     ),
-    ("cairn_api", "DELETE"): f"hosts host_tokens webhooks ssh_keys {PEOPLE} password_resets api_keys mails",
+    ("cairn_api", "DELETE"): f"hosts host_tokens webhooks ssh_keys {PEOPLE} password_resets api_keys mails rate_limits",
     ("cairn_worker", "SELECT"): f"{READ_BY_ALL} webhooks restore_hosts",
     ("cairn_worker", "INSERT"): (
         "image_caches host_ports workflows events pulses samples event_horizons webhook_deliveries instances"

@@ -28,6 +28,7 @@ from activities.images import IMAGES, HostImages, ImageFacts
 from activities.instances import Placement, PlaceRequest, Settlement, StopRequest
 from activities.project_ends import Emptying, ProjectEnd
 from activities.purge import Purged
+from activities.quotas import Compared
 from activities.registry import methods
 from activities.restores import Adoption, Decision, RestoreEnd, Survey
 from activities.runs import CONTROL, host_queue, start
@@ -298,6 +299,11 @@ class Control:
     async def seal(self) -> Sealed:
         await self._stage.play()
         return self._stage.sealed.pop(0) if self._stage.sealed else Sealed()
+
+    @activity.defn(name="quota.compare")
+    async def compare_quotas(self) -> Compared:
+        await self._stage.play()
+        return Compared()
 
     @activity.defn(name="rows.purge")
     async def purge(self) -> Purged:

@@ -51,6 +51,12 @@ async def test_sealing_goes_on_until_all_is_linked(play: Theatre) -> None:
     assert play.stage.calls == ["audit.seal"] * 4
 
 
+async def test_quotas_are_compared_though_the_database_was_away(play: Theatre) -> None:
+    play.stage.script["quota.compare"].append(fails(ConnectionError("database away")))
+    await run(play, "CompareQuotas")
+    assert play.stage.calls == ["quota.compare"] * 2
+
+
 async def test_inventory_without_leftovers_is_one_look(play: Theatre) -> None:
     await run(play, "ReconcileHost", HOST)
     assert play.stage.calls == ["host.inventory removing 0", "host.reconcile 0"]
