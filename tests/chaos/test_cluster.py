@@ -157,7 +157,8 @@ def report(cluster: Cluster, load: Load, what: str, capsys: pytest.CaptureFixtur
     with capsys.disabled():
         print(
             f"\n{what}; {dict(kinds)}, which ended {dict(states)} {dict(failed)}; "
-            f"answers {dict(load.answers)}, the slowest after {load.slowest:.1f} s; requests repeated {dict(load.again)}, steps repeated {retried}; failures "
+            f"answers {dict(load.answers)}, the slowest after {load.slowest:.1f} s; "
+            f"requests repeated {dict(load.again)}, steps repeated {retried}; failures "
             f"{len(load.failures)}, leaks 0; at rest {time.monotonic() - ended:.1f} s later; CAIRN_CHAOS_SEED={SEED}"
         )
     return states
