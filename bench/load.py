@@ -115,7 +115,7 @@ def report(found: dict[tuple[int, int], list[dict[str, Figures]]]) -> str:
         ("completed launches a second, each waited for", "completed", ".1f", ("per_second",)),
         ("until running, p50 / p95 / p99, ms", "completed", ".0f", ("p50", "p95", "p99")),
     ]
-    head = " | ".join(f"{apis} API x {controls} control worker{'s' * (controls > 1)}" for apis, controls in found)
+    head = " | ".join(f"APIs: {apis}, control workers: {controls}" for apis, controls in found)
     lines = [
         f"{dt.date.today()}, {os.cpu_count()} cores, {memory} GiB, load average {os.getloadavg()[2]:.1f}, Linux "
         f"{platform.release()}, Python {platform.python_version()}, Cairn {version('cairn-platform')}; wrk with "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from datetime import timedelta
 
 import psycopg
@@ -132,7 +133,10 @@ async def run(settings: Settings) -> None:
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
         graceful_shutdown_timeout=timedelta(seconds=5),
     )
-    async with worker, images.importer(client, image_records), webhooks.caller(client, engine, settings):
+    workers = [worker, images.importer(client, image_records), webhooks.caller(client, engine, settings)]
+    async with AsyncExitStack() as running:
+        for one in workers:
+            await running.enter_async_context(one)
         log.info("control.ready", temporal=settings.temporal_address)
         beside = [
             asyncio.create_task(declare_schedules(client, settings)),
@@ -144,6 +148,8 @@ async def run(settings: Settings) -> None:
         await stopping.wait()
         for task in beside:
             task.cancel()
+        # At once: each may wait for its steps for as long as it gives them.
+        await asyncio.gather(*(one.shutdown() for one in workers))
     engine.dispose()
 
 

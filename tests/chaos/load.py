@@ -79,7 +79,8 @@ class User:
                 self.answers[said] += 1
                 if answer.is_success:
                     envelope: Json = answer.json()
-                    self.workflows.append(envelope["meta"]["workflow_id"])
+                    if workflow := envelope["meta"].get("workflow_id"):  # none where it was gone already
+                        self.workflows.append(workflow)
                     return envelope
                 if answer.status_code == 409 and answer.json()["error"]["code"] == BUSY:
                     return None

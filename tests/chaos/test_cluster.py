@@ -153,10 +153,12 @@ def report(cluster: Cluster, load: Load, what: str, capsys: pytest.CaptureFixtur
     ((retried,),) = cluster.sql(
         "SELECT coalesce(sum((step ->> 'attempts')::int - 1), 0) FROM workflows, jsonb_array_elements(steps) AS step"
     )
+    failed = cluster.sql("SELECT error ->> 'code', count(*) FROM workflows WHERE state = 'failed' GROUP BY 1")
     with capsys.disabled():
         print(
-            f"\n{what}; {dict(kinds)}, which ended {dict(states)}; answers {dict(load.answers)}, the slowest after "
-            f"{load.slowest:.1f} s; requests repeated {dict(load.again)}, steps repeated {retried}; failures "
+            f"\n{what}; {dict(kinds)}, which ended {dict(states)} {dict(failed)}; "
+            f"answers {dict(load.answers)}, the slowest after {load.slowest:.1f} s; "
+            f"requests repeated {dict(load.again)}, steps repeated {retried}; failures "
             f"{len(load.failures)}, leaks 0; at rest {time.monotonic() - ended:.1f} s later; CAIRN_CHAOS_SEED={SEED}"
         )
     return states
