@@ -14,9 +14,9 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from api import sessions
+from api import audit_rows, sessions
 from api.accounts import MOST_EMAIL, Email, Password, PersonName, UserView, check_password, make_user
 from api.agents import JoiningRoute
 from api.caller import check_body
@@ -128,6 +128,7 @@ async def register(request: Request, body: Register, engine: Open) -> Response:
     kept = await hashing.hashed(body.password)
     async with engine.begin() as connection:
         user = await make_user(request, connection, body.email, body.name, kept)
+        await _audit(request, connection, user["id"], body.email)
     log.info("user.registered", user_id=str(user["id"]))
     return answer(request, user, 201)
 
@@ -163,6 +164,7 @@ async def _login(request: Request, engine: AsyncEngine, email: str, password: st
         row = (await connection.execute(logged_in)).one_or_none()
         if row is None:
             raise Unauthenticated(WRONG)
+        await _audit(request, connection, row.id, email)
         return await sessions.begin(request, connection, row)
 
 
@@ -238,8 +240,13 @@ async def reset(request: Request, body: Reset, engine: Open) -> Response:
         }
         await connection.execute(update(User).where(User.id == user.id).values(**changed))
         await sessions.end(connection, Session.user_id == user.id)
+        await _audit(request, connection, user.id, user.email)
     log.info("user.password_reset", user_id=str(user.id))
     return Response(status_code=204)
+
+
+async def _audit(request: Request, connection: AsyncConnection, user_id: UUID, email: str) -> None:
+    await audit_rows.write(connection, request, "account:write", f"user:{email}", ("user", user_id), user_id=user_id)
 
 
 def _void() -> Unauthenticated:

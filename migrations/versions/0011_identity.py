@@ -294,7 +294,7 @@ def access() -> list[str]:
     for table, seen in POLICIES.items():
         statements.append(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
         statements.append(f"CREATE POLICY api ON {table} TO cairn_api USING ({seen}) WITH CHECK ({seen})")
-    statements.append("CREATE POLICY worker ON projects TO cairn_worker USING (true)")
+    statements.append("CREATE POLICY worker ON projects FOR SELECT TO cairn_worker USING (true)")
     return statements
 
 

@@ -156,7 +156,9 @@ async def test_a_flood_of_denials_is_counted(shared_api: Api, same: bool) -> Non
 #: What agents say of themselves and their hosts is no change of anybody's.
 TELEMETRY = {"/v1/hosts/lease", "/v1/hosts/health", "/v1/hosts/samples"}
 #: They write their row themselves, as who asks has no key.
-THEMSELVES = {"/v1/hosts/register"}
+THEMSELVES = {"/v1/hosts/register", "/v1/auth/register", "/v1/auth/login", "/v1/auth/reset-password"}
+#: What goes on with a login, and what asks for a mail: neither changes anything that lasts.
+NOTHING = {"/v1/auth/refresh", "/v1/auth/forgot-password"}
 
 
 async def test_every_route_that_changes_something_commits_through_its_caller(shared_api: Api) -> None:
@@ -173,7 +175,23 @@ async def test_every_route_that_changes_something_commits_through_its_caller(sha
         for path, operation in changing.items()
         if not any("ApiKey" in schemes for schemes in operation.get("security", []))
     }
-    assert without == TELEMETRY | THEMSELVES
+    assert without == TELEMETRY | THEMSELVES | NOTHING
+
+
+async def test_who_registers_and_logs_in_is_written_down_and_who_fails_to_too(shared_api: Api) -> None:
+    who = {"email": "ann@example.org", "password": "a long enough one"}
+    answers = [await shared_api.http.post("/v1/auth/register", json=who | {"name": "Ann"})]
+    answers.append(await shared_api.http.post("/v1/auth/login", json=who))
+    assert [answer.status_code for answer in answers] == [201, 200]
+    for answer in answers:
+        found = row(shared_api, answer)
+        assert (found["actor"], found["outcome"]) == ("user:ann@example.org", "allowed")
+        assert "long enough" not in str(found)
+    refused = await shared_api.http.post("/v1/auth/login", json=who | {"password": "another one"})
+    assert refused.status_code == 401
+    assert await eventually(lambda: rows(shared_api, refused.headers["x-request-id"]))
+    (found,) = rows(shared_api, refused.headers["x-request-id"])
+    assert (found["outcome"], found["status"]) == ("denied", 401)
 
 
 async def test_a_terminal_and_a_command_are_written_down_before_they_begin(shared_api: Api) -> None:
