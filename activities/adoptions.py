@@ -99,7 +99,8 @@ def _tell(session: Session, instance: Instance, type: str, data: dict[str, Any])
 def _insert(session: Session, order: Order, machine: FoundMachine, backend: str) -> Instance:
     """A row as a launch of the machine would have made it; it holds nothing yet."""
     project_id = machine.project_id
-    if project_id is None or session.get(Project, project_id) is None:
+    project = session.get(Project, project_id) if project_id is not None else None
+    if project is None or project.deleted_at is not None or project_id is None:
         raise NotFound(f"machine {machine.id} is of project {project_id}, which the database does not have")
     use_project(session, project_id)
     ports = [port.model_dump() for port in machine.ports or []]

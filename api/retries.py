@@ -29,6 +29,12 @@ _REPEATABLE = {
     *(LAUNCH, "StartInstance", "StopInstance", "RestartInstance", "PauseInstance", "ResumeInstance"),
     "DeprovisionInstance",
 }
+#: Who tries something again may also ask for it.
+_PERMISSIONS = dict.fromkeys(_REPEATABLE, "instances:operate") | {
+    LAUNCH: "instances:create",
+    "DeprovisionInstance": "instances:delete",
+    "DrainHost": "hosts:manage",
+}
 _ENDED_BADLY = (State.FAILED, State.CANCELLED)
 
 
@@ -41,9 +47,12 @@ async def retry(
     409 `invalid_state` where the resource is not in a state from which it can begin, where it was retried already
     (`workflow_id` names that one), and for the platform's own work, which it does again by itself. A launch holds its
     quota anew: 429 `quota_exceeded`. Each workflow is retried once; what fails again is retried by its own id.
+    Who retries something may also ask for it: else 403.
     """
     acceptance = Acceptance(request, caller)
     row = await find(caller, workflow_id)
+    if row.kind in _PERMISSIONS:
+        caller.require(_PERMISSIONS[row.kind])
     # The resource first: of two at once, the second sees what the first has done.
     resource = await _lock(caller, row)
     if answered := await acceptance.answered_before(row.resource_id, None):
@@ -125,7 +134,6 @@ async def _change_again(
 async def _drain_again(
     caller: Caller, acceptance: Acceptance, order: WorkflowOrder, host: Row[Any], row: Row[Any]
 ) -> None:
-    caller.require("hosts:manage")
     if host.state == HostState.DRAINING:
         raise InvalidState(f"host {host.name} is being drained already", state=host.state)
     await caller.execute(update(Host).where(Host.id == host.id).values(state=HostState.DRAINING))

@@ -71,7 +71,7 @@ class KeyCreate(BaseModel):
 
 
 class KeyRotate(BaseModel):
-    """``POST /v1/service-accounts/{id}/keys/{key_id}/rotate``."""
+    """``POST /v1/service-accounts/{id}/keys/{account_key_id}/rotate``."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"overlap_seconds": 3600}]})
 
@@ -96,30 +96,30 @@ async def create(
     """Make a key, which is shown in `data.key`, here alone. Nobody makes one that may do more than they may
     themselves: 403."""
     await find(caller, account_id, lock=True)
-    key_id = new_id()
-    if answered := await Acceptance(request, caller).answered_before(key_id, body.model_dump(mode="json")):
+    account_key_id = new_id()
+    if answered := await Acceptance(request, caller).answered_before(account_key_id, body.model_dump(mode="json")):
         return answer(request, _view(await _key(caller, account_id, answered.resource_id)) | {"key": None}, 201)
-    return await _make(request, caller, account_id, key_id, body.name, body.scopes, body.expires_at)
+    return await _make(request, caller, account_id, account_key_id, body.name, body.scopes, body.expires_at)
 
 
-@router.post("/{key_id}/rotate", status_code=201, response_model=Envelope[NewKeyView])
+@router.post("/{account_key_id}/rotate", status_code=201, response_model=Envelope[NewKeyView])
 async def rotate(
     request: Request,
     account_id: UUID,
-    key_id: UUID,
+    account_key_id: UUID,
     caller: Annotated[Caller, may("service_accounts:write")],
     body: KeyRotate | None = None,
 ) -> Response:
     """Make a key in the place of another, which goes on opening what it did for a while."""
     await find(caller, account_id, lock=True)
     body = body or KeyRotate()
-    old, made = await _key(caller, account_id, key_id), new_id()
+    old, made = await _key(caller, account_id, account_key_id), new_id()
     if answered := await Acceptance(request, caller).answered_before(made, body.model_dump(mode="json")):
         return answer(request, _view(await _key(caller, account_id, answered.resource_id)) | {"key": None}, 201)
     until = func.now() + dt.timedelta(seconds=body.overlap_seconds)
     ended = await caller.execute(
         update(ApiKey)
-        .where(_theirs(caller, account_id), ApiKey.id == key_id, ApiKey.revoked_at.is_(None))
+        .where(_theirs(caller, account_id), ApiKey.id == account_key_id, ApiKey.revoked_at.is_(None))
         .values(revoked_at=until)
     )
     if ended.rowcount == 0:
@@ -127,29 +127,29 @@ async def rotate(
     return await _make(request, caller, account_id, made, old.name, old.scopes, old.expires_at)
 
 
-@router.post("/{key_id}/revoke", response_model=Envelope[KeyView])
+@router.post("/{account_key_id}/revoke", response_model=Envelope[KeyView])
 async def revoke(
     request: Request,
     account_id: UUID,
-    key_id: UUID,
+    account_key_id: UUID,
     caller: Annotated[Caller, may("service_accounts:write")],
     body: Nothing | None = None,
 ) -> Response:
     """Make a key void, from the next request on."""
-    await _key(caller, account_id, key_id)
+    await _key(caller, account_id, account_key_id)
     await caller.execute(
         update(ApiKey)
-        .where(_theirs(caller, account_id), ApiKey.id == key_id)
+        .where(_theirs(caller, account_id), ApiKey.id == account_key_id)
         .values(revoked_at=func.least(func.coalesce(ApiKey.revoked_at, func.now()), func.now()))
     )
-    return answer(request, _view(await _key(caller, account_id, key_id)))
+    return answer(request, _view(await _key(caller, account_id, account_key_id)))
 
 
 async def _make(
     request: Request,
     caller: Caller,
     account_id: UUID,
-    key_id: UUID,
+    account_key_id: UUID,
     name: str,
     scopes: list[str] | None,
     expires_at: dt.datetime | None,
@@ -157,7 +157,9 @@ async def _make(
     check_has(caller, await of_service_account(caller, account_id, scopes), "the key")
     key = new_key()
     about = {"name": name, "scopes": scopes, "expires_at": expires_at, "digest": digest(key)}
-    made = insert(ApiKey).values(id=key_id, project_id=caller.project_id, service_account_id=account_id, **about)
+    made = insert(ApiKey).values(
+        id=account_key_id, project_id=caller.project_id, service_account_id=account_id, **about
+    )
     row = (await caller.execute(made.returning(*_COLUMNS))).one()
     return answer(request, _view(row) | {"key": key}, 201)
 
@@ -169,9 +171,9 @@ def _theirs(caller: Caller, account_id: UUID) -> ColumnElement[bool]:
     return (ApiKey.project_id == caller.project_id) & (ApiKey.service_account_id == account_id)
 
 
-async def _key(caller: Caller, account_id: UUID, key_id: UUID) -> Row[Any]:
-    query = select(*_COLUMNS).where(_theirs(caller, account_id), ApiKey.id == key_id)
-    return await one(caller, query, "key", key_id)
+async def _key(caller: Caller, account_id: UUID, account_key_id: UUID) -> Row[Any]:
+    query = select(*_COLUMNS).where(_theirs(caller, account_id), ApiKey.id == account_key_id)
+    return await one(caller, query, "key", account_key_id)
 
 
 def _view(row: Row[Any]) -> dict[str, Any]:

@@ -49,9 +49,12 @@ COMMANDS = {
     "instance": Place("cli.instances", "app", "Launch instances, look at them and into them, change them."),
     "image": Place("cli.images", "app", "Images: from a registry, a file or a URL."),
     "ssh-key": Place("cli.ssh_keys", "app", "Public keys that instances are launched with."),
-    "host": Place("cli.hosts", "app", "Hosts: let machines join, look at them, empty and remove them."),
+    "host": Place("cli.hosts", "app", "Hosts: let machines join, empty and remove them."),
     "type": Place("cli.types", "app", "Instance types: the sizes that instances come in."),
-    "project": Place("cli.projects", "app", "The project that the API key stands for, and its policies."),
+    "project": Place("cli.projects", "app", "Projects: make them, choose one, see who is in it."),
+    "role": Place("cli.roles", "app", "What may be done in a project, and who has which role."),
+    "service-account": Place("cli.service_accounts", "app", "Members who are programs, and their keys."),
+    "quota": Place("cli.quotas", "app", "What a project may use, and uses."),
     "workflow": Place("cli.workflows", "app", "Look at workflows, wait for them, cancel and retry them."),
     "event": Place("cli.events", "app", "Watch what happens."),
     "events": Place("cli.events", "events", "Events there were; -f: as they come.", "cairn events -f --resource web"),
@@ -60,7 +63,7 @@ COMMANDS = {
     "dashboard": Place("cli.dashboard", "dashboard", "The project and the hosts at a glance.", "cairn dashboard"),
     "watch": Place("cli.watching", "command", "Show again what changes.", "cairn watch instance list"),
     "api": Place("cli.api", "api", "Ask the API for anything.", "cairn api GET /instances?status=running"),
-    "context": Place("cli.contexts", "app", "The platforms that this program knows, and which one it asks."),
+    "context": Place("cli.contexts", "app", "The platforms that this program knows; which one it asks."),
     "completion": Place(
         "cli.completion", "completion", "Completion for your shell.", "cairn completion bash", local=True
     ),

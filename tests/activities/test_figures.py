@@ -185,3 +185,19 @@ def test_ends_are_counted_once_and_only_if_they_are_committed(platform: Platform
         once_committed(session, lambda: counts.append(1))
         assert counts == []
     assert counts == [1]
+
+
+def test_a_thousand_projects_make_no_more_series(platform: Platform, worker_engine: Engine) -> None:
+    def series() -> set[tuple[str, tuple[tuple[str, str], ...]]]:
+        found = Figures(worker_engine).figures().collect()
+        return {(sample.name, tuple(sorted(sample.labels.items()))) for family in found for sample in family.samples}
+
+    platform.db.rows("UPDATE quotas SET instances_limit = 1, vcpus_limit = 1, memory_mb_limit = 1")
+    before = series()
+    platform.db.rows(
+        "WITH made AS (INSERT INTO projects (id, name, unix_name)"
+        " SELECT gen_random_uuid(), 'p', 'p-' || n FROM generate_series(1000, 1999) n RETURNING id)"
+        " INSERT INTO quotas (project_id, instances_limit, vcpus_limit, memory_mb_limit, instances_used)"
+        " SELECT id, 1, 1, 1, 1 FROM made"
+    )
+    assert series() == before

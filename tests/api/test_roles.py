@@ -1,4 +1,5 @@
-"""Who may do what: every operation of the OpenAPI document, tried by everybody who is not meant to use it.
+"""Who may do what: every operation of the OpenAPI document, tried in every role, and by everybody who is not meant to
+use it. What is expected follows from the permission that the operation declares, and from what roles have.
 
 What is foreign and what is absent are told apart by nobody: not by status, body or headers, nor by what changes. An
 operation that is new is tried without being named here; one with a new kind of id fails until ``THINGS`` knows one.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from typing import Any
 from uuid import uuid4
 
@@ -19,7 +21,9 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from api.app import create_app
+from model import permissions
 from model.base import Base, new_id
+from model.permissions import PLATFORM, ROLES, effective
 from model.secrets import digest
 from model.settings import Settings
 from tests.api.conftest import BODY, Api
@@ -37,8 +41,6 @@ OPEN = {"GET /health/live", "GET /health/ready", "POST /v1/hosts/register"} | {
 HIDDEN = {"/metrics"}
 #: What is the platform's own: changed by operators alone; of these, not even seen by others.
 PLATFORMS, OPERATIONS = re.compile(r"/v1/(hosts|instance-types|operations)\b"), "/v1/operations/"
-#: What goes on while the platform is restored, beside what only reads.
-WHILE_RESTORED = (OPERATIONS, "/v1/hosts/tokens")
 #: What all projects see: the fleet, the sizes.
 SHARED = {"host_id", "type_name", "user_id"}
 #: An id that nothing has: one for all, as it is in the names of tests.
@@ -62,7 +64,11 @@ class Operation:
         schemes = {scheme for one in security for scheme in one}
         self.of_agents = schemes == {"HostCredential"}
         self.of_projects = schemes == {"ApiKey", "Bearer"}
-        self.of_operators = any("operator" in scopes for one in security for scopes in one.values())
+        declared = {scope for one in security for scopes in one.values() for scope in scopes}
+        #: None: it is open, or its credential is a host's.
+        self.permission = declared.pop() if len(declared) == 1 else None
+        self.of_operators = self.permission in PLATFORM
+        self.tags = found.get("tags", [])
         self.ids = re.findall(r"{(\w+)}", path)
         self.content = found.get("requestBody", {}).get("content", {})
         self.example = self._example(document)
@@ -85,7 +91,12 @@ class Operation:
         if "application/octet-stream" in self.content:
             body = {"content": b"a file"}
         path = self.path.format_map(ids)
-        answer = await http.request(self.method, path, params=self.query, headers=headers, **body)
+        request = http.build_request(self.method, path, params=self.query, headers=headers, **body)
+        answer = await http.send(request, stream=True)
+        # Of those without an end, the head says it all.
+        if not answer.headers["content-type"].startswith("text/event-stream"):
+            await answer.aread()
+        await answer.aclose()
         assert answer.status_code < 500 or answer.json()["error"]["code"] == "restored", f"{self.name}: {answer.text}"
         return answer
 
@@ -98,6 +109,10 @@ def operations() -> Iterator[Operation]:
 
 
 ALL = {one.name: one for one in operations()}
+#: Everybody who has a key of a project: in the built-in roles, in one that may do nothing, and who manages the platform
+#: and has that role.
+NOTHING, ADMINISTRATOR = "nothing", "administrator"
+EVERYBODY = (*ROLES, NOTHING, ADMINISTRATOR)
 OPERATORS = [one for one in ALL.values() if one.of_operators]
 ABOUT = [one for one in ALL.values() if one.of_projects and not one.of_operators and set(one.ids) - SHARED]
 
@@ -137,7 +152,7 @@ async def world(shared_api: Api) -> AsyncIterator[World]:
     image = (await api.http.post("/v1/images", json={"name": "own", "source": {"type": "upload"}})).json()["data"]
     key = await api.http.post("/v1/ssh-keys", json={"name": "mine", "public_key": KEY})
     assert key.status_code == 201, key.text
-    things = {
+    things = await people(api) | {
         "instance_id": instance["id"],
         "workflow_id": instance["workflow_id"],
         "image_id": image["id"],
@@ -153,6 +168,94 @@ async def world(shared_api: Api) -> AsyncIterator[World]:
         yield World(api, things, stranger)
 
 
+async def people(api: Api) -> Json:
+    """Members, and what there is about them."""
+    user = str(api.db.user(api.db.project_id, "member", "viewer"))
+    found = {"user_id": user, "role_name": "helper"}
+    for name, path, body in (
+        (None, "/v1/rbac/roles", {"name": "helper", "permissions": ["events:read"]}),
+        ("binding_id", "/v1/rbac/bindings", {"role_name": "helper", "user_identifier": user}),
+        ("invitation_id", f"/v1/projects/{api.db.project_id}/invitations", {"email": "a@b.org", "role_name": "viewer"}),
+        ("account_id", "/v1/service-accounts", {"name": "ci"}),
+        ("account_key_id", "/v1/service-accounts/{account_id}/keys", {"name": "one"}),
+    ):
+        answer = await api.http.post(path.format_map(found), json=body)
+        assert answer.status_code == 201, answer.text
+        if name is not None:
+            found[name] = answer.json()["data"]["id"]
+    return found
+
+
+@pytest_asyncio.fixture(scope="module")
+async def everybody(world: World) -> AsyncIterator[dict[str, httpx.AsyncClient]]:
+    """Somebody in each role, in the project that has all the things; by role."""
+    db = world.api.db
+    db.rows(
+        "INSERT INTO roles (id, project_id, name, permissions) VALUES (%s, %s, 'nothing', '{}')",
+        *(new_id(), db.project_id),
+    )
+    async with AsyncExitStack() as stack:
+        found = {}
+        for name in EVERYBODY:
+            key = db.key(db.project_id, f"some-{name}", NOTHING if name == ADMINISTRATOR else name)
+            found[name] = await stack.enter_async_context(world.api.as_(key))
+        db.rows("UPDATE users SET is_admin = true WHERE name = 'some-administrator'")
+        yield found
+
+
+def has(role: str, permission: str) -> bool:
+    """Whether who has the role has the permission."""
+    roles = [role] if role in ROLES else []
+    return permission in effective(roles, [], is_admin=role == ADMINISTRATOR, scopes=None)
+
+
+@pytest.mark.parametrize("role", EVERYBODY)
+async def test_role_may_do_just_what_its_permissions_say(
+    world: World, everybody: dict[str, httpx.AsyncClient], role: str
+) -> None:
+    """In one's own project: 403 for what the role has not, with nothing changed; else anything but 401 and 403."""
+    before, http = world.written(), everybody[role]
+    allowed = [one for one in ALL.values() if one.of_projects and has(role, str(one.permission))]
+    refused = [one for one in ALL.values() if one.of_projects and one not in allowed]
+    for one in refused:
+        answer = await one.ask(http, world.ids())
+        assert (one.name, answer.status_code) == (one.name, 403)
+        assert answer.json()["error"]["details"] == {"permission": one.permission}
+    assert world.written() == before
+    for one in allowed:
+        # Of what changes things, that there is none of these is all that a test wants to hear.
+        things = [name for name in one.ids if name != "project_id" or one.of_operators]
+        looks = one.method == "GET" and "streams" not in one.tags and not one.path.endswith("/wait")
+        absent = {} if looks or (one.method == "POST" and not things) else dict.fromkeys(things, NOBODYS)
+        answer = await one.ask(http, world.ids(**absent))
+        assert answer.status_code not in (401, 403), (one.name, answer.text)
+        if absent:
+            # There is no restore to decide about.
+            assert (one.name, answer.status_code) == (one.name, 409 if one.path.startswith(OPERATIONS) else 404)
+        elif looks:
+            assert (one.name, answer.status_code) == (one.name, 200)
+
+
+@pytest.mark.parametrize("role", EVERYBODY)
+async def test_no_role_opens_another_project(world: World, role: str) -> None:
+    """With a key of one's own project, and another asked for: 404, whatever it is about."""
+    db = world.api.db
+    strangers = db.one("SELECT id FROM projects WHERE name = 'stranger'")["id"]
+    if not db.rows("SELECT 1 FROM roles WHERE project_id = %s", strangers):
+        row = (new_id(), strangers)
+        db.rows("INSERT INTO roles (id, project_id, name, permissions) VALUES (%s, %s, 'nothing', '{}')", *row)
+    key = db.key(strangers, f"strange-{role}", NOTHING if role == ADMINISTRATOR else role)
+    before = world.written()
+    async with world.api.as_(key) as http:
+        for one in ALL.values():
+            if not one.of_projects:
+                continue
+            answer = await one.ask(http, world.ids(), **{"X-Project-ID": world.things["project_id"]})
+            assert (one.name, answer.status_code) == (one.name, 404)
+            assert answer.json()["error"]["message"] == "there is no such project", one.name
+    assert world.written() == before
+
+
 def told(answer: httpx.Response, ids: list[str]) -> tuple[int, str, Json]:
     """All that an answer tells, but for what was asked about."""
     headers = {name: value for name, value in answer.headers.items() if name not in EACH_ITS_OWN}
@@ -164,12 +267,15 @@ def told(answer: httpx.Response, ids: list[str]) -> tuple[int, str, Json]:
 
 def test_every_operation_says_who_may_use_it() -> None:
     assert {one.name for one in ALL.values() if not (one.of_agents or one.of_projects)} == OPEN
+    # Without a permission of its own a route is not served at all.
+    for one in ALL.values():
+        assert (one.permission in permissions.ALL) == one.of_projects, one.name
     assert len(ABOUT) > 25
     assert len(OPERATORS) > 10
     # Whatever a route says of itself.
     platforms = [one for one in ALL.values() if one.of_projects and PLATFORMS.match(one.path)]
     theirs = {one.name for one in platforms if one.method != "GET" or one.path.startswith(OPERATIONS)}
-    assert theirs == {one.name for one in OPERATORS}
+    assert theirs == {one.name for one in OPERATORS if not one.path.startswith("/v1/projects/")}
     # What is served and not documented is the documentation, and what no path has.
     app = create_app(Settings(), None, None, None)  # type: ignore[arg-type]
     served = list(iter_route_contexts(app.routes))
@@ -226,8 +332,7 @@ async def test_another_projects_key_decides_nothing_about_a_restore(world: World
     try:
         before = world.written()
         for one in OPERATORS:
-            goes_on = one.method == "GET" or one.path.startswith(WHILE_RESTORED)
-            assert (one.name, await _refused(world, one)) == (one.name, 403 if goes_on else 503)
+            assert (one.name, await _refused(world, one)) == (one.name, 403)
         assert world.written() == before
     finally:
         world.api.db.rows("UPDATE restores SET finished_at = now()")
@@ -246,20 +351,21 @@ async def test_foreign_and_absent_are_told_apart_by_nothing(world: World) -> Non
     for one in ABOUT:
         for headers in ({}, {"Idempotency-Key": "once"}, {"If-Match": '"1"'}, {"Prefer": "wait=1"}):
             known = [world.things[what] for what in one.ids]
-            absent = {what: str(uuid4()) for what in one.ids}
+            absent = {what: "absent" if what == "role_name" else str(uuid4()) for what in one.ids}
             theirs = told(await one.ask(world.stranger, world.ids(), **headers), known)
             nobodys = told(await one.ask(world.stranger, world.ids(**absent), **headers), list(absent.values()))
             assert (one.name, headers, nobodys[0]) == (one.name, headers, 404)
             assert (one.name, headers, theirs) == (one.name, headers, nobodys)
-        assert world.written() == before, one.name
+    assert world.written() == before
 
 
 async def test_key_is_changed_without_a_gap(api: Api) -> None:
     """As docs/security.md says: the new one beside the old one, then without it."""
-    columns = "id, project_id, name, digest"
-    new = (new_id(), api.db.project_id, "new", digest("cairn_new"))
+    columns = "id, project_id, user_id, name, digest"
+    user = api.db.one("SELECT user_id FROM api_keys")["user_id"]
+    new = (new_id(), api.db.project_id, user, "new", digest("cairn_new"))
     with api.db.connect("cairn_owner") as owner:
-        owner.execute(f"INSERT INTO api_keys ({columns}) VALUES (%s, %s, %s, %s)", new)
+        owner.execute(f"INSERT INTO api_keys ({columns}) VALUES (%s, %s, %s, %s, %s)", new)
         async with api.as_("cairn_new") as http:
             assert (await http.get("/v1/hosts")).status_code == (await api.http.get("/v1/hosts")).status_code == 200
             owner.execute("UPDATE api_keys SET revoked_at = now() WHERE name = 'admin'")
@@ -303,18 +409,13 @@ LISTS = {
     "/v1/images": "?name=own",
     "/v1/ssh-keys": "?name=mine",
     "/v1/webhooks": "?name=chat",
+    "/v1/service-accounts": "?name=ci",
     "/v1/auth/keys": "?name=admin",
 }
 #: Of the fleet; of the caller's one project; counts and events, which have tests of their own.
-OTHER = {
-    "/v1/users",
-    "/v1/auth/me",
-    "/v1/hosts",
-    "/v1/instance-types",
-    "/v1/projects",
-    "/v1/dashboard/summary",
-    "/v1/events",
-}
+OTHER = {"/v1/hosts", "/v1/instance-types", "/v1/projects", "/v1/dashboard/summary", "/v1/events"}
+#: In which each project has something.
+OTHER |= {"/v1/rbac/roles", "/v1/rbac/bindings", "/v1/users", "/v1/auth/me", "/v1/audit", "/v1/audit/export"}
 
 
 async def test_lists_show_nothing_of_a_stranger(world: World) -> None:

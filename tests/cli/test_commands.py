@@ -97,6 +97,9 @@ ROWS = {
     "image list": ("/images", image()),
     "type list": ("/instance-types", {"name": "", "vcpus": 0.5, "memory_mb": 128, "disk_gb": 4}),
     "webhook list": ("/webhooks", hook()),
+    "project list": ("/projects", {**MADE, "unix_name": "x" * 32, "active": True, "deleting": False}),
+    "role list": ("/rbac/roles", {"built_in": False, "permissions": ["instances:read"] * 30}),
+    "service-account list": ("/service-accounts", {**MADE, "description": "x" * 100}),
 }
 #: Lists that do not come from the API.
 OFFLINE = ("context list", "faults list")

@@ -239,6 +239,7 @@ def test_an_identity_that_cannot_be_read_is_not_replaced(api: FakeApi, here: Pat
 
 def test_project_shows_and_sets_its_drift_policy(api: FakeApi) -> None:
     project = {"id": HOST, "name": "default", "drift_policy": "report", "created_at": WHEN}
+    project |= {"unix_name": "default", "description": "", "active": True, "deleting": False}
     api.on("GET /projects", Answer(200, [project]))
     api.on(f"PATCH /projects/{HOST}", Answer(200, project | {"drift_policy": "heal"}))
     assert "report" in cairn("project", "show").stdout

@@ -90,6 +90,7 @@ def test_history_is_of_the_end_that_its_name_says(path: Path) -> None:
         "recreated-failed": "FAILED",
         "not-recreated": "FAILED",
         "stuck": "FAILED",
+        "not-emptied": "FAILED",
         "fenced-off": "FAILED",
         "continued": "CONTINUED_AS_NEW",
     }

@@ -1,0 +1,65 @@
+"""``cairn quota``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from cli import render
+from cli.client import Client, is_id
+from cli.errors import usage
+from cli.projects import Which, find
+from cli.render import Format, Output
+
+app = typer.Typer(no_args_is_help=True, help="What a project may use, and uses.")
+NO_LIMIT = "none"
+
+
+@app.command(epilog="Example: cairn quota show")
+def show(project: Which = None, output: Output = Format.TABLE) -> None:
+    """Show limits, what is used of them, and what is reserved for launches under way."""
+    with Client() as client:
+        _print(client.get(f"/projects/{find(client, project)['id']}/quotas"), output)
+
+
+@app.command("set", epilog="Example: cairn quota set payments instances=50 vcpus=none")
+def set_(
+    project: Annotated[str, typer.Argument(help="Id, unix name or name of the project.", show_default=False)],
+    limits: Annotated[list[str], typer.Argument(metavar="WHAT=LIMIT...", help="none: no limit.", show_default=False)],
+    output: Output = Format.TABLE,
+) -> None:
+    """Set limits of any project. For administrators of the platform."""
+    body = dict(_limit(word) for word in limits)
+    with Client() as client:
+        _print(client.request("PATCH", f"/projects/{_of_platform(client, project)}/quotas", body=body)["data"], output)
+
+
+def _of_platform(client: Client, wanted: str) -> str:
+    if is_id(wanted):
+        return wanted
+    for row in client.pages("/projects", {"all": "true"}, None)[0]:
+        if row["unix_name"] == wanted:
+            return str(row["id"])
+    raise usage(f"no project has the unix name '{wanted}'", "see all: cairn project list --platform")
+
+
+def _limit(word: str) -> tuple[str, float | None]:
+    what, _, limit = word.partition("=")
+    if limit == NO_LIMIT:
+        return what, None
+    try:
+        return what, float(limit) if what == "vcpus" else int(limit)
+    except ValueError:
+        raise usage(f"'{word}': expected such as instances=50, or instances={NO_LIMIT}") from None
+
+
+def _print(quotas: dict[str, Any], output: Format) -> None:
+    if output is Format.JSON:
+        render.print_json(quotas)
+        return
+    rows = [
+        [what, "no limit" if of["limit"] is None else f"{of['limit']:g}", f"{of['used']:g}", f"{of['reserved']:g}"]
+        for what, of in quotas.items()
+    ]
+    render.print_table(["QUOTA", "LIMIT", "USED", "RESERVED"], rows, [])
