@@ -108,7 +108,6 @@ _HINTS = {
     "restored": "its operator decides what differs: cairn restore status",
     "unresolved": "decide about each (cairn restore adopt|forget|discard ID), or cairn restore finish --leave ID",
     "version_refused": "see which agents a platform works with: docs/upgrading.md",
-    "project_inactive": "ask an administrator of the platform; see your projects: cairn project list",
     "last_owner": "make somebody else an owner: cairn role bind owner NAME",
     "name_taken": "choose another name, or remove what has it",
     "port_taken": "choose another host port, or give only the container's and let Cairn choose: --port 80",

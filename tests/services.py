@@ -250,8 +250,17 @@ def _temporal(config: pytest.Config) -> TemporalServer:
         shutil.rmtree(folder, ignore_errors=True)
 
     config.add_cleanup(stop)
-    assert until(lambda: asyncio.run(temporal.answers(temporal.ADDRESS, port)), 20), (folder / "log").read_text()
+    assert until(lambda: asyncio.run(_serves(server.address)), 40), (folder / "log").read_text()
     return TemporalServer(server.address)
+
+
+async def _serves(address: str) -> bool:
+    """Its port is open before it serves."""
+    try:
+        await Client.connect(address)
+    except RuntimeError:
+        return False
+    return True
 
 
 @contextmanager
