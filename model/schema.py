@@ -9,6 +9,7 @@ from model.restores import Restore, RestoreDifference, RestoreHost
 from model.samples import Sample
 from model.ssh_keys import SshKey
 from model.users import Binding, Invitation, PasswordReset, RefreshToken, Role, ServiceAccount, Session, User
+from model.vault import DataKey, InstanceSecrets, Secret, SecretVersion
 from model.webhooks import Webhook, WebhookDelivery
 from model.workflows import Event, IdempotencyKey, Workflow
 
@@ -16,6 +17,7 @@ __all__ = [
     "ApiKey",
     "Base",
     "Binding",
+    "DataKey",
     "Event",
     "Host",
     "HostPort",
@@ -25,6 +27,7 @@ __all__ = [
     "ImageCache",
     "Installation",
     "Instance",
+    "InstanceSecrets",
     "InstanceType",
     "Invitation",
     "PasswordReset",
@@ -37,6 +40,8 @@ __all__ = [
     "RestoreHost",
     "Role",
     "Sample",
+    "Secret",
+    "SecretVersion",
     "ServiceAccount",
     "Session",
     "SshKey",

@@ -30,6 +30,7 @@ from activities.samples import SampleRecords
 from activities.sweeper import LOST_AFTER, Sweeper
 from activities.webhooks import WebhookRecords
 from model import logs
+from model.keyring import Keyring
 from model.metrics import STEPS_LIMIT
 from model.settings import Settings, of_process
 from worker import blob_store, images, metrics, tracing, webhooks
@@ -72,6 +73,7 @@ async def run(settings: Settings) -> None:
         most_unpacked_bytes=settings.image_max_unpacked_bytes,
         cache_days=settings.image_cache_days,
     )
+    keyring = None if settings.master_keys is None else Keyring(settings.master_keys.get_secret_value())
     capacity = Capacity(
         port_range=settings.port_range,
         overcommit_cpu=settings.overcommit_cpu,
@@ -91,7 +93,7 @@ async def run(settings: Settings) -> None:
     sweeper = Sweeper(engine, client, limits, image_limits)
     image_records = ImageRecords(engine, histories, blobs, image_limits, settings.outbound_allow)
     records = [
-        InstanceRecords(engine, capacity, histories),
+        InstanceRecords(engine, capacity, histories, keyring),
         HostRecords(engine, limits),
         HostDrains(engine, histories, limits),
         SampleRecords(engine),
