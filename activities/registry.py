@@ -12,6 +12,7 @@ from activities.image_records import ImageRecords
 from activities.images import ImageEngine
 from activities.instances import InstanceEngine, InstanceRecords
 from activities.purge import PurgeRecords
+from activities.reencryption import SecretRecords
 from activities.restores import MachineSurvey, RestoreRecords
 from activities.samples import SampleRecords
 from activities.sweeper import Sweeper
@@ -27,6 +28,7 @@ CONTROL_CLASSES: tuple[type, ...] = (
     ImageRecords,
     WebhookRecords,
     RestoreRecords,
+    SecretRecords,
     Sweeper,
 )
 HOST_CLASSES: tuple[type, ...] = (InstanceEngine, HostEngine, ImageEngine, MachineSurvey)

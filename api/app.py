@@ -26,6 +26,7 @@ from api import (
     images,
     instance_types,
     instances,
+    master_keys,
     metrics,
     openapi,
     projects,
@@ -103,7 +104,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
     # Agents before hosts: their paths are not ids.
     of_projects = instances, images, image_uploads, blobs, streams, workflows, retries, events, webhooks, dashboard
     of_platform = agents, agent_reports, samples, hosts, instance_types, ssh_keys, projects, restores, health, metrics
-    for module in (*of_projects, *of_platform, secrets):
+    for module in (*of_projects, *of_platform, secrets, master_keys):
         app.include_router(module.router)
     openapi.install(app)
     app.add_api_websocket_route("/{path:path}", streams.nowhere)

@@ -272,7 +272,13 @@ async def _keep(
     encrypted = encrypt(key, value.encode(), of_secret(caller.project_id, secret.name, number))
     values = {"secret_id": secret.id, "version": number, "data_key_id": key_id, **encrypted._asdict()}
     writing = insert(SecretVersion).values(id=version_id or new_id(), project_id=caller.project_id, **values)
-    return (await caller.execute(writing.returning(*_shown))).one()
+    try:
+        return (await caller.execute(writing.returning(*_shown))).one()
+    except IntegrityError as error:
+        # This API makes under a master key that is the newest no more, and what lies under that has just been moved.
+        if "fk_secret_versions_project_id_data_key_id" in str(error.orig):
+            raise Unavailable("the key that secrets lie under was replaced just now: repeat the request") from error
+        raise
 
 
 async def data_key(caller: Caller, keyring: Keyring) -> tuple[UUID, bytes]:

@@ -44,6 +44,7 @@ COMMANDS = {
     "instance": Place("cli.instances", "app", "Launch instances, look at them and into them, change them."),
     "image": Place("cli.images", "app", "Images: from a registry, a file or a URL."),
     "ssh-key": Place("cli.ssh_keys", "app", "Public keys that instances are launched with."),
+    "secret": Place("cli.secrets", "app", "Values that instances are given, and nobody is shown."),
     "host": Place("cli.hosts", "app", "Hosts: let machines join, look at them, empty and remove them."),
     "type": Place("cli.types", "app", "Instance types: the sizes that instances come in."),
     "project": Place("cli.projects", "app", "The project that the API key stands for, and its policies."),

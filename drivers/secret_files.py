@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from uuid import UUID
 
@@ -21,6 +21,8 @@ from model.errors import EngineRefused
 IN_MEMORY = ("tmpfs", "ramfs")
 #: What no machine has after so many seconds is left over: a machine is created right after its folder.
 LEFT_OVER = 600.0
+#: Characters of an id, with which the name of a machine ends.
+ID = 36
 
 
 def default_folder() -> Path:
@@ -110,6 +112,13 @@ class SecretFiles:
                 folder.rmdir()
             except OSError:  # others are in it, or it was never there
                 return
+
+
+def forget(root: Path, machines: Iterable[str]) -> None:
+    """Remove what any host's placements of the machines of these names have."""
+    for name in machines:
+        for folder in root.glob(f"*/{name[-ID:]}.*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def kind(path: Path) -> str:

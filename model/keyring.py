@@ -48,6 +48,11 @@ class Keyring:
         """The id of the key that makes what is new."""
         return next(iter(self._keys))
 
+    @property
+    def ids(self) -> list[str]:
+        """Of all keys, the newest first."""
+        return list(self._keys)
+
     def __contains__(self, key_id: object) -> bool:
         return key_id in self._keys
 

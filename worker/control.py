@@ -23,6 +23,7 @@ from activities.instances import InstanceRecords
 from activities.interceptor import ActivityInterceptor
 from activities.placement import Capacity
 from activities.purge import PurgeRecords, Retention
+from activities.reencryption import SecretRecords
 from activities.registry import methods
 from activities.restores import RestoreRecords
 from activities.runs import CONTROL, Histories
@@ -89,6 +90,7 @@ async def run(settings: Settings) -> None:
         tick_seconds=settings.tick_seconds,
         deadline_stop=settings.deadline_stop,
         deadline_delete=settings.deadline_delete,
+        newest_key=None if keyring is None else keyring.newest,
     )
     sweeper = Sweeper(engine, client, limits, image_limits)
     image_records = ImageRecords(engine, histories, blobs, image_limits, settings.outbound_allow)
@@ -102,6 +104,7 @@ async def run(settings: Settings) -> None:
         sweeper,
         WebhookRecords(engine),
         RestoreRecords(engine, client, asyncio.get_running_loop()),
+        SecretRecords(engine, keyring),
     ]
     STEPS_LIMIT.labels(CONTROL).set(THREADS)
     stopping = asyncio.Event()

@@ -44,6 +44,7 @@ PLANS = {
     "tick": ("tick.sweep",),
     "samples": ("samples.coarsen",),
     "purge": ("rows.purge",),
+    "reencrypt": ("secrets.reencrypt",),
     "import": ("image.claim", "image.download", "image.verify", "image.settle"),
     "import of a registry": ("image.pull",),
     "import undone": ("image.discard",),
@@ -59,7 +60,7 @@ PLANS = {
 CHANGES = ("launch", "start", "stop", "restart", "pause", "resume", "resize", "resize off", "resize anew")
 ASKED = (*CHANGES, "delete")
 #: What nobody asks for.
-SYSTEM = ("reconcile", "tick", "samples", "purge", "images", "blobs")
+SYSTEM = ("reconcile", "tick", "samples", "purge", "reencrypt", "images", "blobs")
 #: What is done with images.
 IMPORTS = ("import", "import of a registry", "import undone")
 #: What is decided after a restore.

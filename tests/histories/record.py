@@ -20,6 +20,7 @@ from temporalio.client import WorkflowHandle
 
 from activities.drains import Round
 from activities.purge import Purged
+from activities.reencryption import Reencrypted
 from activities.runs import CONTROL, RunEnded
 from model.base import new_id
 from model.errors import (
@@ -285,6 +286,7 @@ def passing(stage: Stage) -> None:
         "image.sweep",
         "samples.coarsen",
         "rows.purge",
+        "secrets.reencrypt",
         "tick.sweep",
         "webhook.take",
         "webhook.deliver",
@@ -294,6 +296,7 @@ def passing(stage: Stage) -> None:
 
 def much(stage: Stage) -> None:
     stage.purged = [Purged(events=1000, more=True), Purged(events=1)]
+    stage.reencrypted = [Reencrypted(versions=200, more=True), Reencrypted(keys=1)]
 
 
 async def main(version: str) -> None:
@@ -316,6 +319,9 @@ async def main(version: str) -> None:
         "Purge-completed": lambda play: record_system(play, "Purge", lambda _: None),
         "Purge-retried": lambda play: record_system(play, "Purge", passing),
         "Purge-again": lambda play: record_system(play, "Purge", much),
+        "ReencryptSecrets-completed": lambda play: record_system(play, "ReencryptSecrets", lambda _: None),
+        "ReencryptSecrets-retried": lambda play: record_system(play, "ReencryptSecrets", passing),
+        "ReencryptSecrets-again": lambda play: record_system(play, "ReencryptSecrets", much),
         "DeliverWebhook-completed": lambda play: record_system(play, "DeliverWebhook", deliveries, HOOK),
         "DeliverWebhook-retried": lambda play: record_system(play, "DeliverWebhook", passing, HOOK),
         "ReconcileHost-completed": lambda play: record_system(play, "ReconcileHost", lambda _: None, HOST),

@@ -21,6 +21,7 @@ SYSTEM = {
     "DeliverWebhook",
     "Purge",
     "ReconcileHost",
+    "ReencryptSecrets",
     "SurveyHost",
     "SweepBlobs",
     "Tick",

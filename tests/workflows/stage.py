@@ -27,6 +27,7 @@ from activities.image_records import ImageEnd, Import
 from activities.images import IMAGES, HostImages, ImageFacts
 from activities.instances import Placement, PlaceRequest, Settlement, StopRequest
 from activities.purge import Purged
+from activities.reencryption import Reencrypted
 from activities.registry import methods
 from activities.restores import Adoption, Decision, RestoreEnd, Survey
 from activities.runs import CONTROL, host_queue, start
@@ -101,6 +102,7 @@ class Stage:
         self.drained: list[DrainEnd] = []
         self.leftovers: list[list[OwnedMachine]] = []
         self.purged: list[Purged] = []
+        self.reencrypted: list[Reencrypted] = []
         #: What a webhook still has to be sent, in rounds: seconds that each of them asks to wait.
         self.rounds_of_deliveries: list[float] = []
         #: Whether a cancelled activity ends as if nothing had happened.
@@ -276,6 +278,11 @@ class Control:
     async def purge(self) -> Purged:
         await self._stage.play()
         return self._stage.purged.pop(0) if self._stage.purged else Purged()
+
+    @activity.defn(name="secrets.reencrypt")
+    async def reencrypt(self) -> Reencrypted:
+        await self._stage.play()
+        return self._stage.reencrypted.pop(0) if self._stage.reencrypted else Reencrypted()
 
 
 class Importer:
