@@ -163,7 +163,7 @@ def _value(value: str | None, from_file: str | None) -> str:
         elif sys.stdin.isatty():
             text = str(typer.prompt("Value", hide_input=True, err=True))
         else:
-            text = sys.stdin.read()
+            text = sys.stdin.buffer.read().decode()
     except OSError as error:
         raise usage(f"{from_file}: {error.strerror}") from None
     except UnicodeDecodeError:  # whose message repeats what it read

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner, Result
 
 from cli.errors import Exit
+from cli.main import app
 from tests.cli.fake import WHEN, Answer, FakeApi, accepted, cairn, instance
 
 ID = "0199b3f0-0000-7000-8000-0000000000ab"
@@ -17,6 +19,10 @@ SECRET = {
 }
 
 
+def piped(text: str, *arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments), input=text, catch_exceptions=False)
+
+
 @pytest.mark.parametrize("source", ["stdin", "file", "argument"])
 def test_set_makes_a_secret(api: FakeApi, tmp_path: Path, source: str) -> None:
     file = tmp_path / "value"
@@ -24,7 +30,7 @@ def test_set_makes_a_secret(api: FakeApi, tmp_path: Path, source: str) -> None:
     api.on("GET /secrets", Answer(200, []))
     api.on("POST /secrets", Answer(201, SECRET))
     more = {"stdin": [], "file": ["--from-file", str(file)], "argument": [VALUE]}[source]
-    result = cairn("--debug", "secret", "set", "db", *more, input=f"{VALUE}\n" if source == "stdin" else None)
+    result = piped(f"{VALUE}\n" if source == "stdin" else "", "--debug", "secret", "set", "db", *more)
     assert result.exit_code == 0, result.output
     assert api.seen("POST /secrets")[0].body == {"name": "db", "value": VALUE}
     assert VALUE not in result.output
@@ -34,7 +40,7 @@ def test_set_makes_a_secret(api: FakeApi, tmp_path: Path, source: str) -> None:
 def test_set_gives_one_that_is_there_another_version(api: FakeApi) -> None:
     api.on("GET /secrets", Answer(200, [SECRET]))
     api.on(f"POST /secrets/{ID}/rotate", Answer(200, SECRET | {"current_version": 2}))
-    result = cairn("secret", "set", "db", input="two\r\nlines\r\n")
+    result = piped("two\r\nlines\r\n", "secret", "set", "db")
     assert "2" in result.stdout
     assert api.seen(f"POST /secrets/{ID}/rotate")[0].body == {"value": "two\r\nlines"}
 
@@ -46,7 +52,7 @@ def test_value_that_cannot_be_sent_is_not_repeated(api: FakeApi, tmp_path: Path)
         result = cairn("secret", "set", "db", *arguments)
         assert result.exit_code == Exit.USAGE
         assert VALUE not in result.output
-    assert cairn("secret", "set", "db", input="\n").exit_code == Exit.USAGE
+    assert piped("\n", "secret", "set", "db").exit_code == Exit.USAGE
     assert api.requests == []
 
 
