@@ -13,6 +13,7 @@ from model.base import new_id
 from model.keyring import new_master_key
 from model.settings import Settings
 from tests.api.conftest import Api
+from tests.api.test_lifetimes import agent
 
 VALUE = "planted-7fK2qP9sV4xT"
 
@@ -225,3 +226,43 @@ async def test_api_without_master_keys_keeps_none(api: Api) -> None:
     api.app.state.settings = Settings(**(api.app.state.settings.model_dump() | {"master_keys": None}))
     answer = await api.http.post("/v1/secrets", json={"name": "db", "value": "x"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+
+
+async def test_agent_gets_what_was_sealed_for_its_own_placement_alone(api: Api) -> None:
+    await add(api)
+    instance = await launch(api, {"K": {"secret": "db"}})
+    path = f"/v1/hosts/secrets/{instance['id']}"
+    params: dict[str, Any] = {"project_id": instance["project_id"], "generation": 1}
+    async with agent(api) as one, agent(api, "two") as two:
+        assert (await one.get(path, params=params)).status_code == 404, "it is on no host yet"
+        api.db.rows(
+            "UPDATE instances SET host_id = %s, generation = 1, next_host_id = %s, next_generation = 2 WHERE id = %s",
+            *(api.db.hosts["one"], api.db.hosts["two"], instance["id"]),
+        )
+        for generation in (1, 2):
+            api.db.rows(
+                "INSERT INTO instance_secrets (instance_id, generation, project_id, sealed) VALUES (%s, %s, %s, %s)",
+                *(instance["id"], generation, instance["project_id"], f"sealed {generation}"),
+            )
+        for generation, host, other in ((1, one, two), (2, two, one)):
+            asked = params | {"generation": generation}
+            assert (await host.get(path, params=asked)).json()["data"] == {"sealed": f"sealed {generation}"}
+            assert (await other.get(path, params=asked)).status_code == 404
+        assert (await one.get(path, params=params | {"generation": 3})).status_code == 404
+        assert (await one.get(path, params=params | {"project_id": str(new_id())})).status_code == 404
+        assert (await one.get(path)).status_code == 422
+    assert (await api.http.get(path, params=params)).status_code == 401
+
+
+async def test_operator_sees_how_much_lies_under_which_key(api: Api) -> None:
+    await add(api)
+    api.db.rows(
+        "INSERT INTO data_keys (id, project_id, master_key_id, wrapped) VALUES (%s, %s, 'gone', '')",
+        *(new_id(), api.db.project_id),
+    )
+    found = (await api.http.get("/v1/operations/keys")).json()["data"]
+    assert (found["newest"], found["left"]) == ("test", 1)
+    told = [(key["id"], key["newest"], key["known"], key["data_keys"], key["secret_versions"]) for key in found["keys"]]
+    assert told == [("test", True, True, 1, 1), ("gone", False, False, 1, 0)]
+    async with api.as_(api.db.project("other")) as http:
+        assert (await http.get("/v1/operations/keys")).status_code == 403
