@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from activities import lifetimes, sizes
+from activities import lifetimes, secrets, sizes
 from activities.caches import note_cached
 from activities.database import at_last
 from activities.placement import release, release_next
@@ -45,6 +45,7 @@ def settle_instance(
     events = _settle_size(session, instance, order, outcome)
     if gone:
         count(session, instance, "none")
+    secrets.keep(session, instance, [] if gone else [instance.generation])
     # A delete that came meanwhile owns the instance now, and decides about its state.
     if instance.workflow_id == order.workflow_id:
         if facts is not None:

@@ -10,23 +10,27 @@ from typing import Any, TypeVar
 from sqlalchemy import Engine
 from temporalio import activity
 
-from activities import sizes
+from activities import secrets, sizes
 from activities.database import transaction
 from activities.health import until_healthy
 from activities.instance_ends import lock, move, resized, settle_instance
 from activities.placement import Capacity, anew, place, release, release_next, switch
 from activities.runs import Histories, claim, others, record
-from drivers.machines import Fence, Machines
+from drivers.machines import Fence, Machines, Secrets
 from model.base import Frozen
 from model.errors import HostIsBack, NoCapacity, NotReady, Superseded
 from model.health import HealthCheck
 from model.hosts import Host, fenced_after, is_reachable
 from model.instances import Instance, MachineSpec, MachineState, Port, Ready, Status
+from model.keyring import Keyring
+from model.vault import uses_of
 from model.workflows import Failure, Order, Outcome
 
 FORCE_AFTER = dt.timedelta(seconds=10)
 #: How long a placement waits for hosts whose lease has lapsed.
 PLACE_WITHIN = 20.0
+#: Runs that claim an instance in order to start it; its machine gets the secrets of that moment.
+STARTS = frozenset({"StartInstance", "RestartInstance", "HealInstance"})
 R = TypeVar("R")
 
 
@@ -70,10 +74,13 @@ class StopRequest(Frozen):
 class InstanceRecords:
     """Instances in the database. Runs on the control queue; every method is one transaction."""
 
-    def __init__(self, engine: Engine, capacity: Capacity, histories: Histories) -> None:
+    def __init__(
+        self, engine: Engine, capacity: Capacity, histories: Histories, keyring: Keyring | None = None
+    ) -> None:
         self._engine = engine
         self._capacity = capacity
         self._histories = histories
+        self._keyring = keyring
 
     @activity.defn(name="instance.place")
     def place(self, request: PlaceRequest) -> Placement:
@@ -91,6 +98,7 @@ class InstanceRecords:
                 release(session, instance)
                 host = _within(PLACE_WITHIN, place, session, instance, self._capacity, request.avoid_ports)
                 record(session, order, move(instance, Status.PROVISIONING, host=host.name))
+            secrets.give(session, self._keyring, instance, host, instance.generation)
             return Placement(host=host.name, spec=_spec(instance))
 
     @activity.defn(name="instance.place_beside")
@@ -108,9 +116,11 @@ class InstanceRecords:
             if new is None or self._is_to_leave(new, instance, instance.next_ports or [], request):
                 release_next(session, instance)
                 new = _within(PLACE_WITHIN, place, session, instance, self._capacity, request.avoid_ports, beside=True)
+            spec = _next_spec(instance)
+            secrets.give(session, self._keyring, instance, new, spec.generation)
             return Placement(
                 host=new.name,
-                spec=_next_spec(instance),
+                spec=spec,
                 was_running=row.prior_status == Status.RUNNING,
                 leaves=old.name if old is not None and not order.host_lost else None,
                 fence_seconds=fenced_after(new, self._capacity.fence_after).total_seconds(),
@@ -135,6 +145,7 @@ class InstanceRecords:
             if instance.next_host_id is not None:
                 what = "recreated" if instance.next_host_id == instance.host_id else "moved"
                 switch(session, instance)
+                secrets.keep(session, instance, [instance.generation])
                 host = session.get_one(Host, instance.host_id)
                 events = [(f"instance.{what}", {"name": instance.name, "host": host.name})]
                 if (before := sizes.take(session, instance)) is not None:
@@ -164,6 +175,9 @@ class InstanceRecords:
             sizes.hold(session, instance, self._capacity)
             if order.recreate:
                 anew(instance)
+            # Where it is, and where it is made anew: both may be started.
+            for generation in {instance.generation, instance.next_generation or instance.generation}:
+                secrets.give(session, self._keyring, instance, host, generation)
             size = {"vcpus": instance.next_vcpus, "memory_mb": instance.next_memory_mb}
             return Placement(
                 host=host.name,
@@ -187,6 +201,8 @@ class InstanceRecords:
             _check_owner(instance, order)
             in_the_way = others(session, order)
             host = session.get(Host, instance.host_id) if instance.host_id else None
+            if host is not None and order.kind in STARTS:
+                secrets.give(session, self._keyring, instance, host, instance.generation)
         waited = dt.datetime.now(dt.UTC) - activity.info().scheduled_time
         if in_the_way and not (order.force and waited > FORCE_AFTER):
             raise NotReady(f"workflow {in_the_way[0]} still works on instance {order.name}")
@@ -216,24 +232,32 @@ class InstanceEngine:
     """Machines of one host. Runs on that host's queue."""
 
     def __init__(
-        self, machines: Machines, fence: Fence, user_data: Callable[[MachineSpec], bytes] | None = None
+        self,
+        machines: Machines,
+        fence: Fence,
+        user_data: Callable[[MachineSpec], bytes] | None = None,
+        secrets: Callable[[MachineSpec], Secrets] | None = None,
     ) -> None:
-        """``user_data``: fetches the script that a spec names; it is in no history."""
+        """``user_data``, ``secrets``: fetch the script and the values that a spec names; they are in no history."""
         self._machines = machines
         self._fence = fence
         self._user_data = user_data
+        self._secrets = secrets
 
     @activity.defn(name="instance.create", no_thread_cancel_exception=True)
     def create(self, spec: MachineSpec) -> str:
         if spec.fenced:
             self._fence.check_open(activity.is_cancelled)
         script = partial(self._user_data, spec) if spec.user_data and self._user_data else None
-        return self._machines.create(spec, script)
+        given = partial(self._secrets, spec) if spec.secrets and self._secrets else None
+        return self._machines.create(spec, script, given)
 
     @activity.defn(name="instance.start", no_thread_cancel_exception=True)
     def start(self, spec: MachineSpec) -> MachineState:
         if spec.fenced:
             self._fence.check_open(activity.is_cancelled)
+        if spec.secrets and self._secrets:
+            self._machines.give(spec, self._secrets(spec))
         state = self._machines.start(spec.id, activity.is_cancelled)
         if spec.fenced:
             # Only now: one that the fence stopped, and whose start was given up, is started by the next look at it.
@@ -308,4 +332,5 @@ def _spec(instance: Instance) -> MachineSpec:
         health_check=HealthCheck.model_validate(instance.health_check) if instance.health_check else None,
         user_data=instance.user_data_sha256,
         authorized_key=instance.authorized_key,
+        secrets={name: use.delivery for name, use in uses_of(instance.secrets).items()},
     )

@@ -15,6 +15,7 @@ from activities.instances import InstanceEngine, InstanceRecords
 from activities.project_ends import ProjectEnds
 from activities.purge import PurgeRecords
 from activities.quotas import QuotaRecords
+from activities.reencryption import SecretRecords
 from activities.restores import MachineSurvey, RestoreRecords
 from activities.samples import SampleRecords
 from activities.sweeper import Sweeper
@@ -33,6 +34,7 @@ CONTROL_CLASSES: tuple[type, ...] = (
     ImageRecords,
     WebhookRecords,
     RestoreRecords,
+    SecretRecords,
     Sweeper,
 )
 HOST_CLASSES: tuple[type, ...] = (InstanceEngine, HostEngine, ImageEngine, MachineSurvey)

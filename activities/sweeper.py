@@ -16,7 +16,7 @@ from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities import audit, differences, image_chores
+from activities import audit, differences, image_chores, reencryption
 from activities.database import transaction
 from activities.fleet import BEAT, TICK, Limits, beat, replace_lost, to_reconcile
 from activities.image_records import ImageLimits
@@ -117,6 +117,11 @@ class Sweeper:
         except (RPCError, TimeoutError) as error:
             failures.append(error)
         try:
+            if await asyncio.to_thread(self._secrets_are_due):
+                await asyncio.wait_for(self._reencrypt(), PATIENCE.total_seconds())
+        except (RPCError, TimeoutError) as error:
+            failures.append(error)
+        try:
             wake = activity.in_activity()
             await asyncio.wait_for(start_due(self._engine, self._client, wake=wake), PATIENCE.total_seconds())
         except (RPCError, TimeoutError) as error:
@@ -187,6 +192,22 @@ class Sweeper:
             task_queue=CONTROL,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
             static_summary="Make old samples coarser, and remove those that are too old",
+        )
+
+    def _secrets_are_due(self) -> bool:
+        newest = self._limits.newest_key
+        if newest is None:
+            return False
+        with transaction(self._engine) as session:
+            return reencryption.is_due(session, newest)
+
+    async def _reencrypt(self) -> None:
+        await self._client.start_workflow(
+            "ReencryptSecrets",
+            id="reencrypt",
+            task_queue=CONTROL,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            static_summary="Bring secrets under the newest master key",
         )
 
     def _find(self, restored: bool) -> tuple[list[Order], list[Order], list[Order]]:

@@ -68,6 +68,11 @@ class UserData(BaseModel):
     sealed: str
 
 
+class SealedSecrets(BaseModel):
+    #: Values by variable, as JSON, which only the agent can read: see model.sealing. Base64.
+    sealed: str
+
+
 # Only what runs, in this generation, on a host of the agent; a start that is under way decides for itself. What a step
 # holds is passed over, and told again.
 _CHANGE = text(
@@ -98,6 +103,15 @@ _USER_DATA = text(
     """
     SELECT i.user_data, h.public_key FROM instances i JOIN hosts h ON h.id IN (i.host_id, i.next_host_id)
     WHERE i.id = :id AND i.project_id = :project AND h.credential = :credential AND i.user_data IS NOT NULL LIMIT 1
+    """
+)
+_SECRETS = text(
+    """
+    SELECT s.sealed FROM instance_secrets s
+    JOIN instances i ON i.project_id = s.project_id AND i.id = s.instance_id
+    JOIN hosts h ON h.id = CASE s.generation WHEN i.generation THEN i.host_id WHEN i.next_generation THEN i.next_host_id
+        END
+    WHERE s.instance_id = :id AND s.generation = :generation AND s.project_id = :project AND h.credential = :credential
     """
 )
 
@@ -136,3 +150,20 @@ async def user_data(
         raise NotFound(f"no host of this agent holds an instance {instance_id} with user_data")
     sealed = seal(found.user_data.encode(), purpose=of_user_data(instance_id), key=bytes(found.public_key or b""))
     return answer(request, {"sealed": sealed})
+
+
+@router.get("/secrets/{instance_id}", response_model=Envelope[SealedSecrets])
+async def secrets(
+    request: Request,
+    instance_id: UUID,
+    project_id: Annotated[UUID, Query()],
+    generation: Annotated[int, Query(ge=0, le=2**31 - 1)],
+    agent: Authenticated,
+) -> Response:
+    """What a placement of an instance on a host of the agent is given; a worker sealed it, the API cannot read it."""
+    await agent.connection.execute(ENTER, {"project": str(project_id)})
+    asked = {"id": instance_id, "project": project_id, "generation": generation, "credential": agent.credential}
+    found = (await agent.connection.execute(_SECRETS, asked)).one_or_none()
+    if found is None:
+        raise NotFound(f"no host of this agent holds generation {generation} of instance {instance_id} with secrets")
+    return answer(request, {"sealed": found.sealed})

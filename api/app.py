@@ -33,6 +33,7 @@ from api import (
     instances,
     invitations,
     keys,
+    master_keys,
     members,
     metrics,
     openapi,
@@ -42,6 +43,7 @@ from api import (
     retries,
     roles,
     samples,
+    secrets,
     service_account_keys,
     service_accounts,
     signing,
@@ -146,9 +148,22 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
         events,
         webhooks,
         dashboard,
+        secrets,
         audit,
     )
-    of_platform = agents, agent_reports, samples, hosts, instance_types, ssh_keys, projects, restores, health, metrics
+    of_platform = (
+        agents,
+        agent_reports,
+        samples,
+        hosts,
+        instance_types,
+        ssh_keys,
+        projects,
+        restores,
+        master_keys,
+        health,
+        metrics,
+    )
     of_people = auth, account, keys, users
     of_teams = project_quotas, members, invitations, roles, bindings, service_accounts, service_account_keys
     for module in (*of_people, *of_teams, *of_projects, *of_platform):

@@ -50,7 +50,7 @@ def view(row: Row[Any]) -> dict[str, Any]:
         "instance_type": row.instance_type,
         "vcpus": row.vcpus,
         "memory_mb": row.memory_mb,
-        "env": row.env,
+        "env": row.env | {name: _ref(use) for name, use in row.secrets.items()},
         "cmd": row.cmd,
         "ports": row.ports,
         "labels": row.labels,
@@ -73,3 +73,9 @@ def view(row: Row[Any]) -> dict[str, Any]:
         "updated_at": row.updated_at,
         "deleted_at": row.deleted_at,
     }
+
+
+def _ref(use: dict[str, Any]) -> dict[str, Any]:
+    """A use of a secret, as it was asked for."""
+    version = {} if use["version"] is None else {"version": use["version"]}
+    return {"secret": use["secret"], **version, "as": use["delivery"]}

@@ -14,6 +14,7 @@ from drivers.images import is_ours
 from model.drift import Drift
 from model.hosts import Backend
 from model.instances import Port
+from model.vault import Delivery
 
 #: The reference grammar of the OCI distribution specification: [domain/]path[:tag][@digest].
 _IMAGE = re.compile(
@@ -23,6 +24,7 @@ _IMAGE = re.compile(
 )
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 LONGEST_TO_SPLIT = 32768
+_SECRET_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _PORT = re.compile(r"(?:([0-9]{1,5}):)?([0-9]{1,5})(?:/(tcp|udp))?")
 
 
@@ -127,6 +129,31 @@ def _distinct(ports: list[PortIn]) -> list[PortIn]:
     return ports
 
 
+class SecretRef(BaseModel):
+    """In the place of a variable's value: a secret of the project."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    #: Its name, or its id.
+    secret: Name
+    #: Without it, the current one at each start.
+    version: Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)] | None = None
+    #: `file`: a file in memory, which the variable with `_FILE` behind its name names; `env`: the variable itself,
+    #: which who may look into the host's engine can read.
+    delivery: Delivery = Field("file", alias="as")
+
+
+def _distinct_variables(env: dict[str, str | SecretRef]) -> dict[str, str | SecretRef]:
+    for name, value in env.items():
+        if isinstance(value, str):
+            continue
+        if not _SECRET_VARIABLE.fullmatch(name):
+            raise ValueError(f"{name[:40]!r}: a variable for a secret has letters, digits and _, at most 128")
+        if value.delivery == "file" and f"{name}_FILE" in env:
+            raise ValueError(f"{name}_FILE is given too: it names the file of {name}")
+    return env
+
+
 class InstanceCreate(Lifetimes):
     """``POST /v1/instances``."""
 
@@ -145,9 +172,11 @@ class InstanceCreate(Lifetimes):
     ports: Annotated[
         list[PortIn], BeforeValidator(_ports, json_schema_input_type=str | list[PortIn]), AfterValidator(_distinct)
     ] = Field(default=[], max_length=64)
-    env: Annotated[dict[EnvName, Text], BeforeValidator(_env, json_schema_input_type=list[str] | dict[str, str])] = (
-        Field(default={}, max_length=256)
-    )
+    env: Annotated[
+        dict[EnvName, Text | SecretRef],
+        BeforeValidator(_env, json_schema_input_type=list[str] | dict[str, str | SecretRef]),
+        AfterValidator(_distinct_variables),
+    ] = Field(default={}, max_length=256)
     cmd: Annotated[list[Text], BeforeValidator(split_words, json_schema_input_type=str | list[str])] | None = Field(
         default=None, max_length=256
     )
@@ -164,6 +193,12 @@ class InstanceCreate(Lifetimes):
             Port(host_port=port.host_port or None, container_port=port.container_port, protocol=port.protocol)
             for port in self.ports
         ]
+
+    def plain_env(self) -> dict[str, str]:
+        return {name: value for name, value in self.env.items() if isinstance(value, str)}
+
+    def secret_env(self) -> dict[str, SecretRef]:
+        return {name: value for name, value in self.env.items() if not isinstance(value, str)}
 
 
 class InstancePatch(BaseModel):
@@ -214,7 +249,8 @@ class InstanceView(LifetimesView):
     instance_type: str
     vcpus: float
     memory_mb: int
-    env: dict[str, str]
+    #: A variable that stands for a secret says which: its value is in no answer.
+    env: dict[str, str | SecretRef]
     cmd: list[str] | None
     ports: list[Port]
     labels: dict[str, str]

@@ -11,7 +11,7 @@ from sqlalchemy import Row, insert, null, select, text
 from sqlalchemy.exc import IntegrityError
 
 from activities.placement import Capacity
-from api import lifetimes
+from api import lifetimes, secrets
 from api.accept import Acceptance, etag
 from api.caller import Caller, may
 from api.envelope import Envelope, Nothing, answer
@@ -79,7 +79,8 @@ async def launch(
         "instance_type": body.instance_type,
         "vcpus": size.vcpus,
         "memory_mb": size.memory_mb,
-        "env": body.env,
+        "env": body.plain_env(),
+        "secrets": await secrets.uses(caller, body),
         "cmd": body.cmd,
         "ports": ports,
         "wanted_ports": ports,

@@ -40,6 +40,7 @@ TAGS = {
     "instance-types": "The sizes that instances come in.",
     "images": "What instances are made from.",
     "ssh-keys": "Public keys that are put into instances.",
+    "secrets": "Values that instances are given, and nobody is shown.",
     "streams": "Into a running instance, through the agent of its host: logs, commands.",
     "workflows": "What was asked for, how far it is, calling it off, trying it again.",
     "events": "What happens, in commit order, resumable.",

@@ -141,6 +141,8 @@ _HINTS = {
     "deadline_exceeded": "see which step: cairn workflow show ID; and whether its host answers: cairn host list",
     "not_ready": "repeat in a moment",
     "host_is_back": "nothing has to be done: it stays where it is",
+    "secret_unusable": "see which versions there are: cairn secret versions NAME",
+    "envelope_broken": "give the secret its value again: cairn secret set NAME",
     "superseded": "something later took its place: cairn workflow list",
     "lease_lapsed": "its host has lost the platform, and starts nothing exclusive meanwhile: cairn host list",
     "registry_busy": "the registry asks for time: it is tried again by itself",

@@ -18,6 +18,7 @@ from cli.listing import Listing, Table, print_list
 from cli.options import pairs
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
 from cli.render import All, Format, Limit, Output
+from cli.secrets import references
 
 app = typer.Typer(no_args_is_help=True, help="Launch instances, look at them and into them, change them.")
 
@@ -46,6 +47,14 @@ def launch(
         typer.Option("--port", "-p", help="HOST:CONTAINER or CONTAINER (then a host port is chosen), /udp for UDP."),
     ] = None,
     env: Annotated[list[str] | None, typer.Option("--env", "-e", help="K=V; may be repeated.")] = None,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--secret",
+            metavar="K=NAME[@VERSION][:env]",
+            help="A secret, as the file that $K_FILE names; with :env as $K itself. May be repeated.",
+        ),
+    ] = None,
     label: Annotated[list[str] | None, typer.Option("--label", "-l", help="k=v; may be repeated.")] = None,
     tag: Annotated[list[str] | None, typer.Option("--tag", help="A short word; may be repeated.")] = None,
     backend: Annotated[str | None, typer.Option(help="Kind of engine, such as docker.")] = None,
@@ -82,7 +91,7 @@ def launch(
         "image": image,
         "instance_type": instance_type,
         "ports": [_port(value) for value in port or []] or None,
-        "env": pairs("--env", env) or None,
+        "env": pairs("--env", env) | references(secret, env) or None,
         "labels": pairs("--label", label) or None,
         "tags": tag or None,
         "backend": backend,

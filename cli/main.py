@@ -50,6 +50,7 @@ COMMANDS = {
     "image": Place("cli.images", "app", "Images: from a registry, a file or a URL."),
     "ssh-key": Place("cli.ssh_keys", "app", "Public keys that instances are launched with."),
     "host": Place("cli.hosts", "app", "Hosts: let machines join, empty and remove them."),
+    "secret": Place("cli.secrets", "app", "Values that instances are given, and nobody is shown."),
     "type": Place("cli.types", "app", "Instance types: the sizes that instances come in."),
     "project": Place("cli.projects", "app", "Projects: make them, choose one, see who is in it."),
     "role": Place("cli.roles", "app", "What may be done in a project, and who has which role."),

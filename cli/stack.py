@@ -141,6 +141,7 @@ def reset(yes: Yes = False) -> None:
 
 
 def _reset(settings: Settings, folder: Path, yes: bool) -> None:
+    from drivers import secret_files
     from worker import engine
 
     identity = data_folder.read_installation(folder)
@@ -161,5 +162,6 @@ def _reset(settings: Settings, folder: Path, yes: bool) -> None:
         raise CommandFailed("nothing was deleted", "not_confirmed", Exit.REFUSED, "confirm with --yes (make: YES=1)")
     if identity and docker_host and containers:
         engine.remove_containers(docker_host, containers)
+        secret_files.forget(settings.secrets_dir or secret_files.default_folder(), containers)
     data_folder.delete(folder)
     _say("Deleted.")

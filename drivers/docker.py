@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -24,8 +25,9 @@ from drivers.docker_engine import CALL_SECONDS, CONFLICT, POLL_SECONDS, DockerEn
 from drivers.docker_facts import limits, refusal_of
 from drivers.docker_inventory import DockerInventory
 from drivers.docker_streams import DockerStreams
-from drivers.machines import Check
+from drivers.machines import Check, Secrets
 from drivers.ownership import Owner, machine_name
+from drivers.secret_files import SecretFiles, default_folder
 from model.errors import EngineUnavailable, ImageNotFound, InstanceExited, NeedsStop, NotFound
 from model.health import Checked, Look
 from model.instances import MachineSpec, MachineState, OwnedMachine
@@ -40,11 +42,21 @@ class DockerMachines:
 
     name = "docker"
 
-    def __init__(self, base_url: str, *, installation: UUID, host_id: UUID, publish_address: str) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        installation: UUID,
+        host_id: UUID,
+        publish_address: str,
+        secrets_dir: Path | None = None,
+    ) -> None:
+        """``secrets_dir``: a folder in memory, of this process's user."""
         self._owner = Owner(installation=installation, host_id=host_id)
         self._engine = DockerEngine(base_url, self._owner)
         self._inside = DockerStreams(base_url, installation=installation, host_id=host_id)
         self._inventory = DockerInventory(self._engine)
+        self._files = SecretFiles(secrets_dir or default_folder(), host_id)
         self._publish_address = publish_address
         # Containers that this process made: an engine's id is never given twice, so their
         # start needs no second proof of ownership. Small, and lost with the process, as it may be.
@@ -54,14 +66,22 @@ class DockerMachines:
     def _client(self) -> APIClient:
         return self._engine.client
 
-    def create(self, spec: MachineSpec, user_data: Callable[[], bytes] | None = None) -> str:
+    def create(
+        self,
+        spec: MachineSpec,
+        user_data: Callable[[], bytes] | None = None,
+        secrets: Callable[[], Secrets] | None = None,
+    ) -> str:
+        if (user_data is not None or secrets is not None) and (started := self._started(spec)) is not None:
+            return started
         # Not while others wait for room to change something.
-        script = user_data() if user_data is not None and self._is_to_fill(spec) else None
+        script = user_data() if user_data is not None else None
+        given = docker_creation.Given(self._files, secrets() if secrets is not None else {})
         with calling(), changing():
             until = time.monotonic() + CALL_SECONDS
             while time.monotonic() < until:
                 try:
-                    made = docker_creation.create(self._client, self._owner, spec, self._publish_address)
+                    made = docker_creation.create(self._client, self._owner, spec, self._publish_address, given)
                     faults.reached("after_effect")
                     docker_first.fill(self._client, made, spec, script)
                     self._remember(spec.id, made)
@@ -80,17 +100,21 @@ class DockerMachines:
                         docker_first.fill(self._client, found["Id"], spec, script)
                     return str(found["Id"])
                 docker_ends.remove(self._client, found["Id"])
+                self._files.remove(spec.id, spec.generation - 1)
         raise EngineUnavailable(f"{machine_name(spec.id)} keeps changing under our hands")
 
-    def _is_to_fill(self, spec: MachineSpec) -> bool:
-        """Whether it is to be created, or was never started."""
+    def give(self, spec: MachineSpec, secrets: Secrets) -> None:
+        docker_creation.Given(self._files, secrets).write(spec)
+        faults.reached("after_effect")
+
+    def _started(self, spec: MachineSpec) -> str | None:
+        """Its container, where it was started before: nobody need be asked for what it was filled with."""
         with calling():
             found = self._engine.own(spec.id)
-        return (
-            found is None
-            or docker_first.is_new(found)
-            or not self._owner.check_adoptable(spec, found["Config"]["Labels"] or {})
-        )
+        if found is None or docker_first.is_new(found):
+            return None
+        adoptable = self._owner.check_adoptable(spec, found["Config"]["Labels"] or {})
+        return str(found["Id"]) if adoptable else None
 
     def _remember(self, machine: UUID, engine_id: str) -> None:
         while len(self._proven) >= PROVEN:
@@ -195,17 +219,18 @@ class DockerMachines:
         with calling():
             found = self._engine.find(machine)
             ours = self._owner.owned(machine_name(machine), found["Config"]["Labels"] or {}) if found else None
-            if found is None or ours is None:
-                return
-            if generation is not None and ours[1] > generation:
-                return
-            with changing():
-                docker_ends.remove(self._client, found["Id"])
-                faults.reached("after_effect")
+            if found is not None and ours is not None and (generation is None or ours[1] <= generation):
+                with changing():
+                    docker_ends.remove(self._client, found["Id"])
+                    faults.reached("after_effect")
+        # Of what was never created too.
+        self._files.remove(machine, generation)
 
     def inventory(self) -> list[OwnedMachine]:
         with calling():
-            return self._inventory.machines()
+            found = self._inventory.machines()
+        self._files.sweep({(machine.id, machine.generation) for machine in found})
+        return found
 
     def survey(self, machine: UUID | None = None) -> list[FoundMachine]:
         with calling():

@@ -3,19 +3,48 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from docker import APIClient
-from docker.types import LogConfig
+from docker.types import LogConfig, Mount
 
 from drivers import docker_first, docker_names
 from drivers.docker_facts import CPU_PERIOD
+from drivers.machines import Secrets
 from drivers.ownership import Owner, machine_name
-from model.errors import ImageNotFound
+from drivers.secret_files import SecretFiles
+from model.errors import EngineUnavailable, ImageNotFound
 from model.instances import MachineSpec
+from model.vault import FOLDER
 
 
-def create(client: APIClient, owner: Owner, spec: MachineSpec, publish_address: str) -> str:
+class Given(NamedTuple):
+    """The values of a container's secrets, and where those that come as files are kept."""
+
+    files: SecretFiles
+    secrets: Secrets
+
+    def write(self, spec: MachineSpec) -> list[Mount]:
+        """Keep those that come as files, and say where its container sees them. Raises EngineUnavailable."""
+        names = self._of(spec, "file")
+        if not names:
+            return []
+        folder = self.files.write(spec.id, spec.generation, names)
+        return [Mount(target=FOLDER, source=str(folder), type="bind", read_only=True)]
+
+    def environment(self, spec: MachineSpec) -> dict[str, str]:
+        """Where its program finds the files, and what comes as a variable itself, which the engine shows."""
+        where = {f"{name}_FILE": f"{FOLDER}/{name}" for name, how in spec.secrets.items() if how == "file"}
+        return where | {name: value.decode() for name, value in self._of(spec, "env").items()}
+
+    def _of(self, spec: MachineSpec, delivery: str) -> dict[str, bytes]:
+        try:
+            return {name: self.secrets[name] for name, how in spec.secrets.items() if how == delivery}
+        except KeyError as error:
+            raise EngineUnavailable("the values of its secrets are missing") from error
+
+
+def create(client: APIClient, owner: Owner, spec: MachineSpec, publish_address: str, given: Given) -> str:
     """Its engine's id. Ports are published on ``publish_address`` alone. Raises ImageNotFound."""
     image = docker_names.find(client, spec.wanted_image)
     if image is None:
@@ -32,13 +61,14 @@ def create(client: APIClient, owner: Owner, spec: MachineSpec, publish_address: 
         port_bindings=bindings,
         log_config=LogConfig(type="json-file", config={"max-size": "10m", "max-file": "3"}),
         restart_policy=docker_first.restart_policy(spec),
+        mounts=given.write(spec),
     )
     made = client.create_container(
         image["Id"],
         **docker_first.program(image, spec),
         name=machine_name(spec.id),
         hostname=re.sub(r"[^a-zA-Z0-9-]", "-", spec.name)[:63],
-        environment=spec.env,
+        environment=spec.env | given.environment(spec),
         labels=owner.labels(spec),
         ports=exposed,
         host_config=host_config,

@@ -9,7 +9,7 @@ import docker.errors
 
 from drivers.docker_engine import DockerEngine
 from drivers.docker_facts import observed
-from drivers.ownership import USER_DATA, told
+from drivers.ownership import SECRETS, USER_DATA, told
 from model.restores import FoundMachine
 
 
@@ -43,10 +43,18 @@ def _of(found: dict[str, Any], id: UUID, generation: int) -> FoundMachine:
         running=bool(state["Running"]) and not state["Paused"],
         paused=bool(state["Paused"]),
         private_ip=addresses[0] if addresses else None,
-        env=dict(line.partition("=")[::2] for line in config.get("Env") or []),
+        env=_environment(config),
         # With user data its program is our wrapper; what it wraps comes from the image then.
         cmd=None if USER_DATA in labels else config.get("Cmd"),
         restart_policy=f"{name}:{most}" if most else name,
         **observed(found),
         **({"name": config.get("Hostname")} | {k: v for k, v in told(labels).items() if v is not None}),
     )
+
+
+def _environment(config: dict[str, Any]) -> dict[str, str]:
+    """But for what stands for secrets: it goes into histories and rows."""
+    secret = (config["Labels"] or {}).get(SECRETS, "").split(",")
+    hidden = {*secret, *(f"{name}_FILE" for name in secret)}
+    env = dict(line.partition("=")[::2] for line in config.get("Env") or [])
+    return {name: value for name, value in env.items() if name not in hidden}

@@ -13,7 +13,7 @@ Rules that hold for every method of every driver:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 from uuid import UUID
 
@@ -28,6 +28,8 @@ class Cancelled(Exception):
 
 
 Check = Callable[[], bool]
+#: Values by the variables that stand for them: see MachineSpec.secrets.
+Secrets = Mapping[str, bytes]
 
 
 class Fence(Protocol):
@@ -54,14 +56,27 @@ class Machines(Protocol):
 
     name: str
 
-    def create(self, spec: MachineSpec, user_data: Callable[[], bytes] | None = None) -> str:
+    def create(
+        self,
+        spec: MachineSpec,
+        user_data: Callable[[], bytes] | None = None,
+        secrets: Callable[[], Secrets] | None = None,
+    ) -> str:
         """Find or create the machine of ``spec.id``; its engine's id comes back.
 
         ``user_data`` answers what ``spec.user_data`` stands for; asked only for what was never started. It and the
-        authorized key are in the machine before its first start.
+        authorized key are in the machine before its first start. ``secrets`` likewise answers the values of
+        ``spec.secrets``, which are where the program finds them before that.
 
         Adopts a machine of the same generation; replaces its own of an older generation; raises
         ForeignObject where the name is taken by something without our labels. Does not start it.
+        """
+
+    def give(self, spec: MachineSpec, secrets: Secrets) -> None:
+        """Make these the values of ``spec.secrets`` that it finds as files, whether it runs or is about to be started.
+        What came with its environment stays as it was created. They are nowhere on a disk, and go with the machine.
+
+        Raises EngineRefused where this host has no memory to keep them in.
         """
 
     def start(self, machine: UUID, cancelled: Check) -> MachineState:

@@ -23,6 +23,8 @@ HEALTH = f"{PREFIX}.health"
 #: It runs a script first: the SHA-256 of that.
 USER_DATA = f"{PREFIX}.user-data"
 
+#: The names of its variables that stand for secrets, with commas between them.
+SECRETS = f"{PREFIX}.secrets"
 #: What its image was called: it is made of the image's id.
 IMAGE = f"{PREFIX}.image-name"
 
@@ -68,6 +70,7 @@ class Owner(Frozen):
             **({FENCED: "true"} if spec.fenced else {}),
             **({HEALTH: spec.health_check.model_dump_json(exclude_defaults=True)} if spec.health_check else {}),
             **({USER_DATA: spec.user_data} if spec.user_data else {}),
+            **({SECRETS: ",".join(sorted(spec.secrets))} if spec.secrets else {}),
         }
 
     def filters(self) -> list[str]:

@@ -11,7 +11,7 @@ import orjson
 import urllib3
 
 from drivers import faults
-from drivers.machines import Cancelled, Check
+from drivers.machines import Cancelled, Check, Secrets
 from drivers.ownership import FENCED, HEALTH, PREFIX, Owner, machine_name, told
 from model.errors import (
     EngineRefused,
@@ -68,8 +68,16 @@ class SimulatedMachines:
         self._engine = SimulatedEngine(f"{url}/hosts/{host_name}")
         self._owner = Owner(installation=installation, host_id=host_id)
 
-    def create(self, spec: MachineSpec, user_data: Callable[[], bytes] | None = None) -> str:
-        # Nothing runs in these machines, so nothing becomes of user data and keys.
+    def create(
+        self,
+        spec: MachineSpec,
+        user_data: Callable[[], bytes] | None = None,
+        secrets: Callable[[], Secrets] | None = None,
+    ) -> str:
+        # Nothing runs in these machines, so nothing becomes of user data and keys. Of secrets it is looked at whether
+        # they came.
+        if spec.secrets:
+            self.give(spec, secrets() if secrets is not None else {})
         wanted = {
             "labels": self._owner.labels(spec),
             "image": spec.image,
@@ -92,6 +100,10 @@ class SimulatedMachines:
                 return str(found["id"])
             self._engine.call("DELETE", f"machines/{found['id']}")
         raise EngineUnavailable(f"{machine_name(spec.id)} keeps changing under our hands")
+
+    def give(self, spec: MachineSpec, secrets: Secrets) -> None:
+        if missing := spec.secrets.keys() - secrets.keys():
+            raise EngineUnavailable(f"the values of its secrets are missing: {', '.join(sorted(missing))}")
 
     def start(self, machine: UUID, cancelled: Check) -> MachineState:
         found = self._own(machine)

@@ -111,6 +111,9 @@ class MachineSpec(Frozen):
     #: A line for the authorized_keys of its root.
     authorized_key: str | None = None
 
+    #: Variables that stand for secrets, and how each comes in. The values are fetched by who needs them.
+    secrets: dict[str, Literal["file", "env"]] = {}
+
     #: Of a change of its limits: it ran before, and is to run after it.
     lives: bool = False
 
@@ -118,7 +121,7 @@ class MachineSpec(Frozen):
     LATER: ClassVar[tuple[str, ...]] = (
         *("image_digest", "image_format"),
         *("restart_policy", "health_check", "user_data", "authorized_key"),
-        "lives",
+        *("lives", "secrets"),
     )
 
     @property
@@ -195,6 +198,8 @@ class Instance(Resource, Base):
     vcpus: Mapped[float]
     memory_mb: Mapped[int]
     env: Mapped[EmptyObject]
+    #: Variables that stand for secrets: model.vault.SecretUse by name. The values are in no row of it.
+    secrets: Mapped[EmptyObject]
     cmd: Mapped[list[Any] | None]
     ports: Mapped[EmptyList]
     wanted_ports: Mapped[EmptyList]
@@ -280,6 +285,11 @@ class Instance(Resource, Base):
             "ix_instances_idle",
             "id",
             postgresql_where=text("idle_stop_seconds IS NOT NULL AND status = 'running'"),
+        ),
+        Index(
+            "ix_instances_secrets",
+            "project_id",
+            postgresql_where=text("secrets <> '{}'::jsonb AND status <> 'deleted'"),
         ),
         Index("ix_instances_labels", "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}),
         Index("ix_instances_tags", "tags", postgresql_using="gin", postgresql_ops={"tags": "jsonb_path_ops"}),

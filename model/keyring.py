@@ -52,6 +52,11 @@ class Keyring:
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
 
+    @property
+    def ids(self) -> list[str]:
+        """Of all keys, the newest first."""
+        return list(self._keys)
+
     def __contains__(self, key_id: object) -> bool:
         return key_id in self._keys
 

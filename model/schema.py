@@ -11,6 +11,7 @@ from model.restores import Restore, RestoreDifference, RestoreHost
 from model.samples import Sample
 from model.ssh_keys import SshKey
 from model.users import Binding, Invitation, Mail, PasswordReset, RefreshToken, Role, ServiceAccount, Session, User
+from model.vault import DataKey, InstanceSecrets, Secret, SecretVersion
 from model.webhooks import Webhook, WebhookDelivery
 from model.workflows import Event, IdempotencyKey, Workflow
 
@@ -21,6 +22,7 @@ __all__ = [
     "AuditLink",
     "Base",
     "Binding",
+    "DataKey",
     "Event",
     "Host",
     "HostPort",
@@ -30,6 +32,7 @@ __all__ = [
     "ImageCache",
     "Installation",
     "Instance",
+    "InstanceSecrets",
     "InstanceType",
     "Invitation",
     "Mail",
@@ -44,6 +47,8 @@ __all__ = [
     "RestoreHost",
     "Role",
     "Sample",
+    "Secret",
+    "SecretVersion",
     "ServiceAccount",
     "Session",
     "SshKey",

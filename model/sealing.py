@@ -36,6 +36,11 @@ def of_user_data(instance_id: UUID) -> str:
     return f"user_data:{instance_id}"
 
 
+def of_secrets(instance_id: UUID, generation: int) -> str:
+    """The purpose of what one placement of an instance is given."""
+    return f"secrets:{instance_id}:{generation}"
+
+
 def seal(value: bytes, *, purpose: str, key: bytes) -> str:
     """``value`` for the holder of the private half of ``key``; base64, 48 bytes and the purpose longer.
 

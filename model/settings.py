@@ -244,6 +244,10 @@ class Settings(BaseSettings):
     host_cpus: float | None = Field(None, gt=0, description="CPUs of this host (default: as many as it has)")
     host_memory_mb: int | None = Field(None, gt=0, description="Memory of this host, MiB (default: all of it)")
     agent_identity: Path | None = Field(None, description="File of a host agent's keys and credential")
+    secrets_dir: Path | None = Field(
+        None,
+        description="Folder, in a tmpfs, where an agent keeps instances' secrets (default: /dev/shm/cairn-secrets-UID)",
+    )
     agent_address: str | None = Field(
         None, description="Address on which an agent serves streams (default: that of its way to the API)"
     )

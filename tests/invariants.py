@@ -42,7 +42,7 @@ def violations(stack: Platform) -> list[str]:
     if broken:
         return broken
     instances = stack.list("/instances")
-    return [*_states(instances), *_machines(stack, instances), *_sums(stack, instances)]
+    return [*_states(instances), *_machines(stack, instances), *_secrets(stack), *_sums(stack, instances)]
 
 
 def _states(instances: list[Json]) -> list[str]:
@@ -88,6 +88,17 @@ def _machines(stack: Platform, instances: list[Json]) -> list[str]:
             broken.append(f"{what} has more than one machine: {found}")
     broken += [f"no live row has {id}: {found}" for id, found in there.items()]
     return broken
+
+
+def _secrets(stack: Platform) -> list[str]:
+    """Files of secrets are of machines that there are, and what was sealed is of live rows' placements."""
+    there = {f"{id}.{machine.generation}" for id, found in machines(stack).items() for machine in found}
+    lost = [folder.name for folder in stack.secrets_dir.glob("*/*") if folder.name not in there]
+    sealed = stack.sql(
+        "SELECT s.instance_id::text, s.generation FROM instance_secrets s LEFT JOIN instances i ON i.id = s.instance_id"
+        " WHERE i.host_id IS NULL OR s.generation <> i.generation"
+    )
+    return [f"nothing has the secrets in {name}" for name in lost] + [f"{row} was sealed for nobody" for row in sealed]
 
 
 def _sums(stack: Platform, instances: list[Json]) -> list[str]:

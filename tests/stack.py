@@ -59,6 +59,8 @@ class Stack(Platform):
         self.folder = Path(tempfile.mkdtemp(prefix="cs-"))
         self.data = self.folder / "d"
         self.faults_file = self.folder / "faults.json"
+        #: In memory, where its agents keep instances' secrets.
+        self.secrets_dir = Path("/dev/shm") / self.folder.name  # noqa: S108 - a name that nobody guesses
         low = FIRST_PORT + next(_blocks) % BLOCKS * PORTS
         self.port_range = (low, low + PORTS - 1)
         simulator = ports.choose("127.0.0.1", set(), self.port_range)
@@ -77,6 +79,7 @@ class Stack(Platform):
                 "CAIRN_SIMULATED_HOSTS": str(simulated_hosts),
                 "CAIRN_SIMULATOR_URL": self.simulator_url,
                 "CAIRN_FAULTS_FILE": str(self.faults_file),
+                "CAIRN_SECRETS_DIR": str(self.secrets_dir),
             }
             | environ
         )
@@ -137,6 +140,7 @@ class Stack(Platform):
                         client.images.remove(image.reference)
             client.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.secrets_dir, ignore_errors=True)
 
     def log(self, name: str | None = None) -> str:
         path = self.data / "logs" / f"{name}.log" if name else self.folder / "log"

@@ -32,7 +32,7 @@ from activities.runs import host_queue
 from drivers.blob_source import ApiBlobs
 from drivers.brought import Brought
 from drivers.images import Images
-from drivers.machines import Fence, Machines
+from drivers.machines import Fence, Machines, Secrets
 from drivers.measured import measured
 from drivers.streams import Streams
 from model import logs
@@ -41,7 +41,7 @@ from model.instances import MachineSpec
 from model.metrics import STEPS_LIMIT
 from model.settings import Settings, of_process
 from model.tickets import Gate
-from worker import agent_server, fence, identity, joining, metrics, tracing, user_data
+from worker import agent_server, fence, identity, instance_secrets, joining, metrics, tracing, user_data
 from worker.agent_server import AgentServer
 from worker.health import HealthLooks
 from worker.identity import Keys, Membership
@@ -104,6 +104,7 @@ def driver(host: AgentHost, installation: UUID, settings: Settings) -> Machines:
         installation=installation,
         host_id=host.id,
         publish_address=settings.publish_address,
+        secrets_dir=settings.secrets_dir,
     )
 
 
@@ -171,6 +172,7 @@ async def run(settings: Settings) -> None:
                 images,
                 fence.AgentFence(settings),
                 user_data.fetcher(membership, keys),
+                instance_secrets.fetcher(membership, keys),
             )
             for worker in temporal.workers:
                 await workers.enter_async_context(worker)
@@ -198,6 +200,7 @@ def step_workers(
     images: Mapping[UUID, Images],
     fence: Fence,
     scripts: Callable[[MachineSpec], bytes] | None = None,
+    secrets: Callable[[MachineSpec], Secrets] | None = None,
 ) -> list[Worker]:
     """A Temporal worker for each host's queue."""
     threads = ThreadPoolExecutor(max(STEPS, 4 * len(hosts)), thread_name_prefix="step")
@@ -205,7 +208,7 @@ def step_workers(
     workers = []
     for host in hosts:
         engines = [
-            InstanceEngine(machines[host.id], fence, scripts),
+            InstanceEngine(machines[host.id], fence, scripts, secrets),
             HostEngine(host.name, machines[host.id], fence),
             ImageEngine(host.name, images[host.id]),
             MachineSurvey(host.name, machines[host.id]),

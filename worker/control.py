@@ -27,6 +27,7 @@ from activities.placement import Capacity
 from activities.project_ends import ProjectEnds
 from activities.purge import PurgeRecords, Retention
 from activities.quotas import QuotaRecords
+from activities.reencryption import SecretRecords
 from activities.registry import methods
 from activities.restores import RestoreRecords
 from activities.runs import CONTROL, Histories
@@ -77,12 +78,14 @@ async def run(settings: Settings) -> None:
         most_unpacked_bytes=settings.image_max_unpacked_bytes,
         cache_days=settings.image_cache_days,
     )
+    keyring = None if settings.master_keys is None else Keyring(settings.master_keys.get_secret_value())
     capacity = Capacity(
         port_range=settings.port_range,
         overcommit_cpu=settings.overcommit_cpu,
         overcommit_memory=settings.overcommit_memory,
         fence_after=settings.fence_after,
     )
+    keyring = Keyring(settings.master_keys.get_secret_value()) if settings.master_keys else None
     limits = Limits(
         reconcile_interval=settings.reconcile_interval,
         fence_after=settings.fence_after,
@@ -92,12 +95,12 @@ async def run(settings: Settings) -> None:
         tick_seconds=settings.tick_seconds,
         deadline_stop=settings.deadline_stop,
         deadline_delete=settings.deadline_delete,
+        newest_key=None if keyring is None else keyring.newest,
     )
-    keyring = Keyring(settings.master_keys.get_secret_value()) if settings.master_keys else None
     sweeper = Sweeper(engine, client, limits, image_limits, keyring)
     image_records = ImageRecords(engine, histories, blobs, image_limits, settings.outbound_allow)
     records = [
-        InstanceRecords(engine, capacity, histories),
+        InstanceRecords(engine, capacity, histories, keyring),
         HostRecords(engine, limits),
         HostDrains(engine, histories, limits),
         ProjectEnds(engine, histories, limits),
@@ -109,6 +112,7 @@ async def run(settings: Settings) -> None:
         sweeper,
         WebhookRecords(engine),
         RestoreRecords(engine, client, asyncio.get_running_loop()),
+        SecretRecords(engine, keyring),
     ]
     STEPS_LIMIT.labels(CONTROL).set(THREADS)
     stopping = asyncio.Event()

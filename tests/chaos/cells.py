@@ -47,6 +47,7 @@ PLANS = {
     "purge": ("rows.purge",),
     "audit": ("audit.seal",),
     "quotas": ("quota.compare",),
+    "reencrypt": ("secrets.reencrypt",),
     "import": ("image.claim", "image.download", "image.verify", "image.settle"),
     "import of a registry": ("image.pull",),
     "import undone": ("image.discard",),
@@ -63,7 +64,7 @@ PLANS = {
 CHANGES = ("launch", "start", "stop", "restart", "pause", "resume", "resize", "resize off", "resize anew")
 ASKED = (*CHANGES, "delete")
 #: What nobody asks for.
-SYSTEM = ("reconcile", "tick", "samples", "purge", "audit", "quotas", "images", "blobs")
+SYSTEM = ("reconcile", "tick", "samples", "purge", "audit", "quotas", "reencrypt", "images", "blobs")
 #: What is done with images.
 IMPORTS = ("import", "import of a registry", "import undone")
 #: What is found, and what is decided, after a restore.

@@ -33,6 +33,7 @@ RESIZES = {"resize off": 1, "resize anew": 2}
 SMALL, LARGE = "basic-1", "basic-2"
 #: Scenarios that have a module of their own.
 ELSEWHERE = {**dict.fromkeys(IMPORTS, imports.run), **dict.fromkeys(RESTORES, restores.run), "project": projects.run}
+OLD_KEYS = "SELECT id FROM data_keys WHERE master_key_id = 'before'"
 #: What is seen to its end though it was called off.
 TO_THE_END = ("instance.settle", "instance.switch")
 
@@ -72,8 +73,8 @@ def begin(stack: Stack, cell: Cell, *faults: Json) -> Json:
     """Bring an instance to where the plan starts, plant the faults, and ask for the plan."""
     if cell.plan in ("launch", "undo"):
         stack.plant(*faults)
-        return stack.launch(backend=cell.backend)
-    instance = stack.running(backend=cell.backend)
+        return stack.launch(backend=cell.backend, env=_secret(stack))
+    instance = stack.running(backend=cell.backend, env=_secret(stack))
     if first := {"start": "stop", "resume": "pause"}.get(cell.plan):
         stack.completed(stack.act(first, instance))
     if cell.plan in RESIZES:
@@ -83,6 +84,14 @@ def begin(stack: Stack, cell: Cell, *faults: Json) -> Json:
         body = {"instance_type": LARGE, "recreate": cell.plan == "resize anew"}
         return stack.act("resize", instance, body=body)
     return stack.act(cell.plan, instance)
+
+
+def _secret(stack: Stack) -> Json:
+    """An environment whose value an agent is to get, sealed, whatever dies meanwhile."""
+    if not stack.list("/secrets", name="chaos"):
+        answer = stack.request("POST", "/secrets", json={"name": "chaos", "value": "planted-Zr8Wq2LmX5"})
+        assert answer.status_code in (httpx.codes.CREATED, httpx.codes.CONFLICT), answer.text
+    return {"PLANTED": {"secret": "chaos"}}
 
 
 def hold(stack: Stack, cell: Cell) -> Json:
@@ -175,6 +184,8 @@ def _system_work(stack: Stack, cell: Cell) -> None:
     old = _plant_what_is_too_old(stack) if cell.plan == "purge" else None
     if cell.plan == "quotas":
         stack.sql("UPDATE quotas SET instances_used = instances_used + 7, memory_mb_reserved = 11")
+    if cell.plan == "reencrypt":
+        _plant_old_key(stack, instance)
     accepted = stack.launch()
     if cell.plan in IMAGES_DUE:
         _wait_for_image_work(stack, cell, before)
@@ -187,6 +198,8 @@ def _system_work(stack: Stack, cell: Cell) -> None:
         _expect_coarser(stack, instance)
     if cell.plan == "audit":
         wait_for("all of the audit log is linked, once", lambda: _is_sealed(stack), 30)
+    if cell.plan == "reencrypt":
+        wait_for("nothing lies under the old key", lambda: not stack.sql(OLD_KEYS), 45)
     wait_for("the leftover is removed", lambda: leftover not in invariants.machines(stack), 30)
 
 
@@ -330,6 +343,14 @@ def _plant_old_samples(stack: Stack, instance: Json) -> None:
         "INSERT INTO samples SELECT project_id, id, 10, date_bin('60 s', now(), 'epoch') - interval '30 min' + n * "
         "interval '10 s', 10 * n, 1000, 2, n, n, n, n FROM instances, generate_series(0, 5) AS n WHERE id = %s",
         instance["id"],
+    )
+
+
+def _plant_old_key(stack: Stack, instance: Json) -> None:
+    """A data key of a master key that is the newest no more, under which nothing lies."""
+    stack.sql(
+        "INSERT INTO data_keys (id, project_id, master_key_id, wrapped) VALUES (%s, %s, 'before', '')",
+        *(str(uuid.uuid4()), instance["project_id"]),
     )
 
 

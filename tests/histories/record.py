@@ -22,6 +22,7 @@ from activities.audit import Sealed
 from activities.drains import Round
 from activities.project_ends import Emptying
 from activities.purge import Purged
+from activities.reencryption import Reencrypted
 from activities.runs import CONTROL, RunEnded
 from model.base import new_id
 from model.errors import (
@@ -313,6 +314,7 @@ def passing(stage: Stage) -> None:
         "rows.purge",
         "audit.seal",
         "quota.compare",
+        "secrets.reencrypt",
         "tick.sweep",
         "webhook.take",
         "webhook.deliver",
@@ -323,6 +325,7 @@ def passing(stage: Stage) -> None:
 def much(stage: Stage) -> None:
     stage.purged = [Purged(events=1000, more=True), Purged(events=1)]
     stage.sealed = [Sealed(links=20_000, more=True), Sealed(links=1)]
+    stage.reencrypted = [Reencrypted(versions=200, more=True), Reencrypted(keys=1)]
 
 
 async def main(version: str) -> None:
@@ -350,6 +353,9 @@ async def main(version: str) -> None:
         "Purge-again": lambda play: record_system(play, "Purge", much),
         "CompareQuotas-completed": lambda play: record_system(play, "CompareQuotas", lambda _: None),
         "CompareQuotas-retried": lambda play: record_system(play, "CompareQuotas", passing),
+        "ReencryptSecrets-completed": lambda play: record_system(play, "ReencryptSecrets", lambda _: None),
+        "ReencryptSecrets-retried": lambda play: record_system(play, "ReencryptSecrets", passing),
+        "ReencryptSecrets-again": lambda play: record_system(play, "ReencryptSecrets", much),
         "DeliverWebhook-completed": lambda play: record_system(play, "DeliverWebhook", deliveries, HOOK),
         "DeliverWebhook-retried": lambda play: record_system(play, "DeliverWebhook", passing, HOOK),
         "ReconcileHost-completed": lambda play: record_system(play, "ReconcileHost", lambda _: None, HOST),

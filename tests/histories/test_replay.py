@@ -23,6 +23,7 @@ SYSTEM = {
     "Purge",
     "ReconcileHost",
     "SealAudit",
+    "ReencryptSecrets",
     "SurveyHost",
     "SweepBlobs",
     "Tick",

@@ -24,30 +24,37 @@ READ_BY_ALL = (
     " webhook_deliveries audit audit_links audit_heads"
 )
 PEOPLE = "users service_accounts roles bindings invitations"
+#: Of secrets: no ciphertext.
+SEEN_BY_API = "data_keys secrets instance_secrets"
+OF_SECRETS = f"{SEEN_BY_API} secret_versions"
 #: Rights on whole tables; those on single columns are tried below.
 RIGHTS = {
     ("cairn_api", "SELECT"): f"{READ_BY_ALL} api_keys ssh_keys {PEOPLE} sessions refresh_tokens password_resets mails"
-    " rate_limits",
+    f" rate_limits {SEEN_BY_API}",
     ("cairn_api", "INSERT"): (
+        "data_keys secrets secret_versions "
         "host_tokens instance_types instances workflows events idempotency_keys pulses samples images ssh_keys"
         f" projects quotas api_keys {PEOPLE} sessions refresh_tokens password_resets mails audit rate_limits"
     ),
     ("cairn_api", "UPDATE"): (
+        "secrets "
         "images host_tokens instance_types instances workflows idempotency_keys quotas pulses webhook_deliveries"
         f" projects api_keys {PEOPLE} sessions refresh_tokens mails rate_limits"
     ),
-    ("cairn_api", "DELETE"): f"hosts host_tokens webhooks ssh_keys {PEOPLE} password_resets api_keys mails rate_limits",
-    ("cairn_worker", "SELECT"): f"{READ_BY_ALL} webhooks restore_hosts",
+    ("cairn_api", "DELETE"): f"hosts host_tokens webhooks ssh_keys {PEOPLE} password_resets api_keys mails rate_limits"
+    " secrets",
+    ("cairn_worker", "SELECT"): f"{READ_BY_ALL} webhooks restore_hosts {OF_SECRETS}",
     ("cairn_worker", "INSERT"): (
+        "data_keys instance_secrets "
         "image_caches host_ports workflows events pulses samples event_horizons webhook_deliveries instances"
         " restore_hosts restore_differences audit_links audit_heads"
     ),
     ("cairn_worker", "UPDATE"): (
-        "audit_heads restores restore_hosts restore_differences"
+        "secret_versions instance_secrets audit_heads restores restore_hosts restore_differences"
         " images image_caches hosts instances workflows quotas pulses event_horizons webhooks webhook_deliveries"
     ),
     ("cairn_worker", "DELETE"): (
-        "restore_hosts restore_differences"
+        "data_keys instance_secrets restore_hosts restore_differences"
         " image_caches host_ports host_tokens idempotency_keys samples instances workflows events webhook_deliveries "
         "images sessions password_resets api_keys"
     ),
@@ -73,6 +80,7 @@ PER_PROJECT = {
     "audit",
     "audit_links",
     "audit_heads",
+    *OF_SECRETS.split(),
 }
 #: Of which workers see nothing; and of API keys those that are void, to clear them away.
 OF_PEOPLE = {"service_accounts", "roles", "bindings", "invitations"}
@@ -137,6 +145,8 @@ def test_role_is_no_more_than_a_role(database: Database, role: str) -> None:
         ("cairn_worker", "SELECT * FROM users"),
         ("cairn_worker", "SELECT identify(NULL, NULL, NULL)"),
         ("cairn_api", "SELECT secret FROM webhooks"),
+        ("cairn_api", "SELECT ciphertext FROM secret_versions"),
+        ("cairn_worker", "UPDATE secrets SET name = 'x'"),
         ("cairn_api", "UPDATE ssh_keys SET public_key = 'x'"),
         ("cairn_worker", "SELECT * FROM api_keys"),
         ("cairn_worker", "UPDATE installation SET epoch = 0"),
@@ -189,6 +199,7 @@ def test_tables_of_projects_are_guarded_row_by_row(database: Database) -> None:
         "audit",  # for reading alone
         "audit_links",
         "audit_heads",
+        "data_keys",
     }
     # Workers read the events of all projects, and write them in one.
     assert all(
@@ -212,7 +223,7 @@ def test_forgotten_filter_shows_nothing_of_another_project(database: Database, t
     nowhere = database.rows("SELECT id FROM projects WHERE name = 'stranger'")[0]["id"]
     with database.connect("cairn_api") as connection:
         connection.execute("SELECT set_config('cairn.isolation', 'on', false)")
-        columns = "*" if table != "webhooks" else "id, project_id"
+        columns = "*" if table not in ("webhooks", "secret_versions") else "id, project_id"
         assert connection.execute(f"SELECT {columns} FROM {table}").fetchall() == []
         connection.execute("SELECT set_config('cairn.project', %s, false)", [str(nowhere)])
         seen = connection.execute(f"SELECT {columns} FROM {table}").fetchall()

@@ -29,6 +29,7 @@ from activities.instances import Placement, PlaceRequest, Settlement, StopReques
 from activities.project_ends import Emptying, ProjectEnd
 from activities.purge import Purged
 from activities.quotas import Compared
+from activities.reencryption import Reencrypted
 from activities.registry import methods
 from activities.restores import Adoption, Decision, RestoreEnd, Survey
 from activities.runs import CONTROL, host_queue, start
@@ -109,6 +110,7 @@ class Stage:
         self.leftovers: list[list[OwnedMachine]] = []
         self.purged: list[Purged] = []
         self.sealed: list[Sealed] = []
+        self.reencrypted: list[Reencrypted] = []
         #: What a webhook still has to be sent, in rounds: seconds that each of them asks to wait.
         self.rounds_of_deliveries: list[float] = []
         #: Whether a cancelled activity ends as if nothing had happened.
@@ -309,6 +311,11 @@ class Control:
     async def purge(self) -> Purged:
         await self._stage.play()
         return self._stage.purged.pop(0) if self._stage.purged else Purged()
+
+    @activity.defn(name="secrets.reencrypt")
+    async def reencrypt(self) -> Reencrypted:
+        await self._stage.play()
+        return self._stage.reencrypted.pop(0) if self._stage.reencrypted else Reencrypted()
 
 
 class Importer:

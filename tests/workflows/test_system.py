@@ -6,6 +6,7 @@ from typing import Any
 
 from activities.audit import Sealed
 from activities.purge import Purged
+from activities.reencryption import Reencrypted
 from activities.runs import CONTROL
 from model.base import new_id
 from model.errors import EngineUnavailable
@@ -36,6 +37,13 @@ async def test_a_purge_goes_on_until_it_is_through(play: Theatre) -> None:
     play.stage.purged = [Purged(events=1000, more=True)] * 2
     await run(play, "Purge")
     assert play.stage.calls == ["rows.purge"] * 3
+
+
+async def test_reencryption_goes_on_until_it_is_through(play: Theatre) -> None:
+    play.stage.reencrypted = [Reencrypted(versions=200, more=True)]
+    play.stage.script["secrets.reencrypt"].append(fails(ConnectionError("database away")))
+    await run(play, "ReencryptSecrets")
+    assert play.stage.calls == ["secrets.reencrypt"] * 3
 
 
 async def test_a_purge_that_has_no_end_is_left_to_the_next(play: Theatre) -> None:

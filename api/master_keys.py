@@ -1,0 +1,66 @@
+"""``GET /v1/operations/keys``: how much still lies under which master key."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
+from sqlalchemy import text
+
+from api.caller import Caller, may
+from api.envelope import Envelope, answer
+from api.errors import RESPONSES
+from model.keyring import Keyring
+from model.settings import Settings
+
+router = APIRouter(prefix="/v1/operations", tags=["operations"], responses=RESPONSES)
+
+_COUNT = text(
+    """
+    SELECT k.master_key_id, count(DISTINCT k.id) AS data_keys, count(v.id) AS secret_versions
+    FROM data_keys k LEFT JOIN secret_versions v ON v.project_id = k.project_id AND v.data_key_id = k.id
+    GROUP BY k.master_key_id ORDER BY k.master_key_id
+    """
+)
+
+
+class MasterKeyView(BaseModel):
+    id: str
+    #: Whether it makes what is new.
+    newest: bool
+    #: Whether this API has it. One that it lacks, and under which something lies, is missing.
+    known: bool
+    data_keys: int
+    #: Values of secrets, all versions counted.
+    secret_versions: int
+
+
+class MasterKeys(BaseModel):
+    #: Null: this API has none.
+    newest: str | None
+    keys: list[MasterKeyView]
+    #: What lies under others than the newest: 0 once they can be taken away.
+    left: int
+
+
+@router.get("/keys", summary="Get the master keys", response_model=Envelope[MasterKeys])
+async def show(request: Request, caller: Annotated[Caller, may("operations:manage")]) -> Response:
+    """Which master keys there are, by their ids, and how much lies under each."""
+    settings: Settings = request.app.state.settings
+    keyring = None if settings.master_keys is None else Keyring(settings.master_keys.get_secret_value())
+    ids = [] if keyring is None else keyring.ids
+    under = {row.master_key_id: row for row in (await caller.execute(_COUNT)).all()}
+    newest = ids[0] if ids else None
+    keys = [
+        MasterKeyView(
+            id=id,
+            newest=id == newest,
+            known=id in ids,
+            data_keys=under[id].data_keys if id in under else 0,
+            secret_versions=under[id].secret_versions if id in under else 0,
+        )
+        for id in [*ids, *(id for id in under if id not in ids)]
+    ]
+    left = sum(key.data_keys for key in keys if not key.newest)
+    return answer(request, MasterKeys(newest=newest, keys=keys, left=left).model_dump())

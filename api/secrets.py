@@ -1,0 +1,354 @@
+"""``/v1/secrets``: values that instances are given, kept encrypted. The API writes them and cannot read them again."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hmac
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Path, Request, Response
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from sqlalchemy import ColumnElement, Row, delete, func, insert, select, text, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.exc import IntegrityError
+
+from api.accept import Acceptance, check_if_match, etag
+from api.caller import Caller, may
+from api.envelope import Envelope, answer
+from api.errors import RESPONSES
+from api.instance_schemas import InstanceCreate, Name, SecretRef, Text
+from api.paging import OfName, Paging, page_of
+from model.base import new_id
+from model.envelope import encrypt, new_data_key, of_secret, unwrap, wrap
+from model.errors import InUse, NameTaken, NotFound, Unavailable, ValidationFailed
+from model.keyring import Keyring
+from model.settings import Settings
+from model.vault import LONGEST, DataKey, Secret, SecretUse, SecretVersion
+
+router = APIRouter(prefix="/v1/secrets", tags=["secrets"], responses=RESPONSES)
+
+#: All but what is encrypted, which the API may not even select.
+_shown = [SecretVersion.__table__.c[name] for name in ("id", "version", "created_at", "destroyed_at")]
+#: Instances that are named where a secret is in use.
+NAMED = 20
+_USING = text(
+    """
+    SELECT i.name FROM instances i, jsonb_each(i.secrets) AS named(variable, use)
+    WHERE i.project_id = :project AND i.status <> 'deleted' AND i.secrets <> '{}'::jsonb
+    AND use ->> 'secret_id' = :secret AND (cast(:version AS text) IS NULL OR use ->> 'version' = :version)
+    GROUP BY i.name ORDER BY i.name LIMIT :most
+    """
+)
+
+
+def _value(value: str) -> str:
+    size = len(value.encode())
+    if size > LONGEST:
+        raise ValueError(f"it has {size} bytes, and may have {LONGEST}")
+    return value
+
+
+Value = Annotated[Text, Field(min_length=1, max_length=LONGEST), AfterValidator(_value)]
+Description = Annotated[Text, Field(max_length=1024)]
+#: The name of a secret, or its id.
+Named = Annotated[str, Path(max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
+
+
+class SecretCreate(BaseModel):
+    """``POST /v1/secrets``."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"name": "db-password", "value": "correct horse battery staple"}]},
+    )
+
+    name: Name
+    #: Up to 64 KiB. It is in no answer.
+    value: Value
+    description: Description = ""
+
+
+class SecretPatch(BaseModel):
+    """``PATCH /v1/secrets/{id}``. The name stays; another value is another version."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"description": "of the shop"}]})
+
+    description: Description
+
+
+class NewValue(BaseModel):
+    """``POST /v1/secrets/{id}/versions``."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"value": "another battery staple"}]})
+
+    value: Value
+
+
+class SecretView(BaseModel):
+    id: str
+    project_id: str
+    name: str
+    description: str
+    #: Which instances get that name no other.
+    current_version: int
+    version: int
+    created_at: dt.datetime
+    updated_at: dt.datetime
+
+
+class SecretVersionView(BaseModel):
+    id: str
+    version: int
+    created_at: dt.datetime
+    #: Since then nobody can read it any more.
+    destroyed_at: dt.datetime | None
+
+
+@router.post("", status_code=201, response_model=Envelope[SecretView])
+async def create(request: Request, body: SecretCreate, caller: Annotated[Caller, may("secrets:write")]) -> Response:
+    """Keep a value under a name. No answer shows it again."""
+    keyring = _keyring(request)
+    secret_id = new_id()
+    asked = {"name": body.name, "description": body.description, "value": _fingerprint(keyring, caller, body.value)}
+    if answered := await Acceptance(request, caller).answered_before(secret_id, asked):
+        return _answer(request, await _find(caller, str(answered.resource_id)), 201)
+    values = {"id": secret_id, "project_id": caller.project_id, "name": body.name, "description": body.description}
+    try:
+        row = (await caller.execute(insert(Secret).values(**values).returning(*Secret.__table__.c))).one()
+    except IntegrityError as error:
+        if "uq_secrets_project_id_name" in str(error.orig):
+            raise NameTaken(f"there is a secret named '{body.name}' already", name=body.name) from error
+        raise
+    await _keep(caller, keyring, row, 1, body.value)
+    return _answer(request, row, 201)
+
+
+@router.get("", response_model=Envelope[list[SecretView]])
+async def index(
+    request: Request, caller: Annotated[Caller, may("secrets:read")], page: Paging, name: OfName = None
+) -> Response:
+    """The project's secrets, newest first; never their values."""
+    query = select(Secret.__table__).where(Secret.project_id == caller.project_id)
+    if name is not None:
+        query = query.where(Secret.name == name)
+    return await page_of(request, caller, query, Secret.__table__.c.id, page, _view)
+
+
+@router.get("/{secret}", response_model=Envelope[SecretView])
+async def show(request: Request, secret: Named, caller: Annotated[Caller, may("secrets:read")]) -> Response:
+    """One secret, by name or id; never its value."""
+    return _answer(request, await _find(caller, secret))
+
+
+@router.put("/{secret}", response_model=Envelope[SecretView], summary="Change a secret's description")
+async def put(
+    request: Request, secret: Named, body: SecretPatch, caller: Annotated[Caller, may("secrets:write")]
+) -> Response:
+    """The same as PATCH."""
+    return await patch(request, secret, body, caller)
+
+
+@router.patch("/{secret}", response_model=Envelope[SecretView], summary="Describe a secret")
+async def patch(
+    request: Request, secret: Named, body: SecretPatch, caller: Annotated[Caller, may("secrets:write")]
+) -> Response:
+    """Change its description."""
+    row = await _find(caller, secret, lock=True)
+    check_if_match(request, row.version)
+    return _answer(request, await _change(caller, row, description=body.description))
+
+
+@router.delete("/{secret}", status_code=204)
+async def remove(request: Request, secret: Named, caller: Annotated[Caller, may("secrets:write")]) -> Response:
+    """Forget a secret with all its versions. 409 `in_use` while an instance names it, which `instances` names."""
+    row = await _find(caller, secret, lock=True)
+    check_if_match(request, row.version)
+    await _check_unused(caller, row)
+    await caller.execute(delete(Secret).where(Secret.id == row.id))
+    return Response(status_code=204)
+
+
+@router.get("/{secret}/versions", response_model=Envelope[list[SecretVersionView]])
+async def versions(
+    request: Request, secret: Named, caller: Annotated[Caller, may("secrets:read")], page: Paging
+) -> Response:
+    """Its versions, newest first; never their values."""
+    row = await _find(caller, secret)
+    mine = (SecretVersion.project_id == caller.project_id) & (SecretVersion.secret_id == row.id)
+    query = select(*_shown).where(mine)
+    return await page_of(request, caller, query, SecretVersion.__table__.c.id, page, _version_view)
+
+
+@router.post("/{secret}/versions", status_code=201, response_model=Envelope[SecretVersionView])
+async def add_version(
+    request: Request, secret: Named, body: NewValue, caller: Annotated[Caller, may("secrets:write")]
+) -> Response:
+    """Give a secret another value. Instances that name no version get it at their next start."""
+    _, version = await _renew(request, secret, body, caller)
+    return answer(request, _version_view(version), 201)
+
+
+@router.post("/{secret}/rotate", response_model=Envelope[SecretView])
+async def rotate(
+    request: Request, secret: Named, body: NewValue, caller: Annotated[Caller, may("secrets:write")]
+) -> Response:
+    """The same, answered with the secret."""
+    row, _ = await _renew(request, secret, body, caller)
+    return _answer(request, row)
+
+
+@router.delete("/{secret}/versions/{number}", status_code=204)
+async def destroy_version(secret: Named, number: Number, caller: Annotated[Caller, may("secrets:write")]) -> Response:
+    """Destroy a version: its row stays, its value is gone. 409 `in_use` of the current one, and of one that an
+    instance names."""
+    row = await _find(caller, secret, lock=True)
+    if number == row.current_version:
+        raise InUse(f"version {number} of secret '{row.name}' is the current one: add another first", version=number)
+    await _check_unused(caller, row, number)
+    gone = {"data_key_id": None, "nonce": None, "ciphertext": None, "destroyed_at": func.now()}
+    this = (SecretVersion.project_id == caller.project_id) & (SecretVersion.secret_id == row.id)
+    done = await caller.execute(
+        update(SecretVersion)
+        .where(this, SecretVersion.version == number, SecretVersion.destroyed_at.is_(None))
+        .values(**gone)
+        .returning(SecretVersion.id)
+    )
+    if done.one_or_none() is None:
+        raise NotFound(f"secret '{row.name}' has no version {number} that is not destroyed")
+    return Response(status_code=204)
+
+
+async def uses(caller: Caller, body: InstanceCreate) -> dict[str, Any]:
+    """What of its environment stands for secrets, as its row says it; they cannot be deleted until the commit, and
+    after it the instance keeps them. Raises Forbidden, ValidationFailed."""
+    found: dict[str, Any] = {}
+    for name, ref in body.secret_env().items():
+        caller.require("secrets:use")
+        found[name] = (await _use(caller, name, ref)).model_dump(mode="json")
+    return found
+
+
+async def _use(caller: Caller, name: str, ref: SecretRef) -> SecretUse:
+    try:
+        row = await _find(caller, ref.secret, share=True)
+    except NotFound as error:
+        raise _no_such(name, f"there is no secret '{ref.secret}': see GET /v1/secrets") from error
+    if ref.version is not None:
+        this = (SecretVersion.secret_id == row.id) & (SecretVersion.version == ref.version)
+        there = select(SecretVersion.id).where(this, SecretVersion.destroyed_at.is_(None))
+        if (await caller.execute(there)).one_or_none() is None:
+            raise _no_such(name, f"secret '{row.name}' has no version {ref.version}, or it was destroyed")
+    return SecretUse(secret=row.name, secret_id=row.id, version=ref.version, delivery=ref.delivery)
+
+
+def _no_such(name: str, said: str) -> ValidationFailed:
+    return ValidationFailed(f"env.{name}: {said}", fields=[{"field": f"env.{name}", "message": said}])
+
+
+async def _renew(request: Request, secret: str, body: NewValue, caller: Caller) -> tuple[Row[Any], Row[Any]]:
+    """The secret and its new version."""
+    keyring = _keyring(request)
+    row = await _find(caller, secret, lock=True)
+    version_id = new_id()
+    asked = {"value": _fingerprint(keyring, caller, body.value)}
+    if answered := await Acceptance(request, caller).answered_before(version_id, asked):
+        known = select(*_shown).where(
+            SecretVersion.project_id == caller.project_id, SecretVersion.id == answered.resource_id
+        )
+        return row, (await caller.execute(known)).one()
+    check_if_match(request, row.version)
+    number = row.current_version + 1
+    kept = await _keep(caller, keyring, row, number, body.value, version_id)
+    return await _change(caller, row, current_version=number), kept
+
+
+async def _keep(
+    caller: Caller, keyring: Keyring, secret: Row[Any], number: int, value: str, version_id: UUID | None = None
+) -> Row[Any]:
+    """Write a version, encrypted under the project's data key of the newest master key."""
+    key_id, key = await data_key(caller, keyring)
+    encrypted = encrypt(key, value.encode(), of_secret(caller.project_id, secret.name, number))
+    values = {"secret_id": secret.id, "version": number, "data_key_id": key_id, **encrypted._asdict()}
+    writing = insert(SecretVersion).values(id=version_id or new_id(), project_id=caller.project_id, **values)
+    try:
+        return (await caller.execute(writing.returning(*_shown))).one()
+    except IntegrityError as error:
+        # This API makes under a master key that is the newest no more, and what lies under that has just been moved.
+        if "fk_secret_versions_project_id_data_key_id" in str(error.orig):
+            raise Unavailable("the key that secrets lie under was replaced just now: repeat the request") from error
+        raise
+
+
+async def data_key(caller: Caller, keyring: Keyring) -> tuple[UUID, bytes]:
+    """The project's data key under the newest master key, made where there is none."""
+    mine = (DataKey.project_id == caller.project_id) & (DataKey.master_key_id == keyring.newest)
+    row = (await caller.execute(select(DataKey.__table__).where(mine))).one_or_none()
+    if row is None:
+        key_id = new_id()
+        wrapped = wrap(keyring, keyring.newest, new_data_key(), project_id=caller.project_id, key_id=key_id)
+        made = {"id": key_id, "project_id": caller.project_id, "master_key_id": keyring.newest, "wrapped": wrapped}
+        # Of two at once the second waits for the first here, and takes that one's.
+        await caller.execute(upsert(DataKey).values(**made).on_conflict_do_nothing())
+        row = (await caller.execute(select(DataKey.__table__).where(mine))).one()
+    key = unwrap(keyring, row.master_key_id, row.wrapped, project_id=row.project_id, key_id=row.id)
+    return row.id, key
+
+
+def _keyring(request: Request) -> Keyring:
+    settings: Settings = request.app.state.settings
+    if settings.master_keys is None:
+        raise Unavailable("no secret can be kept: this API has no CAIRN_MASTER_KEYS")
+    return Keyring(settings.master_keys.get_secret_value())
+
+
+def _fingerprint(keyring: Keyring, caller: Caller, value: str) -> str:
+    """What is remembered of a value for its Idempotency-Key: without the master key nobody can try guesses at it."""
+    key = keyring.derive(keyring.newest, "idempotency")
+    return hmac.digest(key, caller.project_id.bytes + value.encode(), "sha256").hex()
+
+
+async def _find(caller: Caller, wanted: str, *, lock: bool = False, share: bool = False) -> Row[Any]:
+    """By name or id. ``share``: it cannot be deleted meanwhile. Raises NotFound."""
+    which: ColumnElement[bool]
+    try:
+        which = (Secret.id == UUID(wanted)) | (Secret.name == wanted)
+    except ValueError:
+        which = Secret.name == wanted
+    query = select(Secret.__table__).where(Secret.project_id == caller.project_id, which)
+    if lock:
+        query = query.with_for_update()
+    elif share:
+        query = query.with_for_update(read=True, key_share=True)
+    rows = (await caller.execute(query)).all()
+    if not rows:
+        raise NotFound(f"there is no secret '{wanted}'")
+    # What is called like another's id is the one of that id.
+    return next((row for row in rows if str(row.id) == wanted.lower()), rows[0])
+
+
+async def _change(caller: Caller, row: Row[Any], **values: Any) -> Row[Any]:
+    changing = update(Secret).where(Secret.id == row.id).returning(*Secret.__table__.c)
+    return (await caller.execute(changing.values(**values, version=Secret.version + 1, updated_at=func.now()))).one()
+
+
+async def _check_unused(caller: Caller, row: Row[Any], number: int | None = None) -> None:
+    """Raises InUse."""
+    asked = {"project": caller.project_id, "secret": str(row.id), "version": None if number is None else str(number)}
+    names = (await caller.execute(_USING, asked | {"most": NAMED})).scalars().all()
+    if names:
+        what = f"secret '{row.name}'" if number is None else f"version {number} of secret '{row.name}'"
+        raise InUse(f"instances are launched with {what}: {', '.join(names)}", instances=list(names))
+
+
+def _answer(request: Request, row: Row[Any], status: int = 200) -> Response:
+    return answer(request, _view(row), status, headers={"ETag": etag(row.version)})
+
+
+def _view(row: Row[Any]) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in SecretView.model_fields}
+
+
+def _version_view(row: Row[Any]) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in SecretVersionView.model_fields}
