@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -60,6 +61,7 @@ class Cluster(Platform):
         self.engines = [engine.SOCKET] if docker else []
         port = servers.free_port()
         self.simulator_url = f"http://127.0.0.1:{port}"
+        self.secrets_dir = Path("/dev/shm") / self.made.folder.name  # noqa: S108 - a name that nobody guesses
         services = self.made.document["services"]
         services.update({name: services["control-1"] for name in self.controls})
         like = services[DOCKER] | {"command": ["cairn-agent"], "environment": {}}
@@ -75,6 +77,7 @@ class Cluster(Platform):
                 # One that does not end when it is told to says where it stood, with SIGABRT.
                 "PYTHONFAULTHANDLER": "1",
                 "CAIRN_SIMULATOR_URL": self.simulator_url,
+                "CAIRN_SECRETS_DIR": str(self.secrets_dir),
             }
             | environ
         )
@@ -186,6 +189,7 @@ class Cluster(Platform):
             with contextlib.suppress(docker.errors.NotFound):
                 container.remove(force=True)
         self.made.remove()
+        shutil.rmtree(self.secrets_dir, ignore_errors=True)
 
     # What a platform is asked by
 

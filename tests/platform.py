@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import docker
@@ -36,6 +37,8 @@ class Platform:
     #: Those that its hosts use.
     engines: list[str]
     simulator_url: str
+    #: Where its agents keep the files of secrets.
+    secrets_dir: Path
 
     def __init__(self) -> None:
         self._http = httpx.Client(
@@ -47,6 +50,10 @@ class Platform:
         raise NotImplementedError
 
     def installation(self) -> str:
+        raise NotImplementedError
+
+    def sql(self, statement: str) -> list[tuple[Any, ...]]:
+        """The database itself, past every right and policy."""
         raise NotImplementedError
 
     # API

@@ -34,7 +34,7 @@ from worker.data_folder import StackError, is_alive
 MANIFEST, DUMP = "manifest.json", "database.dump"
 FORMAT = 1
 #: Of the data folder: who the installation is, and its secrets.
-FILES = ("installation.json", "api-key", "ticket-key")
+FILES = ("installation.json", "api-key", "ticket-key", "master-keys", "admin-password")
 FOLDERS = ("agents",)
 CHUNK = 1 << 20
 #: What people want to know of a backup.

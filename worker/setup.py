@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -40,6 +41,7 @@ from temporalio.service import RPCError, RPCStatusCode
 import migrations
 from model import logs
 from model.base import Frozen, new_id
+from model.keyring import new_master_key
 from model.secrets import digest, new_key
 from model.settings import SetupSettings, problem_of, with_password
 from model.tickets import new_signing_key
@@ -59,7 +61,12 @@ NOT_YET = (
     RPCStatusCode.NOT_FOUND,
 )
 #: Files that are made where they are named and absent.
-MADE: dict[str, Callable[[], str]] = {"CAIRN_API_KEY_FILE": new_key, "CAIRN_TICKET_KEY_FILE": new_signing_key}
+MADE: dict[str, Callable[[], str]] = {
+    "CAIRN_API_KEY_FILE": new_key,
+    "CAIRN_TICKET_KEY_FILE": new_signing_key,
+    "CAIRN_MASTER_KEYS_FILE": partial(new_master_key, "first"),
+    "CAIRN_ADMIN_PASSWORD_FILE": partial(secrets.token_urlsafe, 12),
+}
 State = Literal["there", "made", "changed", "missing"]
 
 
