@@ -29,6 +29,7 @@ from api import (
     instances,
     metrics,
     openapi,
+    project_quotas,
     projects,
     restores,
     retries,
@@ -107,7 +108,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
     # Agents before hosts: their paths are not ids.
     of_projects = instances, images, image_uploads, blobs, streams, workflows, retries, events, webhooks, dashboard
     of_platform = agents, agent_reports, samples, hosts, instance_types, ssh_keys, projects, restores, health, metrics
-    for module in (*of_projects, *of_platform):
+    for module in (*of_projects, project_quotas, *of_platform):
         app.include_router(module.router)
     openapi.install(app)
     app.add_api_websocket_route("/{path:path}", streams.nowhere)

@@ -1,4 +1,4 @@
-"""``/v1/projects``: the caller's project, its policies and its quotas."""
+"""``/v1/projects``: the caller's project, its policies."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import Row, func, select, update
+from sqlalchemy import func, select, update
 
-from activities import image_limits
 from api.caller import Caller, may
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from model.errors import NotFound
 from model.instances import Instance
-from model.projects import QUOTAS, DriftPolicy, Project, ProjectQuota
+from model.projects import DriftPolicy, Project
 
 router = APIRouter(prefix="/v1/projects", tags=["projects"], responses=RESPONSES)
 
@@ -34,12 +33,6 @@ class ProjectPatch(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"drift_policy": "heal"}]})
 
     drift_policy: DriftPolicy | None = None
-
-
-class QuotaView(BaseModel):
-    limit: float | None
-    used: float
-    reserved: float
 
 
 @router.get("", response_model=Envelope[list[ProjectView]])
@@ -66,34 +59,6 @@ async def patch(
         drifted = (Instance.project_id == project_id) & Instance.drift.is_not(None)
         await caller.execute(update(Instance).where(drifted).values(updated_at=func.now()))
     return answer(request, await _project(caller, project_id))
-
-
-@router.get("/{project_id}/quotas", response_model=Envelope[dict[str, QuotaView]])
-async def quotas(request: Request, project_id: UUID, caller: Annotated[Caller, may("project:read")]) -> Response:
-    """What the project may use (`limit`, null: no limit), uses, and has reserved for launches and imports under
-    way."""
-    await _project(caller, project_id)
-    row = (await caller.execute(select(ProjectQuota.__table__).where(ProjectQuota.project_id == project_id))).one()
-    columns = ("limit", "used", "reserved")
-    data = {what: {column: getattr(row, f"{what}_{column}") for column in columns} for what in QUOTAS}
-    data |= await _images(caller, row)
-    return answer(request, data)
-
-
-async def _images(caller: Caller, limits: Row[Any]) -> dict[str, dict[str, Any]]:
-    held = (await caller.execute(image_limits.HELD, {"project": caller.project_id, "but": None})).one()
-    return {
-        "images": {
-            "limit": limits.images_limit,
-            "used": held.images - held.images_coming,
-            "reserved": held.images_coming,
-        },
-        "image_bytes": {
-            "limit": limits.image_bytes_limit,
-            "used": held.bytes - held.bytes_coming,
-            "reserved": held.bytes_coming,
-        },
-    }
 
 
 async def _project(caller: Caller, project_id: UUID) -> dict[str, Any]:

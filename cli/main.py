@@ -47,6 +47,7 @@ COMMANDS = {
     "host": Place("cli.hosts", "app", "Hosts: let machines join, look at them, empty and remove them."),
     "type": Place("cli.types", "app", "Instance types: the sizes that instances come in."),
     "project": Place("cli.projects", "app", "The project that the API key stands for, and its policies."),
+    "quota": Place("cli.quotas", "app", "Quotas: what a project may have, and has."),
     "workflow": Place("cli.workflows", "app", "Look at workflows, wait for them, cancel and retry them."),
     "event": Place("cli.events", "app", "Watch what happens."),
     "events": Place("cli.events", "events", "Events there were; -f: as they come.", "cairn events -f --resource web"),

@@ -20,6 +20,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
 from model.base import Base, Id, Now
+from model.settings import Settings
 
 #: What quotas count, in the order in which they are checked.
 QUOTAS = ("instances", "vcpus", "memory_mb")
@@ -105,6 +106,16 @@ class ProjectQuota(Base):
         # Almost every update of this one hot row leaves the index alone; room for HOT keeps it short.
         {"postgresql_with": {"fillfactor": 50}},
     )
+
+
+def limits_of(settings: Settings, *, given: bool = False) -> dict[str, float | None]:
+    """The limits that the settings name, as columns of a quota; with ``given`` those alone that somebody set."""
+    names = (*QUOTAS, "images", "image_bytes")
+    return {
+        f"{name}_limit": getattr(settings, f"quota_{name}")
+        for name in names
+        if not given or f"quota_{name}" in settings.model_fields_set
+    }
 
 
 class ApiKey(Base):

@@ -32,7 +32,8 @@ def resizing(platform: Platform) -> None:
     platform.running("runs")
     grows = platform.running("grows")
     platform.db.rows(
-        "UPDATE instances SET next_type = 'basic-2', next_vcpus = 3, next_memory_mb = 256 WHERE id = %s", grows.resource_id
+        "UPDATE instances SET next_type = 'basic-2', next_vcpus = 3, next_memory_mb = 256 WHERE id = %s",
+        grows.resource_id,
     )
     platform.db.rows("UPDATE quotas SET vcpus_reserved = vcpus_reserved + 2")
 

@@ -34,7 +34,7 @@ WRITTEN = ("instances", "workflows", "events", "images", "ssh_keys", "webhooks",
 #: What all projects see: the fleet, the sizes.
 SHARED = {"host_id", "type_name"}
 #: Of these, each answer has its own.
-EACH_ITS_OWN = {"x-request-id", "date"}
+EACH_ITS_OWN = {"x-request-id", "date", "ratelimit-remaining", "ratelimit-reset"}
 SOCKETS = ("/v1/ws/logs/{instance_id}", "/v1/ws/stats/{instance_id}", "/v1/ws/terminal/{instance_id}")
 
 
