@@ -42,9 +42,7 @@ def test_two_hundred_launches_at_once_share_no_port(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("killed", [(), ("control_worker", "host_agent", "control_worker")], ids=["", "killed"])
-def test_two_hundred_launches_at_once_get_fifty_places_and_give_them_back(
-    stack: Stack, killed: tuple[str, ...]
-) -> None:
+def test_two_hundred_launches_at_once_get_fifty_places(stack: Stack, killed: tuple[str, ...]) -> None:
     (project,) = stack.get("/projects")
     path = f"/projects/{project['id']}/quotas"
     stack.request("PATCH", path, json={"instances": {"limit": 50}}).raise_for_status()
@@ -52,7 +50,7 @@ def test_two_hundred_launches_at_once_get_fifty_places_and_give_them_back(
 
         def launch(number: int) -> httpx.Response:
             body = {"name": f"many-{number}", "image": IMAGE, "backend": "simulated"}
-            key = {"Idempotency-Key": f"{killed}-{number}"}
+            key = {"Idempotency-Key": f"{len(killed)}-{number}"}
             while True:
                 answer = stack.request("POST", "/instances", json=body, headers=key)
                 if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
@@ -77,10 +75,8 @@ def test_two_hundred_launches_at_once_get_fifty_places_and_give_them_back(
         nothing = {"used": 0, "reserved": 0}
         for what in ("instances", "vcpus", "memory_mb"):
             wait_for(f"{what} are given back", lambda what=what: stack.get(path)[what].items() >= nothing.items(), 30)
-        assert stack.sql("SELECT count(*) FROM events WHERE type = 'project.quota_corrected'") in (
-            [(0,)],
-            [{"count": 0}],
-        )
+        # By those who had them, and not by the comparison that finds what nobody gave back.
+        assert not stack.sql("SELECT data FROM events WHERE type = 'project.quota_corrected'")
     finally:
         stack.request("PATCH", path, json={"instances": {"limit": None}}).raise_for_status()
 
