@@ -56,7 +56,7 @@ class QuotasPatch(BaseModel):
     """``PATCH /v1/projects/{id}/quotas``: what is not named stays."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"instances": {"limit": 50}, "vcpus": {"limit": None}}]}
+        extra="forbid", json_schema_extra={"examples": [{"instances": {"limit": 50}, "vcpus": {"limit": 100}}]}
     )
 
     instances: Limit | None = None

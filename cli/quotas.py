@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import typer
@@ -56,7 +57,10 @@ def _parse(said: str) -> tuple[str, dict[str, float | None]]:
     if limit == NO_LIMIT:
         return name, {"limit": None}
     try:
-        return name, {"limit": float(limit) if name == "vcpus" else int(limit)}
+        number = float(limit) if name == "vcpus" else int(limit)
+        if not math.isfinite(number):
+            raise ValueError
+        return name, {"limit": number}
     except ValueError:
         raise typer.BadParameter(f"'{said}': expected a number, or {NO_LIMIT}") from None
 
@@ -66,8 +70,13 @@ def _print(quotas: dict[str, Any], output: Format) -> None:
         render.print_json(quotas)
         return
     rows = [
-        [NAMES.get(name, name), NO_LIMIT if row["limit"] is None else f"{row['limit']:g}"]
-        + [f"{row[column]:g}" for column in ("used", "reserved")]
+        [NAMES.get(name, name), *(_number(row[column]) for column in ("limit", "used", "reserved"))]
         for name, row in quotas.items()
     ]
     render.print_table(["QUOTA", "LIMIT", "USED", "RESERVED"], rows)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return NO_LIMIT
+    return str(int(value)) if value == int(value) else f"{value:g}"

@@ -51,7 +51,9 @@ async def test_an_administrator_changes_the_limits_of_any_project(api: Api) -> N
         # Its owner changes it not.
         refused = await owner.patch(path(other), json={"instances": {"limit": 99}})
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
-        assert (await owner.get(path(own))).status_code == 404
+        for stranger in (own, uuid4()):
+            assert (await owner.get(path(stranger))).status_code == 404
+            assert (await owner.patch(path(stranger), json={"instances": {"limit": 99}})).status_code == 404
     assert (await api.http.patch(path(uuid4()), json={"instances": {"limit": 1}})).status_code == 404
 
 

@@ -187,7 +187,7 @@ def _system_work(stack: Stack, cell: Cell) -> None:
         _expect_coarser(stack, instance)
     if cell.plan == "quotas":
         told = "events WHERE type = 'project.quota_corrected'"
-        wait_for("the counts are corrected, and that is told", lambda: stack.sql(f"SELECT FROM {told}"), 30)
+        wait_for("the counts are corrected, and that is told", lambda: stack.sql(f"SELECT id FROM {told}"), 30)
         stack.sql(f"DELETE FROM {told}")  # it is what breaks a promise everywhere else
     wait_for("the leftover is removed", lambda: leftover not in invariants.machines(stack), 30)
 
