@@ -19,7 +19,7 @@ from api.instance_schemas import Text
 from model.base import new_id
 from model.errors import NameTaken, ValidationFailed
 from model.passwords import MOST
-from model.projects import Project, ProjectQuota, first_limits
+from model.projects import Project, ProjectQuota, limits_of
 from model.settings import Settings
 from model.users import Binding, User
 
@@ -75,7 +75,7 @@ async def make_user(request: Request, connection: AsyncConnection, email: str, n
         raise NameTaken(f"there is a user with the address {email} already: log in, or reset the password", email=email)
     await connection.execute(ENTER, {"project": str(project_id)})
     await _make_project(connection, project_id, email, name, user_id)
-    await connection.execute(insert(ProjectQuota).values(project_id=project_id, **first_limits(settings)))
+    await connection.execute(insert(ProjectQuota).values(project_id=project_id, **limits_of(settings)))
     binding = {"id": new_id(), "project_id": project_id, "user_id": user_id, "role_name": "owner"}
     await connection.execute(insert(Binding).values(**binding))
     await connection.execute(update(User).where(User.id == user_id).values(default_project_id=project_id))

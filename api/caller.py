@@ -252,8 +252,8 @@ async def _authenticate(request: HTTPConnection, permissions: Sequence[str]) -> 
     for last_try in (False, True):
         connection = engine.connect()
         try:
+            await connection.start()  # it waits for one that is free, as long as connect_async says
             async with asyncio.timeout(DATABASE_SECONDS):
-                await connection.start()
                 row = (await connection.execute(_IDENTIFY, credential._asdict())).one_or_none()
             break
         except (DBAPIError, TimeoutError) as error:
@@ -332,6 +332,9 @@ def _check(who: Who, row: Row[Any], request: HTTPConnection, permissions: Sequen
     if who.project_id == NOWHERE and (who.credential.project is not None or not for_account):
         raise NotFound("there is no such project")
     for permission in permissions:
+        about = request.path_params.get("project_id")  # where a route is about one
+        if permission in PLATFORM and permission not in who.permissions and about not in (None, str(who.project_id)):
+            raise NotFound(f"there is no project {about}")  # of others nobody learns even that they are managed
         who.require(permission)
     if who.project_id != NOWHERE and not row.is_active and not for_account:
         raise ProjectInactive("the project is deactivated: ask an administrator of the platform")

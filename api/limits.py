@@ -36,8 +36,12 @@ PATIENCE_SECONDS, AWAY_SECONDS = 1.0, 1.0
 MOST_BUCKETS, SWEEP_SECONDS = 50_000, 60.0
 #: Whose limit it is.
 KEY, USER, ADDRESS = "key", "user", "address"
+#: What is asked for without being anybody yet.
 _LOGINS = frozenset(
-    f"/v1/auth/{verb}" for verb in ("login", "register", "refresh", "forgot-password", "reset-password")
+    (
+        *("/v1/auth/login", "/v1/auth/register", "/v1/auth/refresh", "/v1/auth/forgot-password"),
+        *("/v1/auth/reset-password", "/v1/hosts/register"),
+    )
 )
 _STREAMED = ("/events", "/logs", "/stream")
 log = structlog.get_logger()

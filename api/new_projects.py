@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from api.caller import Caller
 from model.base import new_id
 from model.errors import NameTaken
-from model.projects import Project, ProjectQuota
+from model.projects import Project, ProjectQuota, limits_of
 from model.settings import Settings
 from model.users import Binding
 
@@ -54,11 +54,7 @@ async def make(
     await within.execute(
         insert(ProjectQuota).values(
             project_id=project_id,
-            instances_limit=settings.quota_instances,
-            vcpus_limit=settings.quota_vcpus,
-            memory_mb_limit=settings.quota_memory_mb,
-            images_limit=settings.quota_images,
-            image_bytes_limit=settings.quota_image_bytes,
+            **limits_of(settings),
         )
     )
     await within.execute(insert(Binding).values(id=new_id(), project_id=project_id, user_id=owner, role_name="owner"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
@@ -18,7 +18,19 @@ from model.projects import QUOTAS, Project, ProjectQuota
 
 router = APIRouter(prefix="/v1/projects", tags=["projects"], responses=RESPONSES)
 
-Limit = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
+_MOST, _MOST_BYTES = 2**31 - 1, 2**63 - 1  # of the database's columns
+Whole = Annotated[int, Field(strict=True, ge=0, le=_MOST)]
+Vcpus = Annotated[float, Field(strict=True, ge=0, le=_MOST, allow_inf_nan=False)]
+Bytes = Annotated[int, Field(strict=True, ge=0, le=_MOST_BYTES)]
+N = TypeVar("N")
+
+
+class As(BaseModel, Generic[N]):
+    """A limit in the form in which it is shown."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: N | None
 
 
 class QuotaView(BaseModel):
@@ -28,15 +40,16 @@ class QuotaView(BaseModel):
 
 
 class QuotaPatch(BaseModel):
-    """``PATCH /v1/projects/{id}/quotas``: what is not named stays; null: no limit."""
+    """``PATCH /v1/projects/{id}/quotas``: what is not named stays; null: no limit. A limit is a number, or an object as
+    ``GET`` shows it: ``{"limit": 50}``."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"instances": 50, "vcpus": None}]})
 
-    instances: Limit | None = None
-    vcpus: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] | None = None
-    memory_mb: Limit | None = None
-    images: Limit | None = None
-    image_bytes: Annotated[int, Field(strict=True, ge=0, le=2**62)] | None = None
+    instances: Whole | As[Whole] | None = None
+    vcpus: Vcpus | As[Vcpus] | None = None
+    memory_mb: Whole | As[Whole] | None = None
+    images: Whole | As[Whole] | None = None
+    image_bytes: Bytes | As[Bytes] | None = None
 
 
 @router.get("/{project_id}/quotas", response_model=Envelope[dict[str, QuotaView]])
@@ -50,22 +63,21 @@ async def show(request: Request, project_id: UUID, caller: Annotated[Caller, may
 async def patch(
     request: Request, project_id: UUID, body: QuotaPatch, caller: Annotated[Caller, may("projects:manage")]
 ) -> Response:
-    """Set limits. What is used beyond a new one stays, and nothing is added to it.
-
-    Those of the platform's first project are the settings' again when the platform starts.
-    """
+    """Set limits. What is used beyond a new one stays, and nothing is added to it."""
     within = await caller.within(project_id)
-    await one(
-        within, select(Project.id).where(Project.id == project_id, Project.deleted_at.is_(None)), "project", project_id
-    )
-    values = {f"{what}_limit": limit for what, limit in body.model_dump(exclude_unset=True).items()}
+    before = await _quotas(within, project_id)
+    new = {what: getattr(body, what) for what in body.model_fields_set}
+    limits = {what: limit.limit if isinstance(limit, As) else limit for what, limit in new.items()}
+    caller.changed("quota", project_id, {what: before[what]["limit"] for what in limits}, limits)
+    values = {f"{what}_limit": limit for what, limit in limits.items()}
     if values:
         await within.execute(update(ProjectQuota).where(ProjectQuota.project_id == project_id).values(**values))
     return answer(request, await _quotas(within, project_id))
 
 
 async def _quotas(caller: Caller, project_id: UUID) -> dict[str, Any]:
-    query = select(ProjectQuota.__table__).where(ProjectQuota.project_id == project_id)
+    query = select(ProjectQuota.__table__).join(Project, Project.id == ProjectQuota.project_id)
+    query = query.where(Project.id == project_id, Project.deleted_at.is_(None))
     row = await one(caller, query, "project", project_id)
     columns = ("limit", "used", "reserved")
     data = {what: {column: getattr(row, f"{what}_{column}") for column in columns} for what in QUOTAS}

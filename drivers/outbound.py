@@ -32,6 +32,18 @@ log = structlog.get_logger()
 _GLOBAL = IPv6Network("2000::/3")
 #: Of documentation (RFC 9637): not known as such to every Python that we run on.
 _DOCUMENTATION = IPv6Network("3fff::/20")
+#: Not known to every Python as what they are: protocol assignments, where a cloud has its metadata (RFC 6890), and
+#: relays of 6to4 (RFC 7526); and public by its number, the address at which Azure's machines find their platform.
+_NOT_FOR_ALL = tuple(IPv4Network(one) for one in ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32"))
+#: Of other protocols, some of which take a request for one of theirs ("bad port", https://fetch.spec.whatwg.org).
+_OTHERS_PORTS = frozenset(
+    (
+        *(1, 7, 9, 11, 13, 15, 17, 19, 20, 21, 22, 23, 25, 37, 42, 43, 53, 69, 77, 79, 87, 95, 101, 102, 103, 104, 109),
+        *(110, 111, 113, 115, 117, 119, 123, 135, 137, 139, 143, 161, 179, 389, 427, 465, 512, 513, 514, 515, 526, 530),
+        *(531, 532, 540, 548, 554, 556, 563, 587, 601, 636, 989, 990, 993, 995, 1719, 1720, 1723, 2049, 3659, 4045),
+        *(4190, 5060, 5061, 6000, 6566, 6665, 6666, 6667, 6668, 6669, 6679, 6697, 10080),
+    )
+)
 #: IPv6 addresses that a gateway turns into the IPv4 address in their last 32 bits (RFC 6052).
 _NAT64 = IPv6Network("64:ff9b::/96")
 
@@ -152,6 +164,10 @@ def _check_form(url: URL) -> None:
     host = (url.raw_host or "").rstrip(".")
     if not host:
         raise UrlRefused("the URL names no host")
+    if url.user is not None or url.password is not None:
+        raise UrlRefused("the URL holds a name or password, or hides its host behind one")
+    if url.port in _OTHERS_PORTS:
+        raise UrlRefused(f"port {url.port} is that of another protocol than http")
     with contextlib.suppress(OSError):
         # "2130706433", "0x7f.1" and the like: what the system takes for an address, and a reader does not.
         if socket.inet_ntoa(socket.inet_aton(host)) != host:
@@ -178,6 +194,9 @@ def _carried(address: Address) -> Address:
 
 
 def _is_global(address: Address) -> bool:
-    if isinstance(address, IPv6Address) and (address not in _GLOBAL or address in _DOCUMENTATION):
+    if isinstance(address, IPv6Address):
+        if address not in _GLOBAL or address in _DOCUMENTATION:
+            return False
+    elif any(address in network for network in _NOT_FOR_ALL):
         return False
     return address.is_global and not address.is_multicast and not address.is_reserved

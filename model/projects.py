@@ -112,14 +112,13 @@ class ProjectQuota(Base):
     )
 
 
-def first_limits(settings: Settings) -> dict[str, int | None]:
-    """Of a project that is new, as columns of its quotas."""
+def limits_of(settings: Settings, *, given: bool = False) -> dict[str, float | None]:
+    """The limits that the settings name, as columns of a quota; with ``given`` those alone that somebody set."""
+    names = (*QUOTAS, "images", "image_bytes")
     return {
-        "instances_limit": settings.quota_instances,
-        "vcpus_limit": settings.quota_vcpus,
-        "memory_mb_limit": settings.quota_memory_mb,
-        "images_limit": settings.quota_images,
-        "image_bytes_limit": settings.quota_image_bytes,
+        f"{name}_limit": getattr(settings, f"quota_{name}")
+        for name in names
+        if not given or f"quota_{name}" in settings.model_fields_set
     }
 
 

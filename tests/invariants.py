@@ -111,6 +111,8 @@ def _sums(stack: Platform, instances: list[Json]) -> list[str]:
     for what, expected in used.items():
         if (quotas[what]["used"], quotas[what]["reserved"]) != (expected, 0):
             broken.append(f"quota of {what}: {quotas[what]}, and {expected} are in use")
+    corrected = stack.sql("SELECT data->'differences' FROM events WHERE type = 'project.quota_corrected'")
+    broken += [f"quotas were wrong, and were corrected: {differences}" for (differences,) in corrected]
     for host in stack.list("/hosts"):
         here = [instance for instance in placed if instance["host"] == host["name"]]
         size = {what: sum(i[what] for i in here) for what in ("vcpus", "memory_mb")}

@@ -21,7 +21,7 @@ import migrations
 from model.base import Frozen, new_id
 from model.hosts import SEEDED_TYPES, Backend, Host, InstanceType
 from model.passwords import hashed
-from model.projects import ApiKey, Installation, Project, ProjectQuota, first_limits
+from model.projects import ApiKey, Installation, Project, ProjectQuota, limits_of
 from model.secrets import digest
 from model.settings import Settings
 from model.users import Binding, User
@@ -148,11 +148,13 @@ def seed(owner_url: str, *, installation: UUID, api_key: str | None, hosts: list
     with Session(engine) as session, session.begin():
         session.execute(insert(Installation).values(id=installation).on_conflict_do_nothing())
         project = _first_project(session)
-        limits = first_limits(settings)
+        # What an administrator has changed since stays, except where a setting says otherwise.
+        quota = insert(ProjectQuota).values(project_id=project, **limits_of(settings))
+        given = limits_of(settings, given=True)
         session.execute(
-            insert(ProjectQuota)
-            .values(project_id=project, **limits)
-            .on_conflict_do_update(index_elements=["project_id"], set_=limits)
+            quota.on_conflict_do_update(index_elements=["project_id"], set_=given)
+            if given
+            else quota.on_conflict_do_nothing()
         )
         if api_key is not None:
             session.execute(

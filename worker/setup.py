@@ -67,11 +67,6 @@ MADE: dict[str, Callable[[], str]] = {
     "CAIRN_MASTER_KEYS_FILE": partial(new_master_key, "first"),
     "CAIRN_ADMIN_PASSWORD_FILE": partial(secrets.token_urlsafe, 12),
 }
-    "CAIRN_API_KEY_FILE": new_key,
-    "CAIRN_TICKET_KEY_FILE": new_signing_key,
-    "CAIRN_MASTER_KEYS_FILE": partial(new_master_key, "first"),
-    "CAIRN_ADMIN_PASSWORD_FILE": partial(secrets.token_urlsafe, 12),
-}
 State = Literal["there", "made", "changed", "missing"]
 
 

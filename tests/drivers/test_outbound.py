@@ -101,6 +101,10 @@ REFUSED = [
         "localhost",
         "LOCALHOST",
     ),
+    # Of clouds: metadata, and what is public by its number alone; relays; what gateways translate.
+    *("100.100.100.200", "192.0.0.192", "168.63.129.16", "192.88.99.1", "[::ffff:168.63.129.16]"),
+    *("[64:ff9b::a9fe:a9fe]", "[64:ff9b:1::a9fe:a9fe]", "[::ffff:0:127.0.0.1]", "[2002:a83f:8110::1]"),
+    *("[fe80::1%251]", "[::1%25lo]", "0300.0250.1.1", "0xC0A80101", "3232235777", "192.168.257"),
     # What a browser or a resolver may take for the same: full-width and circled digits, an ideographic full stop.
     *("\uff11\uff12\uff17.0.0.1", "\u2460\u2461\u2466.0.0.1", "127\u30020\u30020\u30021"),
     *("[::]", "[::1]", "[0:0:0:0:0:0:0:1]", "[::127.0.0.1]", "[fe80::1]", "[fe80::1%25lo]", "[fec0::1]", "[fc00::1]"),
@@ -113,15 +117,15 @@ REFUSED = [
 @pytest.mark.parametrize("host", REFUSED)
 async def test_what_is_not_public_is_refused_in_every_spelling(host: str) -> None:
     with pytest.raises(UrlRefused):
-        await outbound.check(f"http://{host}:1/", [])
+        await outbound.check(f"http://{host}:81/", [])
     with pytest.raises(UrlRefused):
-        await get(f"http://{host}:1/", [])
+        await get(f"http://{host}:81/", [])
 
 
 @pytest.mark.parametrize("host", ["localhost.", "127.0.0.1.", "0x7f.1."])
 async def test_a_dot_behind_it_helps_nobody(servers: Servers, host: str) -> None:
     with pytest.raises(UrlRefused):
-        await outbound.check(f"http://{host}:1/", [])
+        await outbound.check(f"http://{host}:81/", [])
     with pytest.raises((UrlRefused, aiohttp.ClientError)):
         await get(f"http://{host}:{servers.port}/", [])
     assert servers.heard == []
@@ -148,6 +152,13 @@ async def test_what_is_public_passes(host: str) -> None:
         *("ftp://example.com/", "file:///etc/passwd", "gopher://example.com/", "ws://example.com/", "//example.com/"),
         *("example.com", "", "http://", "http:///path", "http://[::1", "http://example.com:99999/", "http://127.1/"),
         "http://example.com/" + "a" * outbound.MOST_URL,
+        *("http://example.com:25/", "https://example.com:22/", "http://example.com:6667/", "http://1.1.1.1:53/"),
+        *(
+            "http://jo:word@example.com/",
+            "http://jo@example.com/",
+            "http://1.1.1.1@127.0.0.1/",
+            "http://:@example.com/",
+        ),
     ],
 )
 async def test_what_is_no_url_of_http_is_refused(url: str) -> None:
@@ -248,6 +259,7 @@ async def test_every_request_of_a_session_is_judged(servers: Servers, names: Any
     "elsewhere",
     [
         *("http://{other}:{port}/", "//{other}:{port}/", "http://name.test:{port}/", "http://2130706434:{port}/"),
+        *("http://{one}:25/", "http://jo:word@{one}:{port}/", "http://{one}@{other}:{port}/"),
         *("http://[::ffff:{other}]:{port}/", "ftp://{one}/", "file:///etc/passwd", "http://[::1"),
     ],
 )

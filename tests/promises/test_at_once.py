@@ -41,6 +41,46 @@ def test_two_hundred_launches_at_once_share_no_port(stack: Stack) -> None:
     wait_for("all are gone", lambda: not stack.list("/instances"), 120)
 
 
+@pytest.mark.parametrize("killed", [(), ("control_worker", "host_agent", "control_worker")], ids=["", "killed"])
+def test_two_hundred_launches_at_once_get_fifty_places(stack: Stack, killed: tuple[str, ...]) -> None:
+    (project,) = stack.get("/projects")
+    path = f"/projects/{project['id']}/quotas"
+    stack.request("PATCH", path, json={"instances": {"limit": 50}}).raise_for_status()
+    try:
+
+        def launch(number: int) -> httpx.Response:
+            body = {"name": f"many-{number}", "image": IMAGE, "backend": "simulated"}
+            key = {"Idempotency-Key": f"{len(killed)}-{number}"}
+            while True:
+                answer = stack.request("POST", "/instances", json=body, headers=key)
+                if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                    return answer
+
+        with ThreadPoolExecutor(200) as threads:
+            launching = [threads.submit(launch, number) for number in range(200)]
+            for name in killed:
+                stack.kill(name)
+            answers = [one.result() for one in launching]
+        assert Counter(answer.status_code for answer in answers) == {202: 50, 429: 150}
+        refused = {answer.json()["error"]["code"] for answer in answers if answer.status_code != httpx.codes.ACCEPTED}
+        assert refused == {"quota_exceeded"}
+        quota = stack.get(path)["instances"]
+        assert quota["used"] + quota["reserved"] == 50
+        # Some still come, some run: all go, and give back what they had.
+        for number, row in enumerate(stack.list("/instances")):
+            stack.act("delete", row)
+            if killed and number == 25:
+                stack.kill("control_worker", wait=False)
+        wait_for("all are gone", lambda: not stack.list("/instances"), 180)
+        nothing = {"used": 0, "reserved": 0}
+        for what in ("instances", "vcpus", "memory_mb"):
+            wait_for(f"{what} are given back", lambda what=what: stack.get(path)[what].items() >= nothing.items(), 30)
+        # By those who had them, and not by the comparison that finds what nobody gave back.
+        assert not stack.sql("SELECT data FROM events WHERE type = 'project.quota_corrected'")
+    finally:
+        stack.request("PATCH", path, json={"instances": {"limit": None}}).raise_for_status()
+
+
 def test_ten_deletes_at_once_are_one_workflow(stack: Stack) -> None:
     instance = stack.running(backend="docker")
     path = f"/instances/{instance['id']}"
