@@ -42,7 +42,7 @@ HIDDEN = {"/metrics"}
 #: What is the platform's own: changed by operators alone; of these, not even seen by others.
 PLATFORMS, OPERATIONS = re.compile(r"/v1/(hosts|instance-types|operations|users)\b"), "/v1/operations/"
 #: What all projects see: the fleet, the sizes.
-SHARED = {"host_id", "type_name", "user_id"}
+SHARED = {"host_id", "type_name", "user_id", "number"}
 #: An id that nothing has: one for all, as it is in the names of tests.
 NOBODYS = "0199b3f0-0000-7000-8000-00000000dead"
 #: Of these, each answer has its own.
@@ -131,6 +131,7 @@ class World:
             "host_id": str(self.api.db.hosts["one"]),
             "type_name": "basic-1",
             "digest": "sha256:" + "0" * 64,
+            "number": "1",
         }
         return shared | self.things | more
 
@@ -154,7 +155,9 @@ async def world(shared_api: Api) -> AsyncIterator[World]:
     image = (await api.http.post("/v1/images", json={"name": "own", "source": {"type": "upload"}})).json()["data"]
     key = await api.http.post("/v1/ssh-keys", json={"name": "mine", "public_key": KEY})
     assert key.status_code == 201, key.text
+    secret = (await api.http.post("/v1/secrets", json={"name": "token", "value": "said to nobody"})).json()["data"]
     things = await people(api) | {
+        "secret": secret["id"],
         "instance_id": instance["id"],
         "workflow_id": instance["workflow_id"],
         "image_id": image["id"],
@@ -226,7 +229,7 @@ async def test_role_may_do_just_what_its_permissions_say(
     assert world.written() == before
     for one in allowed:
         # Of what changes things, that there is none of these is all that a test wants to hear.
-        things = [name for name in one.ids if name != "project_id" or one.of_operators]
+        things = [name for name in one.ids if name != "number" and (name != "project_id" or one.of_operators)]
         # The world's key is the first administrator's: of another user's there is nothing to see.
         looks = (
             one.method == "GET"
@@ -331,7 +334,7 @@ async def test_projects_key_is_no_hosts_credential(world: World) -> None:
 async def test_another_projects_key_manages_nothing_of_the_platforms(world: World) -> None:
     before = world.written()
     for one in OPERATORS:
-        assert (one.name, await _refused(world, one)) == (one.name, 403)
+        assert (one.name, await _refused(world, one)) == (one.name, 404 if "project_id" in one.ids else 403)
     assert world.written() == before
 
 
@@ -340,7 +343,7 @@ async def test_another_projects_key_decides_nothing_about_a_restore(world: World
     try:
         before = world.written()
         for one in OPERATORS:
-            assert (one.name, await _refused(world, one)) == (one.name, 403)
+            assert (one.name, await _refused(world, one)) == (one.name, 404 if "project_id" in one.ids else 403)
         assert world.written() == before
     finally:
         world.api.db.rows("UPDATE restores SET finished_at = now()")
@@ -358,8 +361,9 @@ async def test_foreign_and_absent_are_told_apart_by_nothing(world: World) -> Non
     before = world.written()
     for one in ABOUT:
         for headers in ({}, {"Idempotency-Key": "once"}, {"If-Match": '"1"'}, {"Prefer": "wait=1"}):
-            known = [world.things[what] for what in one.ids]
-            absent = {what: "absent" if what == "role_name" else str(uuid4()) for what in one.ids}
+            ids = [what for what in one.ids if what != "number"]
+            known = [world.things[what] for what in ids]
+            absent = {what: "absent" if what == "role_name" else str(uuid4()) for what in ids}
             theirs = told(await one.ask(world.stranger, world.ids(), **headers), known)
             nobodys = told(await one.ask(world.stranger, world.ids(**absent), **headers), list(absent.values()))
             assert (one.name, headers, nobodys[0]) == (one.name, headers, 404)
@@ -419,6 +423,7 @@ LISTS = {
     "/v1/webhooks": "?name=chat",
     "/v1/service-accounts": "?name=ci",
     "/v1/auth/keys": "?name=admin",
+    "/v1/secrets": "?name=token",
 }
 #: Of the fleet; of the caller's one project; counts and events, which have tests of their own.
 OTHER = {"/v1/hosts", "/v1/instance-types", "/v1/projects", "/v1/dashboard/summary", "/v1/events"}
