@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from api import activity, streams
-from api.caller import Caller
+from api.caller import Caller, Credential, Who
 from model.base import new_id
 from model.lifetimes import IDLE_BYTES
 from model.sealing import new_private_key, public_key, unseal
@@ -257,7 +257,8 @@ async def test_activity_is_kept_for_what_is_stopped_when_idle_and_a_late_sample_
 async def test_open_stream_marks_activity_at_both_ends_and_between(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     instance, other = await idle(api), await placed(api, "other")
     monkeypatch.setattr(activity, "MARK_SECONDS", 0.2)
-    caller = Caller(api.app.state.engine, None, api.db.project_id, "test", new_id())  # type: ignore[arg-type]
+    who = Who(Credential(None, None, None), api.db.project_id, frozenset(), "test", None, None, None)
+    caller = Caller(api.app.state.engine, None, who, None)  # type: ignore[arg-type]
     seen = [active(api, instance)]
     async with activity.going_on(caller, instance["id"]), activity.going_on(caller, other["id"]):
         seen.append(active(api, instance))

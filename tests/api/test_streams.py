@@ -17,6 +17,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from api.agent_client import Opened, Target
+from api.caller import Credential, Who
 from api.open_streams import OpenStreams
 from model.base import new_id
 from tests.api.conftest import Api
@@ -192,8 +193,10 @@ async def test_stream_that_closes_while_its_key_is_looked_at_leaves_nothing(
 ) -> None:
     """Else it would be told of for ever."""
     looks: OpenStreams = api.app.state.open_streams
-    caller: Any = SimpleNamespace(project_id=new_id(), key_id=new_id())  # of which the database knows nothing
-    held = looks.hold(caller)
+    # Of whom the database knows nothing.
+    nobody = Who(Credential(b"nobody", None, None), new_id(), frozenset(), "key:nobody", None, None, new_id())
+    caller: Any = SimpleNamespace(project_id=nobody.project_id, who=nobody)
+    held = looks.hold(caller, "instances:read")
     engine = api.app.state.engine
 
     class Closing:
@@ -205,7 +208,7 @@ async def test_stream_that_closes_while_its_key_is_looked_at_leaves_nothing(
 
     monkeypatch.setattr(looks, "_engine", Closing())
     await looks.look()
-    assert caller.key_id not in looks._by_key
+    assert not looks._by_right
 
 
 @pytest.mark.parametrize("command", ["x" * 2001, "a\0b", "é" * 2000, "'"])

@@ -89,6 +89,9 @@ def test_what_changes_something_by_a_workflow_can_be_waited_for() -> None:
 
 #: What the fake API answers to lists, each with more rows than a pipe holds.
 MADE = {"id": INSTANCE, "created_at": "2026-01-01T00:00:00Z"}
+AUDITED = {**MADE, "at": MADE["created_at"], "actor": "key:laptop", "action": "instances:create", "code": None}
+AUDITED |= {"outcome": "allowed", "resource_type": "instance", "resource_id": INSTANCE, "address": "::1"}
+AUDITED |= {"operation": "POST /v1/instances"}
 ROWS = {
     "ssh-key list": ("/ssh-keys", {**MADE, "type": "ssh-ed25519", "fingerprint": f"SHA256:{'x' * 43}"}),
     "instance list": ("/instances", instance(labels={"x": "y" * 100})),
@@ -99,6 +102,14 @@ ROWS = {
     "webhook list": ("/webhooks", hook()),
     "project list": ("/projects", {**MADE, "unix_name": "x" * 32, "active": True, "deleting": False}),
     "role list": ("/rbac/roles", {"built_in": False, "permissions": ["instances:read"] * 30}),
+    "key list": (
+        "/auth/keys",
+        {**MADE, "project_id": INSTANCE, "scopes": ["x" * 30] * 3, "last_used_at": None}
+        | {"expires_at": None, "revoked_at": None},
+    ),
+    "user list": ("/users", {**MADE, "email": f"{'x' * 60}@example.org", "is_admin": False, "active": True}),
+    "secret list": ("/secrets", {**MADE, "description": "x" * 100, "current_version": 1, "updated_at": MADE["created_at"]}),
+    "audit list": ("/audit", AUDITED),
     "service-account list": ("/service-accounts", {**MADE, "description": "x" * 100}),
 }
 #: Lists that do not come from the API.
