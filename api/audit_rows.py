@@ -26,7 +26,7 @@ _COLUMNS = (
     *("code", "status", "resource_type", "resource_id", "before", "after", "address", "agent", "request_id"),
     "workflow_id",
 )
-_INTO = f"INSERT INTO audit ({', '.join(_COLUMNS)}) VALUES ({', '.join(f':{name}' for name in _COLUMNS)})"  # noqa: S608
+_INTO = f"INSERT INTO audit ({', '.join(_COLUMNS)}) VALUES ({', '.join(f':{name}' for name in _COLUMNS)})"  # noqa: S608 - columns of ours
 _JSON = [bindparam("before", type_=JSONB(none_as_null=True)), bindparam("after", type_=JSONB(none_as_null=True))]
 INSERT = text(_INTO).bindparams(*_JSON)
 #: With an event, in one way to the database and back: on the path of acceptances each costs.

@@ -271,6 +271,7 @@ async def _authenticate(request: HTTPConnection, permissions: Sequence[str]) -> 
         await limits.count_caller(request, key=who.key_id, user=who.user_id)
         if malformed is not None:
             raise malformed
+        await _check_project_of_path(connection, who, request, permissions)
         _check(who, row, request, permissions)
     except CairnError:
         await connection.close()
@@ -326,15 +327,25 @@ async def still_may(connection: AsyncConnection, who: Who, permission: str) -> b
     return permission in _who(who.credential, row).permissions
 
 
+async def _check_project_of_path(
+    connection: AsyncConnection, who: Who, request: HTTPConnection, permissions: Sequence[str]
+) -> None:
+    """What the platform does with projects: of those that are not theirs nobody learns even that. Raises NotFound."""
+    about = _uuid(request.path_params.get("project_id", ""))
+    missing = PLATFORM.keys() & set(permissions) - who.permissions
+    if about is None or about == who.project_id or not missing:
+        return
+    row = (await connection.execute(_IDENTIFY, who.credential._replace(project=about)._asdict())).one_or_none()
+    if row is None or row.project_id is None:
+        raise NotFound("there is no such project")
+
+
 def _check(who: Who, row: Row[Any], request: HTTPConnection, permissions: Sequence[str]) -> None:
     """Raises NotFound, Forbidden, Restored."""
     for_account = bool(permissions) and all(permission in ACCOUNT for permission in permissions)
     if who.project_id == NOWHERE and (who.credential.project is not None or not for_account):
         raise NotFound("there is no such project")
     for permission in permissions:
-        about = request.path_params.get("project_id")  # where a route is about one
-        if permission in PLATFORM and permission not in who.permissions and about not in (None, str(who.project_id)):
-            raise NotFound(f"there is no project {about}")  # of others nobody learns even that they are managed
         who.require(permission)
     if who.project_id != NOWHERE and not row.is_active and not for_account:
         raise ProjectInactive("the project is deactivated: ask an administrator of the platform")

@@ -60,7 +60,7 @@ COMMANDS = {
     "event": Place("cli.events", "app", "Watch what happens."),
     "events": Place("cli.events", "events", "Events there were; -f: as they come.", "cairn events -f --resource web"),
     "webhook": Place("cli.webhooks", "app", "Send events to other programs, and see what became of them."),
-    "audit": Place("cli.audit", "app", "Who did what, or was refused; and that nobody changed it since."),
+    "audit": Place("cli.audit", "app", "Who did what, or was refused."),
     "dashboard": Place("cli.dashboard", "dashboard", "The project and the hosts at a glance.", "cairn dashboard"),
     "watch": Place("cli.watching", "command", "Show again what changes.", "cairn watch instance list"),
     "api": Place("cli.api", "api", "Ask the API for anything.", "cairn api GET /instances?status=running"),

@@ -53,7 +53,8 @@ async def test_platform_that_was_never_restored_says_so_and_has_nothing_to_finis
 )
 async def test_nothing_is_changed_while_it_is_restored(api: Api, method: str, path: str) -> None:
     restore(api)
-    answer = await api.http.request(method, path.format(id=new_id()), json={} if method != "DELETE" else None)
+    id = api.db.project_id if "projects" in path else new_id()
+    answer = await api.http.request(method, path.format(id=id), json={} if method != "DELETE" else None)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "restored"), answer.text
     assert answer.headers["Retry-After"] == "60"
 

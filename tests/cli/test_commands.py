@@ -108,7 +108,10 @@ ROWS = {
         | {"expires_at": None, "revoked_at": None},
     ),
     "user list": ("/users", {**MADE, "email": f"{'x' * 60}@example.org", "is_admin": False, "active": True}),
-    "secret list": ("/secrets", {**MADE, "description": "x" * 100, "current_version": 1, "updated_at": MADE["created_at"]}),
+    "secret list": (
+        "/secrets",
+        {**MADE, "description": "x" * 100, "current_version": 1, "updated_at": MADE["created_at"]},
+    ),
     "audit list": ("/audit", AUDITED),
     "service-account list": ("/service-accounts", {**MADE, "description": "x" * 100}),
 }

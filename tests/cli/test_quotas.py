@@ -10,7 +10,7 @@ import pytest
 from cli.errors import Exit
 from tests.cli.fake import HOST, WHEN, Answer, FakeApi, cairn
 
-PROJECT = {"id": HOST, "name": "default", "drift_policy": "report", "created_at": WHEN}
+PROJECT = {"id": HOST, "name": "default", "unix_name": "default", "drift_policy": "report", "created_at": WHEN}
 OTHER = "0199b3f0-0000-7000-8000-00000000000b"
 QUOTAS: dict[str, Any] = {
     "instances": {"limit": 50, "used": 3, "reserved": 1},
@@ -35,13 +35,13 @@ def test_quotas_are_set(api: FakeApi) -> None:
     api.on("GET /projects", Answer(200, [PROJECT]))
     for project in (HOST, OTHER):
         api.on(f"PATCH /projects/{project}/quotas", Answer(200, QUOTAS))
-    assert cairn("quota", "set", "instances=50", "vcpus=none").exit_code == 0
-    assert api.requests[-1].body == {"instances": {"limit": 50}, "vcpus": {"limit": None}}
-    assert cairn("quota", "set", "vcpus=2.5", "--project", OTHER).exit_code == 0
+    assert cairn("quota", "set", "default", "instances=50", "vcpus=none").exit_code == 0
+    assert api.requests[-1].body == {"instances": 50, "vcpus": None}
+    assert cairn("quota", "set", OTHER, "vcpus=2.5").exit_code == 0
     assert api.requests[-1].path.endswith(f"{OTHER}/quotas")
 
 
 @pytest.mark.parametrize("said", ["disks=5", "instances", "instances=many", "instances=1.5", "=5", "vcpus=nan"])
 def test_what_is_no_limit_is_refused(api: FakeApi, said: str) -> None:
-    assert cairn("quota", "set", said).exit_code == Exit.USAGE
+    assert cairn("quota", "set", "default", said).exit_code == Exit.USAGE
     assert api.requests == []
