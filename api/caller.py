@@ -342,7 +342,7 @@ async def _check_project_of_path(
 
 def _check(who: Who, row: Row[Any], request: HTTPConnection, permissions: Sequence[str]) -> None:
     """Raises NotFound, Forbidden, Restored."""
-    for_account = bool(permissions) and all(permission in ACCOUNT for permission in permissions)
+    for_account = all(permission in ACCOUNT for permission in permissions)
     if who.project_id == NOWHERE and (who.credential.project is not None or not for_account):
         raise NotFound("there is no such project")
     for permission in permissions:

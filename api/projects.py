@@ -193,6 +193,8 @@ async def delete(
 async def _set_active(request: Request, caller: Caller, project_id: UUID, *, active: bool) -> Response:
     within = await caller.within(project_id)
     row = await _lock(within, project_id)
+    if row.unix_name == FIRST_UNIX_NAME and not active:
+        raise InvalidState("the platform's first project stays active: its own administrators work in it")
     if (row.deactivated_at is None) != active:
         values = {"deactivated_at": None if active else func.now()}
         row = await _change(within, row, values, f"project.{'activated' if active else 'deactivated'}")

@@ -14,8 +14,11 @@ WAIT_SECONDS = 1
 ABSENT = "0199b3f0-0000-7000-8000-000000000001"
 HOSTS = os.environ["CONTRACT_HOSTS"].split(",")
 PROJECT = os.environ["CONTRACT_PROJECT"]
+KEY = os.environ["CONTRACT_KEY"]
 #: What would leave no host to launch on. They are asked for of hosts that there are not.
 _NO_HOST_LEFT = {"cordon_host", "drain_host", "delete_host"}
+#: What would end the key that asks.
+_NO_KEY_LEFT = {"delete_key", "revoke_key", "rotate_key"}
 #: Of the launches that a schema allows, hardly one could be placed. These parts make most of them impossible.
 _RARELY_POSSIBLE = ("host", "host_labels", "ports", "instance_type")
 _EXPECTED = {
@@ -36,6 +39,8 @@ def before_call(context: HookContext, case: Case, **kwargs: Any) -> None:
         query["follow"] = "false"
     elif name in _NO_HOST_LEFT and case.path_parameters.get("host_id") in HOSTS:
         case.path_parameters["host_id"] = ABSENT
+    elif name in _NO_KEY_LEFT and case.path_parameters.get("api_key_id") == KEY:
+        case.path_parameters["api_key_id"] = ABSENT
     positive = case.meta is not None and case.meta.generation.mode is GenerationMode.POSITIVE
     headers = case.headers or {}
     if positive or headers.get("X-Project-ID") == ABSENT:

@@ -47,7 +47,8 @@ def test_every_answer_is_as_documented_and_the_platform_comes_to_rest(platform: 
         "SCHEMATHESIS_HOOKS": "tests.contract.hooks",
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "CONTRACT_HOSTS": ",".join(host["id"] for host in platform.list("/hosts")),
-        "CONTRACT_PROJECT": platform.list("/projects")[0]["id"],
+        "CONTRACT_PROJECT": platform.list("/projects")[-1]["id"],
+        "CONTRACT_KEY": platform.list("/auth/keys")[-1]["id"],
     }
     done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"CAIRN_CHAOS_SEED={SEED}\n{done.stdout[-20000:]}\n{done.stderr[-2000:]}"
