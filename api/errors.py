@@ -55,8 +55,8 @@ class MethodNotAllowed(CairnError):
 _NOT_LOCKED = ("55P03", "40P01")
 #: What the database says who makes something in such a project.
 _DELETING = "the project is being deleted"
-#: A table, a column, or the right to see one.
-_ABSENT = ("42P01", "42703", "42501")
+#: A table, a column, a function, or the right to one.
+_ABSENT = ("42P01", "42703", "42883", "42501")
 _BY_STATUS: dict[int, type[CairnError]] = {
     400: Malformed,
     403: Forbidden,

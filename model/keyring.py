@@ -1,12 +1,14 @@
 """The master keys: from them come the keys that sign access tokens, and the one under which projects' data keys lie.
 
-Written as ``id:base64`` words, each key 32 random bytes, the newest first: it makes what is new, the others only open
-what they made. Every API and control worker of an installation has the same; agents have none.
+Written as words, the newest first: ``id:base64``, or the base64 alone, of which the id is the beginning of its SHA-256;
+each key is 32 random bytes. The newest makes what is new, the others only open what they made. Every API and control
+worker of an installation has the same; agents have none.
 """
 
 from __future__ import annotations
 
 import binascii
+import hashlib
 import re
 import secrets
 from base64 import b64decode, b64encode
@@ -18,6 +20,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from model.errors import CairnError
 
 KEY_BYTES = 32
+_ID_DIGITS = 8
 _WORD = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 
@@ -33,16 +36,18 @@ class Keyring:
     def __init__(self, text: str) -> None:
         self._keys: dict[str, bytes] = {}
         for word in text.replace(",", " ").split():
-            name, _, encoded = word.partition(":")
+            name, colon, encoded = word.rpartition(":")
             try:
                 key = b64decode(encoded, validate=True)
             except (ValueError, binascii.Error):
                 key = b""
+            if not colon:
+                name = hashlib.sha256(key).hexdigest()[:_ID_DIGITS]
             if not _WORD.fullmatch(name) or len(key) != KEY_BYTES or name in self._keys:
-                raise ValueError("expected id:key words, the ids distinct, each key 32 bytes in base64")
+                raise ValueError("expected keys of 32 bytes in base64, or id:key, the ids distinct")
             self._keys[name] = key
         if not self._keys:
-            raise ValueError("expected at least one id:key")
+            raise ValueError("expected at least one key")
 
     @property
     def newest(self) -> str:

@@ -207,8 +207,8 @@ class Settings(BaseSettings):
     )
     master_keys: MasterKeys | None = Field(
         None,
-        description="Master keys, id:base64 of 32 bytes each, the newest first: secrets lie under them, access "
-        "tokens are signed with them (all APIs and workers the same)",
+        description="Master keys, base64 of 32 bytes each (or id:base64), the newest first: secrets lie under them, "
+        "access tokens are signed with them (all APIs and workers the same)",
     )
     audit_commands: bool = Field(
         False, description="Whether the audit log shows what is run in instances: its first 256 characters"
