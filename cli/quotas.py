@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,14 @@ from cli.render import Format, Output
 
 app = typer.Typer(no_args_is_help=True, help="What a project may use, and uses.")
 NO_LIMIT = "none"
+#: Of the API → how it is shown.
+NAMES = {
+    "instances": "instances",
+    "vcpus": "vCPUs",
+    "memory_mb": "memory, MiB",
+    "images": "images",
+    "image_bytes": "image bytes",
+}
 
 
 @app.command(epilog="Example: cairn quota show")
@@ -45,13 +54,18 @@ def _of_platform(client: Client, wanted: str) -> str:
 
 
 def _limit(word: str) -> tuple[str, float | None]:
-    what, _, limit = word.partition("=")
+    what, equals, limit = word.partition("=")
+    if what not in NAMES or not equals:
+        raise usage(f"'{word}': expected WHAT=LIMIT, WHAT one of {', '.join(NAMES)}")
     if limit == NO_LIMIT:
         return what, None
     try:
-        return what, float(limit) if what == "vcpus" else int(limit)
+        number = float(limit) if what == "vcpus" else int(limit)
+        if not math.isfinite(number):
+            raise ValueError
+        return what, number
     except ValueError:
-        raise usage(f"'{word}': expected such as instances=50, or instances={NO_LIMIT}") from None
+        raise usage(f"'{word}': expected a number, or {NO_LIMIT}") from None
 
 
 def _print(quotas: dict[str, Any], output: Format) -> None:
@@ -59,7 +73,13 @@ def _print(quotas: dict[str, Any], output: Format) -> None:
         render.print_json(quotas)
         return
     rows = [
-        [what, "no limit" if of["limit"] is None else f"{of['limit']:g}", f"{of['used']:g}", f"{of['reserved']:g}"]
+        [NAMES.get(what, what), *(_number(of[column]) for column in ("limit", "used", "reserved"))]
         for what, of in quotas.items()
     ]
     render.print_table(["QUOTA", "LIMIT", "USED", "RESERVED"], rows, [])
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return NO_LIMIT
+    return str(int(value)) if value == int(value) else f"{value:g}"
