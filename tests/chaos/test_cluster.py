@@ -97,6 +97,7 @@ def test_a_random_process_is_killed_again_and_again_and_it_converges(
     is_gone(cluster)
 
 
+@pytest.mark.skipif(not WHOLE, reason="minutes long; who may join is tested in tests/api and tests/model, too")
 def test_processes_of_the_release_before_work_beside_ours_and_older_agents_may_not_join(
     cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
