@@ -203,8 +203,8 @@ def test_limits_change_and_everything_else_stays(site: Site, state: str) -> None
 
 def test_image_that_cannot_be_had(site: Site) -> None:
     with pytest.raises(ImageNotFound) as refused:
-        site.images().ensure(ImageWanted(reference="127.0.0.1:1/missing:latest"), never)
-    assert "127.0.0.1:1/missing:latest" in refused.value.message
+        site.images().ensure(ImageWanted(reference="127.0.0.1:4999/missing:latest"), never)
+    assert "127.0.0.1:4999/missing:latest" in refused.value.message
 
 
 def test_port_that_another_machine_has(site: Site) -> None:
