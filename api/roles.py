@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy import ColumnElement, Row, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -34,6 +34,7 @@ def _known(permissions: list[str]) -> list[str]:
 
 Permissions = Annotated[list[str], Field(max_length=len(PROJECT)), AfterValidator(_known)]
 Description = Annotated[Text, Field(max_length=1000)]
+Named = Annotated[str, Path(max_length=63, pattern=r"^[^\x00]*$")]
 
 
 class RoleView(BaseModel):
@@ -95,7 +96,7 @@ async def create(request: Request, body: RoleCreate, caller: Annotated[Caller, m
 
 
 @router.get("/{role_name}", response_model=Envelope[RoleView])
-async def show(request: Request, role_name: str, caller: Annotated[Caller, may("roles:read")]) -> Response:
+async def show(request: Request, role_name: Named, caller: Annotated[Caller, may("roles:read")]) -> Response:
     """One role."""
     if role_name in ROLES:
         return answer(request, _built_in(role_name))
@@ -104,7 +105,7 @@ async def show(request: Request, role_name: str, caller: Annotated[Caller, may("
 
 @router.patch("/{role_name}", response_model=Envelope[RoleView])
 async def patch(
-    request: Request, role_name: str, body: RolePatch, caller: Annotated[Caller, may("roles:write")]
+    request: Request, role_name: Named, body: RolePatch, caller: Annotated[Caller, may("roles:write")]
 ) -> Response:
     """Change one of the project's own roles; whoever has it may do just that from the next request on. Nobody adds
     what they may not do themselves, and nobody changes the built-in ones: 403."""
@@ -120,7 +121,7 @@ async def patch(
 
 
 @router.delete("/{role_name}", status_code=204)
-async def remove(request: Request, role_name: str, caller: Annotated[Caller, may("roles:write")]) -> Response:
+async def remove(request: Request, role_name: Named, caller: Annotated[Caller, may("roles:write")]) -> Response:
     """Delete a role that nobody has, and nobody was invited to: else 409 `in_use`."""
     _check_own(role_name)
     row = await _lock(caller, role_name)

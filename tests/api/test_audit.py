@@ -153,6 +153,21 @@ async def test_a_flood_of_denials_is_counted(shared_api: Api, same: bool) -> Non
     assert (counting["code"], counting["after"]["more"]) == ("repeated", 30 - len(found))
 
 
+async def test_what_no_database_takes_keeps_no_other_denial_from_the_log(shared_api: Api) -> None:
+    """A NUL in a path, of whoever shows anything at all, and what is denied after it."""
+    denials = shared_api.app.state.denials
+    denials._until = 0.0
+    async with shared_api.as_("cairn_nul") as stranger:
+        odd, plain = [await stranger.delete(f"/v1/rbac/roles/{name}") for name in ("a%00b", "plain")]
+    assert (odd.status_code, plain.status_code) == (401, 401)
+    await denials.write()
+    assert row(shared_api, odd)["resource_id"] == "a\ufffdb"
+    assert row(shared_api, plain)["resource_id"] == "plain"
+    assert denials._rows == []
+    for method in ("GET", "DELETE"):
+        assert (await shared_api.http.request(method, "/v1/rbac/roles/a%00b")).status_code == 422
+
+
 #: What agents say of themselves and their hosts is no change of anybody's.
 TELEMETRY = {"/v1/hosts/lease", "/v1/hosts/health", "/v1/hosts/samples"}
 #: They write their row themselves, as who asks has no key.
