@@ -206,6 +206,7 @@ async def _make(request: Request, caller: Caller, key_id: UUID, **values: Any) -
     owner = {"user_id": who.user_id} if who.user_id else {"service_account_id": who.service_account_id}
     values |= {"id": key_id, "project_id": caller.project_id, "digest": digest(key), **owner}
     row = (await caller.execute(insert(ApiKey).values(**values).returning(*ApiKey.__table__.c))).one()
+    caller.changed("api_key", key_id, after={name: getattr(row, name) for name in ("name", "scopes", "expires_at")})
     return answer(request, _view(row) | {"key": key}, 201)
 
 

@@ -112,7 +112,9 @@ async def create(request: Request, body: ProjectCreate, caller: Annotated[Caller
             return _answer(request, await _find(await caller.within(answered.resource_id), answered.resource_id), 201)
     settings: Settings = request.app.state.settings
     made = await new_projects.make(caller, settings, caller.who.user_id, project_id, **body.model_dump())
-    return _answer(request, await _find(made, project_id), 201)
+    row = await _find(made, project_id)
+    made.changed("project", project_id, after={"name": row.name, "unix_name": row.unix_name})
+    return _answer(request, row, 201)
 
 
 @router.get("/{project_id}", response_model=Envelope[ProjectView])

@@ -92,6 +92,7 @@ async def create(request: Request, body: RoleCreate, caller: Annotated[Caller, m
         if "uq_roles_project_id_name" in str(error.orig):
             raise NameTaken(f"there is a role named '{body.name}' already", name=body.name) from error
         raise
+    caller.changed("role", body.name, after=body.model_dump())
     return _answer(request, await _find(caller, body.name), 201)
 
 
@@ -114,6 +115,7 @@ async def patch(
     check_if_match(request, row.version)
     changed = body.model_dump(exclude_none=True)
     check_has(caller, set(changed.get("permissions", ())) - set(row.permissions), f"the role '{role_name}'")
+    caller.changed("role", role_name, {name: getattr(row, name) for name in changed}, changed)
     if changed:
         values = {**changed, "version": Role.version + 1, "updated_at": func.now()}
         await caller.execute(update(Role).where(_mine(caller, role_name)).values(**values))
@@ -132,6 +134,7 @@ async def remove(request: Request, role_name: Named, caller: Annotated[Caller, m
             count = count.where(Invitation.accepted_at.is_(None), Invitation.expires_at > func.now())
         if number := (await caller.execute(count)).scalar_one():
             raise InUse(f"the role '{role_name}' is in {number} {noun}: remove these first", **{noun: number})
+    caller.changed("role", role_name, before={"permissions": row.permissions})
     await caller.execute(delete(Role).where(_mine(caller, role_name)))
     return Response(status_code=204)
 

@@ -84,6 +84,8 @@ async def patch(
     changed: dict[str, Any] = body.model_dump(include={"name", "is_admin"}, exclude_none=True)
     if body.active is not None and body.active != (row.deactivated_at is None):
         changed["deactivated_at"] = None if body.active else func.now()
+    told = {name: value for name, value in body.model_dump(exclude_none=True).items() if value != _view(row)[name]}
+    caller.changed("user", user_id, {name: _view(row)[name] for name in told}, told)
     if changed:
         changed |= {"version": User.version + 1, "updated_at": func.now()}
         await caller.execute(update(User).where(User.id == user_id).values(**changed))
@@ -106,6 +108,7 @@ async def remove(
     admins = await _lock_admins(caller)
     row = await _find(caller, user_id, lock=True)
     _check_not_last(user_id, admins)
+    caller.changed("user", user_id, before={name: getattr(row, name) for name in ("email", "name", "is_admin")})
     personal = (
         await caller.execute(select(Project.id, Project.name).where(Project.personal_of == user_id).with_for_update())
     ).all()

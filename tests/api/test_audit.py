@@ -11,6 +11,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.api.conftest import Api
+from tests.api.people import PASSWORD, bearing, logged_in
 from tests.api.test_streams import placed
 from tests.services import eventually
 
@@ -166,6 +167,44 @@ async def test_what_no_database_takes_keeps_no_other_denial_from_the_log(shared_
     assert denials._rows == []
     for method in ("GET", "DELETE"):
         assert (await shared_api.http.request(method, "/v1/rbac/roles/a%00b")).status_code == 422
+
+
+async def test_who_was_given_and_who_lost_what_is_written_down(shared_api: Api) -> None:
+    http, project = shared_api.http, shared_api.db.project_id
+    user = str(shared_api.db.user(project, "written"))
+    bound = await http.post("/v1/rbac/bindings", json={"user_identifier": user, "role_name": "viewer"})
+    found = row(shared_api, bound)
+    assert (found["resource_type"], found["resource_id"]) == ("binding", bound.json()["data"]["id"])
+    assert found["after"] == {"role_name": "viewer", "user_id": user}
+    put = row(shared_api, await http.put(f"/v1/projects/{project}/members/{user}", json={"roles": ["admin"]}))
+    assert (put["resource_type"], put["resource_id"]) == ("member", user)
+    assert (put["before"], put["after"]) == ({"roles": ["viewer"]}, {"roles": ["admin"]})
+    gone = row(shared_api, await http.delete(f"/v1/projects/{project}/members/{user}"))
+    assert (gone["resource_id"], gone["before"], gone["after"]) == (user, {"roles": ["admin"]}, None)
+    made = row(shared_api, await http.patch(f"/v1/users/{user}", json={"is_admin": True, "name": "written"}))
+    assert (made["before"], made["after"]) == ({"is_admin": False}, {"is_admin": True})
+    key = await http.post("/v1/auth/keys", json={"name": "audited", "scopes": ["instances:read"]})
+    found = row(shared_api, key)
+    assert (found["resource_id"], found["after"]["scopes"]) == (key.json()["data"]["id"], ["instances:read"])
+    assert key.json()["data"]["key"] not in str(found)
+    role = await http.post("/v1/rbac/roles", json={"name": "audited", "permissions": ["instances:read"]})
+    assert row(shared_api, role)["after"]["permissions"] == ["instances:read"]
+
+
+async def test_another_password_is_written_down_where_it_was_set_and_nowhere_else(shared_api: Api) -> None:
+    granted = await logged_in(shared_api, "repents")
+    async with bearing(shared_api, granted["access_token"]) as http:
+        body = {"password": "another long enough one", "old_password": "not the one"}
+        refused = await http.patch("/v1/auth/me", json=body)
+        assert refused.status_code == 403
+        assert [found["outcome"] for found in rows(shared_api, refused)] in ([], ["denied"])
+        changed = await http.patch("/v1/auth/me", json=body | {"old_password": PASSWORD})
+        assert changed.status_code == 200, changed.text
+    found = row(shared_api, changed)
+    assert (found["resource_id"], found["outcome"]) == (granted["user"]["id"], "allowed")
+    assert "long enough" not in str(found)
+    user = shared_api.db.one("SELECT xmin::text::bigint AS xid FROM users WHERE id = %s", found["user_id"])
+    assert user["xid"] == found["xid"] % 2**32, "one transaction"
 
 
 #: What agents say of themselves and their hosts is no change of anybody's.
