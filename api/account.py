@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import func, select, update
 
-from api import sessions
+from api import limits, sessions
 from api.accounts import Password, PersonName, check_password
+from api.auth import count_failure
 from api.caller import Caller, may
 from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES, also
@@ -116,13 +118,18 @@ async def logout(caller: Annotated[Caller, may("account:write")], body: Nothing 
 
 
 async def _another_password(request: Request, body: MePatch, wanted: str, row: Any) -> str:
-    """What is kept of it. Raises Forbidden where the old one is wrong."""
+    """What is kept of it. Raises Forbidden where the old one is wrong, RateLimited: whoever has stolen a session or a
+    key tries no more passwords here than at a login, and makes nobody wait for their turn at one."""
+    await limits.count_login(request)
     hashing: Hashing = request.app.state.hashing
     if body.old_password is None:
         said = "the old password is needed to set another"
         raise ValidationFailed(f"old_password: {said}", fields=[{"field": "old_password", "message": said}])
     await check_password(hashing, wanted, row.email, body.name or row.name)
+    if row.locked_until is not None and row.locked_until > dt.datetime.now(dt.UTC):
+        raise _wrong()
     if not await hashing.matches(body.old_password, row.password_hash):
+        await count_failure(request.app.state.engine, row.id)
         raise _wrong()
     return await hashing.hashed(wanted)
 

@@ -318,6 +318,19 @@ async def test_name_and_password_are_changed_with_the_old_password(api: Api) -> 
     assert (await login(api, "changed", "another fine password")).status_code == 200
 
 
+async def test_stolen_session_tries_no_more_passwords_than_a_login(api: Api) -> None:
+    granted = await logged_in(api, "tried")
+    async with bearing(api, granted["access_token"]) as http:
+        new = {"password": "another fine password"}
+        for _ in range(ALLOWED):
+            assert (await http.patch("/v1/auth/me", json=new | {"old_password": "wrong password"})).status_code == 403
+        answer = await http.patch("/v1/auth/me", json=new | {"old_password": PASSWORD})
+        assert answer.status_code == 403, "locked: the right one is not looked at"
+        assert "ratelimit-limit" in answer.headers
+        assert answer.headers["ratelimit-limit"] == "600", "of logins"
+    assert (await login(api, "tried")).status_code == 401
+
+
 def _changed(token: str, part: int, **claims: Any) -> str:
     parts = token.split(".")
     found = json.loads(base64.urlsafe_b64decode(parts[part] + "=="))
