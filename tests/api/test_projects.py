@@ -139,6 +139,10 @@ async def test_empty_project_is_deleted_and_is_404_everywhere(api: Api, jo: http
     refused = await jo.delete(path)
     assert code(refused) == (409, "in_use") and refused.json()["error"]["details"] == {"ssh_keys": 1}
     api.db.rows("DELETE FROM ssh_keys WHERE project_id = %s", mine["id"])
+    assert (await jo.post("/v1/secrets", json={"name": "only", "value": "copy"}, headers=of(mine))).is_success
+    refused = await jo.delete(path)
+    assert code(refused) == (409, "in_use") and refused.json()["error"]["details"] == {"secrets": 1}
+    assert (await jo.delete("/v1/secrets/only", headers=of(mine))).status_code == 204
     assert (await jo.delete(path)).status_code == 204
     for asked in (path, f"{path}/members", f"{path}/quotas"):
         assert code(await jo.get(asked)) == (404, "not_found")
