@@ -84,7 +84,11 @@ async def test_user_is_deleted_with_keys_and_sessions_where_nothing_is_left_behi
         assert (await api.http.delete(path, params={"cascade": "true"})).status_code == 422
         api.put(launched, "deleted")
         key = (await http.post("/v1/auth/keys", json={"name": "ci"})).json()["data"]["key"]
+        assert (await http.post("/v1/secrets", json={"name": "left", "value": "behind"})).status_code == 201
+        account = (await http.post("/v1/service-accounts", json={"name": "left"})).json()["data"]
         assert (await api.http.delete(path)).status_code == 204
+        assert api.db.rows("SELECT FROM secrets") == []
+        assert api.db.rows("SELECT FROM service_accounts WHERE id = %s", account["id"]) == []
         assert (await http.get("/v1/auth/me")).status_code == 401
     async with api.as_(key) as http:
         assert (await http.get("/v1/auth/me")).status_code == 401
@@ -100,6 +104,9 @@ async def test_last_owner_of_a_project_is_not_deleted(api: Api) -> None:
     api.db.rows(
         "UPDATE bindings SET user_id = %s WHERE user_id = (SELECT id FROM users WHERE name = 'shared')", user["id"]
     )
+    project = api.db.one("SELECT id FROM projects WHERE name = 'shared'")["id"]
+    api.db.user(project, "asleep", "owner")
+    api.db.rows("UPDATE users SET deactivated_at = now() WHERE name = 'asleep'")
     answer = await api.http.delete(f"/v1/users/{user['id']}")
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "in_use")
     assert "p-shared" in answer.json()["error"]["message"]
