@@ -194,8 +194,10 @@ async def _within(
         ]
         if beyond:
             raise Forbidden(f"the key that asks has not the scopes {', '.join(beyond)} itself", scopes=beyond)
-    if asking.expires_at is not None and (expires_at is None or expires_at > asking.expires_at):
-        raise Forbidden(f"a key makes none that lasts longer than itself, until {asking.expires_at.isoformat()}")
+    # One that was rotated goes on for a while: whoever has it after that must not have made another.
+    ends = min((end for end in (asking.expires_at, asking.revoked_at) if end is not None), default=None)
+    if ends is not None and (expires_at is None or expires_at > ends):
+        raise Forbidden(f"a key makes none that lasts longer than itself, until {ends.isoformat()}")
     return scopes, expires_at
 
 
