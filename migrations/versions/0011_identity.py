@@ -232,7 +232,7 @@ CREATE FUNCTION identify(shown bytea, signed_in uuid, asked uuid) RETURNS TABLE 
     key_id uuid, key_name text, scopes varchar[], user_id uuid, email text, is_admin boolean,
     service_account_id uuid, service_account_name text, project_id uuid, is_active boolean,
     roles varchar[], permissions varchar[]
-) LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, public AS $$
+) LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
@@ -283,6 +283,10 @@ POLICIES = {
 
 def access() -> list[str]:
     statements = [
+        # Unless it is named, what a session made for a while comes first: the API could have its own tables read.
+        "ALTER FUNCTION may_fetch(bytea, text) SET search_path = pg_catalog, public, pg_temp",
+        "ALTER FUNCTION instance_type_in_use(text) SET search_path = pg_catalog, public, pg_temp",
+        "ALTER FUNCTION current_epoch() SET search_path = pg_catalog, public, pg_temp",
         "REVOKE ALL ON FUNCTION identify(bytea, uuid, uuid) FROM PUBLIC",
         "GRANT EXECUTE ON FUNCTION identify(bytea, uuid, uuid) TO cairn_api",
         "GRANT SELECT, INSERT, UPDATE, DELETE ON users, service_accounts, roles, bindings, invitations TO cairn_api",

@@ -230,6 +230,22 @@ def test_forgotten_filter_shows_nothing_of_another_project(database: Database, t
         assert {row["project_id"] for row in seen} <= {nowhere}
 
 
+def test_what_runs_as_the_owner_reads_no_tables_of_its_callers(database: Database) -> None:
+    """``pg_temp`` is searched first, where nobody says that it comes last."""
+    paths = database.rows(
+        "SELECT proname, array_to_string(proconfig, ' ') AS config FROM pg_proc"
+        " WHERE prosecdef AND pronamespace = 'public'::regnamespace"
+    )
+    assert len(paths) >= 6
+    assert {row["proname"] for row in paths if not str(row["config"]).endswith(", pg_temp")} == set()
+    with database.connect("cairn_api") as connection:
+        connection.execute("CREATE TEMPORARY TABLE sessions (LIKE public.sessions)")
+        admin = database.one("SELECT id FROM users WHERE is_admin")["id"]
+        forged = "INSERT INTO pg_temp.sessions VALUES (%s, %s, now(), now(), now() + interval '1 day')"
+        connection.execute(forged, [admin, admin])
+        assert connection.execute("SELECT * FROM identify(NULL, %s, NULL)", [admin]).fetchall() == []
+
+
 def test_projects_of_others_are_not_seen(database: Database) -> None:
     database.project("stranger")
     own = database.one("SELECT user_id FROM bindings WHERE project_id = %s", database.project_id)["user_id"]
