@@ -268,8 +268,13 @@ PLATFORM = "(SELECT current_setting('cairn.platform', true)) = 'on'"
 # Connections of this release say so. What the release before it reads while both run, it reads as it did; the next
 # release lets go of this.
 BEFORE = "coalesce((SELECT current_setting('cairn.isolation', true)), '') <> 'on'"
+# It takes every key for one that may do everything, for ever: so it finds those alone of which that is true.
+WHOLE = (
+    "scopes IS NULL AND expires_at IS NULL AND service_account_id IS NULL AND (user_id IS NULL"
+    " OR EXISTS (SELECT FROM users u WHERE u.id = api_keys.user_id AND u.is_admin AND u.deactivated_at IS NULL))"
+)
 POLICIES = {
-    "api_keys": f"project_id = {PROJECT} OR user_id = {USER} OR {BEFORE}",
+    "api_keys": f"project_id = {PROJECT} OR user_id = {USER} OR ({BEFORE} AND {WHOLE})",
     "projects": (
         f"id = {PROJECT} OR {PLATFORM} OR {BEFORE}"
         f" OR EXISTS (SELECT FROM bindings b WHERE b.project_id = projects.id AND b.user_id = {USER})"
