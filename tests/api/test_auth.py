@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import datetime as dt
 import json
 import statistics
 import time
@@ -329,6 +330,28 @@ async def test_stolen_session_tries_no_more_passwords_than_a_login(api: Api) -> 
         assert "ratelimit-limit" in answer.headers
         assert answer.headers["ratelimit-limit"] == "600", "of logins"
     assert (await login(api, "tried")).status_code == 401
+
+
+def test_clocks_of_api_processes_may_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, session = Tokens(Keyring(new_master_key("test")), "here"), uuid4()
+    now = 2_000_000_000 // 604_800 * 604_800 - 2  # two seconds before another week
+    monkeypatch.setattr(time, "time", lambda: now + 4.0)
+    token = tokens.sign(uuid4(), session)
+    monkeypatch.setattr(time, "time", lambda: float(now))
+    # PyJWT reads its own clock, by which the token is of the future or still good.
+    assert jwt.decode(token, options={"verify_signature": False})["iat"] > now
+    monkeypatch.setattr("jwt.api_jwt.datetime", _Clock(now))
+    assert tokens.session_of(token) == session
+
+
+class _Clock:
+    """In the place of the class ``datetime``."""
+
+    def __init__(self, now: int) -> None:
+        self._now = now
+
+    def now(self, tz: dt.tzinfo) -> dt.datetime:
+        return dt.datetime.fromtimestamp(self._now, tz)
 
 
 def _changed(token: str, part: int, **claims: Any) -> str:
