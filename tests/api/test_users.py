@@ -129,10 +129,19 @@ async def test_anonymous_is_the_first_administrator_in_the_first_project(anonymo
 
 
 @pytest.mark.parametrize(
-    "headers", [{"Host": "evil.example.org"}, {"Origin": "https://evil.example.org"}, {"Origin": "null"}, {"Host": "["}]
+    "headers",
+    [
+        {"Host": "evil.example.org"},
+        {"Origin": "https://evil.example.org"},
+        {"Origin": "null"},
+        {"Host": "["},
+        {"X-Forwarded-For": "203.0.113.7"},
+        {"Forwarded": "for=203.0.113.7"},
+        {"Via": "1.1 proxy"},
+    ],
 )
 async def test_pages_of_other_sites_are_not_anonymous(anonymous: Api, headers: dict[str, str]) -> None:
-    """DNS rebinding, and requests that a browser sends for another site's page."""
+    """DNS rebinding, requests that a browser sends for another site's page, and whoever comes through a proxy."""
     assert (await anonymous.http.get("/v1/auth/me", headers=headers)).status_code in (400, 403)
     assert (await anonymous.http.get("/v1/auth/me", headers={"Origin": "http://127.0.0.1:3000"})).status_code == 200
 
