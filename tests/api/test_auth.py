@@ -282,6 +282,17 @@ async def test_reset_that_is_over_is_void(api: Api) -> None:
             assert (await http.post("/v1/auth/reset-password", json=body)).status_code == 401
 
 
+async def test_nobody_writes_to_others_by_our_mails(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address is taken before anybody has shown that it is theirs."""
+    sent: list[Any] = []
+    monkeypatch.setattr("api.mails.send", lambda _, letter: sent.append(letter))
+    await register(api, "victim", name="Look at https://evil.example.org")
+    async with nobody(api) as http:
+        await http.post("/v1/auth/forgot-password", json={"email": "victim@example.org"})
+    assert await eventually(lambda: sent)
+    assert "evil" not in str(sent)
+
+
 async def test_mail_that_cannot_be_sent_stays_until_it_can(api: Api) -> None:
     await register(api, "mailed")
     settings = api.app.state.settings.model_copy(update={"smtp_url": _Secret("smtp://127.0.0.1:1")})
