@@ -189,6 +189,9 @@ async def delete(
         raise InvalidState("the platform's first project is not deleted: its own administrators work in it")
     if row.personal_of is not None:
         raise InvalidState("a personal project goes with its user")
+    # In the platform's log: nobody reads that of a project that is gone.
+    about = {"name": row.name, "unix_name": row.unix_name}
+    caller.changed("project", row.id, before=about, project=NOWHERE)
     if not cascade:
         check_if_match(request, row.version)
         await project_ends.forget(caller, row)

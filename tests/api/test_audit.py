@@ -191,6 +191,19 @@ async def test_who_was_given_and_who_lost_what_is_written_down(shared_api: Api) 
     assert row(shared_api, role)["after"]["permissions"] == ["instances:read"]
 
 
+async def test_who_deleted_a_project_is_still_to_be_read(shared_api: Api) -> None:
+    http = shared_api.http
+    made = (await http.post("/v1/projects", json={"name": "short-lived"})).json()["data"]
+    user = shared_api.db.one("SELECT user_id FROM bindings WHERE project_id = %s", made["id"])["user_id"]
+    async with await shared_api.signed_in(user) as owner:
+        gone = await owner.delete(f"/v1/projects/{made['id']}")
+    assert gone.status_code == 204, gone.text
+    found = row(shared_api, gone)
+    assert (str(found["project_id"]), found["resource_id"]) == (NOWHERE, made["id"])
+    listed = await http.get("/v1/audit", params={"platform": "true", "resource_id": made["id"]})
+    assert [one["operation"] for one in listed.json()["data"]] == ["DELETE /v1/projects/{project_id}"]
+
+
 async def test_another_password_is_written_down_where_it_was_set_and_nowhere_else(shared_api: Api) -> None:
     granted = await logged_in(shared_api, "repents")
     async with bearing(shared_api, granted["access_token"]) as http:
