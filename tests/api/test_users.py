@@ -8,7 +8,7 @@ import pytest
 
 from tests.api.conftest import BODY, Api, served
 from tests.api.people import bearing, logged_in, login, register
-from tests.services import Database, TemporalServer
+from tests.services import Database, TemporalServer, eventually
 from worker.api import main
 
 
@@ -87,8 +87,8 @@ async def test_user_is_deleted_with_keys_and_sessions_where_nothing_is_left_behi
         assert (await http.post("/v1/secrets", json={"name": "left", "value": "behind"})).status_code == 201
         account = (await http.post("/v1/service-accounts", json={"name": "left"})).json()["data"]
         assert (await api.http.delete(path)).status_code == 204
-        assert api.db.rows("SELECT FROM secrets") == []
-        assert api.db.rows("SELECT FROM service_accounts WHERE id = %s", account["id"]) == []
+        assert api.db.rows("SELECT 1 FROM secrets") == []
+        assert api.db.rows("SELECT 1 FROM service_accounts WHERE id = %s", account["id"]) == []
         assert (await http.get("/v1/auth/me")).status_code == 401
     async with api.as_(key) as http:
         assert (await http.get("/v1/auth/me")).status_code == 401
@@ -96,6 +96,20 @@ async def test_user_is_deleted_with_keys_and_sessions_where_nothing_is_left_behi
     assert api.db.one("SELECT deleted_at FROM projects WHERE unix_name = 'leaving'")["deleted_at"]
     await register(api, "leaving")  # address and name are free again
     assert (await login(api, "leaving")).status_code == 200
+
+
+async def test_who_binds_a_user_who_is_being_deleted_is_told_so(api: Api) -> None:
+    user = (await register(api, "vanishing"))["id"]
+    waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'INSERT INTO bindings%%'"
+    with api.db.connect() as connection:
+        with connection.transaction():
+            connection.execute("UPDATE projects SET personal_of = NULL WHERE personal_of = %s", [user])
+            connection.execute("DELETE FROM users WHERE id = %s", [user])
+            body = {"user_identifier": user, "role_name": "viewer"}
+            binding = asyncio.ensure_future(api.http.post("/v1/rbac/bindings", json=body))
+            assert await eventually(lambda: api.db.rows(waits))
+        answer = await binding
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "invalid_state")
 
 
 async def test_last_owner_of_a_project_is_not_deleted(api: Api) -> None:
