@@ -187,6 +187,11 @@ async def test_who_was_given_and_who_lost_what_is_written_down(shared_api: Api) 
     found = row(shared_api, key)
     assert (found["resource_id"], found["after"]["scopes"]) == (key.json()["data"]["id"], ["instances:read"])
     assert key.json()["data"]["key"] not in str(found)
+    secret = await http.post("/v1/secrets", json={"name": "audited", "value": "hunter2hunter2"})
+    turned = row(shared_api, await http.post("/v1/secrets/audited/versions", json={"value": "hunter3hunter3"}))
+    assert row(shared_api, secret)["resource_id"] == turned["resource_id"] == secret.json()["data"]["id"]
+    assert (turned["before"]["current_version"], turned["after"]["current_version"]) == (1, 2)
+    assert "hunter" not in str(turned) + str(row(shared_api, secret))
     role = await http.post("/v1/rbac/roles", json={"name": "audited", "permissions": ["instances:read"]})
     assert row(shared_api, role)["after"]["permissions"] == ["instances:read"]
 
