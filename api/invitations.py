@@ -86,8 +86,8 @@ async def create(
     """Invite somebody by e-mail to a role, which may do no more than who invites: 403.
 
     The answer is the same whether or not somebody has an account under this address. The token is valid for 7 days,
-    once, and for who has an account under just this address. It goes there by mail, and is in `data.token`; the same
-    request again, with its `Idempotency-Key`, is answered without it.
+    once, and for who has an account under just this address. It is in `data.token`, for who invites to hand over: no
+    mail is sent. The same request again, with its `Idempotency-Key`, is answered without it.
     """
     invitation_id = new_id()
     if answered := await Acceptance(request, caller).answered_before(invitation_id, body.model_dump(mode="json")):
