@@ -286,7 +286,7 @@ async def test_nobody_writes_to_others_by_our_mails(api: Api, monkeypatch: pytes
     """An address is taken before anybody has shown that it is theirs."""
     sent: list[Any] = []
     monkeypatch.setattr("api.mails.send", lambda _, letter: sent.append(letter))
-    await register(api, "victim", name="Look at https://evil.example.org")
+    await register(api, "Look at https://evil.example.org", email="victim@example.org")
     async with nobody(api) as http:
         await http.post("/v1/auth/forgot-password", json={"email": "victim@example.org"})
     assert await eventually(lambda: sent)
