@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import func, select, update
 
-from api import sessions
+from api import limits, sessions
 from api.accounts import Password, PersonName, check_password
+from api.auth import count_failure
 from api.caller import Caller, may
 from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES, also
@@ -79,15 +81,17 @@ async def patch(request: Request, body: MePatch, caller: Annotated[Caller, may("
     if user_id is None:
         raise Forbidden("a service account has neither password nor name of its own to change")
     mine = User.id == user_id
+    told = {"name": body.name, "password": "another" if body.password is not None else None}
+    caller.changed("user", user_id, after={name: value for name, value in told.items() if value is not None})
     changed: dict[str, Any] = {} if body.name is None else {"name": body.name}
     if body.password is not None:
         row = (await caller.execute(select(User.__table__).where(mine))).one()
-        await caller.commit()  # nothing is held while passwords are hashed
+        await caller.release()  # nothing is held while passwords are hashed
         changed["password_hash"] = await _another_password(request, body, body.password, row)
         # Of two that change it at once, one is told that its old one is none any more.
         mine &= User.password_hash == row.password_hash
     else:
-        await caller.commit()
+        await caller.release()
     async with caller.again() as connection:
         if changed:
             changed |= {"updated_at": func.now(), "version": User.version + 1}
@@ -98,7 +102,9 @@ async def patch(request: Request, body: MePatch, caller: Annotated[Caller, may("
             if (this := caller.who.credential.session) is not None:
                 others &= Session.id != this
             await sessions.end(connection, others)
-        return answer(request, await _me(caller.on(connection)))
+        here = caller.on(connection)
+        await here.audit()
+        return answer(request, await _me(here))
 
 
 @router.post("/logout", status_code=204, operation_id="log_out", responses=also(409))
@@ -112,13 +118,18 @@ async def logout(caller: Annotated[Caller, may("account:write")], body: Nothing 
 
 
 async def _another_password(request: Request, body: MePatch, wanted: str, row: Any) -> str:
-    """What is kept of it. Raises Forbidden where the old one is wrong."""
+    """What is kept of it. Raises Forbidden where the old one is wrong, RateLimited: whoever has stolen a session or a
+    key tries no more passwords here than at a login, and makes nobody wait for their turn at one."""
+    await limits.count_login(request)
     hashing: Hashing = request.app.state.hashing
     if body.old_password is None:
         said = "the old password is needed to set another"
         raise ValidationFailed(f"old_password: {said}", fields=[{"field": "old_password", "message": said}])
     await check_password(hashing, wanted, row.email, body.name or row.name)
+    if row.locked_until is not None and row.locked_until > dt.datetime.now(dt.UTC):
+        raise _wrong()
     if not await hashing.matches(body.old_password, row.password_hash):
+        await count_failure(request.app.state.engine, row.id)
         raise _wrong()
     return await hashing.hashed(wanted)
 

@@ -24,7 +24,7 @@ from sqlalchemy import Row, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from api import audit_rows
+from api import audit_rows, limits
 from api.caller import check_body, key_of
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES, also
@@ -234,6 +234,7 @@ async def _credential(request: Request, connection: AsyncConnection) -> bytes:
     credential = digest(key_of(request))
     known = await connection.execute(select(Host.id).where(Host.credential == credential).limit(1))
     if known.one_or_none() is None:
+        await limits.count_stranger(request)
         raise Unauthenticated("the host's credential is not valid: has the host been removed, or joined anew?")
     return credential
 

@@ -17,6 +17,8 @@ from model.projects import Installation
 from model.users import Session, User
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+#: What proxies add, behind which anybody may be, though they call the API by the address under which they know it.
+FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via")
 
 
 async def session_of(request: HTTPConnection) -> UUID:
@@ -24,7 +26,7 @@ async def session_of(request: HTTPConnection) -> UUID:
     origin = request.headers.get("origin")
     sites = [f"//{request.headers.get('host', '')}", *([origin] if origin is not None else [])]
     # A name that leads to this machine only now (DNS rebinding), or a page of elsewhere that a browser here shows.
-    if not all(_host(site) in LOOPBACK for site in sites):
+    if not all(_host(site) in LOOPBACK for site in sites) or any(name in request.headers for name in FORWARDED):
         raise Forbidden("without a credential this platform is used from its own machine, under its own address alone")
     app = request.app
     found: UUID | None = getattr(app.state, "anonymous", None)

@@ -118,7 +118,9 @@ class Record:
     def _of_the_route(self) -> tuple[str | None, str | None]:
         """Where nobody said it: the noun of the permission, and the first id of the path."""
         noun = self.action.partition(":")[0].removesuffix("s") or None
-        return noun, next((str(value) for value in self._connection.path_params.values()), None)
+        # Also of what was denied before anybody looked at it: the database takes no NUL.
+        asked = (str(value).replace("\x00", "\ufffd") for value in self._connection.path_params.values())
+        return noun, next(asked, None)
 
 
 async def write(

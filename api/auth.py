@@ -150,7 +150,7 @@ async def _login(request: Request, engine: AsyncEngine, email: str, password: st
     kept = user.password_hash if user else None
     right = await hashing.matches(password, kept)
     if user is None or kept is None or not right:
-        await _count_failure(engine, user.id if user else new_id())
+        await count_failure(engine, user.id if user else new_id())
         raise Unauthenticated(WRONG)
     fresh = await hashing.hashed(password) if is_outdated(kept) else kept
     async with engine.begin() as connection:
@@ -177,7 +177,8 @@ _COUNT_FAILURE = text(
 )
 
 
-async def _count_failure(engine: AsyncEngine, user_id: UUID) -> None:
+async def count_failure(engine: AsyncEngine, user_id: UUID) -> None:
+    """One more wrong password of this user, who is locked for a while after many in a row."""
     limits = {"allowed": ALLOWED, "locked": LOCKED_SECONDS, "most": MOST_LOCKED_SECONDS}
     async with engine.begin() as connection:
         failed = (await connection.execute(_COUNT_FAILURE, limits | {"user": user_id})).scalar_one_or_none()

@@ -164,6 +164,8 @@ class Caller:
     async def into(self, project_id: UUID) -> Caller:
         """The same caller in another project, from here on in the same transaction. Raises NotFound where it is not
         theirs: of a key, any but its own."""
+        if project_id == NOWHERE:  # which is where somebody without a project is
+            raise NotFound("there is no such project")
         if project_id == self.project_id:
             return self
         credential = self.who.credential._replace(project=project_id)

@@ -53,6 +53,8 @@ class MethodNotAllowed(CairnError):
 
 #: A lock was waited for too long, or would have been for ever (a deadlock: PostgreSQL chose this transaction to end).
 _NOT_LOCKED = ("55P03", "40P01")
+#: A foreign key.
+_REFERS_TO_NOTHING = "23503"
 #: What the database says who makes something in such a project.
 _DELETING = "the project is being deleted"
 #: A table, a column, a function, or the right to one.
@@ -140,6 +142,10 @@ async def _http(request: Request, error: HTTPException) -> Response:
 async def _database(request: Request, error: Exception) -> Response:
     if isinstance(error, IntegrityError) and _DELETING in str(error.orig):
         return render(request, InvalidState("the project is being deleted: nothing new is made in it"))
+    if isinstance(error, IntegrityError) and getattr(error.orig, "sqlstate", None) == _REFERS_TO_NOTHING:
+        # It was there when it was looked for: users, service accounts, projects are deleted meanwhile.
+        log.warning("database.gone_meanwhile", error=str(error.orig).partition("\n")[0])
+        return render(request, InvalidState("something that this is about was deleted at this moment: look again"))
     if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _NOT_LOCKED:
         log.warning("database.not_locked", sqlstate=getattr(error.orig, "sqlstate", None))
         return render(request, Unavailable("a step holds the resource for unusually long; nothing was accepted"))

@@ -86,8 +86,8 @@ async def create(
     """Invite somebody by e-mail to a role, which may do no more than who invites: 403.
 
     The answer is the same whether or not somebody has an account under this address. The token is valid for 7 days,
-    once, and for who has an account under just this address. It goes there by mail, and is in `data.token`; the same
-    request again, with its `Idempotency-Key`, is answered without it.
+    once, and for who has an account under just this address. It is in `data.token`, for who invites to hand over: no
+    mail is sent. The same request again, with its `Idempotency-Key`, is answered without it.
     """
     invitation_id = new_id()
     if answered := await Acceptance(request, caller).answered_before(invitation_id, body.model_dump(mode="json")):
@@ -104,6 +104,7 @@ async def create(
         expires_at=func.now() + VALID,
     )
     row = (await caller.execute(made.returning(*Invitation.__table__.c))).one()
+    caller.changed("invitation", invitation_id, after={"email": body.email, "role_name": body.role_name})
     log.info("invitation.made", invitation=str(invitation_id))
     return answer(request, _view(row) | {"token": token}, 201)
 
@@ -120,7 +121,8 @@ async def index(
 @router.delete("/projects/{project_id}/invitations/{invitation_id}", status_code=204)
 async def remove(project_id: UUID, invitation_id: UUID, caller: Annotated[Caller, may("members:write")]) -> Response:
     """Take an invitation back: its token is void. Who has accepted it stays a member."""
-    await _find(caller, invitation_id)
+    row = await _find(caller, invitation_id)
+    caller.changed("invitation", invitation_id, before={"email": row.email, "role_name": row.role_name})
     mine = (Invitation.project_id == caller.project_id) & (Invitation.id == invitation_id)
     await caller.execute(delete(Invitation).where(mine))
     return Response(status_code=204)
@@ -150,6 +152,7 @@ async def accept(request: Request, body: Accept, caller: Annotated[Caller, may("
     role_name = (await within.execute(used.returning(Invitation.role_name))).scalar_one_or_none()
     if role_name is None or not await _has_role(within, role_name):
         raise NotFound("the invitation is void: it was used, has expired, or is for another address")
+    within.changed("member", caller.who.user_id, after={"role_name": role_name})
     await bind(within, role_name, user_id=caller.who.user_id)
     return await _accepted(request, within)
 

@@ -194,8 +194,10 @@ async def _within(
         ]
         if beyond:
             raise Forbidden(f"the key that asks has not the scopes {', '.join(beyond)} itself", scopes=beyond)
-    if asking.expires_at is not None and (expires_at is None or expires_at > asking.expires_at):
-        raise Forbidden(f"a key makes none that lasts longer than itself, until {asking.expires_at.isoformat()}")
+    # One that was rotated goes on for a while: whoever has it after that must not have made another.
+    ends = min((end for end in (asking.expires_at, asking.revoked_at) if end is not None), default=None)
+    if ends is not None and (expires_at is None or expires_at > ends):
+        raise Forbidden(f"a key makes none that lasts longer than itself, until {ends.isoformat()}")
     return scopes, expires_at
 
 
@@ -206,6 +208,7 @@ async def _make(request: Request, caller: Caller, key_id: UUID, **values: Any) -
     owner = {"user_id": who.user_id} if who.user_id else {"service_account_id": who.service_account_id}
     values |= {"id": key_id, "project_id": caller.project_id, "digest": digest(key), **owner}
     row = (await caller.execute(insert(ApiKey).values(**values).returning(*ApiKey.__table__.c))).one()
+    caller.changed("api_key", key_id, after={name: getattr(row, name) for name in ("name", "scopes", "expires_at")})
     return answer(request, _view(row) | {"key": key}, 201)
 
 

@@ -93,7 +93,7 @@ class Mails:
         recent = select(PasswordReset.digest).where(
             PasswordReset.user_id == User.id, PasswordReset.created_at > func.now() - LEAST_APART
         )
-        known = select(User.id, User.name).where(User.email == mail.recipient, User.deactivated_at.is_(None))
+        known = select(User.id).where(User.email == mail.recipient, User.deactivated_at.is_(None))
         if mail.attempts == 1:
             known = known.where(~recent.exists())
         async with self._engine.begin() as connection:
@@ -105,7 +105,8 @@ class Mails:
         return Letter(
             mail.recipient,
             "Another password for Cairn",
-            f"Hello {user.name},\n\nsomebody, you we hope, asked for another password for {mail.recipient}.\n"
+            # Without the name: whoever registered the address wrote that, and it may be somebody else's address.
+            f"Hello,\n\nsomebody, you we hope, asked for another password for {mail.recipient}.\n"
             "Within the next 30 minutes, and once, this sets it:\n",
             # Behind the #, what no browser sends on and no server logs.
             f"{_address(self._settings)}/reset-password#{token}",

@@ -71,6 +71,7 @@ async def put(
         await check_gives(caller, role_name)
     if OWNER in before - after:
         await check_an_owner_is_left(caller, user_id)
+    caller.changed("member", user_id, {"roles": sorted(before)}, {"roles": sorted(after)})
     for role_name in sorted(after - before):
         await bind(caller, role_name, user_id=user_id)
     await caller.execute(delete(Binding).where(_theirs(caller, user_id), Binding.role_name.in_(before - after)))
@@ -87,6 +88,7 @@ async def remove(project_id: UUID, user_id: UUID, caller: Annotated[Caller, may(
         await check_gives(caller, role_name)
     if OWNER in before:
         await check_an_owner_is_left(caller, user_id)
+    caller.changed("member", user_id, before={"roles": sorted(before)})
     await caller.execute(delete(Binding).where(_theirs(caller, user_id)))
     return Response(status_code=204)
 

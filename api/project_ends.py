@@ -22,7 +22,8 @@ _INSIDE = text(
         (SELECT count(*) FROM instances WHERE project_id = :project AND status <> 'deleted') AS instances,
         (SELECT count(*) FROM images WHERE project_id = :project AND status <> 'deleted') AS images,
         (SELECT count(*) FROM webhooks WHERE project_id = :project) AS webhooks,
-        (SELECT count(*) FROM ssh_keys WHERE project_id = :project) AS ssh_keys
+        (SELECT count(*) FROM ssh_keys WHERE project_id = :project) AS ssh_keys,
+        (SELECT count(*) FROM secrets WHERE project_id = :project) AS secrets
     """
 )
 _FORGET = text("SELECT forget_project(:project)")

@@ -18,13 +18,14 @@ from api.errors import RESPONSES
 from api.instance_schemas import Text
 from api.paging import OfName, Paging, page_of
 from api.resources import one
+from api.rights import OWNER
 from model.audit import NOWHERE
 from model.base import new_id
-from model.errors import Forbidden, InvalidState
+from model.errors import Forbidden, InvalidState, QuotaExceeded
 from model.instances import Instance
 from model.projects import FIRST_UNIX_NAME, DriftPolicy, Project
 from model.settings import Settings
-from model.users import Binding
+from model.users import Binding, User
 from model.workflows import Event
 
 router = APIRouter(prefix="/v1/projects", tags=["projects"], responses=RESPONSES)
@@ -100,7 +101,8 @@ async def index(
 async def create(request: Request, body: ProjectCreate, caller: Annotated[Caller, may("account:write")]) -> Response:
     """Make a project, which the caller owns, with the platform's usual quotas.
 
-    409 `name_taken` where another project of the platform has the `unix_name`, be it one that the caller does not see.
+    429 `quota_exceeded` where they own as many as they may. 409 `name_taken` where another project of the platform has
+    the `unix_name`, be it one that the caller does not see.
     """
     if caller.who.user_id is None:
         raise Forbidden("a service account belongs to one project, and makes no others")
@@ -111,8 +113,12 @@ async def create(request: Request, body: ProjectCreate, caller: Annotated[Caller
         if answered := await Acceptance(request, caller).answered_before(project_id, asked):
             return _answer(request, await _find(await caller.within(answered.resource_id), answered.resource_id), 201)
     settings: Settings = request.app.state.settings
+    if "projects:manage" not in caller.who.permissions:
+        await _check_room(caller, caller.who.user_id, settings.user_projects)
     made = await new_projects.make(caller, settings, caller.who.user_id, project_id, **body.model_dump())
-    return _answer(request, await _find(made, project_id), 201)
+    row = await _find(made, project_id)
+    made.changed("project", project_id, after={"name": row.name, "unix_name": row.unix_name})
+    return _answer(request, row, 201)
 
 
 @router.get("/{project_id}", response_model=Envelope[ProjectView])
@@ -183,11 +189,28 @@ async def delete(
         raise InvalidState("the platform's first project is not deleted: its own administrators work in it")
     if row.personal_of is not None:
         raise InvalidState("a personal project goes with its user")
+    # In the platform's log: nobody reads that of a project that is gone.
+    about = {"name": row.name, "unix_name": row.unix_name}
+    caller.changed("project", row.id, before=about, project=NOWHERE)
     if not cascade:
         check_if_match(request, row.version)
         await project_ends.forget(caller, row)
         return Response(status_code=204)
     return await project_ends.begin(request, caller, row, _shown)
+
+
+async def _check_room(caller: Caller, user_id: UUID, most: int) -> None:
+    """Each project has quotas: without this nobody would have any. Raises QuotaExceeded."""
+    # Of many at once each waits here for those before.
+    await caller.execute(select(User.id).where(User.id == user_id).with_for_update(key_share=True))
+    owned = (
+        select(func.count())
+        .select_from(Binding)
+        .join(Project, Project.id == Binding.project_id)
+        .where(Binding.user_id == user_id, Binding.role_name == OWNER, Project.deleted_at.is_(None))
+    )
+    if (await caller.execute(owned)).scalar_one() >= most:
+        raise QuotaExceeded(f"a user owns at most {most} projects: delete one, or ask an administrator", projects=most)
 
 
 async def _set_active(request: Request, caller: Caller, project_id: UUID, *, active: bool) -> Response:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy import ColumnElement, Row, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -34,6 +34,7 @@ def _known(permissions: list[str]) -> list[str]:
 
 Permissions = Annotated[list[str], Field(max_length=len(PROJECT)), AfterValidator(_known)]
 Description = Annotated[Text, Field(max_length=1000)]
+Named = Annotated[str, Path(max_length=63, pattern=r"^[^\x00]*$")]
 
 
 class RoleView(BaseModel):
@@ -91,11 +92,12 @@ async def create(request: Request, body: RoleCreate, caller: Annotated[Caller, m
         if "uq_roles_project_id_name" in str(error.orig):
             raise NameTaken(f"there is a role named '{body.name}' already", name=body.name) from error
         raise
+    caller.changed("role", body.name, after=body.model_dump())
     return _answer(request, await _find(caller, body.name), 201)
 
 
 @router.get("/{role_name}", response_model=Envelope[RoleView])
-async def show(request: Request, role_name: str, caller: Annotated[Caller, may("roles:read")]) -> Response:
+async def show(request: Request, role_name: Named, caller: Annotated[Caller, may("roles:read")]) -> Response:
     """One role."""
     if role_name in ROLES:
         return answer(request, _built_in(role_name))
@@ -104,7 +106,7 @@ async def show(request: Request, role_name: str, caller: Annotated[Caller, may("
 
 @router.patch("/{role_name}", response_model=Envelope[RoleView])
 async def patch(
-    request: Request, role_name: str, body: RolePatch, caller: Annotated[Caller, may("roles:write")]
+    request: Request, role_name: Named, body: RolePatch, caller: Annotated[Caller, may("roles:write")]
 ) -> Response:
     """Change one of the project's own roles; whoever has it may do just that from the next request on. Nobody adds
     what they may not do themselves, and nobody changes the built-in ones: 403."""
@@ -113,6 +115,7 @@ async def patch(
     check_if_match(request, row.version)
     changed = body.model_dump(exclude_none=True)
     check_has(caller, set(changed.get("permissions", ())) - set(row.permissions), f"the role '{role_name}'")
+    caller.changed("role", role_name, {name: getattr(row, name) for name in changed}, changed)
     if changed:
         values = {**changed, "version": Role.version + 1, "updated_at": func.now()}
         await caller.execute(update(Role).where(_mine(caller, role_name)).values(**values))
@@ -120,7 +123,7 @@ async def patch(
 
 
 @router.delete("/{role_name}", status_code=204)
-async def remove(request: Request, role_name: str, caller: Annotated[Caller, may("roles:write")]) -> Response:
+async def remove(request: Request, role_name: Named, caller: Annotated[Caller, may("roles:write")]) -> Response:
     """Delete a role that nobody has, and nobody was invited to: else 409 `in_use`."""
     _check_own(role_name)
     row = await _lock(caller, role_name)
@@ -131,6 +134,7 @@ async def remove(request: Request, role_name: str, caller: Annotated[Caller, may
             count = count.where(Invitation.accepted_at.is_(None), Invitation.expires_at > func.now())
         if number := (await caller.execute(count)).scalar_one():
             raise InUse(f"the role '{role_name}' is in {number} {noun}: remove these first", **{noun: number})
+    caller.changed("role", role_name, before={"permissions": row.permissions})
     await caller.execute(delete(Role).where(_mine(caller, role_name)))
     return Response(status_code=204)
 

@@ -121,6 +121,7 @@ async def create(request: Request, body: SecretCreate, caller: Annotated[Caller,
         if "uq_secrets_project_id_name" in str(error.orig):
             raise NameTaken(f"there is a secret named '{body.name}' already", name=body.name) from error
         raise
+    caller.changed("secret", secret_id, after={"name": body.name, "description": body.description})
     await _keep(caller, keyring, row, 1, body.value)
     return _answer(request, row, 201)
 
@@ -157,6 +158,7 @@ async def patch(
     """Change its description."""
     row = await _find(caller, secret, lock=True)
     check_if_match(request, row.version)
+    caller.changed("secret", row.id, {"description": row.description}, {"description": body.description})
     return _answer(request, await _change(caller, row, description=body.description))
 
 
@@ -166,6 +168,7 @@ async def remove(request: Request, secret: Named, caller: Annotated[Caller, may(
     row = await _find(caller, secret, lock=True)
     check_if_match(request, row.version)
     await _check_unused(caller, row)
+    caller.changed("secret", row.id, before={"name": row.name, "current_version": row.current_version})
     await caller.execute(delete(Secret).where(Secret.id == row.id))
     return Response(status_code=204)
 
@@ -207,6 +210,7 @@ async def destroy_version(secret: Named, number: Number, caller: Annotated[Calle
     if number == row.current_version:
         raise InUse(f"version {number} of secret '{row.name}' is the current one: add another first", version=number)
     await _check_unused(caller, row, number)
+    caller.changed("secret", row.id, before={"name": row.name, "destroyed_version": number})
     gone = {"data_key_id": None, "nonce": None, "ciphertext": None, "destroyed_at": func.now()}
     this = (SecretVersion.project_id == caller.project_id) & (SecretVersion.secret_id == row.id)
     done = await caller.execute(
@@ -260,6 +264,8 @@ async def _renew(request: Request, secret: str, body: NewValue, caller: Caller) 
         return row, (await caller.execute(known)).one()
     check_if_match(request, row.version)
     number = row.current_version + 1
+    told = {"name": row.name, "current_version": number}
+    caller.changed("secret", row.id, {"current_version": row.current_version}, told)
     kept = await _keep(caller, keyring, row, number, body.value, version_id)
     return await _change(caller, row, current_version=number), kept
 

@@ -136,7 +136,8 @@ async def revoke(
     body: Nothing | None = None,
 ) -> Response:
     """Make a key void, from the next request on."""
-    await _key(caller, account_id, account_key_id)
+    row = await _key(caller, account_id, account_key_id)
+    caller.changed("api_key", account_key_id, before={"name": row.name, "service_account_id": str(account_id)})
     await caller.execute(
         update(ApiKey)
         .where(_theirs(caller, account_id), ApiKey.id == account_key_id)
@@ -155,6 +156,8 @@ async def _make(
     expires_at: dt.datetime | None,
 ) -> Response:
     check_has(caller, await of_service_account(caller, account_id, scopes), "the key")
+    told = {"name": name, "scopes": scopes, "expires_at": expires_at, "service_account_id": str(account_id)}
+    caller.changed("api_key", account_key_id, after=told)
     key = new_key()
     about = {"name": name, "scopes": scopes, "expires_at": expires_at, "digest": digest(key)}
     made = insert(ApiKey).values(

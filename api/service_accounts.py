@@ -74,6 +74,7 @@ async def create(
         await caller.execute(insert(ServiceAccount).values(id=account_id, project_id=caller.project_id, **about))
     except IntegrityError as error:
         raise _taken(error, body.name) from error
+    caller.changed("service_account", account_id, after=about | {"role_name": body.role_name})
     if body.role_name is not None:
         await bind(caller, body.role_name, service_account_id=account_id)
     return _answer(request, await find(caller, account_id), 201)
@@ -107,6 +108,7 @@ async def patch(
     row = await find(caller, account_id, lock=True)
     check_if_match(request, row.version)
     changed = body.model_dump(exclude_none=True)
+    caller.changed("service_account", account_id, {name: getattr(row, name) for name in changed}, changed)
     if changed:
         try:
             await caller.execute(
@@ -124,7 +126,9 @@ async def remove(
     request: Request, account_id: UUID, caller: Annotated[Caller, may("service_accounts:write")]
 ) -> Response:
     """Delete it, with its bindings and its keys, which open nothing from the next request on."""
-    check_if_match(request, (await find(caller, account_id, lock=True)).version)
+    row = await find(caller, account_id, lock=True)
+    check_if_match(request, row.version)
+    caller.changed("service_account", account_id, before={"name": row.name, "description": row.description})
     await caller.execute(delete(ServiceAccount).where(_mine(caller, account_id)))
     return Response(status_code=204)
 

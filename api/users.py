@@ -24,6 +24,7 @@ from model.projects import Project
 from model.users import Binding, Session, User
 
 router = APIRouter(prefix="/v1/users", tags=["users"], responses=RESPONSES)
+_FORGET = text("SELECT forget_project(:project)")
 _AS_USER = text("SELECT set_config('cairn.user', :user, true)")
 
 
@@ -84,6 +85,8 @@ async def patch(
     changed: dict[str, Any] = body.model_dump(include={"name", "is_admin"}, exclude_none=True)
     if body.active is not None and body.active != (row.deactivated_at is None):
         changed["deactivated_at"] = None if body.active else func.now()
+    told = {name: value for name, value in body.model_dump(exclude_none=True).items() if value != _view(row)[name]}
+    caller.changed("user", user_id, {name: _view(row)[name] for name in told}, told)
     if changed:
         changed |= {"version": User.version + 1, "updated_at": func.now()}
         await caller.execute(update(User).where(User.id == user_id).values(**changed))
@@ -106,6 +109,7 @@ async def remove(
     admins = await _lock_admins(caller)
     row = await _find(caller, user_id, lock=True)
     _check_not_last(user_id, admins)
+    caller.changed("user", user_id, before={name: getattr(row, name) for name in ("email", "name", "is_admin")})
     personal = (
         await caller.execute(select(Project.id, Project.name).where(Project.personal_of == user_id).with_for_update())
     ).all()
@@ -113,11 +117,12 @@ async def remove(
         for project in personal:
             await _check_empty(caller, project)
         await _check_no_last_owner(caller, user_id, {project.id for project in personal})
+        for project in personal:
+            await caller.execute(ENTER, {"project": str(project.id)})
+            await caller.execute(_FORGET, {"project": project.id})
     finally:
         await caller.execute(ENTER, {"project": str(caller.project_id)})
         await caller.execute(_AS_USER, {"user": str(caller.who.user_id or "")})
-    gone = {"deleted_at": func.now(), "personal_of": None, "version": Project.version + 1}
-    await caller.execute(update(Project).where(Project.personal_of == user_id).values(**gone))
     await caller.execute(delete(User).where(User.id == row.id))
     return Response(status_code=204)
 
@@ -153,13 +158,18 @@ async def _check_no_last_owner(caller: Caller, user_id: UUID, but: set[UUID]) ->
         select(Project.id, Project.unix_name)
         .join(Binding, Binding.project_id == Project.id)
         .where(Binding.user_id == user_id, owner, Project.deleted_at.is_(None))
+        .order_by(Project.id)
     )
     for project in (await caller.execute(owned)).all():
         if project.id in but:
             continue
         await caller.execute(ENTER, {"project": str(project.id)})
-        others = select(Binding.id).where(
-            Binding.project_id == project.id, owner, Binding.user_id.is_not(None), Binding.user_id != user_id
+        # Who leaves the project at this moment waits here, or was waited for.
+        await caller.execute(select(Project.id).where(Project.id == project.id).with_for_update(key_share=True))
+        others = (
+            select(Binding.id)
+            .join(User, User.id == Binding.user_id)
+            .where(Binding.project_id == project.id, owner, User.id != user_id, User.deactivated_at.is_(None))
         )
         if (await caller.execute(others.limit(1))).one_or_none() is None:
             raise InUse(

@@ -124,7 +124,7 @@ def members(name: Which = None, limit: Limit = 50, everything: All = False, outp
 
 @app.command(epilog="Example: cairn project invite jo@example.org --role developer")
 def invite(
-    email: Annotated[str, typer.Argument(help="Where the invitation goes.", show_default=False)],
+    email: Annotated[str, typer.Argument(help="Address of whom is invited.", show_default=False)],
     role: Annotated[str, typer.Option(help="What they will be.")] = "viewer",
     output: Output = Format.TABLE,
 ) -> None:

@@ -168,6 +168,9 @@ class Settings(BaseSettings):
     project_imports: int = Field(4, ge=1, description="Images that a project may import at once")
     project_streams: int = Field(100, ge=1, description="Streams that a project may have open at once, of each API")
     project_event_streams: int = Field(500, ge=1, description="Streams of events that it may have open beside them")
+    user_projects: int = Field(
+        100, ge=1, description="Projects that a user may own, each with quotas of its own (administrators: any number)"
+    )
     deadline_launch: Seconds = Field(300, description="Seconds a launch may take before it is undone")
     deadline_start: Seconds = Field(300, description="Seconds a start may take")
     deadline_stop: Seconds = Field(300, description="Seconds a stop may take")

@@ -33,7 +33,7 @@ def upgrade() -> None:
 # Keys of all projects at once, which the API's role does not see.
 KEYS_USED = """
 CREATE FUNCTION keys_used(ids uuid[], times timestamptz[]) RETURNS void
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, public AS $$
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
     UPDATE api_keys k SET last_used_at = greatest(k.last_used_at, u.time)
     FROM (
         SELECT k.id, u.time FROM unnest(ids, times) AS u(id, time) JOIN api_keys k ON k.id = u.id

@@ -16,8 +16,8 @@ OF_PROJECTS = ("instances", "images", "ssh_keys", "webhooks", "service_accounts"
 # Waits for a deletion that is being accepted, and then sees it: what is asked for meanwhile is either there when the
 # project is looked through, or is refused.
 TAKES = """
-CREATE FUNCTION project_takes() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public
-AS $$
+CREATE FUNCTION project_takes() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp AS $$
 BEGIN
     PERFORM FROM projects WHERE id = NEW.project_id AND deleting_at IS NULL AND deleted_at IS NULL FOR KEY SHARE;
     IF NOT FOUND THEN
@@ -30,7 +30,7 @@ END $$
 # A user's personal project goes with the user, and the user with it. True: it is gone, now or before.
 FORGET = """
 CREATE FUNCTION forget_project(gone uuid) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public AS $$
+SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE
     was projects%ROWTYPE;
     of_projects text;

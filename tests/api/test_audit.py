@@ -11,6 +11,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.api.conftest import Api
+from tests.api.people import PASSWORD, bearing, logged_in
 from tests.api.test_streams import placed
 from tests.services import eventually
 
@@ -151,6 +152,77 @@ async def test_a_flood_of_denials_is_counted(shared_api: Api, same: bool) -> Non
     counting = found.pop()
     assert len(found) == (1 if same else 20)
     assert (counting["code"], counting["after"]["more"]) == ("repeated", 30 - len(found))
+
+
+async def test_what_no_database_takes_keeps_no_other_denial_from_the_log(shared_api: Api) -> None:
+    """A NUL in a path, of whoever shows anything at all, and what is denied after it."""
+    denials = shared_api.app.state.denials
+    denials._until = 0.0
+    async with shared_api.as_("cairn_nul") as stranger:
+        odd, plain = [await stranger.delete(f"/v1/rbac/roles/{name}") for name in ("a%00b", "plain")]
+    assert (odd.status_code, plain.status_code) == (401, 401)
+    await denials.write()
+    assert row(shared_api, odd)["resource_id"] == "a\ufffdb"
+    assert row(shared_api, plain)["resource_id"] == "plain"
+    assert denials._rows == []
+    for method in ("GET", "DELETE"):
+        assert (await shared_api.http.request(method, "/v1/rbac/roles/a%00b")).status_code == 422
+
+
+async def test_who_was_given_and_who_lost_what_is_written_down(shared_api: Api) -> None:
+    http, project = shared_api.http, shared_api.db.project_id
+    user = str(shared_api.db.user(project, "written"))
+    bound = await http.post("/v1/rbac/bindings", json={"user_identifier": user, "role_name": "viewer"})
+    found = row(shared_api, bound)
+    assert (found["resource_type"], found["resource_id"]) == ("binding", bound.json()["data"]["id"])
+    assert found["after"] == {"role_name": "viewer", "user_id": user}
+    put = row(shared_api, await http.put(f"/v1/projects/{project}/members/{user}", json={"roles": ["admin"]}))
+    assert (put["resource_type"], put["resource_id"]) == ("member", user)
+    assert (put["before"], put["after"]) == ({"roles": ["viewer"]}, {"roles": ["admin"]})
+    gone = row(shared_api, await http.delete(f"/v1/projects/{project}/members/{user}"))
+    assert (gone["resource_id"], gone["before"], gone["after"]) == (user, {"roles": ["admin"]}, None)
+    made = row(shared_api, await http.patch(f"/v1/users/{user}", json={"is_admin": True, "name": "written"}))
+    assert (made["before"], made["after"]) == ({"is_admin": False}, {"is_admin": True})
+    key = await http.post("/v1/auth/keys", json={"name": "audited", "scopes": ["instances:read"]})
+    found = row(shared_api, key)
+    assert (found["resource_id"], found["after"]["scopes"]) == (key.json()["data"]["id"], ["instances:read"])
+    assert key.json()["data"]["key"] not in str(found)
+    secret = await http.post("/v1/secrets", json={"name": "audited", "value": "hunter2hunter2"})
+    turned = row(shared_api, await http.post("/v1/secrets/audited/versions", json={"value": "hunter3hunter3"}))
+    assert row(shared_api, secret)["resource_id"] == turned["resource_id"] == secret.json()["data"]["id"]
+    assert (turned["before"]["current_version"], turned["after"]["current_version"]) == (1, 2)
+    assert "hunter" not in str(turned) + str(row(shared_api, secret))
+    role = await http.post("/v1/rbac/roles", json={"name": "audited", "permissions": ["instances:read"]})
+    assert row(shared_api, role)["after"]["permissions"] == ["instances:read"]
+
+
+async def test_who_deleted_a_project_is_still_to_be_read(shared_api: Api) -> None:
+    http = shared_api.http
+    made = (await http.post("/v1/projects", json={"name": "short-lived"})).json()["data"]
+    user = shared_api.db.one("SELECT user_id FROM bindings WHERE project_id = %s", made["id"])["user_id"]
+    async with await shared_api.signed_in(user) as owner:
+        gone = await owner.delete(f"/v1/projects/{made['id']}")
+    assert gone.status_code == 204, gone.text
+    found = row(shared_api, gone)
+    assert (str(found["project_id"]), found["resource_id"]) == (NOWHERE, made["id"])
+    listed = await http.get("/v1/audit", params={"platform": "true", "resource_id": made["id"]})
+    assert [one["operation"] for one in listed.json()["data"]] == ["DELETE /v1/projects/{project_id}"]
+
+
+async def test_another_password_is_written_down_where_it_was_set_and_nowhere_else(shared_api: Api) -> None:
+    granted = await logged_in(shared_api, "repents")
+    async with bearing(shared_api, granted["access_token"]) as http:
+        body = {"password": "another long enough one", "old_password": "not the one"}
+        refused = await http.patch("/v1/auth/me", json=body)
+        assert refused.status_code == 403
+        assert [found["outcome"] for found in rows(shared_api, refused)] in ([], ["denied"])
+        changed = await http.patch("/v1/auth/me", json=body | {"old_password": PASSWORD})
+        assert changed.status_code == 200, changed.text
+    found = row(shared_api, changed)
+    assert (found["resource_id"], found["outcome"]) == (granted["user"]["id"], "allowed")
+    assert "long enough" not in str(found)
+    user = shared_api.db.one("SELECT xmin::text::bigint AS xid FROM users WHERE id = %s", found["user_id"])
+    assert user["xid"] == found["xid"] % 2**32, "one transaction"
 
 
 #: What agents say of themselves and their hosts is no change of anybody's.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import datetime as dt
 import json
 import statistics
 import time
@@ -281,6 +282,17 @@ async def test_reset_that_is_over_is_void(api: Api) -> None:
             assert (await http.post("/v1/auth/reset-password", json=body)).status_code == 401
 
 
+async def test_nobody_writes_to_others_by_our_mails(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address is taken before anybody has shown that it is theirs."""
+    sent: list[Any] = []
+    monkeypatch.setattr("api.mails.send", lambda _, letter: sent.append(letter))
+    await register(api, "Look at https://evil.example.org", email="victim@example.org")
+    async with nobody(api) as http:
+        await http.post("/v1/auth/forgot-password", json={"email": "victim@example.org"})
+    assert await eventually(lambda: sent)
+    assert "evil" not in str(sent)
+
+
 async def test_mail_that_cannot_be_sent_stays_until_it_can(api: Api) -> None:
     await register(api, "mailed")
     settings = api.app.state.settings.model_copy(update={"smtp_url": _Secret("smtp://127.0.0.1:1")})
@@ -316,6 +328,41 @@ async def test_name_and_password_are_changed_with_the_old_password(api: Api) -> 
         assert (await http.get("/v1/auth/me")).status_code == 401
     assert (await login(api, "changed")).status_code == 401
     assert (await login(api, "changed", "another fine password")).status_code == 200
+
+
+async def test_stolen_session_tries_no_more_passwords_than_a_login(api: Api) -> None:
+    granted = await logged_in(api, "tried")
+    async with bearing(api, granted["access_token"]) as http:
+        new = {"password": "another fine password"}
+        for _ in range(ALLOWED):
+            assert (await http.patch("/v1/auth/me", json=new | {"old_password": "wrong password"})).status_code == 403
+        answer = await http.patch("/v1/auth/me", json=new | {"old_password": PASSWORD})
+        assert answer.status_code == 403, "locked: the right one is not looked at"
+        assert "ratelimit-limit" in answer.headers
+        assert answer.headers["ratelimit-limit"] == "600", "of logins"
+    assert (await login(api, "tried")).status_code == 401
+
+
+def test_clocks_of_api_processes_may_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, session = Tokens(Keyring(new_master_key("test")), "here"), uuid4()
+    now = 2_000_000_000 // 604_800 * 604_800 - 2  # two seconds before another week
+    monkeypatch.setattr(time, "time", lambda: now + 4.0)
+    token = tokens.sign(uuid4(), session)
+    monkeypatch.setattr(time, "time", lambda: float(now))
+    # PyJWT reads its own clock, by which the token is of the future or still good.
+    assert jwt.decode(token, options={"verify_signature": False})["iat"] > now
+    monkeypatch.setattr("jwt.api_jwt.datetime", _Clock(now))
+    assert tokens.session_of(token) == session
+
+
+class _Clock:
+    """In the place of the class ``datetime``."""
+
+    def __init__(self, now: int) -> None:
+        self._now = now
+
+    def now(self, tz: dt.tzinfo) -> dt.datetime:
+        return dt.datetime.fromtimestamp(self._now, tz)
 
 
 def _changed(token: str, part: int, **claims: Any) -> str:

@@ -178,6 +178,26 @@ async def test_key_makes_none_that_may_more_than_itself(shared_api: Api) -> None
         assert turned.json()["data"]["scopes"] == ["account:*", "instances:read", "images:*"]
 
 
+async def test_no_key_opens_what_is_no_project(shared_api: Api) -> None:
+    granted = await logged_in(shared_api, "homeless")
+    shared_api.db.rows("DELETE FROM bindings WHERE user_id = %s", granted["user"]["id"])
+    async with bearing(shared_api, granted["access_token"]) as http:
+        for asked, status in ((None, 422), (str(UUID(int=0)), 404)):
+            answer = await http.post("/v1/auth/keys", json={"name": "ci", "project": asked})
+            assert answer.status_code == status, answer.text
+
+
+async def test_key_that_was_rotated_makes_none_that_outlasts_it(shared_api: Api) -> None:
+    old = await made(shared_api.http, "leaked")
+    turned = await shared_api.http.post(f"/v1/auth/keys/{old['id']}/rotate", json={"overlap_seconds": 3600})
+    assert turned.status_code == 201
+    async with shared_api.as_(old["key"]) as http:
+        assert (await http.get("/v1/instances")).status_code == 200, "it goes on"
+        assert (await http.post("/v1/auth/keys", json={"name": "another"})).status_code == 403
+        soon = dt.datetime.now(dt.UTC) + dt.timedelta(minutes=5)
+        await made(http, "short", expires_at=soon.isoformat())
+
+
 @pytest.mark.parametrize("scope", ["", "instances", "instances:", "*", "*:*", "instances:fly", "nothing:*", "x" * 200])
 async def test_scopes_are_known_permissions(shared_api: Api, scope: str) -> None:
     answer = await shared_api.http.post("/v1/auth/keys", json={"name": "x", "scopes": [scope]})

@@ -82,6 +82,14 @@ async def test_who_shows_no_valid_key_is_counted_by_address(database: Database) 
         assert (await ask(api))[0].status_code == 200
 
 
+async def test_who_shows_no_valid_credential_of_a_host_is_counted_too(database: Database) -> None:
+    async with several(database, 1, rate_limit_address="5/minute") as (api,):
+        async with api.as_("cairn_host_wrong") as stranger:
+            body = {"hosts": [{"id": str(uuid4())}]}
+            said = [(await stranger.post("/v1/hosts/lease", json=body)).status_code for _ in range(7)]
+        assert said == [401] * 5 + [429] * 2
+
+
 async def test_all_keys_of_a_user_together_have_a_limit(database: Database) -> None:
     user = database.one("SELECT user_id FROM api_keys WHERE name = 'admin'")["user_id"]
     second = database.key(database.project_id, "second", "viewer")

@@ -51,6 +51,22 @@ async def test_user_makes_a_project_and_owns_it(api: Api, jo: httpx.AsyncClient)
     assert api.db.quota(UUID(project["id"]))["instances_limit"] is None
 
 
+async def test_nobody_multiplies_their_quotas_by_making_projects(api: Api, jo: httpx.AsyncClient) -> None:
+    settings = api.app.state.settings
+    api.app.state.settings = settings.model_copy(update={"user_projects": 3})
+    try:
+        body = {"name": "More"}
+        answers = await asyncio.gather(*(jo.post("/v1/projects", json=body) for _ in range(6)))
+        assert sorted(one.status_code for one in answers) == [201] * 3 + [429] * 3
+        assert {code(one)[1] for one in answers if not one.is_success} == {"quota_exceeded"}
+        gone = next(one.json()["data"]["id"] for one in answers if one.is_success)
+        assert (await jo.delete(f"/v1/projects/{gone}")).status_code == 204
+        assert (await jo.post("/v1/projects", json=body)).status_code == 201
+        assert all([(await api.http.post("/v1/projects", json=body)).status_code == 201 for _ in range(4)])
+    finally:
+        api.app.state.settings = settings
+
+
 async def test_names_are_unique_in_no_project_but_unix_names_are_one_name_space(
     api: Api, jo: httpx.AsyncClient
 ) -> None:
@@ -139,6 +155,10 @@ async def test_empty_project_is_deleted_and_is_404_everywhere(api: Api, jo: http
     refused = await jo.delete(path)
     assert code(refused) == (409, "in_use") and refused.json()["error"]["details"] == {"ssh_keys": 1}
     api.db.rows("DELETE FROM ssh_keys WHERE project_id = %s", mine["id"])
+    assert (await jo.post("/v1/secrets", json={"name": "only", "value": "copy"}, headers=of(mine))).is_success
+    refused = await jo.delete(path)
+    assert code(refused) == (409, "in_use") and refused.json()["error"]["details"] == {"secrets": 1}
+    assert (await jo.delete("/v1/secrets/only", headers=of(mine))).status_code == 204
     assert (await jo.delete(path)).status_code == 204
     for asked in (path, f"{path}/members", f"{path}/quotas"):
         assert code(await jo.get(asked)) == (404, "not_found")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.api.conftest import BODY, Api, served
 from tests.api.people import bearing, logged_in, login, register
-from tests.services import Database, TemporalServer
+from tests.services import Database, TemporalServer, eventually
 from worker.api import main
 
 
@@ -84,7 +84,11 @@ async def test_user_is_deleted_with_keys_and_sessions_where_nothing_is_left_behi
         assert (await api.http.delete(path, params={"cascade": "true"})).status_code == 422
         api.put(launched, "deleted")
         key = (await http.post("/v1/auth/keys", json={"name": "ci"})).json()["data"]["key"]
+        assert (await http.post("/v1/secrets", json={"name": "left", "value": "behind"})).status_code == 201
+        account = (await http.post("/v1/service-accounts", json={"name": "left"})).json()["data"]
         assert (await api.http.delete(path)).status_code == 204
+        assert api.db.rows("SELECT 1 FROM secrets") == []
+        assert api.db.rows("SELECT 1 FROM service_accounts WHERE id = %s", account["id"]) == []
         assert (await http.get("/v1/auth/me")).status_code == 401
     async with api.as_(key) as http:
         assert (await http.get("/v1/auth/me")).status_code == 401
@@ -94,12 +98,29 @@ async def test_user_is_deleted_with_keys_and_sessions_where_nothing_is_left_behi
     assert (await login(api, "leaving")).status_code == 200
 
 
+async def test_who_binds_a_user_who_is_being_deleted_is_told_so(api: Api) -> None:
+    user = (await register(api, "vanishing"))["id"]
+    waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'INSERT INTO bindings%%'"
+    with api.db.connect() as connection:
+        with connection.transaction():
+            connection.execute("UPDATE projects SET personal_of = NULL WHERE personal_of = %s", [user])
+            connection.execute("DELETE FROM users WHERE id = %s", [user])
+            body = {"user_identifier": user, "role_name": "viewer"}
+            binding = asyncio.ensure_future(api.http.post("/v1/rbac/bindings", json=body))
+            assert await eventually(lambda: api.db.rows(waits))
+        answer = await binding
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "invalid_state")
+
+
 async def test_last_owner_of_a_project_is_not_deleted(api: Api) -> None:
     user = await register(api, "owner")
     api.db.project("shared")
     api.db.rows(
         "UPDATE bindings SET user_id = %s WHERE user_id = (SELECT id FROM users WHERE name = 'shared')", user["id"]
     )
+    project = api.db.one("SELECT id FROM projects WHERE name = 'shared'")["id"]
+    api.db.user(project, "asleep", "owner")
+    api.db.rows("UPDATE users SET deactivated_at = now() WHERE name = 'asleep'")
     answer = await api.http.delete(f"/v1/users/{user['id']}")
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "in_use")
     assert "p-shared" in answer.json()["error"]["message"]
@@ -122,10 +143,19 @@ async def test_anonymous_is_the_first_administrator_in_the_first_project(anonymo
 
 
 @pytest.mark.parametrize(
-    "headers", [{"Host": "evil.example.org"}, {"Origin": "https://evil.example.org"}, {"Origin": "null"}, {"Host": "["}]
+    "headers",
+    [
+        {"Host": "evil.example.org"},
+        {"Origin": "https://evil.example.org"},
+        {"Origin": "null"},
+        {"Host": "["},
+        {"X-Forwarded-For": "203.0.113.7"},
+        {"Forwarded": "for=203.0.113.7"},
+        {"Via": "1.1 proxy"},
+    ],
 )
 async def test_pages_of_other_sites_are_not_anonymous(anonymous: Api, headers: dict[str, str]) -> None:
-    """DNS rebinding, and requests that a browser sends for another site's page."""
+    """DNS rebinding, requests that a browser sends for another site's page, and whoever comes through a proxy."""
     assert (await anonymous.http.get("/v1/auth/me", headers=headers)).status_code in (400, 403)
     assert (await anonymous.http.get("/v1/auth/me", headers={"Origin": "http://127.0.0.1:3000"})).status_code == 200
 

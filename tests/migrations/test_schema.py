@@ -230,6 +230,37 @@ def test_forgotten_filter_shows_nothing_of_another_project(database: Database, t
         assert {row["project_id"] for row in seen} <= {nowhere}
 
 
+def test_what_runs_as_the_owner_reads_no_tables_of_its_callers(database: Database) -> None:
+    """``pg_temp`` is searched first, where nobody says that it comes last."""
+    paths = database.rows(
+        "SELECT proname, array_to_string(proconfig, ' ') AS config FROM pg_proc"
+        " WHERE prosecdef AND pronamespace = 'public'::regnamespace"
+    )
+    assert len(paths) >= 6
+    assert {row["proname"] for row in paths if not str(row["config"]).endswith(", pg_temp")} == set()
+    with database.connect("cairn_api") as connection:
+        connection.execute("CREATE TEMPORARY TABLE sessions (LIKE public.sessions)")
+        admin = database.one("SELECT id FROM users WHERE is_admin")["id"]
+        forged = "INSERT INTO pg_temp.sessions VALUES (%s, %s, now(), now(), now() + interval '1 day')"
+        connection.execute(forged, [admin, admin])
+        assert connection.execute("SELECT * FROM identify(NULL, %s, NULL)", [admin]).fetchall() == []
+
+
+def test_the_release_before_finds_no_key_that_may_less_than_it_would_let_it(database: Database) -> None:
+    """It asks neither for scopes nor for roles, and knows no key that ends."""
+    keys = {
+        "viewer": database.key(database.project_id, "viewer", "viewer"),
+        **{name: database.key(database.project_id, name, "owner") for name in ("scoped", "ending", "boss", "left")},
+    }
+    database.rows("UPDATE users SET is_admin = true WHERE name <> 'viewer'")
+    database.rows("UPDATE users SET deactivated_at = now() WHERE name = 'left'")
+    database.rows("UPDATE api_keys SET scopes = '{instances:read}' WHERE name = 'scoped'")
+    database.rows("UPDATE api_keys SET expires_at = now() + interval '1 hour' WHERE name = 'ending'")
+    with database.connect("cairn_api") as connection:
+        seen = connection.execute("SELECT name FROM api_keys WHERE revoked_at IS NULL").fetchall()
+    assert {row["name"] for row in seen} & keys.keys() == {"boss"}
+
+
 def test_projects_of_others_are_not_seen(database: Database) -> None:
     database.project("stranger")
     own = database.one("SELECT user_id FROM bindings WHERE project_id = %s", database.project_id)["user_id"]
