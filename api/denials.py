@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.requests import HTTPConnection
 
@@ -98,6 +98,10 @@ class Denials:
                     await connection.execute(ENTER, {"project": "" if project_id == NOWHERE else str(project_id)})
                     await connection.execute(INSERT, own)
                 rows = [row for row in rows if row["project_id"] != project_id]
+        except DataError as error:
+            # What no database takes would keep all that comes behind it waiting for ever.
+            self._rows = [row for row in rows if row["project_id"] != project_id] + self._rows
+            log.error("audit.denials_lost", count=len(own), error=str(error).partition("\n")[0])
         except (SQLAlchemyError, OSError, TimeoutError) as error:
             self._rows = (rows + self._rows)[:WAITING]
             log.warning("audit.denials_wait", count=len(self._rows), error=str(error).partition("\n")[0])

@@ -128,6 +128,15 @@ async def test_a_key_that_opens_nothing_is_not_written_down(shared_api: Api) -> 
     assert rows(shared_api, answer) == [], "who shows nothing attempts nothing"
 
 
+@pytest.mark.parametrize("odd", ["%00", "a%00b", "x" * 5000, "\N{SNOWMAN}" * 900], ids=["nul", "nuls", "long", "wide"])
+async def test_no_path_keeps_denials_from_the_log(shared_api: Api, odd: str) -> None:
+    shared_api.app.state.denials._until = 0.0
+    async with shared_api.as_("cairn_odd_path") as stranger:
+        found = await denied(shared_api, await stranger.get(f"/v1/secrets/{odd}"))
+        assert len(found["resource_id"]) <= 256
+        assert await denied(shared_api, await stranger.get("/v1/instances")), "those behind it are written too"
+
+
 async def test_another_project_is_denied_and_learns_nothing(shared_api: Api) -> None:
     shared_api.db.project("elsewhere")
     other = shared_api.db.one("SELECT id FROM projects WHERE name = 'elsewhere'")["id"]
