@@ -71,7 +71,9 @@ async def create(request: Request, body: BindingCreate, caller: Annotated[Caller
         Binding.role_name == body.role_name,
         Binding.user_id == user_id if user_id else Binding.service_account_id == account_id,
     )
-    return answer(request, _view((await caller.execute(query)).one()), 201)
+    row = (await caller.execute(query)).one()
+    caller.changed("binding", row.id, after=_told(row))
+    return answer(request, _view(row), 201)
 
 
 @router.get("/{binding_id}", response_model=Envelope[BindingView])
@@ -89,6 +91,7 @@ async def remove(binding_id: UUID, caller: Annotated[Caller, may("members:write"
     if row.role_name == OWNER and row.user_id is not None:
         await check_an_owner_is_left(caller, row.user_id)
     await caller.execute(delete(Binding).where(Binding.project_id == caller.project_id, Binding.id == binding_id))
+    caller.changed("binding", binding_id, before=_told(row))
     return Response(status_code=204)
 
 
@@ -130,6 +133,12 @@ def _query(caller: Caller) -> Select[Any]:
 
 async def _find(caller: Caller, binding_id: UUID) -> Row[Any]:
     return await one(caller, _query(caller).where(Binding.id == binding_id), "binding", binding_id)
+
+
+def _told(row: Row[Any]) -> dict[str, Any]:
+    """For the audit log: which role is whose."""
+    subject = {"user_id": row.user_id} if row.user_id is not None else {"service_account_id": row.service_account_id}
+    return {"role_name": row.role_name, "name": row.email or row.account_name, **subject}
 
 
 def _view(row: Row[Any]) -> dict[str, Any]:

@@ -104,6 +104,7 @@ async def create(
         expires_at=func.now() + VALID,
     )
     row = (await caller.execute(made.returning(*Invitation.__table__.c))).one()
+    caller.changed("invitation", invitation_id, after={"email": body.email, "role_name": body.role_name})
     log.info("invitation.made", invitation=str(invitation_id))
     return answer(request, _view(row) | {"token": token}, 201)
 
@@ -120,9 +121,10 @@ async def index(
 @router.delete("/projects/{project_id}/invitations/{invitation_id}", status_code=204)
 async def remove(project_id: UUID, invitation_id: UUID, caller: Annotated[Caller, may("members:write")]) -> Response:
     """Take an invitation back: its token is void. Who has accepted it stays a member."""
-    await _find(caller, invitation_id)
+    row = await _find(caller, invitation_id)
     mine = (Invitation.project_id == caller.project_id) & (Invitation.id == invitation_id)
     await caller.execute(delete(Invitation).where(mine))
+    caller.changed("invitation", invitation_id, before={"email": row.email, "role_name": row.role_name})
     return Response(status_code=204)
 
 
@@ -151,6 +153,7 @@ async def accept(request: Request, body: Accept, caller: Annotated[Caller, may("
     if role_name is None or not await _has_role(within, role_name):
         raise NotFound("the invitation is void: it was used, has expired, or is for another address")
     await bind(within, role_name, user_id=caller.who.user_id)
+    within.changed("member", caller.who.user_id, after={"role_name": role_name})
     return await _accepted(request, within)
 
 

@@ -74,6 +74,7 @@ async def put(
     for role_name in sorted(after - before):
         await bind(caller, role_name, user_id=user_id)
     await caller.execute(delete(Binding).where(_theirs(caller, user_id), Binding.role_name.in_(before - after)))
+    caller.changed("member", user_id, {"roles": sorted(before)}, {"roles": sorted(after)})
     return answer(request, await _member(caller, user_id))
 
 
@@ -88,6 +89,7 @@ async def remove(project_id: UUID, user_id: UUID, caller: Annotated[Caller, may(
     if OWNER in before:
         await check_an_owner_is_left(caller, user_id)
     await caller.execute(delete(Binding).where(_theirs(caller, user_id)))
+    caller.changed("member", user_id, before={"roles": sorted(before)})
     return Response(status_code=204)
 
 

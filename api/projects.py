@@ -112,6 +112,7 @@ async def create(request: Request, body: ProjectCreate, caller: Annotated[Caller
             return _answer(request, await _find(await caller.within(answered.resource_id), answered.resource_id), 201)
     settings: Settings = request.app.state.settings
     made = await new_projects.make(caller, settings, caller.who.user_id, project_id, **body.model_dump())
+    made.changed("project", project_id, after={"name": body.name})
     return _answer(request, await _find(made, project_id), 201)
 
 

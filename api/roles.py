@@ -91,6 +91,7 @@ async def create(request: Request, body: RoleCreate, caller: Annotated[Caller, m
         if "uq_roles_project_id_name" in str(error.orig):
             raise NameTaken(f"there is a role named '{body.name}' already", name=body.name) from error
         raise
+    caller.changed("role", body.name, after={"permissions": body.permissions})
     return _answer(request, await _find(caller, body.name), 201)
 
 
@@ -116,6 +117,7 @@ async def patch(
     if changed:
         values = {**changed, "version": Role.version + 1, "updated_at": func.now()}
         await caller.execute(update(Role).where(_mine(caller, role_name)).values(**values))
+        caller.changed("role", role_name, {name: getattr(row, name) for name in changed}, changed)
     return _answer(request, await _find(caller, role_name))
 
 
@@ -132,6 +134,7 @@ async def remove(request: Request, role_name: str, caller: Annotated[Caller, may
         if number := (await caller.execute(count)).scalar_one():
             raise InUse(f"the role '{role_name}' is in {number} {noun}: remove these first", **{noun: number})
     await caller.execute(delete(Role).where(_mine(caller, role_name)))
+    caller.changed("role", role_name, before={"permissions": row.permissions})
     return Response(status_code=204)
 
 

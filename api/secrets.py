@@ -122,6 +122,7 @@ async def create(request: Request, body: SecretCreate, caller: Annotated[Caller,
             raise NameTaken(f"there is a secret named '{body.name}' already", name=body.name) from error
         raise
     await _keep(caller, keyring, row, 1, body.value)
+    caller.changed("secret", secret_id, after={"name": row.name, "current_version": 1})
     return _answer(request, row, 201)
 
 
@@ -167,6 +168,7 @@ async def remove(request: Request, secret: Named, caller: Annotated[Caller, may(
     check_if_match(request, row.version)
     await _check_unused(caller, row)
     await caller.execute(delete(Secret).where(Secret.id == row.id))
+    caller.changed("secret", row.id, before={"name": row.name, "current_version": row.current_version})
     return Response(status_code=204)
 
 
@@ -217,6 +219,7 @@ async def destroy_version(secret: Named, number: Number, caller: Annotated[Calle
     )
     if done.one_or_none() is None:
         raise NotFound(f"secret '{row.name}' has no version {number} that is not destroyed")
+    caller.changed("secret", row.id, before={"name": row.name, "version": number})
     return Response(status_code=204)
 
 
@@ -329,6 +332,8 @@ async def _find(caller: Caller, wanted: str, *, lock: bool = False, share: bool 
 
 
 async def _change(caller: Caller, row: Row[Any], **values: Any) -> Row[Any]:
+    before = {"name": row.name} | {name: getattr(row, name) for name in values}
+    caller.changed("secret", row.id, before, {"name": row.name} | values)
     changing = update(Secret).where(Secret.id == row.id).returning(*Secret.__table__.c)
     return (await caller.execute(changing.values(**values, version=Secret.version + 1, updated_at=func.now()))).one()
 

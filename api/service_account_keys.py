@@ -124,6 +124,7 @@ async def rotate(
     )
     if ended.rowcount == 0:
         raise InvalidState(f"key {old.name} was rotated or revoked already", state="revoked")
+    caller.changed("key", made, before={"id": account_key_id, "name": old.name})
     return await _make(request, caller, account_id, made, old.name, old.scopes, old.expires_at)
 
 
@@ -142,6 +143,7 @@ async def revoke(
         .where(_theirs(caller, account_id), ApiKey.id == account_key_id)
         .values(revoked_at=func.least(func.coalesce(ApiKey.revoked_at, func.now()), func.now()))
     )
+    caller.changed("key", account_key_id, after={"service_account_id": account_id})
     return answer(request, _view(await _key(caller, account_id, account_key_id)))
 
 
@@ -161,6 +163,8 @@ async def _make(
         id=account_key_id, project_id=caller.project_id, service_account_id=account_id, **about
     )
     row = (await caller.execute(made.returning(*_COLUMNS))).one()
+    told = {"name": name, "scopes": scopes, "expires_at": expires_at, "service_account_id": account_id}
+    caller.changed("key", account_key_id, after=told)
     return answer(request, _view(row) | {"key": key}, 201)
 
 

@@ -76,6 +76,7 @@ async def create(
         raise _taken(error, body.name) from error
     if body.role_name is not None:
         await bind(caller, body.role_name, service_account_id=account_id)
+    caller.changed("service_account", account_id, after={"name": body.name, "role_name": body.role_name})
     return _answer(request, await find(caller, account_id), 201)
 
 
@@ -116,6 +117,7 @@ async def patch(
             )
         except IntegrityError as error:
             raise _taken(error, body.name) from error
+        caller.changed("service_account", account_id, {name: getattr(row, name) for name in changed}, changed)
     return _answer(request, await find(caller, account_id))
 
 
@@ -124,8 +126,10 @@ async def remove(
     request: Request, account_id: UUID, caller: Annotated[Caller, may("service_accounts:write")]
 ) -> Response:
     """Delete it, with its bindings and its keys, which open nothing from the next request on."""
-    check_if_match(request, (await find(caller, account_id, lock=True)).version)
+    row = await find(caller, account_id, lock=True)
+    check_if_match(request, row.version)
     await caller.execute(delete(ServiceAccount).where(_mine(caller, account_id)))
+    caller.changed("service_account", account_id, before={"name": row.name})
     return Response(status_code=204)
 
 

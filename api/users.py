@@ -85,6 +85,8 @@ async def patch(
     if body.active is not None and body.active != (row.deactivated_at is None):
         changed["deactivated_at"] = None if body.active else func.now()
     if changed:
+        view, told = _view(row), body.model_dump(exclude_none=True)
+        caller.changed("user", user_id, {name: view[name] for name in ("email", *told)}, told)
         changed |= {"version": User.version + 1, "updated_at": func.now()}
         await caller.execute(update(User).where(User.id == user_id).values(**changed))
     if body.active is False:
@@ -119,6 +121,7 @@ async def remove(
     gone = {"deleted_at": func.now(), "personal_of": None, "version": Project.version + 1}
     await caller.execute(update(Project).where(Project.personal_of == user_id).values(**gone))
     await caller.execute(delete(User).where(User.id == row.id))
+    caller.changed("user", user_id, before={"email": row.email, "is_admin": row.is_admin})
     return Response(status_code=204)
 
 

@@ -11,6 +11,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.api.conftest import Api
+from tests.api.people import register
 from tests.api.test_streams import placed
 from tests.services import eventually
 
@@ -87,6 +88,36 @@ async def test_changes_say_what_was_before_and_what_is_after(shared_api: Api) ->
     assert str(row(shared_api, size)["project_id"]) == NOWHERE, "sizes are the platform's"
     patched = row(shared_api, await http.patch("/v1/instance-types/odd", json={"memory_mb": 128}))
     assert (patched["before"], patched["after"]) == ({"memory_mb": 64}, {"memory_mb": 128})
+
+
+async def test_who_gave_whom_which_right_is_told(shared_api: Api) -> None:
+    http, project = shared_api.http, shared_api.db.project_id
+    user = await register(shared_api, "gained")
+    whom = {"role_name": "viewer", "user_identifier": user["id"]}
+    bound = await http.post("/v1/rbac/bindings", json=whom)
+    found = row(shared_api, bound)
+    assert (found["resource_id"], found["after"]["role_name"]) == (bound.json()["data"]["id"], "viewer")
+    assert (found["after"]["user_id"], found["after"]["name"]) == (user["id"], "gained@example.org")
+    taken = row(shared_api, await http.delete(f"/v1/rbac/bindings/{found['resource_id']}"))
+    assert (taken["before"]["role_name"], taken["before"]["user_id"]) == ("viewer", user["id"])
+    put = row(shared_api, await http.put(f"/v1/projects/{project}/members/{user['id']}", json={"roles": ["admin"]}))
+    assert (put["resource_type"], put["resource_id"]) == ("member", user["id"])
+    assert (put["before"], put["after"]) == ({"roles": []}, {"roles": ["admin"]})
+    await http.post("/v1/rbac/roles", json={"name": "watcher", "permissions": ["instances:read"]})
+    more = row(shared_api, await http.patch("/v1/rbac/roles/watcher", json={"permissions": ["secrets:read"]}))
+    assert (more["before"], more["after"]) == ({"permissions": ["instances:read"]}, {"permissions": ["secrets:read"]})
+    made_admin = row(shared_api, await http.patch(f"/v1/users/{user['id']}", json={"is_admin": True}))
+    assert (made_admin["before"]["is_admin"], made_admin["after"]) == (False, {"is_admin": True})
+    key = await http.post("/v1/auth/keys", json={"name": "ci"})
+    assert row(shared_api, key)["resource_id"] == key.json()["data"]["id"]
+    assert key.json()["data"]["key"] not in str(row(shared_api, key))
+    secret = await http.post("/v1/secrets", json={"name": "audited", "value": "planted-in-audit"})
+    assert row(shared_api, secret)["resource_id"] == secret.json()["data"]["id"]
+    renewed = row(shared_api, await http.post("/v1/secrets/audited/versions", json={"value": "planted-in-audit"}))
+    assert (renewed["before"]["current_version"], renewed["after"]["current_version"]) == (1, 2)
+    gone = row(shared_api, await http.delete("/v1/secrets/audited"))
+    assert (gone["resource_id"], gone["before"]["name"]) == (secret.json()["data"]["id"], "audited")
+    assert not shared_api.db.rows("SELECT FROM audit a WHERE a::text LIKE '%%planted-in-audit%%'")
 
 
 async def test_a_request_that_is_repeated_under_its_key_changes_nothing_more(shared_api: Api) -> None:
