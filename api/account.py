@@ -82,12 +82,12 @@ async def patch(request: Request, body: MePatch, caller: Annotated[Caller, may("
     changed: dict[str, Any] = {} if body.name is None else {"name": body.name}
     if body.password is not None:
         row = (await caller.execute(select(User.__table__).where(mine))).one()
-        await caller.commit()  # nothing is held while passwords are hashed
+        await caller.release()  # nothing is held while passwords are hashed
         changed["password_hash"] = await _another_password(request, body, body.password, row)
         # Of two that change it at once, one is told that its old one is none any more.
         mine &= User.password_hash == row.password_hash
     else:
-        await caller.commit()
+        await caller.release()
     async with caller.again() as connection:
         if changed:
             changed |= {"updated_at": func.now(), "version": User.version + 1}
@@ -98,7 +98,11 @@ async def patch(request: Request, body: MePatch, caller: Annotated[Caller, may("
             if (this := caller.who.credential.session) is not None:
                 others &= Session.id != this
             await sessions.end(connection, others)
-        return answer(request, await _me(caller.on(connection)))
+        again = caller.on(connection)
+        told = {"name": body.name} if body.name is not None else {}
+        again.changed("user", user_id, after=told | ({"password": "another"} if body.password is not None else {}))
+        await again.audit()
+        return answer(request, await _me(again))
 
 
 @router.post("/logout", status_code=204, operation_id="log_out", responses=also(409))

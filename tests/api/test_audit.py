@@ -11,7 +11,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.api.conftest import Api
-from tests.api.people import register
+from tests.api.people import PASSWORD, bearing, logged_in, register
 from tests.api.test_streams import placed
 from tests.services import eventually
 
@@ -232,6 +232,19 @@ async def test_who_registers_and_logs_in_is_written_down_and_who_fails_to_too(sh
     assert await eventually(lambda: rows(shared_api, refused.headers["x-request-id"]))
     (found,) = rows(shared_api, refused.headers["x-request-id"])
     assert (found["outcome"], found["status"]) == ("denied", 401)
+
+
+async def test_a_password_that_was_not_changed_is_not_allowed(shared_api: Api) -> None:
+    granted = await logged_in(shared_api, "forgetful")
+    path, another = "/v1/auth/me", {"password": "a rather long other one"}
+    async with bearing(shared_api, granted["access_token"]) as http:
+        wrong = await http.patch(path, json=another | {"old_password": "not that one"})
+        assert (await denied(shared_api, wrong))["operation"] == "PATCH /v1/auth/me"
+        changed = await http.patch(path, json=another | {"old_password": PASSWORD})
+        assert changed.status_code == 200, changed.text
+    found = row(shared_api, changed)
+    assert (found["outcome"], found["resource_id"]) == ("allowed", granted["user"]["id"])
+    assert "rather long" not in str(found)
 
 
 async def test_a_terminal_and_a_command_are_written_down_before_they_begin(shared_api: Api) -> None:
