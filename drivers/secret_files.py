@@ -93,18 +93,22 @@ class SecretFiles:
 
     def _prepare(self) -> None:
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
             root = self._root.lstat()
         except OSError as error:
             raise EngineRefused(f"{self._root}, for secrets, cannot be made: {error.strerror}") from error
         if not stat.S_ISDIR(root.st_mode) or root.st_uid != os.geteuid():
             raise EngineRefused(f"{self._root}, for secrets, is not a folder of this agent's user: remove it")
         if stat.S_IMODE(root.st_mode) != 0o700:  # noqa: PLR2004 - a mode is best read as digits
-            self._root.chmod(0o700)
+            # Others may have made something in it before, and may need it as it is: /dev/shm itself, /run.
+            raise EngineRefused(
+                f"{self._root}, for secrets, is open to others: let it be a folder of its own, mode 0700"
+            )
         if kind(self._root) not in IN_MEMORY:
             raise EngineRefused(
                 f"{self._root}, for secrets, is not in memory: let CAIRN_SECRETS_DIR name a folder of a tmpfs"
             )
+        self._folder.mkdir(mode=0o700, exist_ok=True)
 
     def _remove_empty(self) -> None:
         for folder in (self._folder, self._root):

@@ -175,6 +175,18 @@ def test_folder_that_is_not_in_memory_or_not_ours_is_refused(tmp_path: Path) -> 
         shutil.rmtree(target)
 
 
+def test_folder_that_is_open_to_others_is_refused_and_left_as_it_is() -> None:
+    shared = MEMORY / f"cairn-test-{uuid4().hex[:12]}"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    try:
+        with pytest.raises(EngineRefused, match="0700"):
+            SecretFiles(shared, uuid4()).write(uuid4(), 1, {"K": VALUE})
+        assert (shared.stat().st_mode & 0o7777, list(shared.iterdir())) == (0o1777, [])
+    finally:
+        shutil.rmtree(shared)
+
+
 def test_engine_shows_no_mount_where_there_are_no_files(machines: DockerMachines, sdk: docker.APIClient) -> None:
     made = launch(machines, spec(secrets={"E": "env"}), E=b"x")
     shown: dict[str, Any] = sdk.inspect_container(made)
