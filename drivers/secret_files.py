@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import threading
 import time
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ IN_MEMORY = ("tmpfs", "ramfs")
 LEFT_OVER = 600.0
 #: Characters of an id, with which the name of a machine ends.
 ID = 36
+#: Folders are made, and taken away when nothing is in them: not by two steps at once.
+_MAKING = threading.Lock()
 
 
 def default_folder() -> Path:
@@ -42,9 +45,10 @@ class SecretFiles:
 
         Raises EngineRefused where that would not be in memory, or where others could see it.
         """
-        self._prepare()
         folder = self._folder / f"{machine}.{generation}"
-        folder.mkdir(mode=0o755, exist_ok=True)
+        with _MAKING:
+            self._prepare()
+            folder.mkdir(mode=0o755, exist_ok=True)
         # Nobody but the agent comes here; inside the container its program may be any user.
         folder.chmod(0o755)
         for name, value in values.items():
@@ -111,11 +115,12 @@ class SecretFiles:
         self._folder.mkdir(mode=0o700, exist_ok=True)
 
     def _remove_empty(self) -> None:
-        for folder in (self._folder, self._root):
-            try:
-                folder.rmdir()
-            except OSError:  # others are in it, or it was never there
-                return
+        with _MAKING:
+            for folder in (self._folder, self._root):
+                try:
+                    folder.rmdir()
+                except OSError:  # others are in it, or it was never there
+                    return
 
 
 def forget(root: Path, machines: Iterable[str]) -> None:
