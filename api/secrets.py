@@ -260,7 +260,10 @@ async def _renew(request: Request, secret: str, body: NewValue, caller: Caller) 
         known = select(*_shown).where(
             SecretVersion.project_id == caller.project_id, SecretVersion.id == answered.resource_id
         )
-        return row, (await caller.execute(known)).one()
+        version = (await caller.execute(known)).one_or_none()
+        if version is None:
+            raise NotFound(f"the version that this Idempotency-Key stands for went with an earlier secret '{secret}'")
+        return row, version
     check_if_match(request, row.version)
     number = row.current_version + 1
     kept = await _keep(caller, keyring, row, number, body.value, version_id)

@@ -228,6 +228,15 @@ async def test_api_without_master_keys_keeps_none(api: Api) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
 
 
+async def test_renewal_of_a_secret_that_was_forgotten_since_is_no_error_of_ours(api: Api) -> None:
+    await add(api)
+    again: dict[str, Any] = {"json": {"value": "another"}, "headers": {"Idempotency-Key": "renewal"}}
+    await ask(api, "POST", "/db/versions", 201, **again)
+    await ask(api, "DELETE", "/db", 204)
+    await add(api)
+    assert (await ask(api, "POST", "/db/versions", 404, **again))["code"] == "not_found"
+
+
 async def test_agent_gets_what_was_sealed_for_its_own_placement_alone(api: Api) -> None:
     await add(api)
     instance = await launch(api, {"K": {"secret": "db"}})
