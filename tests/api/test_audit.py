@@ -193,6 +193,21 @@ async def test_a_flood_of_denials_is_counted(shared_api: Api, same: bool) -> Non
     assert (counting["code"], counting["after"]["more"]) == ("repeated", 30 - len(found))
 
 
+async def test_strangers_do_not_hide_what_others_try(shared_api: Api) -> None:
+    denials = shared_api.app.state.denials
+    await denials.write()
+    for n in range(300):
+        nobody = {"project_id": NOWHERE, "actor": "unknown", "address": f"192.0.2.{n}", "operation": "GET /"}
+        denials.add(nobody | {"resource_id": None, "code": "unauthenticated"})
+    assert len(denials._rows) == 200
+    denials._rows.clear()
+    async with shared_api.as_(shared_api.db.key(shared_api.db.project_id, "prober", "viewer")) as viewer:
+        found = await denied(shared_api, await viewer.post("/v1/instances", json={"name": "x", "image": "y"}))
+    assert found["actor"] == "key:prober"
+    denials._more.clear()
+    denials._until = 0.0
+
+
 #: What agents say of themselves and their hosts is no change of anybody's.
 TELEMETRY = {"/v1/hosts/lease", "/v1/hosts/health", "/v1/hosts/samples"}
 #: They write their row themselves, as who asks has no key.
