@@ -47,9 +47,12 @@ _TWISTED = text(
     """
 )
 _order = tuple_(AuditEntry.epoch, AuditEntry.xid, AuditEntry.id)
-#: Below the oldest transaction that still runs nothing can appear any more; an older epoch is complete.
-_settled = (AuditEntry.xid < literal_column("pg_snapshot_xmin(pg_current_snapshot())::text::bigint")) | (
-    AuditEntry.epoch < func.current_epoch(type_=Integer)
+_now = func.current_epoch(type_=Integer)
+#: Below the oldest transaction that still runs nothing can appear any more; an older epoch is complete. What claims to
+#: be of a later one was written by somebody else: behind its link nothing would ever come.
+_settled = (AuditEntry.epoch < _now) | (
+    (AuditEntry.epoch == _now)
+    & (AuditEntry.xid < literal_column("pg_snapshot_xmin(pg_current_snapshot())::text::bigint"))
 )
 _heads = AuditHead.__table__
 #: Chains grow in one order, whosever rows come: what is behind the last link of all is not linked yet.

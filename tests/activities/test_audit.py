@@ -180,6 +180,17 @@ def test_however_many_chains_are_broken_others_go_on(
     assert seal(worker_engine, another).links == 2
 
 
+def test_a_row_that_claims_to_come_after_all_others_ends_no_sealing(database: Database, worker_engine: Engine) -> None:
+    first = write(database)
+    (planted,) = write(database)
+    database.rows("UPDATE audit SET epoch = 2147483647, xid = 1 WHERE id = %s", planted)
+    seal(worker_engine)
+    first += write(database, 2)
+    assert seal(worker_engine).links == 2
+    assert [link["audit_id"] for link in linked(database)] == first
+    assert not due(worker_engine)
+
+
 def test_without_master_keys_nothing_is_sealed(database: Database, worker_engine: Engine) -> None:
     write(database, 3)
     assert ActivityEnvironment().run(AuditRecords(worker_engine, None).seal) == Sealed()
