@@ -47,17 +47,16 @@ _TWISTED = text(
     """
 )
 _order = tuple_(AuditEntry.epoch, AuditEntry.xid, AuditEntry.id)
-#: Below the oldest transaction that still runs nothing can appear any more; an older epoch is complete.
-_settled = (AuditEntry.xid < literal_column("pg_snapshot_xmin(pg_current_snapshot())::text::bigint")) | (
-    AuditEntry.epoch < func.current_epoch(type_=Integer)
-)
-#: Chains grow in one order, whosever rows come: what is behind the last link of all is not linked yet.
-_LAST = (
-    select(AuditHead.epoch, AuditHead.xid, AuditHead.audit_id)
-    .order_by(AuditHead.epoch.desc(), AuditHead.xid.desc(), AuditHead.audit_id.desc())
-    .limit(1)
+_now = func.current_epoch(type_=Integer)
+#: Below the oldest transaction that still runs nothing can appear any more; an older epoch is complete. What claims to
+#: be of a later one was written by somebody else: behind its link nothing would ever come.
+_settled = (AuditEntry.epoch < _now) | (
+    (AuditEntry.epoch == _now)
+    & (AuditEntry.xid < literal_column("pg_snapshot_xmin(pg_current_snapshot())::text::bigint"))
 )
 _heads = AuditHead.__table__
+#: Chains grow in one order, whosever rows come: what is behind the last link of all is not linked yet.
+_LAST = select(_heads).order_by(_heads.c.epoch.desc(), _heads.c.xid.desc(), _heads.c.audit_id.desc())
 _signing = upsert(_heads)  # type: ignore[arg-type]  # a Table, typed as FromClause
 _SIGN = _signing.on_conflict_do_update(
     index_elements=["project_id"],
@@ -74,11 +73,11 @@ class Sealed(Frozen):
 
 
 class ForeignHead(Exception):
-    """A chain that does not end as the platform signed it: it is not continued, which would vouch for it."""
+    """Chains that do not end as the platform signed them: they are not continued, which would vouch for them."""
 
-    def __init__(self, project_id: UUID) -> None:
-        super().__init__(f"the audit chain of project {project_id} does not end as we signed it: it is not continued")
-        self.project_id = project_id
+    def __init__(self, projects: set[UUID]) -> None:
+        super().__init__("these audit chains do not end as we signed them: they are not continued")
+        self.projects = projects
 
 
 class AuditRecords:
@@ -103,8 +102,9 @@ class AuditRecords:
             try:
                 count = self._seal(self._keyring, left_out)
             except ForeignHead as error:
-                log.error("audit.broken", project_id=str(error.project_id), error=str(error))
-                left_out.add(error.project_id)
+                for project_id in error.projects:
+                    log.error("audit.broken", project_id=str(project_id), error=str(error))
+                left_out |= error.projects
                 continue
             links += count
             if count < BATCH:
@@ -115,7 +115,7 @@ class AuditRecords:
         with transaction(self._engine) as session:
             if not session.execute(_TAKE_TURN).scalar_one():
                 return 0  # another worker is at it
-            rows = session.execute(_unsealed(session, left_out, BATCH)).all()
+            rows = session.execute(_unsealed(session, keyring, left_out, BATCH)).all()
             heads = _known(session, keyring, rows)
             links = []
             for row in rows:
@@ -127,7 +127,9 @@ class AuditRecords:
                 links.append({"project_id": project_id, "position": position, "audit_id": row.id, "hash": digest})
             if links:
                 session.execute(insert(AuditLink), links)
-            _sign(session, keyring, heads or _with_other_keys(session, keyring))
+            if len(rows) < BATCH:  # those of idle projects too, however much is written in others
+                heads = _with_other_keys(session, keyring) | heads
+            _sign(session, keyring, heads)
             return len(rows)
 
 
@@ -135,13 +137,16 @@ def is_due(session: Session, keyring: Keyring | None) -> bool:
     """Whether a pass would do anything: two looks at the ends of indexes, and one at the heads."""
     if keyring is None:
         return False
-    return session.execute(_unsealed(session, set(), 1)).first() is not None or (
+    return session.execute(_unsealed(session, keyring, set(), 1)).first() is not None or (
         session.execute(select(_heads.c.position).where(_heads.c.key_id != keyring.newest).limit(1)).first() is not None
     )
 
 
-def _unsealed(session: Session, left_out: set[UUID], most: int) -> Any:
-    last = session.execute(_LAST).one_or_none()
+def _unsealed(session: Session, keyring: Keyring, left_out: set[UUID], most: int) -> Any:
+    last = session.execute(_LAST.limit(1)).one_or_none()
+    if last is not None and not _ours(keyring, last):
+        # One that somebody else wrote, far ahead, would end the sealing of all chains.
+        last = next((row for row in session.execute(_LAST) if _ours(keyring, row)), None)
     where: list[ColumnElement[bool]] = [_settled, AuditEntry.project_id.not_in(left_out)]
     if last is not None:
         where.append(_order > tuple_(literal(last.epoch), literal(last.xid), literal(last.audit_id)))
@@ -156,12 +161,15 @@ def _known(session: Session, keyring: Keyring, rows: Sequence[Row[Any]]) -> dict
     owners = [row.project_id for row in rows]
     projects = set(owners)
     asked = {"projects": list(projects), "owners": owners, "rows": [row.id for row in rows]}
-    if (twisted := session.execute(_TWISTED, asked).scalars().first()) is not None:
-        raise ForeignHead(twisted)
+    # All of them at once: a pass has fewer turns than there may be projects.
+    foreign = set(session.execute(_TWISTED, asked).scalars())
     for row in session.execute(select(_heads).where(_heads.c.project_id.in_(projects))):
-        if not _ours(keyring, row):
-            raise ForeignHead(row.project_id)
-        heads[row.project_id] = head_of(row)
+        if _ours(keyring, row):
+            heads[row.project_id] = head_of(row)
+        else:
+            foreign.add(row.project_id)
+    if foreign:
+        raise ForeignHead(foreign)
     return heads
 
 

@@ -17,8 +17,8 @@ from model.audit import NOWHERE, Outcome, chain_of
 from model.base import new_id
 from model.redaction import redacted
 
-#: Of a row: what a client says of itself, and what was changed, in bytes of JSON. More is left out.
-MOST_AGENT, MOST_CHANGE = 256, 16_384
+#: Of a row: what a client says of itself, an id, in characters; what was changed, in bytes of JSON. More is left out.
+MOST_AGENT, MOST_ID, MOST_CHANGE = 256, 256, 16_384
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _COLUMNS = (
@@ -116,10 +116,12 @@ class Record:
         }
 
     def _of_the_route(self) -> tuple[str | None, str | None]:
-        """Where nobody said it: the noun of the permission, and the first id of the path."""
+        """Where nobody said it: the noun of the permission, and the first id of the path.
+
+        Of who is denied nothing in the path was looked at yet: the database takes no NUL, nor an index any length.
+        """
         noun = self.action.partition(":")[0].removesuffix("s") or None
-        # Also of what was denied before anybody looked at it: the database takes no NUL.
-        asked = (str(value).replace("\x00", "\ufffd") for value in self._connection.path_params.values())
+        asked = (str(value).replace("\x00", "\ufffd")[:MOST_ID] for value in self._connection.path_params.values())
         return noun, next(asked, None)
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.requests import HTTPConnection
 
@@ -24,7 +24,7 @@ from model.audit import NOWHERE
 from model.base import new_id
 from model.errors import CairnError, Forbidden, NotFound, ProjectInactive, Unauthenticated
 
-#: Rows in each window that tell of one attempt: of one caller or address, and of all.
+#: Rows in each window that tell of one attempt: of one caller or address, and of all strangers, or all others.
 WINDOW_SECONDS = 60.0
 OF_ONE, OF_ALL = 20, 200
 #: Callers and addresses that are told apart in a window, when they are only counted.
@@ -61,8 +61,12 @@ class Denials:
             self._end_window()
         same = tuple(row[name] for name in ("project_id", "actor", "address", "operation", "resource_id", "code"))
         source = Counted(row["project_id"], row["actor"], row["address"])
-        if same in self._seen or self._told[source] >= OF_ONE or self._told.total() >= OF_ALL:
-            known = source in self._more or len(self._more) < TOLD_APART
+        # Strangers, of whom there may be any number, do not keep those out of the log who are somebody.
+        stranger = source.actor == UNKNOWN
+        told = sum(count for other, count in self._told.items() if (other.actor == UNKNOWN) == stranger)
+        if same in self._seen or self._told[source] >= OF_ONE or told >= OF_ALL:
+            apart = sum((other.actor == UNKNOWN) == stranger for other in self._more)
+            known = source in self._more or apart < TOLD_APART
             self._more[source if known else Counted(NOWHERE, UNKNOWN, None)] += 1
             return
         self._seen.add(same)
@@ -98,6 +102,10 @@ class Denials:
                     await connection.execute(ENTER, {"project": "" if project_id == NOWHERE else str(project_id)})
                     await connection.execute(INSERT, own)
                 rows = [row for row in rows if row["project_id"] != project_id]
+        except DataError as error:
+            # What no database takes would keep all that comes behind it waiting for ever.
+            self._rows = [row for row in rows if row["project_id"] != project_id] + self._rows
+            log.error("audit.denials_lost", count=len(own), error=str(error).partition("\n")[0])
         except (SQLAlchemyError, OSError, TimeoutError) as error:
             self._rows = (rows + self._rows)[:WAITING]
             log.warning("audit.denials_wait", count=len(self._rows), error=str(error).partition("\n")[0])

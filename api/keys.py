@@ -134,6 +134,7 @@ async def rotate(
     scopes, ends = await _within(caller, old.scopes, old.expires_at)
     over = func.now() + dt.timedelta(seconds=body.overlap_seconds)
     await caller.execute(update(ApiKey).where(ApiKey.id == api_key_id).values(revoked_at=over))
+    caller.changed("key", fresh, before={"id": api_key_id, "name": old.name})
     return await _make(request, caller, fresh, name=old.name, scopes=scopes, expires_at=ends)
 
 
@@ -147,6 +148,7 @@ async def revoke(
     row = await caller.execute(
         update(ApiKey).where(ApiKey.id == api_key_id).values(revoked_at=over).returning(*ApiKey.__table__.c)
     )
+    caller.changed("key", api_key_id)
     return answer(request, _view(row.one()))
 
 
@@ -156,6 +158,7 @@ async def remove(api_key_id: UUID, caller: Annotated[Caller, may("account:write"
     gone = delete(ApiKey).where(_mine(caller), ApiKey.id == api_key_id).returning(ApiKey.id)
     if (await caller.execute(gone)).one_or_none() is None:
         raise _absent(api_key_id)
+    caller.changed("key", api_key_id)
     return Response(status_code=204)
 
 

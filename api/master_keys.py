@@ -23,6 +23,7 @@ _COUNT = text(
     GROUP BY k.master_key_id ORDER BY k.master_key_id
     """
 )
+_SIGNED = text("SELECT key_id, count(*) AS heads FROM audit_heads GROUP BY key_id ORDER BY key_id")
 
 
 class MasterKeyView(BaseModel):
@@ -34,13 +35,15 @@ class MasterKeyView(BaseModel):
     data_keys: int
     #: Values of secrets, all versions counted.
     secret_versions: int
+    #: Chains of the audit log whose end it signed.
+    audit_heads: int
 
 
 class MasterKeys(BaseModel):
     #: Null: this API has none.
     newest: str | None
     keys: list[MasterKeyView]
-    #: What lies under others than the newest: 0 once they can be taken away.
+    #: What lies under others than the newest, or is signed with them: 0 once they can be taken away.
     left: int
 
 
@@ -51,6 +54,7 @@ async def show(request: Request, caller: Annotated[Caller, may("operations:manag
     keyring = None if settings.master_keys is None else Keyring(settings.master_keys.get_secret_value())
     ids = [] if keyring is None else keyring.ids
     under = {row.master_key_id: row for row in (await caller.execute(_COUNT)).all()}
+    signed = {row.key_id: row.heads for row in (await caller.execute(_SIGNED)).all()}
     newest = ids[0] if ids else None
     keys = [
         MasterKeyView(
@@ -59,8 +63,9 @@ async def show(request: Request, caller: Annotated[Caller, may("operations:manag
             known=id in ids,
             data_keys=under[id].data_keys if id in under else 0,
             secret_versions=under[id].secret_versions if id in under else 0,
+            audit_heads=signed.get(id, 0),
         )
-        for id in [*ids, *(id for id in under if id not in ids)]
+        for id in dict.fromkeys([*ids, *under, *signed])
     ]
-    left = sum(key.data_keys for key in keys if not key.newest)
+    left = sum(key.data_keys + key.audit_heads for key in keys if not key.newest)
     return answer(request, MasterKeys(newest=newest, keys=keys, left=left).model_dump())

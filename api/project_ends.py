@@ -26,7 +26,7 @@ _INSIDE = text(
         (SELECT count(*) FROM secrets WHERE project_id = :project) AS secrets
     """
 )
-_FORGET = text("SELECT forget_project(:project)")
+FORGET = text("SELECT forget_project(:project)")
 
 
 async def forget(caller: Caller, project: Row[Any]) -> None:
@@ -34,7 +34,7 @@ async def forget(caller: Caller, project: Row[Any]) -> None:
     inside = (await caller.execute(_INSIDE, {"project": project.id})).one()._asdict()
     found = {what: number for what, number in inside.items() if number}
     if not found:
-        if (await caller.execute(_FORGET, {"project": project.id})).scalar_one():
+        if (await caller.execute(FORGET, {"project": project.id})).scalar_one():
             return
         raise RuntimeError(f"project {project.id} is empty, and is not")
     shown = ", ".join(f"{number} {what.replace('_', ' ')}" for what, number in found.items())

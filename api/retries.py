@@ -111,6 +111,8 @@ async def _change_again(
             state=instance.status,
             workflow_id=str(instance.workflow_id),
         )
+    if launch and instance.secrets:
+        caller.require("secrets:use")
     values: dict[str, Any] = {"quota": "reserved", "error": None} if launch else {}
     await caller.execute(
         update(Instance)

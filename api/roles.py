@@ -119,6 +119,7 @@ async def patch(
     if changed:
         values = {**changed, "version": Role.version + 1, "updated_at": func.now()}
         await caller.execute(update(Role).where(_mine(caller, role_name)).values(**values))
+        caller.changed("role", role_name, {name: getattr(row, name) for name in changed}, changed)
     return _answer(request, await _find(caller, role_name))
 
 

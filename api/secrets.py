@@ -121,8 +121,8 @@ async def create(request: Request, body: SecretCreate, caller: Annotated[Caller,
         if "uq_secrets_project_id_name" in str(error.orig):
             raise NameTaken(f"there is a secret named '{body.name}' already", name=body.name) from error
         raise
-    caller.changed("secret", secret_id, after={"name": body.name, "description": body.description})
     await _keep(caller, keyring, row, 1, body.value)
+    caller.changed("secret", secret_id, after={"name": row.name, "current_version": 1})
     return _answer(request, row, 201)
 
 
@@ -261,7 +261,10 @@ async def _renew(request: Request, secret: str, body: NewValue, caller: Caller) 
         known = select(*_shown).where(
             SecretVersion.project_id == caller.project_id, SecretVersion.id == answered.resource_id
         )
-        return row, (await caller.execute(known)).one()
+        version = (await caller.execute(known)).one_or_none()
+        if version is None:
+            raise NotFound(f"the version that this Idempotency-Key stands for went with an earlier secret '{secret}'")
+        return row, version
     check_if_match(request, row.version)
     number = row.current_version + 1
     told = {"name": row.name, "current_version": number}
@@ -335,6 +338,8 @@ async def _find(caller: Caller, wanted: str, *, lock: bool = False, share: bool 
 
 
 async def _change(caller: Caller, row: Row[Any], **values: Any) -> Row[Any]:
+    before = {"name": row.name} | {name: getattr(row, name) for name in values}
+    caller.changed("secret", row.id, before, {"name": row.name} | values)
     changing = update(Secret).where(Secret.id == row.id).returning(*Secret.__table__.c)
     return (await caller.execute(changing.values(**values, version=Secret.version + 1, updated_at=func.now()))).one()
 

@@ -156,7 +156,7 @@ async def _make(
     expires_at: dt.datetime | None,
 ) -> Response:
     check_has(caller, await of_service_account(caller, account_id, scopes), "the key")
-    told = {"name": name, "scopes": scopes, "expires_at": expires_at, "service_account_id": str(account_id)}
+    told: dict[str, Any] = {"name": name, "scopes": scopes, "expires_at": expires_at, "service_account_id": str(account_id)}
     caller.changed("api_key", account_key_id, after=told)
     key = new_key()
     about = {"name": name, "scopes": scopes, "expires_at": expires_at, "digest": digest(key)}
@@ -164,6 +164,7 @@ async def _make(
         id=account_key_id, project_id=caller.project_id, service_account_id=account_id, **about
     )
     row = (await caller.execute(made.returning(*_COLUMNS))).one()
+    told = {"name": name, "scopes": scopes, "expires_at": expires_at, "service_account_id": account_id}
     return answer(request, _view(row) | {"key": key}, 201)
 
 

@@ -118,6 +118,7 @@ async def patch(
             )
         except IntegrityError as error:
             raise _taken(error, body.name) from error
+        caller.changed("service_account", account_id, {name: getattr(row, name) for name in changed}, changed)
     return _answer(request, await find(caller, account_id))
 
 

@@ -17,6 +17,7 @@ from api.caller import ENTER, Caller, may
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES, also
 from api.paging import Paging, page_of
+from api.project_ends import FORGET
 from model.errors import InUse, InvalidState, NotFound, ValidationFailed
 from model.images import Image
 from model.instances import Instance
@@ -24,7 +25,6 @@ from model.projects import Project
 from model.users import Binding, Session, User
 
 router = APIRouter(prefix="/v1/users", tags=["users"], responses=RESPONSES)
-_FORGET = text("SELECT forget_project(:project)")
 _AS_USER = text("SELECT set_config('cairn.user', :user, true)")
 
 
@@ -118,12 +118,12 @@ async def remove(
             await _check_empty(caller, project)
         await _check_no_last_owner(caller, user_id, {project.id for project in personal})
         for project in personal:
-            await caller.execute(ENTER, {"project": str(project.id)})
-            await caller.execute(_FORGET, {"project": project.id})
+            await _forget(caller, project)
     finally:
         await caller.execute(ENTER, {"project": str(caller.project_id)})
         await caller.execute(_AS_USER, {"user": str(caller.who.user_id or "")})
     await caller.execute(delete(User).where(User.id == row.id))
+    caller.changed("user", user_id, before={"email": row.email, "is_admin": row.is_admin})
     return Response(status_code=204)
 
 
@@ -148,6 +148,13 @@ async def _check_empty(caller: Caller, project: Row[Any]) -> None:
     if any(inside.values()):
         said = " and ".join(f"{count} {noun}" for noun, count in inside.items() if count)
         raise InUse(f"{said} are in the personal project: delete them first", project_id=str(project.id), **inside)
+
+
+async def _forget(caller: Caller, project: Row[Any]) -> None:
+    """With its secrets, keys and all else that is left in it."""
+    await caller.execute(ENTER, {"project": str(project.id)})
+    if not (await caller.execute(FORGET, {"project": project.id})).scalar_one():
+        raise RuntimeError(f"project {project.id} is empty, and is not")
 
 
 async def _check_no_last_owner(caller: Caller, user_id: UUID, but: set[UUID]) -> None:

@@ -130,7 +130,8 @@ def keys(output: Output = Format.TABLE) -> None:
         return
     for key in found["keys"]:
         state = "newest" if key["newest"] else "known" if key["known"] else "missing"
-        render.say(f"{key['id']}: {state}, {key['data_keys']} data keys, {key['secret_versions']} values")
+        signed = f", {key['audit_heads']} audit heads" if "audit_heads" in key else ""
+        render.say(f"{key['id']}: {state}, {key['data_keys']} data keys, {key['secret_versions']} values{signed}")
     if not found["left"]:
         render.say("nothing lies under any but the newest: others can be taken away")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import threading
 import time
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ IN_MEMORY = ("tmpfs", "ramfs")
 LEFT_OVER = 600.0
 #: Characters of an id, with which the name of a machine ends.
 ID = 36
+#: Folders are made, and taken away when nothing is in them: not by two steps at once.
+_MAKING = threading.Lock()
 
 
 def default_folder() -> Path:
@@ -42,9 +45,10 @@ class SecretFiles:
 
         Raises EngineRefused where that would not be in memory, or where others could see it.
         """
-        self._prepare()
         folder = self._folder / f"{machine}.{generation}"
-        folder.mkdir(mode=0o755, exist_ok=True)
+        with _MAKING:
+            self._prepare()
+            folder.mkdir(mode=0o755, exist_ok=True)
         # Nobody but the agent comes here; inside the container its program may be any user.
         folder.chmod(0o755)
         for name, value in values.items():
@@ -93,25 +97,30 @@ class SecretFiles:
 
     def _prepare(self) -> None:
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
             root = self._root.lstat()
         except OSError as error:
             raise EngineRefused(f"{self._root}, for secrets, cannot be made: {error.strerror}") from error
         if not stat.S_ISDIR(root.st_mode) or root.st_uid != os.geteuid():
             raise EngineRefused(f"{self._root}, for secrets, is not a folder of this agent's user: remove it")
         if stat.S_IMODE(root.st_mode) != 0o700:  # noqa: PLR2004 - a mode is best read as digits
-            self._root.chmod(0o700)
+            # Others may have made something in it before, and may need it as it is: /dev/shm itself, /run.
+            raise EngineRefused(
+                f"{self._root}, for secrets, is open to others: let it be a folder of its own, mode 0700"
+            )
         if kind(self._root) not in IN_MEMORY:
             raise EngineRefused(
                 f"{self._root}, for secrets, is not in memory: let CAIRN_SECRETS_DIR name a folder of a tmpfs"
             )
+        self._folder.mkdir(mode=0o700, exist_ok=True)
 
     def _remove_empty(self) -> None:
-        for folder in (self._folder, self._root):
-            try:
-                folder.rmdir()
-            except OSError:  # others are in it, or it was never there
-                return
+        with _MAKING:
+            for folder in (self._folder, self._root):
+                try:
+                    folder.rmdir()
+                except OSError:  # others are in it, or it was never there
+                    return
 
 
 def forget(root: Path, machines: Iterable[str]) -> None:

@@ -208,7 +208,8 @@ def programs(plan: Plan, environ: Mapping[str, str]) -> dict[str, Program]:
     if plan.simulator_url:
         shared["CAIRN_SIMULATOR_URL"] = plan.simulator_url
         shared["CAIRN_SIMULATOR_DATA"] = str(plan.folder / "simulator")
-    for name in ("CAIRN_DATABASE_URL", "CAIRN_DATABASE_PASSWORD"):
+    # Agents have no keys, nor do the servers.
+    for name in ("CAIRN_DATABASE_URL", "CAIRN_DATABASE_PASSWORD", "CAIRN_MASTER_KEYS", "CAIRN_ADMIN_PASSWORD"):
         shared.pop(name, None)
         shared.pop(f"{name}_FILE", None)
     master_keys = {"CAIRN_MASTER_KEYS": plan.master_keys}

@@ -88,6 +88,8 @@ def access() -> list[str]:
             f"CREATE POLICY api ON {table} FOR SELECT TO cairn_api USING ({SEEN})"
             for table in ("audit", "audit_links", "audit_heads")
         ),
+        # Under which master keys heads are signed, for who runs the platform.
+        f"CREATE POLICY platform ON audit_heads FOR SELECT TO cairn_api USING ({PLATFORM})",
         # Everybody's requests may concern the platform, and only its administrators read that.
         "CREATE POLICY writing ON audit FOR INSERT TO cairn_api"
         f" WITH CHECK (project_id = {PROJECT} OR project_id = {NOWHERE})",

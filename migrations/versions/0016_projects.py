@@ -47,8 +47,8 @@ BEGIN
         RETURN false;
     END IF;
     -- Of these, one may be of a later revision.
-    FOREACH of_projects IN ARRAY ARRAY['ssh_keys', 'webhooks', 'secrets', 'invitations', 'api_keys', 'bindings',
-        'service_accounts', 'roles'] LOOP
+    FOREACH of_projects IN ARRAY ARRAY['ssh_keys', 'webhooks', 'secrets', 'data_keys', 'invitations', 'api_keys',
+        'bindings', 'service_accounts', 'roles'] LOOP
         IF to_regclass(of_projects) IS NOT NULL THEN
             EXECUTE format('DELETE FROM %I WHERE project_id = $1', of_projects) USING gone;
         END IF;

@@ -123,6 +123,7 @@ def test_two_at_once_do_not_link_twice(
     "change",
     [
         "UPDATE audit_heads SET hash = 'x'",
+        "UPDATE audit_heads SET xid = 9000000000000000000",
         "DELETE FROM audit_heads",
         "DELETE FROM audit_links WHERE position = 3; UPDATE audit_heads SET position = 2",
         "UPDATE audit_links SET position = 4 WHERE position = 3",
@@ -151,6 +152,43 @@ def test_heads_of_idle_projects_are_signed_with_a_new_key(database: Database, wo
     assert seal(worker_engine, rotated).links == 0
     assert database.one("SELECT key_id FROM audit_heads")["key_id"] == "second"
     assert not due(worker_engine, rotated)
+
+
+def test_heads_of_idle_projects_are_signed_with_a_new_key_while_others_write(
+    database: Database, worker_engine: Engine
+) -> None:
+    write(database, 3)
+    seal(worker_engine)
+    rotated = Keyring(f"{new_master_key('second')} {KEY}")
+    write(database, 1, NOWHERE)
+    assert seal(worker_engine, rotated).links == 1
+    assert {row["key_id"] for row in database.rows("SELECT key_id FROM audit_heads")} == {"second"}
+
+
+def test_however_many_chains_are_broken_others_go_on(
+    database: Database, worker_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "BATCHES", 3)
+    others = [new_id() for _ in range(6)]
+    for project in others:
+        write(database, 1, project)
+    seal(worker_engine)
+    another = Keyring(new_master_key("another"))  # the key that signed these is lost
+    for project in others:
+        write(database, 1, project)
+    write(database, 2)
+    assert seal(worker_engine, another).links == 2
+
+
+def test_a_row_that_claims_to_come_after_all_others_ends_no_sealing(database: Database, worker_engine: Engine) -> None:
+    first = write(database)
+    (planted,) = write(database)
+    database.rows("UPDATE audit SET epoch = 2147483647, xid = 1 WHERE id = %s", planted)
+    seal(worker_engine)
+    first += write(database, 2)
+    assert seal(worker_engine).links == 2
+    assert [link["audit_id"] for link in linked(database)] == first
+    assert not due(worker_engine)
 
 
 def test_without_master_keys_nothing_is_sealed(database: Database, worker_engine: Engine) -> None:

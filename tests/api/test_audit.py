@@ -11,7 +11,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.api.conftest import Api
-from tests.api.people import PASSWORD, bearing, logged_in
+from tests.api.people import PASSWORD, bearing, logged_in, register
 from tests.api.test_streams import placed
 from tests.services import eventually
 
@@ -90,6 +90,36 @@ async def test_changes_say_what_was_before_and_what_is_after(shared_api: Api) ->
     assert (patched["before"], patched["after"]) == ({"memory_mb": 64}, {"memory_mb": 128})
 
 
+async def test_who_gave_whom_which_right_is_told(shared_api: Api) -> None:
+    http, project = shared_api.http, shared_api.db.project_id
+    user = await register(shared_api, "gained")
+    whom = {"role_name": "viewer", "user_identifier": user["id"]}
+    bound = await http.post("/v1/rbac/bindings", json=whom)
+    found = row(shared_api, bound)
+    assert (found["resource_id"], found["after"]["role_name"]) == (bound.json()["data"]["id"], "viewer")
+    assert (found["after"]["user_id"], found["after"]["name"]) == (user["id"], "gained@example.org")
+    taken = row(shared_api, await http.delete(f"/v1/rbac/bindings/{found['resource_id']}"))
+    assert (taken["before"]["role_name"], taken["before"]["user_id"]) == ("viewer", user["id"])
+    put = row(shared_api, await http.put(f"/v1/projects/{project}/members/{user['id']}", json={"roles": ["admin"]}))
+    assert (put["resource_type"], put["resource_id"]) == ("member", user["id"])
+    assert (put["before"], put["after"]) == ({"roles": []}, {"roles": ["admin"]})
+    await http.post("/v1/rbac/roles", json={"name": "watcher", "permissions": ["instances:read"]})
+    more = row(shared_api, await http.patch("/v1/rbac/roles/watcher", json={"permissions": ["secrets:read"]}))
+    assert (more["before"], more["after"]) == ({"permissions": ["instances:read"]}, {"permissions": ["secrets:read"]})
+    made_admin = row(shared_api, await http.patch(f"/v1/users/{user['id']}", json={"is_admin": True}))
+    assert (made_admin["before"]["is_admin"], made_admin["after"]) == (False, {"is_admin": True})
+    key = await http.post("/v1/auth/keys", json={"name": "ci"})
+    assert row(shared_api, key)["resource_id"] == key.json()["data"]["id"]
+    assert key.json()["data"]["key"] not in str(row(shared_api, key))
+    secret = await http.post("/v1/secrets", json={"name": "audited", "value": "planted-in-audit"})
+    assert row(shared_api, secret)["resource_id"] == secret.json()["data"]["id"]
+    renewed = row(shared_api, await http.post("/v1/secrets/audited/versions", json={"value": "planted-in-audit"}))
+    assert (renewed["before"]["current_version"], renewed["after"]["current_version"]) == (1, 2)
+    gone = row(shared_api, await http.delete("/v1/secrets/audited"))
+    assert (gone["resource_id"], gone["before"]["name"]) == (secret.json()["data"]["id"], "audited")
+    assert not shared_api.db.rows("SELECT FROM audit a WHERE a::text LIKE '%%planted-in-audit%%'")
+
+
 async def test_a_request_that_is_repeated_under_its_key_changes_nothing_more(shared_api: Api) -> None:
     body = {"name": "twice", "image": "cairn/base"}
     first, second = [
@@ -127,6 +157,15 @@ async def test_a_key_that_opens_nothing_is_not_written_down(shared_api: Api) -> 
         answer = await nobody.get("/v1/instances")
     assert answer.status_code == 401
     assert rows(shared_api, answer) == [], "who shows nothing attempts nothing"
+
+
+@pytest.mark.parametrize("odd", ["%00", "a%00b", "x" * 5000, "\N{SNOWMAN}" * 900], ids=["nul", "nuls", "long", "wide"])
+async def test_no_path_keeps_denials_from_the_log(shared_api: Api, odd: str) -> None:
+    shared_api.app.state.denials._until = 0.0
+    async with shared_api.as_("cairn_odd_path") as stranger:
+        found = await denied(shared_api, await stranger.get(f"/v1/secrets/{odd}"))
+        assert len(found["resource_id"]) <= 256
+        assert await denied(shared_api, await stranger.get("/v1/instances")), "those behind it are written too"
 
 
 async def test_another_project_is_denied_and_learns_nothing(shared_api: Api) -> None:
@@ -225,6 +264,21 @@ async def test_another_password_is_written_down_where_it_was_set_and_nowhere_els
     assert user["xid"] == found["xid"] % 2**32, "one transaction"
 
 
+async def test_strangers_do_not_hide_what_others_try(shared_api: Api) -> None:
+    denials = shared_api.app.state.denials
+    await denials.write()
+    for n in range(300):
+        nobody = {"project_id": NOWHERE, "actor": "unknown", "address": f"192.0.2.{n}", "operation": "GET /"}
+        denials.add(nobody | {"resource_id": None, "code": "unauthenticated"})
+    assert len(denials._rows) == 200
+    denials._rows.clear()
+    async with shared_api.as_(shared_api.db.key(shared_api.db.project_id, "prober", "viewer")) as viewer:
+        found = await denied(shared_api, await viewer.post("/v1/instances", json={"name": "x", "image": "y"}))
+    assert found["actor"] == "key:prober"
+    denials._more.clear()
+    denials._until = 0.0
+
+
 #: What agents say of themselves and their hosts is no change of anybody's.
 TELEMETRY = {"/v1/hosts/lease", "/v1/hosts/health", "/v1/hosts/samples"}
 #: They write their row themselves, as who asks has no key.
@@ -264,6 +318,19 @@ async def test_who_registers_and_logs_in_is_written_down_and_who_fails_to_too(sh
     assert await eventually(lambda: rows(shared_api, refused.headers["x-request-id"]))
     (found,) = rows(shared_api, refused.headers["x-request-id"])
     assert (found["outcome"], found["status"]) == ("denied", 401)
+
+
+async def test_a_password_that_was_not_changed_is_not_allowed(shared_api: Api) -> None:
+    granted = await logged_in(shared_api, "forgetful")
+    path, another = "/v1/auth/me", {"password": "a rather long other one"}
+    async with bearing(shared_api, granted["access_token"]) as http:
+        wrong = await http.patch(path, json=another | {"old_password": "not that one"})
+        assert (await denied(shared_api, wrong))["operation"] == "PATCH /v1/auth/me"
+        changed = await http.patch(path, json=another | {"old_password": PASSWORD})
+        assert changed.status_code == 200, changed.text
+    found = row(shared_api, changed)
+    assert (found["outcome"], found["resource_id"]) == ("allowed", granted["user"]["id"])
+    assert "rather long" not in str(found)
 
 
 async def test_a_terminal_and_a_command_are_written_down_before_they_begin(shared_api: Api) -> None:

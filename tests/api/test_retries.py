@@ -6,6 +6,9 @@ import asyncio
 from typing import Any
 from uuid import UUID
 
+from psycopg.types.json import Jsonb
+
+from model.base import new_id
 from tests.api.conftest import Api
 from tests.api.test_accept import settle
 
@@ -50,6 +53,18 @@ async def test_a_launch_that_its_quota_has_no_room_for_any_more_is_refused_whole
     assert (answer.status_code, answer.json()["error"]["code"]) == (429, "quota_exceeded")
     assert (await api.http.get(f"/v1/instances/{instance_id}")).json()["data"]["status"] == "error"
     assert api.db.counts()["workflows"] == 1
+
+
+async def test_who_may_not_use_secrets_launches_nothing_with_them_again(api: Api) -> None:
+    await api.http.post("/v1/secrets", json={"name": "db", "value": "x"})
+    _, workflow_id = await failed_launch(api)
+    use = {"K": {"secret": "db", "secret_id": str(new_id()), "version": None, "delivery": "file"}}
+    api.db.rows("UPDATE instances SET secrets = %s", Jsonb(use))
+    scopes = ["workflows:*", "instances:*"]
+    async with api.as_(api.db.key(api.db.project_id, "again", "owner", scopes=scopes)) as http:
+        answer = await http.post(f"/v1/workflows/{workflow_id}/retry")
+    assert (answer.status_code, answer.json()["error"]["details"]) == (403, {"permission": "secrets:use"})
+    assert (await retry(api, workflow_id)).status_code == 202
 
 
 async def test_a_failed_stop_is_another_stop_and_a_failed_delete_another_delete(api: Api) -> None:

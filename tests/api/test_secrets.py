@@ -228,6 +228,15 @@ async def test_api_without_master_keys_keeps_none(api: Api) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
 
 
+async def test_renewal_of_a_secret_that_was_forgotten_since_is_no_error_of_ours(api: Api) -> None:
+    await add(api)
+    again: dict[str, Any] = {"json": {"value": "another"}, "headers": {"Idempotency-Key": "renewal"}}
+    await ask(api, "POST", "/db/versions", 201, **again)
+    await ask(api, "DELETE", "/db", 204)
+    await add(api)
+    assert (await ask(api, "POST", "/db/versions", 404, **again))["code"] == "not_found"
+
+
 async def test_agent_gets_what_was_sealed_for_its_own_placement_alone(api: Api) -> None:
     await add(api)
     instance = await launch(api, {"K": {"secret": "db"}})
@@ -264,5 +273,13 @@ async def test_operator_sees_how_much_lies_under_which_key(api: Api) -> None:
     assert (found["newest"], found["left"]) == ("test", 1)
     told = [(key["id"], key["newest"], key["known"], key["data_keys"], key["secret_versions"]) for key in found["keys"]]
     assert told == [("test", True, True, 1, 1), ("gone", False, False, 1, 0)]
+    api.db.rows(
+        "INSERT INTO audit_heads (project_id, position, hash, epoch, xid, audit_id, key_id, mac)"
+        " VALUES (%s, 1, '', 0, 0, %s, 'older', '')",
+        *(new_id(), new_id()),
+    )
+    found = (await api.http.get("/v1/operations/keys")).json()["data"]
+    assert found["left"] == 2, "what it signed is not ours any more once it is taken away"
+    assert [key["audit_heads"] for key in found["keys"]] == [0, 0, 1]
     async with api.as_(api.db.project("other")) as http:
         assert (await http.get("/v1/operations/keys")).status_code == 403

@@ -112,6 +112,21 @@ async def test_who_binds_a_user_who_is_being_deleted_is_told_so(api: Api) -> Non
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "invalid_state")
 
 
+async def test_what_a_user_kept_secret_goes_with_the_user(api: Api) -> None:
+    granted = await logged_in(api, "secretive")
+    async with bearing(api, granted["access_token"]) as http:
+        assert (await http.post("/v1/secrets", json={"name": "mine", "value": "of nobody else"})).status_code == 201
+        account = await http.post("/v1/service-accounts", json={"name": "bot", "role_name": "viewer"})
+        path = f"/v1/service-accounts/{account.json()['data']['id']}/keys"
+        key = (await http.post(path, json={"name": "ci"})).json()["data"]["key"]
+    assert (await api.http.delete(f"/v1/users/{granted['user']['id']}")).status_code == 204
+    mine = "WHERE project_id = (SELECT id FROM projects WHERE unix_name = 'secretive')"
+    for table in ("secrets", "secret_versions", "data_keys", "service_accounts", "api_keys", "bindings"):
+        assert api.db.rows(f"SELECT FROM {table} {mine}") == [], table
+    async with api.as_(key) as http:
+        assert (await http.get("/v1/auth/me")).status_code == 401
+
+
 async def test_last_owner_of_a_project_is_not_deleted(api: Api) -> None:
     user = await register(api, "owner")
     api.db.project("shared")

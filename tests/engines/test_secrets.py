@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -173,6 +174,32 @@ def test_folder_that_is_not_in_memory_or_not_ours_is_refused(tmp_path: Path) -> 
     finally:
         link.unlink()
         shutil.rmtree(target)
+
+
+def test_folder_that_is_open_to_others_is_refused_and_left_as_it_is() -> None:
+    shared = MEMORY / f"cairn-test-{uuid4().hex[:12]}"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    try:
+        with pytest.raises(EngineRefused, match="0700"):
+            SecretFiles(shared, uuid4()).write(uuid4(), 1, {"K": VALUE})
+        assert (shared.stat().st_mode & 0o7777, list(shared.iterdir())) == (0o1777, [])
+    finally:
+        shutil.rmtree(shared)
+
+
+def test_machines_come_while_the_last_one_goes(folder: Path) -> None:
+    def churn(_: int) -> None:
+        files = SecretFiles(folder, host)
+        for _ in range(200):
+            machine = uuid4()
+            assert (files.write(machine, 1, {"K": VALUE}) / "K").read_bytes() == VALUE
+            files.remove(machine)
+
+    host = uuid4()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(churn, range(4)))
+    assert not folder.exists()
 
 
 def test_engine_shows_no_mount_where_there_are_no_files(machines: DockerMachines, sdk: docker.APIClient) -> None:

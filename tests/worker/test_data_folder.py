@@ -39,6 +39,14 @@ def test_only_who_needs_the_database_is_told_where_it_is(plan: stack.Plan) -> No
         assert program.env["CAIRN_OVERCOMMIT_MEMORY"] == "10"
 
 
+def test_only_who_opens_secrets_has_master_keys(plan: stack.Plan) -> None:
+    told = {"CAIRN_MASTER_KEYS": "outer", "CAIRN_MASTER_KEYS_FILE": "/outer", "CAIRN_ADMIN_PASSWORD": "outer"}
+    for name, program in stack.programs(plan, told).items():
+        known = plan.master_keys if name in ("api", "control_worker") else None
+        assert program.env.get("CAIRN_MASTER_KEYS") == known, name
+        assert "outer" not in " ".join(program.env.values()), name
+
+
 def test_agent_serves_this_machine_and_the_simulated_hosts(plan: stack.Plan) -> None:
     agent = stack.programs(plan, {})["host_agent"].env
     known = identity.read(Path(agent["CAIRN_AGENT_IDENTITY"]))
