@@ -49,7 +49,7 @@ def _example(example: dict[str, Any]) -> ConfigDict:
     return ConfigDict(extra="forbid", json_schema_extra={"examples": [example]})
 
 
-class Register(BaseModel):
+class Registration(BaseModel):
     """``POST /v1/auth/register``."""
 
     model_config = _example(EXAMPLE | {"name": "Jo"})
@@ -118,7 +118,7 @@ Open = Annotated[AsyncEngine, Depends(_open)]
     responses=also(403, 409),
     response_model=Envelope[UserView],
 )
-async def register(request: Request, body: Register, engine: Open) -> Response:
+async def register(request: Request, body: Registration, engine: Open) -> Response:
     """Become a user, with a project of one's own. Where registration is closed: 403 `registration_closed`."""
     settings: Settings = request.app.state.settings
     if settings.registration == "closed":

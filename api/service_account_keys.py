@@ -40,7 +40,7 @@ def _known(scopes: list[str]) -> list[str]:
 Scopes = Annotated[list[str], Field(min_length=1, max_length=len(ALL)), AfterValidator(_known)]
 
 
-class KeyView(BaseModel):
+class AccountKeyView(BaseModel):
     id: str
     name: str
     #: Permissions, or `noun:*`; null: all that the account may do.
@@ -53,12 +53,12 @@ class KeyView(BaseModel):
     revoked_at: dt.datetime | None
 
 
-class NewKeyView(KeyView):
+class NewAccountKeyView(AccountKeyView):
     #: Shown here, once. Null where the same request came again.
     key: str | None
 
 
-class KeyCreate(BaseModel):
+class AccountKeyCreate(BaseModel):
     """``POST /v1/service-accounts/{id}/keys``."""
 
     model_config = ConfigDict(
@@ -70,7 +70,7 @@ class KeyCreate(BaseModel):
     expires_at: AwareDatetime | None = None
 
 
-class KeyRotate(BaseModel):
+class AccountKeyRotate(BaseModel):
     """``POST /v1/service-accounts/{id}/keys/{account_key_id}/rotate``."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"overlap_seconds": 3600}]})
@@ -79,7 +79,7 @@ class KeyRotate(BaseModel):
     overlap_seconds: Annotated[int, Field(strict=True, ge=0, le=7 * 24 * 3600)] = 3600
 
 
-@router.get("", response_model=Envelope[list[KeyView]])
+@router.get("", response_model=Envelope[list[AccountKeyView]])
 async def index(
     request: Request, account_id: UUID, caller: Annotated[Caller, may("service_accounts:read")], page: Paging
 ) -> Response:
@@ -89,9 +89,9 @@ async def index(
     return await page_of(request, caller, query, ApiKey.__table__.c.id, page, _view)
 
 
-@router.post("", status_code=201, response_model=Envelope[NewKeyView])
+@router.post("", status_code=201, response_model=Envelope[NewAccountKeyView])
 async def create(
-    request: Request, account_id: UUID, body: KeyCreate, caller: Annotated[Caller, may("service_accounts:write")]
+    request: Request, account_id: UUID, body: AccountKeyCreate, caller: Annotated[Caller, may("service_accounts:write")]
 ) -> Response:
     """Make a key, which is shown in `data.key`, here alone. Nobody makes one that may do more than they may
     themselves: 403."""
@@ -102,17 +102,17 @@ async def create(
     return await _make(request, caller, account_id, account_key_id, body.name, body.scopes, body.expires_at)
 
 
-@router.post("/{account_key_id}/rotate", status_code=201, response_model=Envelope[NewKeyView])
+@router.post("/{account_key_id}/rotate", status_code=201, response_model=Envelope[NewAccountKeyView])
 async def rotate(
     request: Request,
     account_id: UUID,
     account_key_id: UUID,
     caller: Annotated[Caller, may("service_accounts:write")],
-    body: KeyRotate | None = None,
+    body: AccountKeyRotate | None = None,
 ) -> Response:
     """Make a key in the place of another, which goes on opening what it did for a while."""
     await find(caller, account_id, lock=True)
-    body = body or KeyRotate()
+    body = body or AccountKeyRotate()
     old, made = await _key(caller, account_id, account_key_id), new_id()
     if answered := await Acceptance(request, caller).answered_before(made, body.model_dump(mode="json")):
         return answer(request, _view(await _key(caller, account_id, answered.resource_id)) | {"key": None}, 201)
@@ -127,7 +127,7 @@ async def rotate(
     return await _make(request, caller, account_id, made, old.name, old.scopes, old.expires_at)
 
 
-@router.post("/{account_key_id}/revoke", response_model=Envelope[KeyView])
+@router.post("/{account_key_id}/revoke", response_model=Envelope[AccountKeyView])
 async def revoke(
     request: Request,
     account_id: UUID,
@@ -156,19 +156,18 @@ async def _make(
     expires_at: dt.datetime | None,
 ) -> Response:
     check_has(caller, await of_service_account(caller, account_id, scopes), "the key")
-    told: dict[str, Any] = {"name": name, "scopes": scopes, "expires_at": expires_at, "service_account_id": str(account_id)}
-    caller.changed("api_key", account_key_id, after=told)
+    told: dict[str, Any] = {"name": name, "scopes": scopes, "expires_at": expires_at}
+    caller.changed("api_key", account_key_id, after=told | {"service_account_id": str(account_id)})
     key = new_key()
     about = {"name": name, "scopes": scopes, "expires_at": expires_at, "digest": digest(key)}
     made = insert(ApiKey).values(
         id=account_key_id, project_id=caller.project_id, service_account_id=account_id, **about
     )
     row = (await caller.execute(made.returning(*_COLUMNS))).one()
-    told = {"name": name, "scopes": scopes, "expires_at": expires_at, "service_account_id": account_id}
     return answer(request, _view(row) | {"key": key}, 201)
 
 
-_COLUMNS = [ApiKey.__table__.c[name] for name in KeyView.model_fields]
+_COLUMNS = [ApiKey.__table__.c[name] for name in AccountKeyView.model_fields]
 
 
 def _theirs(caller: Caller, account_id: UUID) -> ColumnElement[bool]:
@@ -181,4 +180,4 @@ async def _key(caller: Caller, account_id: UUID, account_key_id: UUID) -> Row[An
 
 
 def _view(row: Row[Any]) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in KeyView.model_fields}
+    return {name: getattr(row, name) for name in AccountKeyView.model_fields}

@@ -28,7 +28,7 @@ router = APIRouter(prefix="/v1/users", tags=["users"], responses=RESPONSES)
 _AS_USER = text("SELECT set_config('cairn.user', :user, true)")
 
 
-class UserView(BaseModel):
+class AccountView(BaseModel):
     id: str
     email: str
     name: str
@@ -51,7 +51,7 @@ class UserPatch(BaseModel):
     active: bool | None = None
 
 
-@router.get("", response_model=Envelope[list[UserView]])
+@router.get("", response_model=Envelope[list[AccountView]])
 async def index(
     request: Request,
     caller: Annotated[Caller, may("users:manage")],
@@ -65,13 +65,13 @@ async def index(
     return await page_of(request, caller, query, User.__table__.c.id, page, _view)
 
 
-@router.get("/{user_id}", response_model=Envelope[UserView])
+@router.get("/{user_id}", response_model=Envelope[AccountView])
 async def show(request: Request, user_id: UUID, caller: Annotated[Caller, may("users:manage")]) -> Response:
     """One user."""
     return _answer(request, await _find(caller, user_id))
 
 
-@router.patch("/{user_id}", response_model=Envelope[UserView])
+@router.patch("/{user_id}", response_model=Envelope[AccountView])
 async def patch(
     request: Request, user_id: UUID, body: UserPatch, caller: Annotated[Caller, may("users:manage")]
 ) -> Response:
@@ -198,5 +198,5 @@ def _answer(request: Request, row: Row[Any]) -> Response:
 
 
 def _view(row: Row[Any]) -> dict[str, Any]:
-    found = {name: getattr(row, name) for name in UserView.model_fields if name != "active"}
+    found = {name: getattr(row, name) for name in AccountView.model_fields if name != "active"}
     return found | {"active": row.deactivated_at is None}

@@ -26,6 +26,8 @@ OWN = (
     "endpoint.json",
     "api-key",
     "ticket-key",
+    "master-keys",
+    "admin-password",
     "agents",
     "logs",
     "postgres",
