@@ -97,7 +97,7 @@ async def test_who_gave_whom_which_right_is_told(shared_api: Api) -> None:
     bound = await http.post("/v1/rbac/bindings", json=whom)
     found = row(shared_api, bound)
     assert (found["resource_id"], found["after"]["role_name"]) == (bound.json()["data"]["id"], "viewer")
-    assert (found["after"]["user_id"], found["after"]["name"]) == (user["id"], "gained@example.org")
+    assert found["after"]["user_id"] == user["id"]
     taken = row(shared_api, await http.delete(f"/v1/rbac/bindings/{found['resource_id']}"))
     assert (taken["before"]["role_name"], taken["before"]["user_id"]) == ("viewer", user["id"])
     put = row(shared_api, await http.put(f"/v1/projects/{project}/members/{user['id']}", json={"roles": ["admin"]}))
@@ -206,33 +206,6 @@ async def test_what_no_database_takes_keeps_no_other_denial_from_the_log(shared_
     assert denials._rows == []
     for method in ("GET", "DELETE"):
         assert (await shared_api.http.request(method, "/v1/rbac/roles/a%00b")).status_code == 422
-
-
-async def test_who_was_given_and_who_lost_what_is_written_down(shared_api: Api) -> None:
-    http, project = shared_api.http, shared_api.db.project_id
-    user = str(shared_api.db.user(project, "written"))
-    bound = await http.post("/v1/rbac/bindings", json={"user_identifier": user, "role_name": "viewer"})
-    found = row(shared_api, bound)
-    assert (found["resource_type"], found["resource_id"]) == ("binding", bound.json()["data"]["id"])
-    assert found["after"] == {"role_name": "viewer", "user_id": user}
-    put = row(shared_api, await http.put(f"/v1/projects/{project}/members/{user}", json={"roles": ["admin"]}))
-    assert (put["resource_type"], put["resource_id"]) == ("member", user)
-    assert (put["before"], put["after"]) == ({"roles": ["viewer"]}, {"roles": ["admin"]})
-    gone = row(shared_api, await http.delete(f"/v1/projects/{project}/members/{user}"))
-    assert (gone["resource_id"], gone["before"], gone["after"]) == (user, {"roles": ["admin"]}, None)
-    made = row(shared_api, await http.patch(f"/v1/users/{user}", json={"is_admin": True, "name": "written"}))
-    assert (made["before"], made["after"]) == ({"is_admin": False}, {"is_admin": True})
-    key = await http.post("/v1/auth/keys", json={"name": "audited", "scopes": ["instances:read"]})
-    found = row(shared_api, key)
-    assert (found["resource_id"], found["after"]["scopes"]) == (key.json()["data"]["id"], ["instances:read"])
-    assert key.json()["data"]["key"] not in str(found)
-    secret = await http.post("/v1/secrets", json={"name": "audited", "value": "hunter2hunter2"})
-    turned = row(shared_api, await http.post("/v1/secrets/audited/versions", json={"value": "hunter3hunter3"}))
-    assert row(shared_api, secret)["resource_id"] == turned["resource_id"] == secret.json()["data"]["id"]
-    assert (turned["before"]["current_version"], turned["after"]["current_version"]) == (1, 2)
-    assert "hunter" not in str(turned) + str(row(shared_api, secret))
-    role = await http.post("/v1/rbac/roles", json={"name": "audited", "permissions": ["instances:read"]})
-    assert row(shared_api, role)["after"]["permissions"] == ["instances:read"]
 
 
 async def test_who_deleted_a_project_is_still_to_be_read(shared_api: Api) -> None:

@@ -23,7 +23,7 @@ from tests.chaos import scenarios
 from tests.chaos.cells import Cell, sample, unreached
 from tests.stack import Stack
 
-PART = os.environ.get("CAIRN_CHAOS", "0.03")
+PART = os.environ.get("CAIRN_CHAOS", "0.02")
 SEED = int(os.environ["CAIRN_CHAOS_SEED"])
 STACKS = int(os.environ.get("CAIRN_CHAOS_STACKS", "3"))
 ONLY = os.environ.get("CAIRN_CHAOS_ONLY", "").split(",")

@@ -19,7 +19,7 @@ from tests.stack import Stack
 
 LONG = os.environ.get("CAIRN_CHAOS") == "all"
 SEED = int(os.environ.get("CAIRN_CHAOS_SEED") or random.randrange(1_000_000))  # noqa: S311 - a test's choice
-SECONDS = int(os.environ.get("CAIRN_CONTRACT_SECONDS") or (1800 if LONG else 45))
+SECONDS = int(os.environ.get("CAIRN_CONTRACT_SECONDS") or (1800 if LONG else 30))
 
 
 @pytest.fixture(scope="module")

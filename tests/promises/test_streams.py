@@ -17,16 +17,12 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 import httpx
-import psycopg
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from model.base import new_id
-from model.secrets import digest, new_key
 from tests import invariants
 from tests.stack import Json, Stack, wait_for
-from worker import postgres
 
 pytestmark = pytest.mark.engine
 MIB = 1 << 20
@@ -232,16 +228,13 @@ def test_browser_shows_its_key_as_a_subprotocol_and_reads_errors_as_close_codes(
 
 
 def other_project(stack: Stack) -> str:
-    """The key of a project beside the first one."""
-    key, project = new_key(), new_id()
-    with psycopg.connect(postgres.find(stack.data).url(postgres.SUPERUSER)) as connection:
-        connection.execute("INSERT INTO projects (id, name) VALUES (%s, %s)", (project, str(project)))
-        connection.execute("INSERT INTO quotas (project_id) VALUES (%s)", (project,))
-        connection.execute(
-            "INSERT INTO api_keys (id, project_id, name, digest) VALUES (%s, %s, 'other', %s)",
-            (new_id(), project, digest(key)),
-        )
-    return key
+    """The key of somebody who has registered, and has a project of their own."""
+    who = {"email": f"{uuid4()}@example.org", "password": "a long enough one"}
+    assert stack.request("POST", "/auth/register", json=who | {"name": "Other"}).status_code == 201
+    token = stack.request("POST", "/auth/login", json=who).json()["data"]["access_token"]
+    made = stack.request("POST", "/auth/keys", json={"name": "other"}, headers={"X-API-Key": token})
+    assert made.status_code == 201, made.text
+    return str(made.json()["data"]["key"])
 
 
 def test_hundred_megabytes_leave_the_api_as_small_as_it_was(stack: Stack, quiet: Json) -> None:
