@@ -21,8 +21,9 @@ from sqlalchemy import Row, bindparam, func, insert, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from api.authentication import idempotency_key
 from api.bells import Bells, wait_for
-from api.caller import Caller, idempotency_key
+from api.caller import Caller
 from api.dispatcher import Dispatcher
 from api.envelope import answer
 from model import metrics, tracing

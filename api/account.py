@@ -12,7 +12,8 @@ from sqlalchemy import func, select, update
 from api import limits, sessions
 from api.accounts import Password, PersonName, check_password
 from api.auth import count_failure
-from api.caller import Caller, may
+from api.authentication import may
+from api.caller import Caller
 from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES, also
 from api.hashing import Hashing

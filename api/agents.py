@@ -25,7 +25,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from api import audit_rows, limits
-from api.caller import check_body, key_of
+from api.authentication import check_body, key_of
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES, also
 from api.former_hosts import former

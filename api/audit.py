@@ -13,7 +13,8 @@ from sqlalchemy import Row, select
 
 from api import signing
 from api.audit_checks import Remembered, Verdict, export, verify
-from api.caller import Caller, may
+from api.authentication import may
+from api.caller import Caller
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES, also
 from api.paging import Paging, page_of

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from api import audit_rows, sessions
 from api.accounts import MOST_EMAIL, Email, Password, PersonName, UserView, check_password, make_user
 from api.agents import JoiningRoute
-from api.caller import check_body
+from api.authentication import check_body
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES, also
 from api.hashing import Hashing

@@ -2,46 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
-import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
-import structlog
-from fastapi import Depends, Request
-from fastapi.params import Security
-from fastapi.security import APIKeyHeader, HTTPBearer, SecurityScopes
 from sqlalchemy import Executable, Row, text
 from sqlalchemy.engine import CursorResult
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from starlette.requests import HTTPConnection
 
-from api import anonymous, limits
 from api.audit_rows import INSERT, INSERT_WITH_EVENT, Record
-from api.http import MAX_BODY
 from model.audit import NOWHERE
 from model.errors import (
-    BodyTooLarge,
-    CairnError,
     Forbidden,
     NotFound,
     ProjectInactive,
-    Restored,
-    Unauthenticated,
-    UnsupportedMediaType,
-    ValidationFailed,
 )
-from model.permissions import ACCOUNT, ALL, PLATFORM, effective
-from model.secrets import digest, is_damaged
-from model.settings import Settings
-from model.tokens import Tokens, is_token
+from model.permissions import effective
 
 # One statement: who is it, in which project, what may it do there; and from here on row-level security shows what is
 # this project's and this user's only.
-_IDENTIFY = text(
+IDENTIFY = text(
     """
     SELECT i.*, set_config('cairn.project', coalesce(i.project_id::text, ''), true),
         set_config('cairn.user', coalesce(i.user_id::text, ''), true),
@@ -55,14 +36,6 @@ _ENTER_AS = text(
     " set_config('cairn.platform', :platform, true)"
 )
 _ON_PLATFORM = text("SELECT set_config('cairn.platform', 'on', true)")
-#: A database that is silent for so long counts as away.
-DATABASE_SECONDS = 5
-#: A browser asks for the WebSocket subprotocols ``cairn`` and this with its key behind it.
-SUBPROTOCOL, KEY_SUBPROTOCOL = "cairn", "key."
-documented = (
-    APIKeyHeader(name="X-API-Key", auto_error=False, scheme_name="ApiKey"),
-    HTTPBearer(auto_error=False, scheme_name="Bearer"),
-)
 
 
 class Credential(NamedTuple):
@@ -93,6 +66,20 @@ class Who(NamedTuple):
                 f"this needs the permission '{permission}', which {self.actor} does not have here",
                 permission=permission,
             )
+
+
+def who_is(credential: Credential, row: Row[Any]) -> Who:
+    """What ``identify`` says."""
+    named = row.key_name and f"key:{row.key_name}"
+    return Who(
+        credential,
+        row.project_id or NOWHERE,
+        effective(row.roles or [], row.permissions or [], is_admin=row.is_admin, scopes=row.scopes),
+        named or f"user:{row.email}",
+        row.user_id,
+        row.service_account_id,
+        row.key_id,
+    )
 
 
 class Caller:
@@ -169,12 +156,12 @@ class Caller:
         if project_id == self.project_id:
             return self
         credential = self.who.credential._replace(project=project_id)
-        row = (await self.execute(_IDENTIFY, credential._asdict())).one_or_none()
+        row = (await self.execute(IDENTIFY, credential._asdict())).one_or_none()
         if row is None or row.project_id is None:
             raise NotFound("there is no such project")
         if not row.is_active:
             raise ProjectInactive("the project is deactivated: ask an administrator of the platform")
-        return self._as(_who(credential, row))
+        return self._as(who_is(credential, row))
 
     def on(self, connection: AsyncConnection) -> Caller:
         """The same caller, in another of its transactions."""
@@ -225,240 +212,3 @@ class Caller:
             yield self.on(connection)
         finally:
             await connection.close()
-
-
-async def authenticate(request: HTTPConnection, *permissions: str) -> Caller:
-    """Find out who it is; open the request's transaction in its project.
-
-    Raises Unauthenticated, NotFound for a project that is not the caller's, Forbidden where it has not these
-    permissions in it; RateLimited.
-    """
-    request.state.asked = permissions
-    try:
-        return await _authenticate(request, permissions)
-    except Unauthenticated:
-        await limits.count_stranger(request)
-        raise
-
-
-async def _authenticate(request: HTTPConnection, permissions: Sequence[str]) -> Caller:
-    shown = _shown(request)
-    engine: AsyncEngine = request.app.state.engine
-    malformed: ValidationFailed | None = None
-    project: UUID | None = None
-    try:
-        project = _project(request, permissions)
-    except ValidationFailed as error:
-        malformed = error  # to be told to those only who are somebody
-    credential = await credential_of(request, shown, project)
-    for last_try in (False, True):
-        connection = engine.connect()
-        try:
-            await connection.start()  # it waits for one that is free, as long as connect_async says
-            async with asyncio.timeout(DATABASE_SECONDS):
-                row = (await connection.execute(_IDENTIFY, credential._asdict())).one_or_none()
-            break
-        except (DBAPIError, TimeoutError) as error:
-            if connection.sync_connection is not None:  # None: it could not be opened at all
-                await connection.close()
-            # A connection that died while it lay in the pool: nothing was done on it, a fresh one will do.
-            if last_try or not getattr(error, "connection_invalidated", False):
-                raise
-    try:
-        if row is None:
-            anonymous.forget(request)
-            raise Unauthenticated(f"the {'access token' if credential.digest is None else 'API key'} is not valid")
-        who = request.state.who = _who(credential, row)
-        request.state.authenticated = True
-        await limits.count_caller(request, key=who.key_id, user=who.user_id)
-        if malformed is not None:
-            raise malformed
-        await _check_project_of_path(connection, who, request, permissions)
-        _check(who, row, request, permissions)
-    except CairnError:
-        await connection.close()
-        raise
-    if who.key_id is not None:
-        request.app.state.key_use.note(who.key_id)
-    structlog.contextvars.bind_contextvars(project_id=str(who.project_id))
-    return Caller(engine, connection, who, Record(request, permissions[0] if permissions else ""))
-
-
-def _shown(request: HTTPConnection) -> str | None:
-    """None: nothing, and nothing is needed. Raises Unauthenticated."""
-    try:
-        return key_of(request)
-    except Unauthenticated:
-        settings: Settings = request.app.state.settings
-        if settings.auth != "anonymous":
-            raise
-        return None
-
-
-async def credential_of(request: HTTPConnection, shown: str | None, project: UUID | None) -> Credential:
-    """Raises Unauthenticated."""
-    if shown is None:
-        return Credential(None, await anonymous.session_of(request), project)
-    if is_damaged(shown):
-        raise Unauthenticated("the API key is not whole: a part of it was lost, or a character is another")
-    if not is_token(shown):
-        return Credential(digest(shown), None, project)
-    tokens: Tokens = await request.app.state.tokens()
-    return Credential(None, tokens.session_of(shown), project)
-
-
-def _who(credential: Credential, row: Row[Any]) -> Who:
-    """What ``identify`` says."""
-    named = row.key_name and f"key:{row.key_name}"
-    return Who(
-        credential,
-        row.project_id or NOWHERE,
-        effective(row.roles or [], row.permissions or [], is_admin=row.is_admin, scopes=row.scopes),
-        named or f"user:{row.email}",
-        row.user_id,
-        row.service_account_id,
-        row.key_id,
-    )
-
-
-async def still_may(connection: AsyncConnection, who: Who, permission: str) -> bool:
-    """Whether what this caller showed lets it do so in this project now. Nothing else was done on the connection."""
-    row = (await connection.execute(_IDENTIFY, who.credential._asdict())).one_or_none()
-    if row is None or row.project_id != who.project_id or not row.is_active:
-        return False
-    return permission in _who(who.credential, row).permissions
-
-
-async def _check_project_of_path(
-    connection: AsyncConnection, who: Who, request: HTTPConnection, permissions: Sequence[str]
-) -> None:
-    """What the platform does with projects: of those that are not theirs nobody learns even that. Raises NotFound."""
-    about = _uuid(request.path_params.get("project_id", ""))
-    missing = PLATFORM.keys() & set(permissions) - who.permissions
-    if about is None or about == who.project_id or not missing:
-        return
-    row = (await connection.execute(_IDENTIFY, who.credential._replace(project=about)._asdict())).one_or_none()
-    if row is None or row.project_id is None:
-        raise NotFound("there is no such project")
-
-
-def _check(who: Who, row: Row[Any], request: HTTPConnection, permissions: Sequence[str]) -> None:
-    """Raises NotFound, Forbidden, Restored."""
-    for_account = all(permission in ACCOUNT for permission in permissions)
-    if who.project_id == NOWHERE and (who.credential.project is not None or not for_account):
-        raise NotFound("there is no such project")
-    for permission in permissions:
-        who.require(permission)
-    if who.project_id != NOWHERE and not row.is_active and not for_account:
-        raise ProjectInactive("the project is deactivated: ask an administrator of the platform")
-    if row.restored and request.scope.get("method", "GET") not in ("GET", "HEAD") and not _is_operation(request):
-        raise Restored("the platform was restored from a backup: nothing is changed before its operator finishes that")
-
-
-async def _unread(
-    request: Request,
-    scopes: SecurityScopes,
-    _api_key: Annotated[str | None, Security(documented[0])],
-    _bearer: Annotated[Any, Security(documented[1])],
-) -> AsyncIterator[Caller]:
-    caller = await authenticate(request, *scopes.scopes)
-    try:
-        if not set(scopes.scopes).isdisjoint(PLATFORM):
-            await caller.enter_platform()
-        yield caller
-    finally:
-        # Rolls back what was not committed.
-        await caller.connection.close()
-
-
-async def _caller(
-    request: Request, caller: Annotated[Caller, Depends(_unread, scope="function")]
-) -> AsyncIterator[Caller]:
-    await check_body(request)
-    if request.method == "POST":
-        idempotency_key(request)
-    yield caller
-    if not caller.connection.closed:
-        await caller.commit()
-
-
-def may(permission: str) -> Any:
-    """A dependency: the caller, who has this permission. Its transaction is committed where the handler has not.
-
-    ``scope="function"``: the transaction ends before the answer is sent, not after.
-    """
-    return Security(_caller, scopes=[_known(permission)], scope="function")
-
-
-def may_unread(permission: str) -> Any:
-    """The same, whose body is not read before it is asked for, and who commits itself."""
-    return Security(_unread, scopes=[_known(permission)], scope="function")
-
-
-def _known(permission: str) -> str:
-    if permission not in ALL:
-        raise ValueError(f"there is no permission '{permission}' (model/permissions.py)")
-    return permission
-
-
-def key_of(request: HTTPConnection) -> str:
-    """What the caller shows of itself: an API key, or a host's credential. Raises Unauthenticated."""
-    if key := request.headers.get("x-api-key"):
-        return key
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and token:
-        return token.strip()
-    for word in request.scope.get("subprotocols", ()):  # a WebSocket of a browser, which sends no headers of ours
-        if word.startswith(KEY_SUBPROTOCOL):
-            return str(word.removeprefix(KEY_SUBPROTOCOL))
-    raise Unauthenticated("send an API key in the X-API-Key header")
-
-
-def _is_operation(request: HTTPConnection) -> bool:
-    """Whether it is what an operator of a restored platform needs."""
-    return request.url.path.startswith(("/v1/operations/", "/v1/hosts/tokens"))
-
-
-def _project(request: HTTPConnection, permissions: Sequence[str]) -> UUID | None:
-    """Which project is asked for: the one in the path, else that of the header. Where both are there and differ it is
-    none that there is. What platform administrators do with a project is not done in it.
-
-    Raises ValidationFailed.
-    """
-    asked = request.headers.get("x-project-id")
-    named = _uuid(request.path_params.get("project_id", "")) if PLATFORM.keys().isdisjoint(permissions) else None
-    if asked is None:
-        return named
-    found = _uuid(asked)
-    if found is None:
-        raise ValidationFailed(
-            "X-Project-ID is not a UUID", fields=[{"field": "X-Project-ID", "message": "expected a UUID"}]
-        )
-    return found if named in (None, found) else NOWHERE
-
-
-def _uuid(text: str) -> UUID | None:
-    try:
-        return UUID(text)
-    except ValueError:
-        return None
-
-
-def idempotency_key(request: HTTPConnection) -> str | None:
-    """Raises ValidationFailed."""
-    key = request.headers.get("idempotency-key")
-    if key is not None and not re.fullmatch(r"[!-~]{1,255}", key):
-        said = "1 to 255 visible ASCII characters"
-        raise ValidationFailed(f"Idempotency-Key: {said}", fields=[{"field": "Idempotency-Key", "message": said}])
-    return key
-
-
-async def check_body(request: Request) -> None:
-    """Raises BodyTooLarge, UnsupportedMediaType."""
-    if int(request.headers.get("content-length", 0)) > MAX_BODY:
-        raise BodyTooLarge(f"the body has more than {MAX_BODY} bytes")
-    if request.method not in ("POST", "PUT", "PATCH") or not await request.body():
-        return
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise UnsupportedMediaType(f"expected application/json, got '{media_type or 'nothing'}'")

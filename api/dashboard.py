@@ -9,7 +9,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 from sqlalchemy import ColumnElement, bindparam, case, func, literal, select, union_all
 
-from api.caller import Caller, may
+from api.authentication import may
+from api.caller import Caller
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.hosts import Size

@@ -19,7 +19,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.requests import HTTPConnection
 
 from api.audit_rows import INSERT, Record
-from api.caller import ENTER, KEY_SUBPROTOCOL, Who
+from api.authentication import KEY_SUBPROTOCOL
+from api.caller import ENTER, Who
 from model.audit import NOWHERE
 from model.base import new_id
 from model.errors import CairnError, Forbidden, NotFound, ProjectInactive, Unauthenticated

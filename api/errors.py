@@ -14,7 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from api import denials
-from api.caller import authenticate
+from api.authentication import authenticate
 from api.envelope import ErrorEnvelope, answer
 from api.openapi import allowed
 from api.schema import NOT_SET_UP, lacking

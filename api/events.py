@@ -14,8 +14,9 @@ from sqlalchemy.engine import CursorResult
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import HTTPConnection
 
+from api.authentication import authenticate, may
 from api.bells import Bells, wait_for
-from api.caller import Caller, authenticate, may
+from api.caller import Caller
 from api.errors import RESPONSES, also
 from api.event_hub import BATCH, LOOK_SECONDS, QUIET_SECONDS, Hub, SlowConsumer, Wanted
 from api.http import StreamBroken

@@ -13,7 +13,8 @@ from sqlalchemy.exc import IntegrityError
 
 from api.accept import Acceptance, Answered
 from api.agents import check_free_name
-from api.caller import Caller, may
+from api.authentication import may
+from api.caller import Caller
 from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES
 from api.instance_schemas import LabelName, LabelValue, Name

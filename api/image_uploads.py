@@ -18,7 +18,8 @@ from starlette.requests import ClientDisconnect
 from activities import image_limits
 from activities.blob_claims import CLAIM_UPLOAD, HOLD, parameters
 from api.accept import Acceptance, check_if_match, was_answered
-from api.caller import Caller, may_unread
+from api.authentication import may_unread
+from api.caller import Caller
 from api.envelope import Envelope
 from api.errors import RESPONSES
 from api.image_schemas import ImageView

@@ -13,7 +13,8 @@ from sqlalchemy.exc import IntegrityError
 from activities import image_limits
 from api import user_urls
 from api.accept import Acceptance, Answered, check_if_match, etag
-from api.caller import Caller, may
+from api.authentication import may
+from api.caller import Caller
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.image_schemas import ImageCreate, ImageView, RegistrySource, UploadSource, UrlSource

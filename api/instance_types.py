@@ -11,7 +11,8 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from api.accept import Acceptance
-from api.caller import Caller, may
+from api.authentication import may
+from api.caller import Caller
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES, also
 from api.instance_schemas import Name

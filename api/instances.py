@@ -13,7 +13,8 @@ from sqlalchemy.exc import IntegrityError
 from activities.placement import Capacity
 from api import lifetimes, secrets
 from api.accept import Acceptance, etag
-from api.caller import Caller, may
+from api.authentication import may
+from api.caller import Caller
 from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES
 from api.image_names import named_image

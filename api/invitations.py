@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 from sqlalchemy import Row, delete, func, insert, select, update
 
 from api.accept import Acceptance
-from api.caller import Caller, may
+from api.authentication import may
+from api.caller import Caller
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.paging import Paging, page_of

@@ -11,7 +11,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from sqlalchemy.pool import QueuePool
 
-from api.caller import key_of
+from api.authentication import key_of
 from model.errors import Unauthenticated
 from model.metrics import REGISTRY, Figure, Figures, registry_of
 from model.settings import Settings

@@ -12,7 +12,8 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from api.caller import Caller, Who, still_may
+from api.authentication import still_may
+from api.caller import Caller, Who
 from model.errors import TooManyStreams
 
 #: Between two looks at the callers of open streams; while the database is away, streams go on.

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Row, select, update
 
 from activities import image_limits
-from api.caller import Caller, may
+from api.authentication import may
+from api.caller import Caller
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.resources import one

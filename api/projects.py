@@ -12,7 +12,8 @@ from sqlalchemy import Row, Select, func, insert, select, update
 
 from api import new_projects, project_ends
 from api.accept import Acceptance, check_if_match, etag
-from api.caller import Caller, may
+from api.authentication import may
+from api.caller import Caller
 from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES
 from api.instance_schemas import Text

@@ -9,7 +9,8 @@ from fastapi import APIRouter, Request, Response
 from sqlalchemy import Row, func, select, update
 
 from api.accept import Acceptance, Show
-from api.caller import Caller, may
+from api.authentication import may
+from api.caller import Caller
 from api.envelope import Envelope, Nothing
 from api.errors import RESPONSES
 from api.quotas import reserve

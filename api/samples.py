@@ -15,7 +15,8 @@ from sqlalchemy import select, text
 from api import activity
 from api.agents import Authenticated as AuthenticatedAgent
 from api.agents import MemberRoute
-from api.caller import ENTER, Caller, may
+from api.authentication import may
+from api.caller import ENTER, Caller
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.instance_rows import readable

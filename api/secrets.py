@@ -14,7 +14,8 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import IntegrityError
 
 from api.accept import Acceptance, check_if_match, etag
-from api.caller import Caller, may
+from api.authentication import may
+from api.caller import Caller
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.instance_schemas import InstanceCreate, Name, SecretRef, Text

@@ -12,7 +12,7 @@ from fastapi import WebSocket
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from api import denials
-from api.caller import SUBPROTOCOL
+from api.authentication import SUBPROTOCOL
 from api.open_streams import Held
 from api.streamed import first_of
 from model.errors import CairnError, Unauthenticated

@@ -19,7 +19,8 @@ from starlette.websockets import WebSocketDisconnect
 
 from api import activity
 from api.agent_client import BROKEN, Agents, Opened, Socket, Target, exit_code, said
-from api.caller import Caller, authenticate, may
+from api.authentication import authenticate, may
+from api.caller import Caller
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES, also
 from api.http import StreamBroken

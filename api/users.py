@@ -13,7 +13,8 @@ from sqlalchemy import Row, delete, func, select, text, update
 from api import sessions
 from api.accept import check_if_match, etag
 from api.accounts import MOST_EMAIL, PersonName
-from api.caller import ENTER, Caller, may
+from api.authentication import may
+from api.caller import ENTER, Caller
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES, also
 from api.paging import Paging, page_of

@@ -16,7 +16,8 @@ from sqlalchemy.exc import IntegrityError
 
 from api import user_urls
 from api.accept import Acceptance, check_if_match, etag
-from api.caller import Caller, may
+from api.authentication import may
+from api.caller import Caller
 from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES, also
 from api.instance_schemas import Name

@@ -18,7 +18,8 @@ from activities.database import write_all
 from activities.runs import summarise
 from activities.settling import settle
 from api.accept import wait_for_end
-from api.caller import Caller, may
+from api.authentication import may
+from api.caller import Caller
 from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES
 from api.instance_schemas import ErrorView
