@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection, Request
@@ -80,7 +80,7 @@ class Guard:
             await count_login(HTTPConnection(scope))
 
 
-def install(app: FastAPI, settings: Settings, render: Render) -> None:
+def install(app: Starlette, settings: Settings, render: Render) -> None:
     """Put it before the routes of an application."""
     app.add_middleware(Guard, settings=settings, render=render)
     if settings.cors_origins:

@@ -114,7 +114,8 @@ GRANTS = [
     f"GRANT SELECT ({OF_VERSIONS}) ON secret_versions TO cairn_api",
     "GRANT INSERT ON secret_versions TO cairn_api",
     "GRANT UPDATE (data_key_id, nonce, ciphertext, destroyed_at) ON secret_versions TO cairn_api",
-    "GRANT SELECT ON instance_secrets TO cairn_api",
+    # What is called off before it began is settled by the API.
+    "GRANT SELECT, DELETE ON instance_secrets TO cairn_api",
     "GRANT SELECT, INSERT, DELETE ON data_keys TO cairn_worker",
     "GRANT SELECT ON secrets TO cairn_worker",
     "GRANT SELECT, UPDATE ON secret_versions TO cairn_worker",

@@ -283,3 +283,18 @@ async def test_operator_sees_how_much_lies_under_which_key(api: Api) -> None:
     assert [key["audit_heads"] for key in found["keys"]] == [0, 0, 1]
     async with api.as_(api.db.project("other")) as http:
         assert (await http.get("/v1/operations/keys")).status_code == 403
+
+
+async def test_what_is_called_off_before_it_began_forgets_what_was_sealed_for_it(api: Api) -> None:
+    made = await api.http.post("/v1/secrets", json={"name": "sealed", "value": "said to nobody"})
+    assert made.status_code == 201, made.text
+    instance = (await api.launch("calls-off", env={"K": {"secret": "sealed"}}))["data"]
+    api.put(instance, "running")
+    for asked in (
+        api.http.post(f"/v1/instances/{instance['id']}/restart"),
+        api.http.delete(f"/v1/instances/{instance['id']}"),
+    ):
+        accepted = await asked
+        assert accepted.status_code == 202, accepted.text
+        called_off = await api.http.post(f"/v1/workflows/{accepted.json()['meta']['workflow_id']}/cancel")
+        assert (called_off.status_code, called_off.json()["data"]["state"]) == (202, "cancelled"), called_off.text

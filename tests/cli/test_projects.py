@@ -94,7 +94,7 @@ def test_quotas_are_shown_and_set(api: FakeApi) -> None:
     quotas = {"instances": {"limit": None, "used": 1, "reserved": 0}}
     api.on("GET /projects", Answer(200, [PROJECT]))
     api.on(f"GET /projects/{ID}/quotas", Answer(200, quotas))
-    assert "no limit" in cairn("quota", "show").stdout
+    assert "none" in cairn("quota", "show").stdout
     api.on(f"PATCH /projects/{ID}/quotas", Answer(200, quotas))
     assert cairn("quota", "set", "payments", "instances=5", "vcpus=none").exit_code == 0
     assert api.requests[-1].body == {"instances": 5, "vcpus": None}

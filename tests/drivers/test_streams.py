@@ -105,7 +105,7 @@ def test_stats_come_at_once_and_go_on(streams: DockerStreams, machine: UUID) -> 
     began = time.monotonic()
     stats = streams.stats(machine)
     first = next(stats)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 2
     assert first.memory_bytes > 0
     assert first.pids >= 2
     busy = threading.Thread(target=run, args=(streams, machine, "timeout 2 yes > /dev/null"))

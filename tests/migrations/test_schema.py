@@ -42,7 +42,7 @@ RIGHTS = {
         f" projects api_keys {PEOPLE} sessions refresh_tokens mails rate_limits"
     ),
     ("cairn_api", "DELETE"): f"hosts host_tokens webhooks ssh_keys {PEOPLE} password_resets api_keys mails rate_limits"
-    " secrets",
+    " secrets instance_secrets",
     ("cairn_worker", "SELECT"): f"{READ_BY_ALL} webhooks restore_hosts {OF_SECRETS}",
     ("cairn_worker", "INSERT"): (
         "data_keys instance_secrets "
