@@ -15,7 +15,7 @@ import orjson
 
 from drivers import docker_usage
 from drivers.docker_channel import Channel, frames
-from drivers.docker_engine import NOT_FOUND, DockerEngine, calling
+from drivers.docker_engine import CONFLICT, NOT_FOUND, DockerEngine, calling, said
 from drivers.docker_processes import MARK, Processes, end_forgotten, new_mark
 from drivers.ownership import Owner, machine_name
 from drivers.streams import Output, Usage, check_path
@@ -98,6 +98,8 @@ class DockerStreams:
             except docker.errors.APIError as error:
                 if error.status_code == NOT_FOUND:
                     raise NotFound(f"{machine_name(machine)} is not on the engine") from error
+                if error.status_code == CONFLICT:  # it ended, or was paused, since it was looked at
+                    raise InvalidState(f"{machine_name(machine)} does not run: {said(error)}") from error
                 raise
         processes = Processes(self._engine, engine_id, made["Id"], mark)
         body = {"Detach": False, "Tty": terminal}
