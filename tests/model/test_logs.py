@@ -125,8 +125,8 @@ try:
     fail()
 except RuntimeError:
     log.exception("ours")
-    logging.getLogger("a.library").exception("theirs: password=%s", secret)
-logging.getLogger("a.library").warning("Authorization: Bearer %s", secret)
+    logging.getLogger("package").exception("theirs: password=%s", secret)
+logging.getLogger("package").warning("Authorization: Bearer %s", secret)
 log.error("of an error", exc_info=ValueError(f"token={secret}"))
 """
 
