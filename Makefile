@@ -3,7 +3,7 @@
 UV_VERSION := 0.13.8
 READY      := .venv/.ready
 # Most of a test's time is waiting: more processes than cores.
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 4
 on         = $(filter-out 0 no false,$($(1)))
 
 .DEFAULT_GOAL := help
@@ -44,8 +44,10 @@ test: lint ## Everything, on a real Docker engine; installs what it needs
 
 chaos: $(READY) ## Kill everything everywhere, at length (CAIRN_CHAOS_SEED=N repeats a run)
 	@.venv/bin/cairn doctor --install
-	CAIRN_CHAOS=all .venv/bin/pytest tests/chaos tests/contract tests/deploy/test_production.py $(addprefix tests/promises/test_, \
-		$(addsuffix .py,fleet network outage events images upgrade restore))
+	CAIRN_CHAOS=all .venv/bin/pytest tests/chaos tests/contract tests/deploy/test_production.py \
+		tests/cli/test_commands.py tests/engines/test_balancers.py $(addprefix tests/promises/test_, \
+		$(addsuffix .py,at_once fleet secrets network outage events images upgrade restore \
+		groups balanced_groups balancers cron))
 
 bench: $(READY) ## Measure, and write docs/benchmarks.md
 	@.venv/bin/cairn doctor --install

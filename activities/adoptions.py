@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
-from activities import sizes
+from activities import secrets, sizes
 from activities.database import use_project
 from activities.instance_ends import count
 from activities.orders import ACTOR
@@ -82,7 +82,9 @@ def forget(session: Session, order: Order, ended: Failure) -> None:
     before = instance.status
     instance.status = Status.DELETED
     instance.deleted_at = instance.updated_at = func.now()
-    instance.container_id = instance.private_ip = instance.drift = instance.user_data = None
+    instance.container_id = instance.private_ip = instance.drift = None
+    secrets.keep(session, instance, [])
+    secrets.forget(session, instance)
     instance.workflow_id = _owner(session, order, instance).workflow_id
     instance.version += 1
     _tell(session, instance, "instance.deleted", {"name": instance.name, "from": before, "to": Status.DELETED})

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import datetime as dt
 from typing import Literal
-from uuid import UUID
 
 import structlog
 from sqlalchemy import Engine, or_, select, update
 from sqlalchemy.orm import Session
 from temporalio import activity
 
-from activities import orders
+from activities import orders, rounds
 from activities.database import transaction, use_project
 from activities.fleet import Limits, silence_says_something
 from activities.instance_ends import settle_instance
 from activities.runs import Histories, claim, end, record
 from model.base import Frozen
+from model.errors import NoCapacity
 from model.hosts import LEASE, MARGIN, Host, HostState, fenced_after, is_reachable
 from model.instances import STABLE, Instance, Status
-from model.workflows import NEVER_STARTED, Failure, Order, Outcome, State, Step, Workflow
+from model.workflows import Failure, Order, Outcome, Step
 
 log = structlog.get_logger()
 #: Moves of one host at a time.
 AT_ONCE = 4
+#: Of why one could not be moved, characters.
+LONGEST = 300
 
 
 class Round(Frozen):
@@ -53,17 +55,7 @@ class HostDrains:
         """Claim the run; order the next moves. Those that it ordered and that have not begun come again."""
         with transaction(self._engine, order.project_id) as session:
             claim(session, order)
-            children = select(Workflow).where(Workflow.parent_id == order.workflow_id)
-            waiting = session.scalars(children.where(Workflow.state == State.ACCEPTED)).all()
-            moves = [Order.model_validate(row.order) for row in waiting]
-            failed: dict[UUID, str] = {
-                row.resource_id: (row.error or {}).get("code", row.state)
-                for row in session.execute(
-                    select(Workflow.resource_id, Workflow.state, Workflow.error).where(
-                        Workflow.parent_id == order.workflow_id, Workflow.state.in_((State.FAILED, State.CANCELLED))
-                    )
-                )
-            }
+            moves, failed = rounds.waiting(session, order), rounds.failed(session, order)
             here = or_(Instance.host_id == order.resource_id, Instance.next_host_id == order.resource_id)
             host = session.get_one(Host, order.resource_id)
             may_judge = silence_says_something(session, self._limits)
@@ -74,8 +66,8 @@ class HostDrains:
                     busy += 1
                 elif instance.id in failed or instance.status == Status.ERROR or lost == "stuck":
                     mine = instance.project_id == order.project_id
-                    why = failed.get(instance.id, "it is in error" if lost == "here" else "its host is silent")
-                    stuck.append(f"{instance.name if mine else 'one of another project'} ({why})")
+                    otherwise = "it is in error" if lost == "here" else "its host is silent"
+                    stuck.append(_stuck(instance.name if mine else None, failed.get(instance.id), otherwise))
                 elif len(moves) < AT_ONCE and lost != "wait":
                     moves.append(
                         orders.change(
@@ -119,6 +111,17 @@ class HostDrains:
             settle_host(session, drained.order, drained.outcome, drained.failure, steps)
 
 
+def _stuck(name: str | None, error: dict[str, str] | None, otherwise: str) -> str:
+    """``name`` None: it is another project's, of which only the code is told."""
+    if error is None:
+        why = otherwise
+    elif name is not None and error["code"] == NoCapacity.code:
+        why = f"{NoCapacity.code}: {error['message']}"[:LONGEST]
+    else:
+        why = error["code"]
+    return f"{name or 'one of another project'} ({why})"
+
+
 def settle_host(
     session: Session, order: Order, outcome: Outcome, failure: Failure | None, steps: list[Step] | None
 ) -> None:
@@ -126,13 +129,7 @@ def settle_host(
     row = end(session, order, outcome, failure, steps)
     if row is None:
         return
-    for child in session.scalars(
-        select(Workflow).where(Workflow.parent_id == order.workflow_id, Workflow.state == State.ACCEPTED)
-    ).all():
-        use_project(session, child.project_id)
-        settle_instance(session, Order.model_validate(child.order), "cancelled", NEVER_STARTED, [])
-        session.flush()
-    use_project(session, order.project_id)
+    rounds.call_off(session, order, {"instance": settle_instance})
     state = HostState(row.prior_status or HostState.CORDONED) if outcome == "cancelled" else HostState.CORDONED
     session.execute(update(Host).where(Host.id == order.resource_id).values(state=state))
     record(

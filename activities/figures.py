@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from model.hosts import LEASE
 from model.metrics import Figure, Figures
+from model.webhooks import DeliveryState
 
 #: Several that ask at once, and often, are told the same.
 KEPT_SECONDS = 5.0
@@ -40,10 +41,20 @@ QUOTA_NEAR = Figure("cairn_quota_projects_near", f"Projects that use {NEAR:.0%} 
 DELIVERIES = Figure("cairn_webhook_deliveries", "Deliveries that are kept, by state", ("state",))
 DELIVERY_AGE = Figure("cairn_webhook_pending_age_max_seconds", "Since the event of the oldest that is pending")
 DISABLED = Figure("cairn_webhooks_disabled", "Webhooks that the platform has switched off")
+JOBS = Figure("cairn_cron_jobs", "Cron jobs", ("state",))
+UNAPPLIED = Figure("cairn_cron_unapplied_age_max_seconds", "Since the oldest change of one that Temporal does not know")
+GROUPS = Figure("cairn_groups", "Groups and deployments that are not deleted", ("kind", "status"))
+MEMBERS = Figure("cairn_group_members", "Members of all groups: desired, there or on their way, ready", ("what",))
+FAILING = Figure("cairn_groups_failing", "Groups whose last runs failed, and that are given time between two")
+POLICIES = Figure("cairn_group_policies", "Policies of groups")
+BALANCERS = Figure("cairn_load_balancers", "Load balancers that are not deleted", ("status",))
+TARGETS = Figure("cairn_lb_targets", "Targets of load balancers, as the proxies' own checks find them", ("health",))
+WITHOUT = Figure("cairn_load_balancers_without_targets", "Load balancers that have targets, none of which is up")
 PULSE_AGE = Figure("cairn_pulse_age_seconds", "Since a kind of process was last known to work", ("process",))
 FIGURES = (
     *(UP, HOSTS, WARNED, LEASE_AGE, CAPACITY, ALLOCATED, INSTANCES, DRIFTED, OPEN, ACCEPTED_AGE, OVERDUE),
     *(QUOTA_USED, QUOTA_LIMIT, QUOTA_NEAR, DELIVERIES, DELIVERY_AGE, DISABLED, PULSE_AGE),
+    *(JOBS, UNAPPLIED, GROUPS, MEMBERS, FAILING, POLICIES, BALANCERS, TARGETS, WITHOUT),
 )
 
 _LIMITED = """(
@@ -52,7 +63,9 @@ _LIMITED = """(
         ('vcpus', q.vcpus_used + q.vcpus_reserved, q.vcpus_limit),
         ('memory_mb', q.memory_mb_used + q.memory_mb_reserved, q.memory_mb_limit)
     ) f(quota, used, most) WHERE most IS NOT NULL) limited"""
-_NUMBERS = {"lease": LEASE, "margin": OVERDUE_MARGIN, "near": NEAR}
+#: Of groups, those whose members count.
+_KEPT = "status NOT IN ('deleting', 'deleted')"
+_GIVEN = {"lease": LEASE, "margin": OVERDUE_MARGIN, "near": NEAR, "deliveries": list(DeliveryState)}
 #: Each row of a query: its labels, then its value.
 _QUERIES: list[tuple[Figure, str]] = [
     (
@@ -90,13 +103,61 @@ _QUERIES: list[tuple[Figure, str]] = [
         """SELECT count(*) FROM workflows WHERE state = 'running' AND started_at
         < now() - make_interval(secs => ("order"->>'deadline_seconds')\\:\\:float8 + :margin)""",
     ),
-    (DELIVERIES, "SELECT state, count(*) FROM webhook_deliveries GROUP BY 1"),
+    (
+        # Also those that there are none of: the first to be given up is seen as one more.
+        DELIVERIES,
+        """SELECT s.state, count(d.id) FROM unnest(cast(:deliveries AS text[])) s(state)
+        LEFT JOIN webhook_deliveries d ON d.state = s.state GROUP BY 1""",
+    ),
     (
         DELIVERY_AGE,
         """SELECT coalesce(extract(epoch FROM now() - min(created_at)), 0) FROM webhook_deliveries
         WHERE state = 'pending'""",
     ),
     (DISABLED, "SELECT count(*) FROM webhooks WHERE disabled_reason IS NOT NULL"),
+    (
+        JOBS,
+        """SELECT CASE WHEN paused THEN 'paused' ELSE 'active' END, count(*) FROM cron_jobs
+        WHERE deleted_at IS NULL GROUP BY 1""",
+    ),
+    (
+        UNAPPLIED,
+        """SELECT coalesce(extract(epoch FROM now() - min(updated_at)), 0) FROM cron_jobs
+        WHERE applied_version <> version""",
+    ),
+    (GROUPS, "SELECT kind, status, count(*) FROM scaling_groups WHERE status <> 'deleted' GROUP BY 1, 2"),
+    (
+        MEMBERS,
+        f"""SELECT 'desired', coalesce(sum(desired_count), 0) FROM scaling_groups WHERE {_KEPT}
+        UNION ALL SELECT m.what, coalesce(sum(m.n), 0) FROM (
+            SELECT count(*) AS current, count(*) FILTER (WHERE i.status = 'running'
+                AND (i.health_check IS NULL OR i.health = 'healthy')
+                AND coalesce(i.drift->>'kind', 'changed') = 'changed') AS ready
+            FROM instances i JOIN scaling_groups g ON g.id = i.group_id AND g.{_KEPT}
+            WHERE i.group_id IS NOT NULL AND i.status NOT IN ('deleted', 'deleting', 'error')
+        ) found CROSS JOIN LATERAL (VALUES ('current', current), ('ready', ready)) m(what, n) GROUP BY 1""",  # noqa: S608 - nothing but text of this module
+    ),
+    (
+        # One that is tried again at this moment too; not one that is well again.
+        FAILING,
+        """SELECT count(*) FROM scaling_groups WHERE status = 'error' OR backoff_until > now()
+            OR (failures > 0 AND status IN ('scaling', 'updating'))""",
+    ),
+    (POLICIES, "SELECT count(*) FROM group_policies"),
+    (BALANCERS, "SELECT status, count(*) FROM load_balancers WHERE status <> 'deleted' GROUP BY 1"),
+    (
+        TARGETS,
+        """SELECT coalesce(t.health, 'unknown'), count(*) FROM lb_targets t
+        JOIN load_balancers b ON b.id = t.balancer_id AND b.status IN ('active', 'updating') GROUP BY 1""",
+    ),
+    (
+        WITHOUT,
+        """SELECT count(*) FROM (
+            SELECT FROM lb_targets t JOIN load_balancers b ON b.id = t.balancer_id
+            WHERE b.status IN ('active', 'updating') AND t.state = 'in'
+            GROUP BY t.balancer_id HAVING NOT bool_or(t.health IS NOT DISTINCT FROM 'up')
+        ) down""",
+    ),
     (PULSE_AGE, "SELECT process, extract(epoch FROM now() - seen_at) FROM pulses"),
     (QUOTA_USED, f"SELECT quota, coalesce(sum(used), 0) FROM {_LIMITED} GROUP BY 1"),  # noqa: S608 - nothing but text of this module
     (QUOTA_LIMIT, f"SELECT quota, coalesce(sum(most), 0) FROM {_LIMITED} GROUP BY 1"),  # noqa: S608 - nothing but text of this module
@@ -132,6 +193,6 @@ class Platform:
         with self._engine.connect() as connection:
             connection.execute(text(f"SET LOCAL statement_timeout = {PATIENCE_MS}"))
             for figure, query in _QUERIES:
-                for *labels, value in connection.execute(text(query), _NUMBERS).all():
+                for *labels, value in connection.execute(text(query), _GIVEN).all():
                     if value is not None:
                         yield figure, tuple(str(label) for label in labels), float(value)

@@ -51,6 +51,7 @@ class Limits(Frozen):
     tick_seconds: float = 10
     deadline_stop: float = 300
     deadline_delete: float = 300
+    deadline_balancer: float = 120
     #: Id of the master key that secrets are to lie under; None: this worker has none.
     newest_key: str | None = None
 

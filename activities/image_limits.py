@@ -34,7 +34,14 @@ def check_number(limits: Row[Any], held: Row[Any]) -> None:
     """One more image. Raises QuotaExceeded."""
     most = limits.images_limit
     if most is not None and held.images >= most:
-        raise QuotaExceeded(f"the project may have {most} images: delete one first", images=1, limit=most)
+        raise QuotaExceeded(
+            f"the project may have {most} images, and has {held.images}: delete one first",
+            images=1,
+            quota="images",
+            limit=most,
+            used=held.images,
+            asked=1,
+        )
 
 
 def check_bytes(limits: Row[Any], held: Row[Any], size: int) -> None:
@@ -42,9 +49,13 @@ def check_bytes(limits: Row[Any], held: Row[Any], size: int) -> None:
     most = limits.image_bytes_limit
     if most is not None and held.bytes + size > most:
         raise QuotaExceeded(
-            f"the project's images may have {most} bytes together, and the others have {held.bytes}: delete one first",
+            f"the project's images may have {most} bytes together, the others have {held.bytes}, and this has {size}:"
+            " delete one first",
             image_bytes=size,
+            quota="image_bytes",
             limit=most,
+            used=held.bytes,
+            asked=size,
         )
 
 

@@ -14,6 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 from temporalio import activity
 
+from activities import secrets
 from activities.blob_claims import CLAIM, HOLD, parameters, remove_unneeded
 from activities.database import transaction
 from activities.image_limits import take
@@ -43,6 +44,7 @@ from model.errors import (
 )
 from model.hosts import Host, HostState
 from model.images import CachedImage, Format, Image, ImageCache, ImageStatus, ImageWanted, engine_name, without_query
+from model.keyring import Keyring
 from model.restores import restored
 from model.workflows import Event, Failure, Order, Outcome
 
@@ -76,6 +78,8 @@ class Import(Frozen):
     #: Of a registry, and the host that is asked to pull it.
     reference: str | None = None
     host: str | None = None
+    #: Whether a login lies ready for that host.
+    login: bool = False
     #: Without its query, which may be a signature: what stands in histories is read by many. The whole is in the row.
     url: str | None = None
     #: What the user said that it is.
@@ -102,12 +106,14 @@ class ImageRecords:
         blobs: Blobs,
         limits: ImageLimits,
         allow: Sequence[IPv4Network | IPv6Network],
+        keyring: Keyring | None = None,
     ) -> None:
         self._engine = engine
         self._histories = histories
         self._blobs = blobs
         self._limits = limits
         self._allow = allow
+        self._keyring = keyring
 
     @activity.defn(name="image.claim")
     def claim(self, order: Order) -> Import:
@@ -119,13 +125,16 @@ class ImageRecords:
                 raise Superseded(f"workflow {image.workflow_id} works on image {order.name} now")
             in_the_way = others(session, order)
             host = _host(session) if image.source == "registry" and order.kind == "ImportImage" else None
+            if host is not None:
+                secrets.give_login(session, self._keyring, image, host)
         if in_the_way:
             raise NotReady(f"workflow {in_the_way[0]} still works on image {order.name}")
         return Import(
             order=order,
             source=image.source,
             reference=image.reference,
-            host=host,
+            host=None if host is None else host.name,
+            login=host is not None and image.registry_secret is not None,
             url=without_query(image.url) if image.url is not None else None,
             checksum=image.checksum,
             format=image.format,
@@ -303,14 +312,14 @@ def to_collect(session: Session, every: dt.timedelta) -> list[str]:
     )
 
 
-def _host(session: Session) -> str:
+def _host(session: Session) -> Host:
     """The host that is asked to pull: of those that can be reached, one with containers, and little on it."""
-    found = select(Host.name).where(leased, Host.state == HostState.READY)
+    found = select(Host).where(leased, Host.state == HostState.READY)
     order = (Host.backend == "docker").desc(), Host.allocated_memory_mb / Host.memory_mb, Host.id
-    name = session.scalars(found.order_by(*order).limit(1)).one_or_none()
-    if name is None:
+    host = session.scalars(found.order_by(*order).limit(1)).one_or_none()
+    if host is None:
         raise NotReady("no host can be reached that could pull the image")
-    return name
+    return host
 
 
 def _cached(image: Image, here: dict[str, CachedImage]) -> CachedImage | None:

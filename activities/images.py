@@ -7,18 +7,22 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Protocol
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 from temporalio import activity
 
 from activities.runs import RunEnded, end, record
-from drivers.images import Images
+from drivers.images import Images, Login
+from drivers.machines import Secrets
 from model.base import Frozen
 from model.errors import HostBusy
 from model.images import RESTING, CachedImage, Image, ImageFound, ImageStatus, ImageWanted
 from model.instances import MachineSpec
+from model.vault import ImageLogin
 from model.workflows import Failure, Order, Outcome, Step, Workflow
 
 #: The queue of what brings files of images, and reads all of them: it may last, and keeps nothing else waiting.
@@ -45,6 +49,19 @@ class HostImages(Frozen):
 
     host: str
     images: list[CachedImage]
+
+
+class Given(Protocol):
+    """What is in no history, fetched for a step. All raise Unavailable, Superseded, SealBroken."""
+
+    def script(self, spec: MachineSpec) -> bytes:
+        """What ``spec.user_data`` stands for."""
+
+    def secrets(self, spec: MachineSpec) -> Secrets:
+        """The values of ``spec.secrets``."""
+
+    def login(self, wanted: MachineSpec | ImageWanted) -> Login:
+        """With what the image's registry is asked."""
 
 
 class Places:
@@ -81,9 +98,10 @@ class Places:
 class ImageEngine:
     """Images of one host. Runs on that host's queue."""
 
-    def __init__(self, host: str, images: Images) -> None:
+    def __init__(self, host: str, images: Images, given: Given | None = None) -> None:
         self._host = host
         self._images = images
+        self._given = given
         self._ensures = Places(ENSURES, of_project=OF_PROJECT)
         self._pulls = Places(PULLS, of_project=PULLS)
 
@@ -93,7 +111,8 @@ class ImageEngine:
         if (found := self._images.find(spec.wanted_image)) is not None:
             return found
         with self._ensures.one(self._host, spec.project_id):
-            return self._images.ensure(spec.wanted_image, activity.is_cancelled)
+            login = partial(self._given.login, spec) if spec.registry_login and self._given else None
+            return self._images.ensure(spec.wanted_image, activity.is_cancelled, login)
 
     @activity.defn(name="image.pull", no_thread_cancel_exception=True)
     def pull(self, wanted: ImageWanted) -> ImageFound:
@@ -101,7 +120,8 @@ class ImageEngine:
         if (found := self._images.find(wanted)) is not None:
             return found
         with self._pulls.one(self._host):
-            return self._images.ensure(wanted, activity.is_cancelled)
+            login = partial(self._given.login, wanted) if wanted.login_of and self._given else None
+            return self._images.ensure(wanted, activity.is_cancelled, login)
 
     @activity.defn(name="image.collect", no_thread_cancel_exception=True)
     def collect(self, unused_for: dt.timedelta) -> HostImages:
@@ -133,6 +153,8 @@ def settle_image(
     row = end(session, order, outcome, failure, steps)
     if row is None:
         return
+    if image.registry_secret is not None and image.workflow_id == order.workflow_id:
+        session.execute(delete(ImageLogin).where(ImageLogin.image_id == image.id))
     events = []
     if image.workflow_id == order.workflow_id:  # a delete that came meanwhile owns it now
         done = ImageStatus.AVAILABLE if order.kind == "ImportImage" else ImageStatus.DELETED

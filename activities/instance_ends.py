@@ -12,7 +12,7 @@ from activities.caches import note_cached
 from activities.database import at_last
 from activities.placement import release, release_next
 from activities.runs import RunEnded, end, record
-from model.errors import HostIsBack
+from model.errors import HostIsBack, NoCapacity
 from model.instances import STABLE, VERBS, Instance, Ready, Status
 from model.projects import ProjectQuota
 from model.workflows import Failure, Order, Outcome, Step, Workflow
@@ -60,11 +60,14 @@ def settle_instance(
             instance.private_ip = None
         if launch and status is Status.ERROR:
             instance.container_id = None
-        instance.error = failure.model_dump() if failure and failure.code != HostIsBack.code else None
+        # Where a drain found it no room it is as well as before: the drain says what it could not move.
+        past = [HostIsBack.code, *([NoCapacity.code] if order.kind == "MoveInstance" and row.parent_id else [])]
+        instance.error = failure.model_dump() if failure and failure.code not in past else None
         if order.kind != "HealInstance":  # that is looked at again, and counted
             instance.drift = None
         if status is Status.DELETED:
             instance.deleted_at = func.now()
+            secrets.forget(session, instance)
         events.append(move(instance, status))
     record(session, order, *events, (f"workflow.{outcome}", {"kind": order.kind, "error": row.error}))
 

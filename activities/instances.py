@@ -13,10 +13,11 @@ from temporalio import activity
 from activities import secrets, sizes
 from activities.database import transaction
 from activities.health import until_healthy
+from activities.images import Given
 from activities.instance_ends import lock, move, resized, settle_instance
 from activities.placement import Capacity, anew, place, release, release_next, switch
 from activities.runs import Histories, claim, others, record
-from drivers.machines import Fence, Machines, Secrets
+from drivers.machines import Fence, Machines
 from model.base import Frozen
 from model.errors import HostIsBack, NoCapacity, NotReady, Superseded
 from model.health import HealthCheck
@@ -99,7 +100,7 @@ class InstanceRecords:
                 host = _within(PLACE_WITHIN, place, session, instance, self._capacity, request.avoid_ports)
                 record(session, order, move(instance, Status.PROVISIONING, host=host.name))
             secrets.give(session, self._keyring, instance, host, instance.generation)
-            return Placement(host=host.name, spec=_spec(instance))
+            return Placement(host=host.name, spec=spec_of(instance))
 
     @activity.defn(name="instance.place_beside")
     def place_beside(self, request: PlaceRequest) -> Placement:
@@ -124,7 +125,7 @@ class InstanceRecords:
                 was_running=row.prior_status == Status.RUNNING,
                 leaves=old.name if old is not None and not order.host_lost else None,
                 fence_seconds=fenced_after(new, self._capacity.fence_after).total_seconds(),
-                old_spec=_spec(instance),
+                old_spec=spec_of(instance),
             )
 
     def _is_to_leave(self, host: Host, instance: Instance, ports: list[Any], request: PlaceRequest) -> bool:
@@ -169,7 +170,7 @@ class InstanceRecords:
             row = claim(session, order)
             _check_owner(instance, order)
             host = session.get(Host, instance.host_id) if instance.host_id else None
-            old = _spec(instance)
+            old = spec_of(instance)
             if host is None:
                 return Placement(host=None, spec=old)
             sizes.hold(session, instance, self._capacity)
@@ -202,13 +203,14 @@ class InstanceRecords:
             in_the_way = others(session, order)
             host = session.get(Host, instance.host_id) if instance.host_id else None
             if host is not None and order.kind in STARTS:
-                secrets.give(session, self._keyring, instance, host, instance.generation)
+                makes = order.kind == "HealInstance"
+                secrets.give(session, self._keyring, instance, host, instance.generation, makes=makes)
         waited = dt.datetime.now(dt.UTC) - activity.info().scheduled_time
         if in_the_way and not (order.force and waited > FORCE_AFTER):
             raise NotReady(f"workflow {in_the_way[0]} still works on instance {order.name}")
         return Placement(
             host=host.name if host else None,
-            spec=_spec(instance),
+            spec=spec_of(instance),
             was_running=row.prior_status == Status.RUNNING,
             was_paused=row.prior_status == Status.PAUSED,
         )
@@ -235,29 +237,26 @@ class InstanceEngine:
         self,
         machines: Machines,
         fence: Fence,
-        user_data: Callable[[MachineSpec], bytes] | None = None,
-        secrets: Callable[[MachineSpec], Secrets] | None = None,
+        given: Given | None = None,
     ) -> None:
-        """``user_data``, ``secrets``: fetch the script and the values that a spec names; they are in no history."""
         self._machines = machines
         self._fence = fence
-        self._user_data = user_data
-        self._secrets = secrets
+        self._given = given
 
     @activity.defn(name="instance.create", no_thread_cancel_exception=True)
     def create(self, spec: MachineSpec) -> str:
         if spec.fenced:
             self._fence.check_open(activity.is_cancelled)
-        script = partial(self._user_data, spec) if spec.user_data and self._user_data else None
-        given = partial(self._secrets, spec) if spec.secrets and self._secrets else None
-        return self._machines.create(spec, script, given)
+        script = partial(self._given.script, spec) if spec.user_data and self._given else None
+        secrets = partial(self._given.secrets, spec) if spec.secrets and self._given else None
+        return self._machines.create(spec, script, secrets)
 
     @activity.defn(name="instance.start", no_thread_cancel_exception=True)
     def start(self, spec: MachineSpec) -> MachineState:
         if spec.fenced:
             self._fence.check_open(activity.is_cancelled)
-        if spec.secrets and self._secrets:
-            self._machines.give(spec, self._secrets(spec))
+        if spec.secrets and self._given:
+            self._machines.give(spec, self._given.secrets(spec))
         state = self._machines.start(spec.id, activity.is_cancelled)
         if spec.fenced:
             # Only now: one that the fence stopped, and whose start was given up, is started by the next look at it.
@@ -309,10 +308,10 @@ def _within(seconds: float, do: Callable[..., R], *args: Any, **more: Any) -> R:
 def _next_spec(instance: Instance) -> MachineSpec:
     """Of the machine where it is moving to."""
     ports = [Port.model_validate(port) for port in instance.next_ports or []]
-    return _spec(instance).model_copy(update={"generation": instance.next_generation, "ports": ports})
+    return spec_of(instance).model_copy(update={"generation": instance.next_generation, "ports": ports})
 
 
-def _spec(instance: Instance) -> MachineSpec:
+def spec_of(instance: Instance) -> MachineSpec:
     return MachineSpec(
         id=instance.id,
         project_id=instance.project_id,
@@ -333,4 +332,6 @@ def _spec(instance: Instance) -> MachineSpec:
         user_data=instance.user_data_sha256,
         authorized_key=instance.authorized_key,
         secrets={name: use.delivery for name, use in uses_of(instance.secrets).items()},
+        registry_login=instance.registry_secret is not None,
+        balancer=instance.balancer_id,
     )

@@ -84,8 +84,6 @@ def settled(instance: Instance, order: Order, status: Status, outcome: Outcome, 
             instance.health = "healthy" if instance.health_check else None
         elif outcome == "completed" and order.kind == "ResumeInstance":
             instance.health = None
-    elif status is Status.DELETED and instance.user_data_sha256 is not None:
-        instance.user_data = None  # it may hold secrets
 
 
 def _locked(

@@ -15,7 +15,9 @@ from sqlalchemy.orm import Session
 from activities.database import once_committed, use_project
 from activities.runs import record
 from model import metrics
+from model.balancers import LoadBalancer
 from model.base import new_id
+from model.groups import Group
 from model.images import Image
 from model.instances import STABLE, VERBS, Instance, Status
 from model.workflows import NEVER_STARTED, Order, State, Workflow
@@ -66,7 +68,7 @@ def change(
     return order
 
 
-def call_off_others(session: Session, instance: Instance | Image) -> None:
+def call_off_others(session: Session, instance: Instance | Image | Group | LoadBalancer) -> None:
     """Ask every unfinished run of the resource, whose row the caller has locked, to end, as a user's delete does.
 
     One that has not started ends here; the sweeper delivers the other cancels. Leaves its project in use.

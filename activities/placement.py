@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, delete, func, insert, select, true, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
+from activities import no_room
 from model.base import Frozen
 from model.errors import CairnError, NoCapacity, NotReady, PortTaken
 from model.hosts import LEASE, Host, HostPort, HostState
@@ -68,23 +69,21 @@ def place(
 ) -> Host:
     """Hold capacity and ports on the least loaded host that can take the instance, under a new generation.
 
-    Spreads by free share. The instance's row is locked by the caller; a chosen host's row is locked
-    here, until the commit: placements on one host happen one after the other. Raises NoCapacity, PortTaken
-    where only an explicit port is in the way, or NotReady where all that could take it have lost their lease.
+    Spreads by free share; members of a group first by how many others of it are there. The instance's row is locked by
+    the caller; a chosen host's row is locked here, until the commit: placements on one host happen one after the other.
+    Raises NoCapacity, PortTaken where only an explicit port is in the way, or NotReady where all that could take it
+    have lost their lease.
     ``beside``: on another host than its own, which it holds too, until ``switch``.
     """
     share = Host.allocated_memory_mb / func.greatest(Host.memory_mb * capacity.overcommit_memory, 1)
     room = has_room(instance.vcpus, instance.memory_mb, capacity)
+    together = instance.group_id is not None
     found = session.execute(
         select(Host.id, Host.name, leased.label("leased"))
         .where(eligible(instance, beside=beside), room)
-        .order_by(share, Host.id)
+        .order_by(*([_fellows(instance)] if together else []), share, Host.id)
     ).all()
-    refusal: CairnError = NoCapacity(
-        f"no {instance.backend} host has room for {instance.vcpus:g} vCPU and {instance.memory_mb} MiB",
-        instance_type=instance.instance_type,
-        host=instance.wanted_host,
-    )
+    refusal: CairnError | None = None
     silent = [row.name for row in found if not row.leased]
     if silent:
         refusal = NotReady(f"only hosts that have not been heard of lately have room: {', '.join(silent[:5])}")
@@ -127,7 +126,36 @@ def place(
             ]
             session.execute(insert(HostPort), held)
         return host
-    raise refusal
+    raise refusal or _no_capacity(session, instance, capacity, beside=beside)
+
+
+def _no_capacity(session: Session, instance: Instance, capacity: Capacity, *, beside: bool) -> NoCapacity:
+    asked = no_room.Asked(
+        backend=instance.backend,
+        vcpus=instance.vcpus,
+        memory_mb=instance.memory_mb,
+        labels=instance.wanted_labels,
+        host=instance.wanted_host,
+        leaves=instance.host_id if beside else None,
+    )
+    hosts = session.execute(no_room.HOSTS).all()
+    return NoCapacity(
+        no_room.why(hosts, asked, capacity.overcommit_cpu, capacity.overcommit_memory),
+        instance_type=instance.instance_type,
+        host=instance.wanted_host,
+    )
+
+
+def _fellows(instance: Instance) -> ColumnElement[int]:
+    """SQL: how many other members of its group a host has, or is about to have."""
+    other = aliased(Instance)
+    here = func.coalesce(other.next_host_id, other.host_id) == Host.id
+    return (
+        select(func.count())
+        .where(other.group_id == instance.group_id, other.id != instance.id, here)
+        .correlate(Host)
+        .scalar_subquery()
+    )
 
 
 def room_beside(session: Session, instance: Instance, capacity: Capacity) -> bool:

@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Engine, func, select, text, update
+from sqlalchemy import Engine, func, select, text, update
 from sqlalchemy.orm import Session
 from temporalio import activity
 
-from activities import orders
+from activities import group_orders, orders, rounds
+from activities.balancer_ends import settle_balancer
 from activities.database import transaction
 from activities.fleet import Limits
+from activities.groups import settle_group
 from activities.images import settle_image
 from activities.instance_ends import settle_instance
+from activities.rounds import NAMED, Emptying
 from activities.runs import Histories, claim, end, record
+from model.balancers import DEPROVISION, LoadBalancer
 from model.base import Frozen, new_id
+from model.cron import CronJob
+from model.groups import DELETE, Group
 from model.images import Image, ImageStatus
 from model.instances import Instance, Status
 from model.projects import Project
-from model.workflows import NEVER_STARTED, Failure, Order, Outcome, State, Step, Workflow
+from model.workflows import Failure, Order, Outcome, Step
 
 #: Deletions of one project at a time.
 AT_ONCE = 8
-#: Of what could not be deleted, so many are named.
-NAMED = 10
+_CALL = text("SELECT pg_notify('cairn', 'cron')")
 _FORGET = text("SELECT forget_project(:project)")
-R = TypeVar("R", Instance, Image)
-
-
-class Emptying(Frozen):
-    """What is deleted next, how many others work on, and what could not be deleted; ``left``: how many of these."""
-
-    deletions: list[Order] = []
-    busy: int = 0
-    stuck: list[str] = []
-    left: int = 0
+R = TypeVar("R", Group, LoadBalancer, Instance, Image)
+_SETTLE: dict[str, Callable[..., None]] = {
+    "instance": settle_instance,
+    "image": settle_image,
+    "group": settle_group,
+    "deployment": settle_group,
+    "load_balancer": settle_balancer,
+}
 
 
 class ProjectEnd(Frozen):
@@ -57,16 +61,20 @@ class ProjectEnds:
         """Claim the run; order the next deletions. Those that it ordered and that have not begun come again."""
         with transaction(self._engine, order.project_id) as session:
             claim(session, order)
-            found = self._next(session, order, Instance)
-            # Images after instances, which are made of them.
+            _end_cron_jobs(session, order.project_id)
+            # Groups before instances, which they would replace, and before the balancers that they name; balancers
+            # before instances too, as they have some; images after instances, which are made of them.
+            found = self._next(session, order, Group)
+            if found == Emptying():
+                found = self._next(session, order, LoadBalancer)
+            if found == Emptying():
+                found = self._next(session, order, Instance)
             return self._next(session, order, Image) if found == Emptying() else found
 
     def _next(self, session: Session, order: Order, kind: type[R]) -> Emptying:
-        children = select(Workflow).where(Workflow.parent_id == order.workflow_id)
-        waiting = session.scalars(children.where(Workflow.state == State.ACCEPTED)).all()
-        deletions = [Order.model_validate(row.order) for row in waiting]
-        ours = [row.resource_id for row in waiting]
-        failed = list(session.scalars(select(Workflow.resource_id).where(*_failed(order))))
+        deletions = rounds.waiting(session, order)
+        ours = [child.resource_id for child in deletions]
+        failed = list(rounds.failed(session, order))
         live = (kind.project_id == order.project_id) & (kind.status != Status.DELETED)
         to_delete = select(kind).where(live, kind.status != Status.DELETING, kind.id.not_in(failed)).order_by(kind.id)
         room = max(0, AT_ONCE - len(deletions))
@@ -83,10 +91,12 @@ class ProjectEnds:
         )
         return Emptying(deletions=deletions, busy=busy or 0, stuck=stuck[:NAMED], left=len(stuck))
 
-    def _delete(self, session: Session, order: Order, resource: Instance | Image) -> Order:
+    def _delete(self, session: Session, order: Order, resource: Group | LoadBalancer | Instance | Image) -> Order:
         """As a user's delete: whatever works on it is called off."""
         orders.call_off_others(session, resource)
         because = f"project deleted: {order.name}"
+        if isinstance(resource, Group):
+            return group_orders.begin(session, resource, DELETE, "delete", because, parent_id=order.workflow_id)
         if isinstance(resource, Instance):
             return orders.change(
                 session,
@@ -97,11 +107,12 @@ class ProjectEnds:
                 grace_seconds=self._limits.stop_grace,
                 parent_id=order.workflow_id,
             )
+        noun = "load_balancer" if isinstance(resource, LoadBalancer) else "image"
         child = Order(
             workflow_id=new_id(),
             project_id=resource.project_id,
-            kind="DeleteImage",
-            resource_type="image",
+            kind=DEPROVISION if noun == "load_balancer" else "DeleteImage",
+            resource_type=noun,
             resource_id=resource.id,
             name=resource.name,
             request_id=because,
@@ -114,7 +125,7 @@ class ProjectEnds:
         resource.updated_at = func.now()
         session.flush()
         data = {"name": resource.name, "from": before, "to": ImageStatus.DELETING, "because": because}
-        record(session, child, ("image.deleting", data))
+        record(session, child, (f"{'lb' if noun == 'load_balancer' else noun}.deleting", data))
         return child
 
     @activity.defn(name="project.forget")
@@ -132,9 +143,12 @@ class ProjectEnds:
             settle_project(session, ended.order, ended.outcome, ended.failure, steps)
 
 
-def _failed(order: Order) -> tuple[ColumnElement[bool], ...]:
-    ended_badly = Workflow.state.in_((State.FAILED, State.CANCELLED))
-    return Workflow.parent_id == order.workflow_id, ended_badly
+def _end_cron_jobs(session: Session, project_id: UUID) -> None:
+    """They make nothing in it any more; who looks after Temporal's schedules takes those away."""
+    live = (CronJob.project_id == project_id) & CronJob.deleted_at.is_(None)
+    gone = {"deleted_at": func.now(), "version": CronJob.version + 1, "updated_at": func.now()}
+    if session.execute(update(CronJob).where(live).values(**gone).returning(CronJob.id)).first() is not None:
+        session.execute(_CALL)
 
 
 def settle_project(
@@ -144,12 +158,7 @@ def settle_project(
     row = end(session, order, outcome, failure, steps)
     if row is None:
         return
-    for child in session.scalars(
-        select(Workflow).where(Workflow.parent_id == order.workflow_id, Workflow.state == State.ACCEPTED)
-    ).all():
-        settle = settle_instance if child.resource_type == "instance" else settle_image
-        settle(session, Order.model_validate(child.order), "cancelled", NEVER_STARTED, [])
-        session.flush()
+    rounds.call_off(session, order, _SETTLE)
     data = {"name": order.name}
     events = [("project.deleted" if _is_gone(session, order.project_id) else "project.kept", data)]
     session.execute(update(Project).where(Project.id == order.project_id).values(deleting_at=None))

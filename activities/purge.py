@@ -1,5 +1,5 @@
-"""What is kept for a while only: rows of deleted instances and images, events, deliveries, keys, workflows that ended,
-void tokens, sessions and API keys."""
+"""What is kept for a while only: rows of deleted instances, images, groups and balancers, configurations of groups,
+events, deliveries, runs of cron jobs, keys, workflows that ended, void tokens, sessions and API keys."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from temporalio import activity
 
 from activities.database import transaction
 from model.base import Frozen
+from model.cron import MOST_RUNS, RUNS_KEPT
+from model.groups import REACHABLE
 from model.projects import Project
 from model.restores import restored
 from model.webhooks import KEPT
@@ -28,9 +30,13 @@ SHARE, PASS_SECONDS = 1.0, 120.0
 #: Within these a request may be repeated under its key, and a host whose answer was lost may join again.
 KEYS, TOKENS = dt.timedelta(hours=24), dt.timedelta(days=7)
 #: Counted together: workers of the release before this one know no other names.
-CREDENTIALS = frozenset({"tokens", "sessions", "password_resets", "api_keys"})
+_COUNTED_AS = dict.fromkeys(("sessions", "password_resets", "login_addresses", "api_keys"), "tokens")
+_COUNTED_AS |= {"cron_runs": "deliveries", "activities": "workflows"}
+_COUNTED_AS |= dict.fromkeys(("groups", "balancers", "configurations"), "instances")
 #: For so long one can see what became of sessions and API keys that are void.
 VOID = dt.timedelta(days=7)
+#: As long as it counts from where somebody has logged in.
+ADDRESSES = dt.timedelta(days=90)
 log = structlog.get_logger()
 
 _BOUND = text("SET LOCAL statement_timeout = '20s'")
@@ -40,6 +46,17 @@ _INSTANCES = text(
     DELETE FROM instances WHERE id IN (
         SELECT id FROM instances i WHERE status = 'deleted' AND deleted_at < now() - :kept
         AND NOT EXISTS (SELECT FROM host_ports p WHERE p.instance_id = i.id)
+        AND NOT EXISTS (SELECT FROM load_balancers b WHERE b.instance_id = i.id)
+        ORDER BY deleted_at LIMIT :most FOR UPDATE SKIP LOCKED
+    )
+    """
+)
+# Before the instances that were their proxies.
+_BALANCERS = text(
+    """
+    DELETE FROM load_balancers WHERE id IN (
+        SELECT id FROM load_balancers b WHERE status = 'deleted' AND deleted_at < now() - :kept
+        AND NOT EXISTS (SELECT FROM scaling_groups g WHERE g.load_balancer_id = b.id)
         ORDER BY deleted_at LIMIT :most FOR UPDATE SKIP LOCKED
     )
     """
@@ -63,6 +80,25 @@ _DELIVERIES = text(
     )
     """
 )
+# Those that ended, by age; and of each job, those behind the newest.
+_CRON_RUNS = text(
+    """
+    DELETE FROM cron_runs WHERE id IN (
+        SELECT id FROM cron_runs WHERE finished_at < now() - :kept
+        ORDER BY finished_at LIMIT :most FOR UPDATE SKIP LOCKED
+    )
+    """
+)
+_MANY_CRON_RUNS = text(
+    f"""
+    DELETE FROM cron_runs WHERE finished_at IS NOT NULL AND id IN (
+        SELECT r.id FROM cron_jobs j CROSS JOIN LATERAL (
+            SELECT id FROM cron_runs WHERE project_id = j.project_id AND job_id = j.id
+            ORDER BY id DESC OFFSET {MOST_RUNS} LIMIT :most
+        ) r LIMIT :most
+    )
+    """  # noqa: S608 - a number of ours
+)
 # From the beginning of the project's stream, which is about their age. How far is noted with it: who resumes from
 # before that is told. It only grows: what was written by an old transaction may be gone later than what came after it.
 _EVENTS = text(
@@ -83,8 +119,57 @@ _EVENTS = text(
     SELECT count(*) FROM gone
     """
 )
-# In the order of ids, which is that of their creation. Rows that instances or images name, or that are not old enough,
-# are passed over: the next batch goes on behind them.
+# With their configurations and activities; none of which a member's row is still there.
+_GROUPS = text(
+    """
+    DELETE FROM scaling_groups WHERE id IN (
+        SELECT id FROM scaling_groups g WHERE status = 'deleted' AND deleted_at < now() - :kept
+        AND NOT EXISTS (SELECT FROM instances i WHERE i.group_id = g.id)
+        ORDER BY deleted_at LIMIT :most FOR UPDATE SKIP LOCKED
+    )
+    """
+)
+# What a group of today may need: members that are still to be placed are given the script of theirs.
+_NEEDED = f"""(
+    {REACHABLE} OR EXISTS (
+        SELECT FROM instances i
+        WHERE i.group_id = c.group_id AND i.group_revision = c.revision AND i.status <> 'deleted'
+    )
+)"""
+# Locked first, and looked at again by the next statements: what a group may go back to changes under this lock alone.
+_GROUPS_THAT_CHANGED = text(
+    f"""
+    SELECT g.id FROM scaling_groups g WHERE g.project_id = :project
+    AND EXISTS (SELECT FROM group_configurations c WHERE c.group_id = g.id AND NOT {_NEEDED})
+    ORDER BY g.id LIMIT :most FOR UPDATE SKIP LOCKED
+    """  # noqa: S608 - nothing but text of this program
+)
+_CONFIGURATIONS = text(
+    f"""
+    DELETE FROM group_configurations WHERE (group_id, revision) IN (
+        SELECT c.group_id, c.revision FROM group_configurations c JOIN scaling_groups g ON g.id = c.group_id
+        WHERE g.id = ANY(:groups) AND NOT {_NEEDED} LIMIT :most
+    )
+    """  # noqa: S608 - nothing but text of this program
+)
+# Several configurations may have the same.
+_SCRIPTS = text(
+    """
+    DELETE FROM sealed_values s WHERE s.group_id = ANY(:groups) AND NOT EXISTS (
+        SELECT FROM group_configurations c WHERE c.group_id = s.group_id AND c.template ->> 'user_data_id' = s.id::text
+    )
+    """
+)
+_ACTIVITIES = text(
+    """
+    DELETE FROM group_activities WHERE id IN (
+        SELECT id FROM group_activities WHERE state <> 'running' AND created_at < now() - :kept
+        ORDER BY created_at LIMIT :most FOR UPDATE SKIP LOCKED
+    )
+    """
+)
+# In the order of ids, which is that of their creation. Rows that instances, images or groups name, or that are not old
+# enough, are passed over: the next batch goes on behind them.
 _WORKFLOWS = text(
     """
     WITH next AS (
@@ -94,6 +179,8 @@ _WORKFLOWS = text(
         DELETE FROM workflows w USING next n WHERE w.id = n.id AND n.finished_at < now() - :kept
         AND NOT EXISTS (SELECT FROM instances i WHERE i.project_id = n.project_id AND i.workflow_id = n.id)
         AND NOT EXISTS (SELECT FROM images i WHERE i.project_id = n.project_id AND i.workflow_id = n.id)
+        AND NOT EXISTS (SELECT FROM scaling_groups g WHERE g.project_id = n.project_id AND g.workflow_id = n.id)
+        AND NOT EXISTS (SELECT FROM load_balancers b WHERE b.project_id = n.project_id AND b.workflow_id = n.id)
         RETURNING 1
     )
     SELECT (SELECT count(*) FROM gone) AS gone, (SELECT id FROM next ORDER BY id DESC LIMIT 1) AS last
@@ -126,6 +213,13 @@ _RESETS = text(
     )
     """
 )
+_ADDRESSES = text(
+    """
+    DELETE FROM login_addresses WHERE (user_id, address) IN (
+        SELECT user_id, address FROM login_addresses WHERE used_at < now() - :kept LIMIT :most
+    )
+    """
+)
 _API_KEYS = text(
     """
     DELETE FROM api_keys WHERE id IN (
@@ -146,9 +240,11 @@ class Retention(Frozen):
 class Purged(Frozen):
     """What one pass removed. ``more``: it was not through. ``failed``: kinds of which the database refused a batch."""
 
+    #: And balancers, groups and what these were made from.
     instances: int = 0
     images: int = 0
     events: int = 0
+    #: Of webhooks, and runs of cron jobs: workers of the release before this one know no other name.
     deliveries: int = 0
     workflows: int = 0
     keys: int = 0
@@ -175,23 +271,30 @@ class PurgeRecords:
             projects = list(session.scalars(select(Project.id)))
         kept = self._retention
         kinds: dict[str, Callable[[], int]] = {
-            # Before what they name: instances name images, and both name workflows.
+            # Before what they name: balancers name instances, instances name images and groups, and all of them name
+            # workflows. (Groups name balancers: those go in the next pass.)
+            "balancers": lambda: self._all(until, _BALANCERS, kept.deleted),
             "instances": lambda: self._all(until, _INSTANCES, kept.deleted),
+            "groups": lambda: self._all(until, _GROUPS, kept.deleted),
+            "configurations": lambda: sum(self._configurations(until, project) for project in projects),
+            "activities": lambda: self._all(until, _ACTIVITIES, kept.workflows),
             "images": lambda: self._all(until, _IMAGES, kept.deleted),
             "events": lambda: sum(self._all(until, _EVENTS, kept.events, project) for project in projects),
             "deliveries": lambda: self._all(until, _DELIVERIES, KEPT),
+            "cron_runs": lambda: self._all(until, _CRON_RUNS, RUNS_KEPT) + self._all(until, _MANY_CRON_RUNS, RUNS_KEPT),
             "workflows": lambda: self._workflows(until),
             "keys": lambda: sum(self._all(until, _KEYS, KEYS, project) for project in projects),
             "tokens": lambda: self._all(until, _TOKENS, TOKENS),
             # With their refresh tokens. Ended or used too long ago to matter.
             "sessions": lambda: self._all(until, _SESSIONS, VOID),
             "password_resets": lambda: self._all(until, _RESETS, VOID),
+            "login_addresses": lambda: self._all(until, _ADDRESSES, ADDRESSES),
             "api_keys": lambda: self._all(until, _API_KEYS, VOID),
         }
         counts, failed = Counter[str](), list[str]()
         for kind, remove in kinds.items():
             try:
-                counts["tokens" if kind in CREDENTIALS else kind] += remove()
+                counts[_COUNTED_AS.get(kind, kind)] += remove()
             except DBAPIError as error:
                 # The database is away: all of it is tried again.
                 if error.connection_invalidated or getattr(error.orig, "sqlstate", None) is None:
@@ -211,6 +314,21 @@ class PurgeRecords:
                 session.execute(_BOUND)
                 done: Any = session.execute(statement, {"kept": kept, "most": BATCH, **more})
                 batch = done.scalar_one() if done.returns_rows else done.rowcount
+            removed += batch
+            self._rest(began, batch)
+        return removed
+
+    def _configurations(self, until: float, project: UUID) -> int:
+        """With the scripts that none of those that stay has."""
+        removed, batch = 0, BATCH
+        while batch and not self._is_over(until):
+            began = time.monotonic()
+            with transaction(self._engine, project) as session:
+                session.execute(_BOUND)
+                groups = list(session.scalars(_GROUPS_THAT_CHANGED, {"project": project, "most": BATCH}))
+                done: Any = session.execute(_CONFIGURATIONS, {"groups": groups, "most": BATCH})
+                batch = done.rowcount
+                session.execute(_SCRIPTS, {"groups": groups})
             removed += batch
             self._rest(began, batch)
         return removed

@@ -7,7 +7,12 @@ from typing import Literal, TypedDict
 from temporalio import activity
 
 from activities.audit import AuditRecords
+from activities.balancers import BalancerEngine, BalancerRecords
+from activities.cron import CronRecords
+from activities.cron_calls import CronActs, CronCalls
+from activities.cron_schedules import CronSchedules
 from activities.drains import HostDrains
+from activities.groups import GroupRecords
 from activities.hosts import HostEngine, HostRecords
 from activities.image_records import ImageRecords
 from activities.images import ImageEngine
@@ -19,6 +24,7 @@ from activities.reencryption import SecretRecords
 from activities.restores import MachineSurvey, RestoreRecords
 from activities.samples import SampleRecords
 from activities.sweeper import Sweeper
+from activities.user_ends import UserEnds
 from activities.webhooks import WebhookCalls, WebhookRecords
 from drivers import faults
 
@@ -26,8 +32,11 @@ CONTROL_CLASSES: tuple[type, ...] = (
     InstanceRecords,
     HostRecords,
     HostDrains,
+    BalancerRecords,
     SampleRecords,
     ProjectEnds,
+    UserEnds,
+    GroupRecords,
     AuditRecords,
     PurgeRecords,
     QuotaRecords,
@@ -35,11 +44,15 @@ CONTROL_CLASSES: tuple[type, ...] = (
     WebhookRecords,
     RestoreRecords,
     SecretRecords,
+    CronRecords,
+    CronSchedules,
     Sweeper,
 )
-HOST_CLASSES: tuple[type, ...] = (InstanceEngine, HostEngine, ImageEngine, MachineSurvey)
+HOST_CLASSES: tuple[type, ...] = (InstanceEngine, HostEngine, ImageEngine, MachineSurvey, BalancerEngine)
 WEBHOOK_CLASSES: tuple[type, ...] = (WebhookCalls,)
-Queue = Literal["control", "host", "webhooks", "images"]
+CRON_CLASSES: tuple[type, ...] = (CronCalls,)
+API_CLASSES: tuple[type, ...] = (CronActs,)
+Queue = Literal["control", "host", "webhooks", "images", "cron", "api"]
 
 
 class FaultPoint(TypedDict):
@@ -70,6 +83,8 @@ def fault_points() -> list[FaultPoint]:
         ("control", CONTROL_CLASSES),
         ("host", HOST_CLASSES),
         ("webhooks", WEBHOOK_CLASSES),
+        ("cron", CRON_CLASSES),
+        ("api", API_CLASSES),
     ]
     return [
         {"activity": name, "point": f"{name}.{point}", "queue": elsewhere.get(name, queue)}

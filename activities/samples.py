@@ -9,6 +9,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 from temporalio import activity
 
+from activities.chores import Chore
 from activities.database import transaction
 from model.base import Frozen
 from model.samples import FINEST, KEPT, LATE
@@ -73,6 +74,12 @@ def is_due(session: Session) -> bool:
         for seconds, limit in _limits(session, now).items()
         for oldest in [session.execute(_OLDEST, {"seconds": seconds}).scalar_one()]
     )
+
+
+def due(session: Session) -> list[Chore]:
+    """A pass, where it would do anything."""
+    summary = "Make old samples coarser, and remove those that are too old"
+    return [Chore("CoarsenSamples", "samples", summary)] if is_due(session) else []
 
 
 class SampleRecords:

@@ -6,19 +6,26 @@ from collections.abc import Callable
 
 from sqlalchemy.orm import Session
 
+from activities.balancer_ends import settle_balancer
 from activities.drains import settle_host
+from activities.groups import settle_group
 from activities.images import settle_image
 from activities.instance_ends import settle_instance
 from activities.project_ends import settle_project
 from activities.restore_ends import settle_restore
+from activities.user_ends import settle_user
 from model.workflows import Failure, Order, Outcome, Step
 
 _SETTLE: dict[str, Callable[..., None]] = {
+    "deployment": settle_group,
+    "group": settle_group,
     "host": settle_host,
     "image": settle_image,
     "instance": settle_instance,
+    "load_balancer": settle_balancer,
     "project": settle_project,
     "restore": settle_restore,
+    "user": settle_user,
 }
 
 

@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from functools import partial
+from typing import TypeVar
 
 import structlog
 from sqlalchemy import ColumnElement, Engine, func, select, true, update
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import aliased
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.orm import Session, aliased
 from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus
-from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities import audit, differences, image_chores, reencryption
+from activities import (
+    audit,
+    chores,
+    differences,
+    due_webhooks,
+    group_balancing,
+    group_orders,
+    group_policies,
+    image_chores,
+    reencryption,
+    samples,
+)
+from activities.balancer_orders import order_updates
+from activities.chores import Chore
+from activities.cron_schedules import CronSchedules
 from activities.database import transaction
 from activities.fleet import BEAT, TICK, Limits, beat, replace_lost, to_reconcile
 from activities.image_records import ImageLimits
 from activities.lifetimes import order_due
-from activities.runs import CONTROL, start, summarise
-from activities.samples import is_due
+from activities.runs import start, summarise
 from activities.settling import settle
-from activities.webhooks import start_due
+from model import policies, restores
+from model.balancers import BalancerTarget, TargetState
 from model.base import Frozen
 from model.keyring import Keyring
 from model.restores import KINDS
@@ -40,6 +56,20 @@ AT_ONCE = 8
 PATIENCE = timedelta(seconds=5)
 
 log = structlog.get_logger()
+T = TypeVar("T")
+#: What finds out which chores there are.
+Look = Callable[[Session], list[Chore]]
+
+
+async def _alone(name: str, look: Awaitable[T], otherwise: T) -> T:
+    """What a look finds; ``otherwise`` where it fails, whatever is wrong: the others still have their turn."""
+    try:
+        return await look
+    except Exception as error:
+        # Without its database a sweep has many of them.
+        said = {"error": str(error).partition("\n")[0] or type(error).__name__}
+        log.warning("sweep.look_failed", look=name, **said, exc_info=not isinstance(error, OperationalError))
+        return otherwise
 
 
 class Swept(Frozen):
@@ -63,6 +93,9 @@ class Sweeper:
         self._limits = limits
         self._images = images
         self._keyring = keyring
+        self._cron = CronSchedules(engine, client)
+        #: When policies were judged last, by this process. One more look changes nothing.
+        self._judged = -policies.EVERY.total_seconds()
 
     @activity.defn(name="tick.sweep")
     async def sweep(self) -> Swept:
@@ -74,77 +107,94 @@ class Sweeper:
         gate = asyncio.Semaphore(AT_ONCE)
         failures: list[Exception] = []
 
-        async def each(orders: list[Order], act: Callable[[Order], Awaitable[None]]) -> int:
-            async def one(order: Order) -> bool:
+        async def each(things: list[T], act: Callable[[T], Awaitable[None]]) -> int:
+            async def one(thing: T) -> bool:
                 async with gate:
                     try:
-                        await asyncio.wait_for(act(order), PATIENCE.total_seconds())
+                        await asyncio.wait_for(act(thing), PATIENCE.total_seconds())
                         return True
                     except (RPCError, SQLAlchemyError, TimeoutError) as error:
                         failures.append(error)
                         return False
 
-            return sum(await asyncio.gather(*(one(order) for order in orders)))
+            return sum(await asyncio.gather(*(one(thing) for thing in things)))
 
         await self.order_due()
+        await self._order_for_groups()
         # Not when called by NOTIFY, which also comes while Temporal is away, and hosts cannot renew their leases.
-        hosts = await asyncio.to_thread(self._look_at_hosts, activity.in_activity())
+        nothing: list[Chore] = []
+        hosts = await _alone("hosts", asyncio.to_thread(self._look_at_hosts, activity.in_activity()), nothing)
+        # Not alone: where it is not known whether the platform is restored, nothing of the rest may be done.
         restored = await differences.look(self._engine, self._client)
-        lost, asked, unchecked = await asyncio.to_thread(self._find, restored)
+        lost, asked, unchecked = await _alone("workflows", asyncio.to_thread(self._find, restored), ([], [], []))
         swept = Swept(
             started=await each(lost, self._start),
             cancelled=await each(asked, self._cancel),
             checked=await each(unchecked, self._check),
             failed=len(failures),
         )
-        try:
-            if await asyncio.to_thread(self._audit_is_due):
-                await asyncio.wait_for(self._seal_audit(), PATIENCE.total_seconds())
-        except (RPCError, TimeoutError) as error:
-            failures.append(error)
-        if restored:
-            return swept
-        for host in hosts:
-            try:
-                await asyncio.wait_for(self._reconcile(host), PATIENCE.total_seconds())
-            except (RPCError, TimeoutError) as error:
-                failures.append(error)
-        try:
-            if await asyncio.to_thread(self._samples_are_due):
-                await asyncio.wait_for(self._coarsen_samples(), PATIENCE.total_seconds())
-            chores = await asyncio.to_thread(self._image_chores)
-            await asyncio.wait_for(image_chores.start(self._client, *chores, self._images), PATIENCE.total_seconds())
-        except (RPCError, TimeoutError) as error:
-            failures.append(error)
-        try:
-            if await asyncio.to_thread(self._secrets_are_due):
-                await asyncio.wait_for(self._reencrypt(), PATIENCE.total_seconds())
-        except (RPCError, TimeoutError) as error:
-            failures.append(error)
-        try:
-            wake = activity.in_activity()
-            await asyncio.wait_for(start_due(self._engine, self._client, wake=wake), PATIENCE.total_seconds())
-        except (RPCError, TimeoutError) as error:
-            failures.append(error)
+        looks: dict[str, Look] = {"audit": partial(audit.due, keyring=self._keyring)}
+        if not restored:
+            looks |= {
+                "samples": samples.due,
+                "images": partial(image_chores.due, limits=self._images),
+                "reencryption": partial(reencryption.due, newest=self._limits.newest_key),
+                "webhooks": partial(due_webhooks.due_runs, wake=activity.in_activity()),
+            }
+            await each(hosts, self._start_chore)
+            await _alone("cron", self._cron.look(), None)
+        for name, look in looks.items():
+            await each(await _alone(name, asyncio.to_thread(self._look, look), nothing), self._start_chore)
         if failures:
             log.warning("sweep.failed", count=len(failures), error=str(failures[0]) or type(failures[0]).__name__)
         return swept
 
     async def order_due(self) -> int:
         """Order what is due by the clock, and start it at once: how many. What cannot be started, a sweep starts."""
-        due = await asyncio.to_thread(self._order_due)
+        lifetimes = await self._order("lifetimes", self._lifetimes_due)
+        return lifetimes + await self._order("balancers", self._balancers_due)
+
+    async def _order_for_groups(self) -> None:
+        if activity.in_activity():
+            await _alone("joins", asyncio.to_thread(self._join_balancers), None)
+            await self._order("groups", self._groups_due)
+            if time.monotonic() - self._judged >= policies.EVERY.total_seconds():
+                self._judged = time.monotonic()
+                await self._order("policies", self._by_policies)
+
+    async def _order(self, name: str, look: Callable[[], list[Order]]) -> int:
+        nothing: list[Order] = []
+        due = await _alone(name, asyncio.to_thread(look), nothing)
+        await self._start_each(due)
+        return len(due)
+
+    async def _start_each(self, due: list[Order]) -> None:
         for order in due:
             try:
                 await asyncio.wait_for(start(self._client, order), PATIENCE.total_seconds())
             except Exception as error:  # whatever is wrong with one, the others are started
                 log.info("due.not_started", workflow_id=str(order.workflow_id), error=str(error))
-        return len(due)
 
-    def _order_due(self) -> list[Order]:
+    def _join_balancers(self) -> None:
+        with transaction(self._engine) as session:
+            group_balancing.join_due(session)
+
+    def _by_policies(self) -> list[Order]:
+        return group_policies.order_due(self._engine)
+
+    def _groups_due(self) -> list[Order]:
+        with transaction(self._engine) as session:
+            return group_orders.order_due(session)
+
+    def _lifetimes_due(self) -> list[Order]:
         with transaction(self._engine) as session:
             return order_due(session, self._limits)
 
-    def _look_at_hosts(self, ticking: bool) -> list[str]:
+    def _balancers_due(self) -> list[Order]:
+        with transaction(self._engine) as session:
+            return [] if restores.restored(session) else order_updates(session, self._limits)
+
+    def _look_at_hosts(self, ticking: bool) -> list[Chore]:
         with transaction(self._engine) as session:
             if ticking:
                 session.execute(BEAT, beat(TICK, self._limits.tick_away))
@@ -152,63 +202,17 @@ class Sweeper:
         if ticking:
             with transaction(self._engine) as session:
                 replace_lost(session, self._limits)
-        return hosts
+        return [
+            Chore("ReconcileHost", f"reconcile-{host}", f"Compare host {host} with what it should hold", [host])
+            for host in hosts
+        ]
 
-    async def _reconcile(self, host: str) -> None:
-        await self._client.start_workflow(
-            "ReconcileHost",
-            host,
-            id=f"reconcile-{host}",
-            task_queue=CONTROL,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            static_summary=f"Compare host {host} with what it should hold",
-        )
-
-    def _samples_are_due(self) -> bool:
+    def _look(self, look: Look) -> list[Chore]:
         with transaction(self._engine) as session:
-            return is_due(session)
+            return look(session)
 
-    def _audit_is_due(self) -> bool:
-        with transaction(self._engine) as session:
-            return audit.is_due(session, self._keyring)
-
-    async def _seal_audit(self) -> None:
-        await self._client.start_workflow(
-            "SealAudit",
-            id="audit",
-            task_queue=CONTROL,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            static_summary="Link new rows of the audit log to its chains",
-        )
-
-    def _image_chores(self) -> tuple[list[str], bool]:
-        with transaction(self._engine) as session:
-            return image_chores.due(session)
-
-    async def _coarsen_samples(self) -> None:
-        await self._client.start_workflow(
-            "CoarsenSamples",
-            id="samples",
-            task_queue=CONTROL,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            static_summary="Make old samples coarser, and remove those that are too old",
-        )
-
-    def _secrets_are_due(self) -> bool:
-        newest = self._limits.newest_key
-        if newest is None:
-            return False
-        with transaction(self._engine) as session:
-            return reencryption.is_due(session, newest)
-
-    async def _reencrypt(self) -> None:
-        await self._client.start_workflow(
-            "ReencryptSecrets",
-            id="reencrypt",
-            task_queue=CONTROL,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            static_summary="Bring secrets under the newest master key",
-        )
+    async def _start_chore(self, chore: Chore) -> None:
+        await chores.start(self._client, chore)
 
     def _find(self, restored: bool) -> tuple[list[Order], list[Order], list[Order]]:
         old = func.now() - LOST_AFTER
@@ -223,7 +227,11 @@ class Sweeper:
             parent = aliased(Workflow)
             # A child is its parent's to start, as long as that lives.
             orphaned = select(parent.id).where(parent.id == Workflow.parent_id, parent.state.in_(TERMINAL)).exists()
-            alone = Workflow.parent_id.is_(None) | orphaned
+            # What is to be deleted ends first what it has begun, also where who ordered that was called off.
+            drains = select(BalancerTarget.instance_id).where(
+                BalancerTarget.instance_id == Workflow.resource_id, BalancerTarget.state == TargetState.DRAINING
+            )
+            alone = Workflow.parent_id.is_(None) | (orphaned & ~drains.exists())
             lost = orders(Workflow.state == State.ACCEPTED, alone, Workflow.created_at < old)
             asked = orders(Workflow.state == State.RUNNING, Workflow.cancel_requested_at < old)
             unchecked = list(

@@ -19,15 +19,15 @@ import structlog
 from sqlalchemy import Engine, func, insert, select, text, update
 from sqlalchemy.orm import Session
 from temporalio import activity
-from temporalio.client import Client
-from temporalio.common import WorkflowIDConflictPolicy
 
 from activities.database import transaction, use_project
-from activities.runs import CONTROL
+from activities.secrets import Opened
 from drivers import outbound
 from model.base import Frozen, new_id
 from model.errors import CairnError, UrlRefused
 from model.events import LAST, NEWEST_SETTLED, as_json, event_order, is_covered, is_settled
+from model.keyring import Keyring
+from model.vault import SealedValue
 from model.webhooks import (
     LONGEST_WAIT,
     MOST_DEAD,
@@ -46,8 +46,6 @@ WEBHOOKS = "webhooks"
 BATCH, ROUND_SECONDS = 20, 20.0
 #: For one request, seconds.
 TIMEOUT = aiohttp.ClientTimeout(total=10, connect=5)
-#: Webhooks that are started at once.
-MOST_DUE = 500
 #: A run that has taken a batch is not looked for before this: its round, and once more where a worker died.
 IN_HAND = dt.timedelta(minutes=3)
 #: Rounds of one project that a process makes at once; another waits so many seconds, and takes no place meanwhile.
@@ -55,43 +53,6 @@ ROUNDS_OF_PROJECT, TURN_SECONDS = 10, 3.0
 GONE = 410
 log = structlog.get_logger()
 
-# What has something to deliver now, and nobody delivers it; first what has waited longest. Its cursor alone says
-# little: most events are not wanted.
-_DUE = text(
-    """
-    SELECT w.project_id, w.id FROM webhooks w
-    LEFT JOIN LATERAL (
-        SELECT d.next_attempt_at AS since FROM webhook_deliveries d WHERE d.webhook_id = w.id AND d.state = 'pending'
-        ORDER BY d.epoch, d.xid, d.event_id LIMIT 1
-    ) pending ON true
-    LEFT JOIN LATERAL (
-        SELECT e.created_at AS since FROM events e, jsonb_array_elements_text(w.events) p
-        WHERE pending.since IS NULL
-        AND e.project_id = w.project_id AND (e.epoch, e.xid, e.id) > (w.epoch, w.xid, w.number)
-        AND (p IN ('*', e.type) OR (right(p, 1) = '.' AND starts_with(e.type, p)))
-        ORDER BY e.epoch, e.xid, e.id LIMIT 1
-    ) wanted ON true
-    WHERE w.active AND (w.in_hand_until < now()) IS NOT FALSE AND coalesce(pending.since, wanted.since) <= now()
-    ORDER BY coalesce(pending.since, wanted.since), w.id LIMIT :most
-    """
-)
-# Events that a webhook does not want are passed over here, so that they are looked at once.
-_PASS_OVER = text(
-    """
-    UPDATE webhooks w SET epoch = s.epoch, xid = s.xid, number = :last
-    FROM (SELECT current_epoch() AS epoch, pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1 AS xid) s
-    WHERE (w.epoch, w.xid) < (s.epoch, s.xid) AND w.id IN (
-        SELECT v.id FROM webhooks v WHERE v.active AND EXISTS (
-            SELECT FROM events e
-            WHERE e.project_id = v.project_id AND (e.epoch, e.xid, e.id) > (v.epoch, v.xid, v.number)
-        ) AND NOT EXISTS (
-            SELECT FROM events e, jsonb_array_elements_text(v.events) p
-            WHERE e.project_id = v.project_id AND (e.epoch, e.xid, e.id) > (v.epoch, v.xid, v.number)
-            AND (p IN ('*', e.type) OR (right(p, 1) = '.' AND starts_with(e.type, p)))
-        ) FOR UPDATE SKIP LOCKED
-    )
-    """
-)
 _NOTIFY = text("SELECT pg_notify('cairn', '')")
 
 
@@ -138,35 +99,6 @@ class Limits(NamedTuple):
     attempts: int
     spread: float
     allow: outbound.Networks
-
-
-def due(session: Session) -> list[WebhookRef]:
-    """The webhooks that have something to deliver now."""
-    session.execute(_PASS_OVER, {"last": LAST})
-    return [
-        WebhookRef(project_id=row.project_id, webhook_id=row.id) for row in session.execute(_DUE, {"most": MOST_DUE})
-    ]
-
-
-async def start_due(engine: Engine, client: Client, *, wake: bool) -> int:
-    """Start a run for each of them, where none runs. ``wake``: one that waits for its next attempt looks again."""
-
-    def find() -> list[WebhookRef]:
-        with transaction(engine) as session:
-            return due(session)
-
-    found = await asyncio.to_thread(find)
-    for webhook in found:
-        await client.start_workflow(
-            "DeliverWebhook",
-            webhook,
-            id=f"webhook-{webhook.webhook_id}",
-            task_queue=CONTROL,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            static_summary="Deliver events to a webhook",
-            start_signal="look" if wake else None,
-        )
-    return len(found)
 
 
 def switch_off(session: Session, webhook: Webhook, reason: str) -> None:
@@ -248,9 +180,10 @@ class WebhookRecords:
 class WebhookCalls:
     """The requests. Runs on a queue of its own, and, as it waits for strangers, without threads of its own."""
 
-    def __init__(self, engine: Engine, limits: Limits) -> None:
+    def __init__(self, engine: Engine, limits: Limits, keyring: Keyring | None) -> None:
         self._engine = engine
         self._limits = limits
+        self._keyring = keyring
         self._rounds: Counter[UUID] = Counter()
 
     @activity.defn(name="webhook.deliver")
@@ -303,7 +236,9 @@ class WebhookCalls:
             if event is not None:
                 wait: float = (delivery.next_attempt_at - dt.datetime.now(dt.UTC)).total_seconds()
                 # A clock that differs a little from the database's does not make it wait again.
-                return wait if wait > 1 else Job(webhook.url, webhook.secret, event.type, as_json(event))
+                return (
+                    wait if wait > 1 else Job(webhook.url, self._secret(session, webhook), event.type, as_json(event))
+                )
         with transaction(self._engine, ref.project_id) as session:
             session.execute(
                 update(WebhookDelivery)
@@ -311,6 +246,13 @@ class WebhookCalls:
                 .values(state=DeliveryState.DEAD, error="the event is no longer kept")
             )
         return None
+
+    def _secret(self, session: Session, webhook: Webhook) -> str:
+        """Raises KeyUnknown, EnvelopeBroken: its run fails, and another one is begun a while later."""
+        if webhook.secret is not None:
+            return webhook.secret
+        row = session.scalars(select(SealedValue).where(SealedValue.webhook_id == webhook.id)).one()
+        return Opened(session, self._keyring, webhook.project_id).sealed(row).decode()
 
     async def _post(self, client: aiohttp.ClientSession, id: UUID, job: Job) -> Answer:
         now = int(time.time())

@@ -73,8 +73,9 @@ class Acceptance:
         self._ended: list[Row[Any]] = []
         self._order: Order | None = None
 
-    async def answered_before(self, resource_id: UUID, body: Any) -> Answered | None:
-        """Hold the request's Idempotency-Key; the earlier answer, where it was held before.
+    async def answered_before(self, resource_id: UUID, body: Any, *also: Any) -> Answered | None:
+        """Hold the request's Idempotency-Key; the earlier answer, where it was held before, for this body or one of
+        ``also``.
 
         Of many at once with one key, the first holds it and the others wait here for its commit.
         Raises IdempotencyMismatch where the key came with another request.
@@ -82,8 +83,7 @@ class Acceptance:
         key = idempotency_key(self._request)
         if key is None:
             return None
-        asked = [self._request.method, self._request.url.path, body]
-        fingerprint = hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).digest()
+        fingerprint, *others = (self._fingerprint(each) for each in (body, *also))
         held = await self._caller.execute(
             _HOLD_KEY,
             {
@@ -97,9 +97,13 @@ class Acceptance:
         if held.one_or_none() is not None:
             return None
         earlier = (await self._caller.execute(_HELD_KEY, {"project_id": self._caller.project_id, "key": key})).one()
-        if earlier.fingerprint != fingerprint:
+        if earlier.fingerprint not in (fingerprint, *others):
             raise IdempotencyMismatch("this Idempotency-Key was used for another request; take a new one")
         return Answered(earlier.resource_id, earlier.workflow_id)
+
+    def _fingerprint(self, body: Any) -> bytes:
+        asked = [self._request.method, self._request.url.path, body]
+        return hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).digest()
 
     def cancels(self, workflow_id: UUID) -> None:
         """A running workflow whose row this transaction asks to cancel."""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import func, select, update
 
-from api import limits, sessions
+from api import limits, lockout, sessions
 from api.accounts import Password, PersonName, check_password
-from api.auth import count_failure
 from api.authentication import may
 from api.caller import Caller
 from api.envelope import Envelope, Nothing, answer
@@ -86,7 +84,8 @@ async def patch(request: Request, body: MePatch, caller: Annotated[Caller, may("
     caller.changed("user", user_id, after={name: value for name, value in told.items() if value is not None})
     changed: dict[str, Any] = {} if body.name is None else {"name": body.name}
     if body.password is not None:
-        row = (await caller.execute(select(User.__table__).where(mine))).one()
+        query = select(User.__table__, lockout.IS_LOCKED.label("is_locked")).where(mine)
+        row = (await caller.execute(query, {"address": lockout.whence(request)})).one()
         await caller.release()  # nothing is held while passwords are hashed
         changed["password_hash"] = await _another_password(request, body, body.password, row)
         # Of two that change it at once, one is told that its old one is none any more.
@@ -99,6 +98,7 @@ async def patch(request: Request, body: MePatch, caller: Annotated[Caller, may("
             if (await connection.execute(update(User).where(mine).values(**changed))).rowcount == 0:
                 raise _wrong()
         if body.password is not None:
+            await lockout.forget(connection, user_id)
             others = Session.user_id == user_id
             if (this := caller.who.credential.session) is not None:
                 others &= Session.id != this
@@ -126,13 +126,14 @@ async def _another_password(request: Request, body: MePatch, wanted: str, row: A
     if body.old_password is None:
         said = "the old password is needed to set another"
         raise ValidationFailed(f"old_password: {said}", fields=[{"field": "old_password", "message": said}])
-    await check_password(hashing, wanted, row.email, body.name or row.name)
-    if row.locked_until is not None and row.locked_until > dt.datetime.now(dt.UTC):
+    address = lockout.whence(request)
+    await check_password(hashing, address, wanted, row.email, body.name or row.name)
+    if row.is_locked:
         raise _wrong()
-    if not await hashing.matches(body.old_password, row.password_hash):
-        await count_failure(request.app.state.engine, row.id)
+    if not await hashing.matches(body.old_password, row.password_hash, address=address):
+        await lockout.count_failure(request.app.state.engine, row.id, address)
         raise _wrong()
-    return await hashing.hashed(wanted)
+    return await hashing.hashed(wanted, address=address)
 
 
 def _wrong() -> Forbidden:

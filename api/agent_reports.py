@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import text
 
-from api.agents import Authenticated, MemberRoute
+from api.agent_credentials import Authenticated, MemberRoute
 from api.caller import ENTER
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
@@ -68,8 +68,14 @@ class UserData(BaseModel):
     sealed: str
 
 
+class SealedLogin(BaseModel):
+    #: Username and password, as JSON, which only the agent can read: see model.sealing. Base64.
+    sealed: str
+
+
 class SealedSecrets(BaseModel):
-    #: Values by variable, as JSON, which only the agent can read: see model.sealing. Base64.
+    #: Values by variable, and the login of its registry, as JSON, which only the agent can read: see model.sealing.
+    #: Base64.
     sealed: str
 
 
@@ -88,7 +94,7 @@ _CHANGE = text(
         WHERE i.status = 'running' AND i.health_check IS NOT NULL AND i.health IS DISTINCT FROM t.health
         ORDER BY i.id FOR UPDATE OF i SKIP LOCKED
     )
-    UPDATE instances i SET health = changed.health FROM changed WHERE i.id = changed.id
+    UPDATE instances i SET health = changed.health, health_at = now() FROM changed WHERE i.id = changed.id
     RETURNING i.id, i.name, changed.before, changed.health, changed.failure
     """
 )
@@ -99,10 +105,23 @@ _RECORD = text(
     """
 )
 _RING = text("SELECT pg_notify('cairn', '')")
+# As a worker sealed it for one of its placements on a host of the agent; or in clear, as a release before wrote it,
+# until a worker seals that too.
 _USER_DATA = text(
     """
-    SELECT i.user_data, h.public_key FROM instances i JOIN hosts h ON h.id IN (i.host_id, i.next_host_id)
-    WHERE i.id = :id AND i.project_id = :project AND h.credential = :credential AND i.user_data IS NOT NULL LIMIT 1
+    SELECT s.user_data AS sealed, i.user_data AS clear, h.public_key
+    FROM instances i JOIN hosts h ON h.id IN (i.host_id, i.next_host_id)
+    LEFT JOIN instance_secrets s ON s.project_id = i.project_id AND s.instance_id = i.id AND s.user_data IS NOT NULL
+        AND (s.generation = i.generation AND h.id = i.host_id
+            OR s.generation = i.next_generation AND h.id = i.next_host_id)
+    WHERE i.id = :id AND i.project_id = :project AND h.credential = :credential
+    AND (s.user_data IS NOT NULL OR i.user_data IS NOT NULL) ORDER BY s.generation DESC NULLS LAST LIMIT 1
+    """
+)
+_LOGIN = text(
+    """
+    SELECT l.sealed FROM image_logins l JOIN hosts h ON h.id = l.host_id
+    WHERE l.image_id = :id AND l.project_id = :project AND h.credential = :credential
     """
 )
 _SECRETS = text(
@@ -148,7 +167,9 @@ async def user_data(
     found = (await agent.connection.execute(_USER_DATA, asked)).one_or_none()
     if found is None:
         raise NotFound(f"no host of this agent holds an instance {instance_id} with user_data")
-    sealed = seal(found.user_data.encode(), purpose=of_user_data(instance_id), key=bytes(found.public_key or b""))
+    sealed = found.sealed
+    if sealed is None:
+        sealed = seal(found.clear.encode(), purpose=of_user_data(instance_id), key=bytes(found.public_key or b""))
     return answer(request, {"sealed": sealed})
 
 
@@ -166,4 +187,17 @@ async def secrets(
     found = (await agent.connection.execute(_SECRETS, asked)).one_or_none()
     if found is None:
         raise NotFound(f"no host of this agent holds generation {generation} of instance {instance_id} with secrets")
+    return answer(request, {"sealed": found.sealed})
+
+
+@router.get("/registry-logins/{image_id}", response_model=Envelope[SealedLogin])
+async def registry_login(
+    request: Request, image_id: UUID, project_id: Annotated[UUID, Query()], agent: Authenticated
+) -> Response:
+    """With what a host of the agent pulls an image that is being imported; a worker sealed it for that host."""
+    await agent.connection.execute(ENTER, {"project": str(project_id)})
+    asked = {"id": image_id, "project": project_id, "credential": agent.credential}
+    found = (await agent.connection.execute(_LOGIN, asked)).one_or_none()
+    if found is None:
+        raise NotFound(f"no host of this agent is asked to pull image {image_id} with a login")
     return answer(request, {"sealed": found.sealed})

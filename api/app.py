@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
+from uuid import UUID
 
 from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -15,15 +16,23 @@ from temporalio.client import Client
 from activities.placement import Capacity
 from api import (
     account,
+    agent_joining,
+    agent_leases,
     agent_reports,
-    agents,
     audit,
     auth,
+    balancer_stats,
+    balancer_targets,
+    balancers,
     bindings,
     blobs,
+    cron,
+    cron_runs,
     dashboard,
+    deployments,
     errors,
     events,
+    groups,
     guard,
     health,
     hosts,
@@ -37,6 +46,7 @@ from api import (
     members,
     metrics,
     openapi,
+    policies,
     project_quotas,
     projects,
     restores,
@@ -125,7 +135,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
     app.state.leaving = asyncio.Event()
     #: Set when it ends: nothing is waited for any longer.
     app.state.denials = Denials(engine)
-    app.state.audit_places = asyncio.Semaphore(audit.AT_ONCE)
+    app.state.audit_places = set[UUID]()
     app.state.stopping = asyncio.Event()
     app.state.blobs = store
     app.state.events = Hub(engine, app.state.bells, app.state.stopping)
@@ -139,6 +149,11 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
     # Agents before hosts: their paths are not ids.
     of_projects = (
         instances,
+        groups,
+        policies,
+        deployments,
+        balancers,
+        balancer_targets,
         images,
         image_uploads,
         blobs,
@@ -147,14 +162,18 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
         retries,
         events,
         webhooks,
+        cron,
+        cron_runs,
         dashboard,
         secrets,
         audit,
     )
     of_platform = (
-        agents,
+        agent_joining,
+        agent_leases,
         agent_reports,
         samples,
+        balancer_stats,
         hosts,
         instance_types,
         ssh_keys,

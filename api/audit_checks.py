@@ -30,8 +30,9 @@ from model.keyring import Keyring
 BATCH, LOOKED_OVER = 500, 10_000
 #: changed: the row is not what was linked. missing: a row, or a link, is gone. swapped: it stands where another
 #: stood. unsealed_order: a row was put among those that are linked, and has no link. head: where the chain ends is not
-#: what the platform signed, or not what the caller remembers.
-What = Literal["changed", "missing", "swapped", "unsealed_order", "head"]
+#: what the platform signed, or not what the caller remembers. key: the master key that the head was signed with is
+#: gone, so nobody can tell, and nothing is linked any more before it is back.
+What = Literal["changed", "missing", "swapped", "unsealed_order", "head", "key"]
 
 _link = (AuditLink.position, AuditLink.audit_id, AuditLink.hash)
 _LINKS = (
@@ -87,7 +88,7 @@ class Verdict(BaseModel):
 
 
 async def verify(caller: Caller, chain: UUID, keyring: Keyring, remembered: Remembered | None) -> Verdict:
-    """Go through all of a chain. ``caller`` has ended its transaction. Raises KeyUnknown."""
+    """Go through all of a chain. ``caller`` has ended its transaction."""
     head, entries = None, 0
     async with caller.again() as connection:
         row, last = await _ends(connection, chain)
@@ -99,6 +100,8 @@ async def verify(caller: Caller, chain: UUID, keyring: Keyring, remembered: Reme
             head = head_of(row)
         if last > (head.position if head else 0):
             raise _Found("head", (head.position if head else 0) + 1, None)
+        if row is not None and row.key_id not in keyring:
+            raise _Found("key", row.position, row.audit_id)
         if row is not None and not is_genuine(keyring, row):
             raise _Found("head", row.position, row.audit_id)
         await _follow(caller, chain, head, remembered)

@@ -19,12 +19,13 @@ from starlette.requests import HTTPConnection
 
 from api import anonymous, limits
 from api.audit_rows import Record
-from api.caller import IDENTIFY, Caller, Credential, Who, who_is
+from api.caller import Caller, Credential, Who, who_is
 from api.http import MAX_BODY
 from model.audit import NOWHERE
 from model.errors import (
     BodyTooLarge,
     CairnError,
+    Forbidden,
     NotFound,
     ProjectInactive,
     Restored,
@@ -37,8 +38,12 @@ from model.secrets import digest, is_damaged
 from model.settings import Settings
 from model.tokens import Tokens, is_token
 
+#: In the scope of a request that a cron job makes in this process: its id. Nothing from outside can be there.
+JOB = "cairn.job"
 #: A database that is silent for so long counts as away.
 DATABASE_SECONDS = 5
+#: How keys begin, but those that an operator made up.
+KEYS = "cairn_"
 #: A browser asks for the WebSocket subprotocols ``cairn`` and this with its key behind it.
 SUBPROTOCOL, KEY_SUBPROTOCOL = "cairn", "key."
 documented = (
@@ -62,7 +67,8 @@ async def authenticate(request: HTTPConnection, *permissions: str) -> Caller:
 
 
 async def _authenticate(request: HTTPConnection, permissions: Sequence[str]) -> Caller:
-    shown = _shown(request)
+    job: UUID | None = request.scope.get(JOB)
+    shown = _shown(request) if job is None else None
     engine: AsyncEngine = request.app.state.engine
     malformed: ValidationFailed | None = None
     project: UUID | None = None
@@ -70,27 +76,25 @@ async def _authenticate(request: HTTPConnection, permissions: Sequence[str]) -> 
         project = _project(request, permissions)
     except ValidationFailed as error:
         malformed = error  # to be told to those only who are somebody
-    credential = await credential_of(request, shown, project)
-    for last_try in (False, True):
-        connection = engine.connect()
-        try:
-            await connection.start()  # it waits for one that is free, as long as connect_async says
-            async with asyncio.timeout(DATABASE_SECONDS):
-                row = (await connection.execute(IDENTIFY, credential._asdict())).one_or_none()
-            break
-        except (DBAPIError, TimeoutError) as error:
-            if connection.sync_connection is not None:  # None: it could not be opened at all
-                await connection.close()
-            # A connection that died while it lay in the pool: nothing was done on it, a fresh one will do.
-            if last_try or not getattr(error, "connection_invalidated", False):
-                raise
+    credential = Credential(None, None, None, job) if job else await credential_of(request, shown, project)
+    if shown is not None and credential.digest is not None and not shown.startswith(KEYS):
+        await limits.check_stranger(request)
+    connection, row = await _identify(engine, credential)
+    if row is not None and limits.has_to_ask(request, key=_counted(row), user=row.user_id):
+        # The counts are in the database too, and nothing else is held while it is asked for them.
+        await connection.close()
+        request.state.who = who_is(credential, row)
+        await limits.count_caller(request, key=_counted(row), user=row.user_id)
+        connection, row = await _identify(engine, credential)
     try:
+        if job is not None and (row is None or row.project_id is None):
+            raise Forbidden("nobody is left in whose name this cron job could act: change it, and it acts in yours")
         if row is None:
             anonymous.forget(request)
-            raise Unauthenticated(f"the {'access token' if credential.digest is None else 'API key'} is not valid")
+            raise Unauthenticated(f"the {_word(request, credential)} is not valid")
         who = request.state.who = who_is(credential, row)
         request.state.authenticated = True
-        await limits.count_caller(request, key=who.key_id, user=who.user_id)
+        await limits.count_caller(request, key=_counted(row), user=who.user_id)
         if malformed is not None:
             raise malformed
         await _check_project_of_path(connection, who, request, permissions)
@@ -102,6 +106,30 @@ async def _authenticate(request: HTTPConnection, permissions: Sequence[str]) -> 
         request.app.state.key_use.note(who.key_id)
     structlog.contextvars.bind_contextvars(project_id=str(who.project_id))
     return Caller(engine, connection, who, Record(request, permissions[0] if permissions else ""))
+
+
+async def _identify(engine: AsyncEngine, credential: Credential) -> tuple[AsyncConnection, Row[Any] | None]:
+    """The request's transaction, begun; and who it is, None: nobody."""
+    for last_try in (False, True):
+        connection = engine.connect()
+        try:
+            await connection.start()  # it waits for one that is free, as long as connect_async says
+            async with asyncio.timeout(DATABASE_SECONDS):
+                return connection, (await connection.execute(*credential.identify())).one_or_none()
+        except (DBAPIError, TimeoutError) as error:
+            if connection.sync_connection is not None:  # None: it could not be opened at all
+                await connection.close()
+            # A connection that died while it lay in the pool: nothing was done on it, a fresh one will do.
+            if last_try or not getattr(error, "connection_invalidated", False):
+                raise
+    raise AssertionError("the second try returns or raises")
+
+
+def _counted(row: Row[Any]) -> UUID | None:
+    """By what a caller's requests are counted, beside by its user: what acts for a service account and shows no key of
+    it, a cron job, has neither."""
+    found: UUID | None = row.key_id if row.key_id or row.user_id else row.service_account_id
+    return found
 
 
 def _shown(request: HTTPConnection) -> str | None:
@@ -129,7 +157,7 @@ async def credential_of(request: HTTPConnection, shown: str | None, project: UUI
 
 async def still_may(connection: AsyncConnection, who: Who, permission: str) -> bool:
     """Whether what this caller showed lets it do so in this project now. Nothing else was done on the connection."""
-    row = (await connection.execute(IDENTIFY, who.credential._asdict())).one_or_none()
+    row = (await connection.execute(*who.credential.identify())).one_or_none()
     if row is None or row.project_id != who.project_id or not row.is_active:
         return False
     return permission in who_is(who.credential, row).permissions
@@ -143,7 +171,7 @@ async def _check_project_of_path(
     missing = PLATFORM.keys() & set(permissions) - who.permissions
     if about is None or about == who.project_id or not missing:
         return
-    row = (await connection.execute(IDENTIFY, who.credential._replace(project=about)._asdict())).one_or_none()
+    row = (await connection.execute(*who.credential._replace(project=about).identify())).one_or_none()
     if row is None or row.project_id is None:
         raise NotFound("there is no such project")
 
@@ -217,7 +245,17 @@ def key_of(request: HTTPConnection) -> str:
     for word in request.scope.get("subprotocols", ()):  # a WebSocket of a browser, which sends no headers of ours
         if word.startswith(KEY_SUBPROTOCOL):
             return str(word.removeprefix(KEY_SUBPROTOCOL))
-    raise Unauthenticated("send an API key in the X-API-Key header")
+    raise Unauthenticated("log in (POST /v1/auth/login), or send an API key in the X-API-Key header")
+
+
+def _word(request: HTTPConnection, credential: Credential) -> str:
+    """What was shown, as whoever showed it calls it: what a Bearer header has is a token to them."""
+    if credential.digest is None:
+        return "access token"
+    is_key = (
+        "x-api-key" in request.headers or "authorization" not in request.headers or key_of(request).startswith(KEYS)
+    )
+    return "API key" if is_key else "token"
 
 
 def _is_operation(request: HTTPConnection) -> bool:

@@ -16,7 +16,7 @@ from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.paging import Paging, page_of
 from api.resources import one
-from api.rights import OWNER, RoleName, bind, check_an_owner_is_left, check_gives
+from api.rights import OWNER, RoleName, bind, check_an_owner_is_left, check_gives, check_proved, hold
 from model.errors import NotFound
 from model.users import Binding, ServiceAccount, User
 
@@ -63,10 +63,14 @@ async def create(request: Request, body: BindingCreate, caller: Annotated[Caller
 
     Nobody gives a role that may do more than they may themselves: 403. 404 where no account is known by this address
     or id: who may bind learns so much, and nobody else. Somebody without an account is invited
-    (`POST /v1/projects/{id}/invitations`), which tells nothing.
+    (`POST /v1/projects/{id}/invitations`), which tells nothing; so is somebody who is no member yet and has not proved
+    the address: 409 `address_unproved`.
     """
+    await hold(caller)
     await check_gives(caller, body.role_name)
     user_id, account_id = await _subject(caller, body.user_identifier)
+    if user_id is not None:
+        await check_proved(caller, user_id)
     await bind(caller, body.role_name, user_id=user_id, service_account_id=account_id)
     query = _query(caller).where(
         Binding.role_name == body.role_name,
@@ -87,6 +91,7 @@ async def show(request: Request, binding_id: UUID, caller: Annotated[Caller, may
 async def remove(binding_id: UUID, caller: Annotated[Caller, may("members:write")]) -> Response:
     """Take a role from somebody, from their next request on; their streams end. The last owner stays: 409
     `last_owner`. Nobody takes a role that may do more than they may themselves: 403."""
+    await hold(caller)
     row = await _find(caller, binding_id)
     await check_gives(caller, row.role_name)
     if row.role_name == OWNER and row.user_id is not None:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import text
 
-from api.agents import Authenticated, MemberRoute
+from api.agent_credentials import Authenticated, MemberRoute
 from api.errors import RESPONSES, also
 from drivers.blobs import Blobs, Opened
 from model.errors import NotFound

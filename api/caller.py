@@ -22,14 +22,15 @@ from model.permissions import effective
 
 # One statement: who is it, in which project, what may it do there; and from here on row-level security shows what is
 # this project's and this user's only.
-IDENTIFY = text(
-    """
+_IDENTIFY = """
     SELECT i.*, set_config('cairn.project', coalesce(i.project_id::text, ''), true),
         set_config('cairn.user', coalesce(i.user_id::text, ''), true),
         EXISTS (SELECT FROM restores WHERE finished_at IS NULL) AS restored
-    FROM identify(:digest, :session, :project) i
+    FROM {} i
     """
-)
+IDENTIFY = text(_IDENTIFY.format("identify(:digest, :session, :project)"))
+#: The same, of a cron job, which acts as whoever said what it does.
+IDENTIFY_JOB = text(_IDENTIFY.format("identify_job(:job)"))
 ENTER = text("SELECT set_config('cairn.project', :project, true)")
 _ENTER_AS = text(
     "SELECT set_config('cairn.project', :project, true), set_config('cairn.user', :user, true),"
@@ -40,11 +41,18 @@ _ON_PLATFORM = text("SELECT set_config('cairn.platform', 'on', true)")
 
 class Credential(NamedTuple):
     """What a caller showed of itself: the digest of a key, or the session of an access token; and which project it
-    asked for."""
+    asked for. Or which cron job it is, of which no request can speak that comes from outside."""
 
     digest: bytes | None
     session: UUID | None
     project: UUID | None
+    job: UUID | None = None
+
+    def identify(self) -> tuple[Executable, dict[str, Any]]:
+        """The statement, and its parameters."""
+        if self.job is not None:
+            return IDENTIFY_JOB, {"job": self.job}
+        return IDENTIFY, {"digest": self.digest, "session": self.session, "project": self.project}
 
 
 class Who(NamedTuple):
@@ -53,7 +61,7 @@ class Who(NamedTuple):
     credential: Credential
     project_id: UUID
     permissions: frozenset[str]
-    #: As workflows and the audit log show it: ``key:laptop``, ``user:jo@example.org``, ``service-account:ci``.
+    #: As workflows and the audit log show it: ``key:laptop``, ``user:jo@example.org``, ``cron:nightly``.
     actor: str
     user_id: UUID | None
     service_account_id: UUID | None
@@ -70,7 +78,7 @@ class Who(NamedTuple):
 
 def who_is(credential: Credential, row: Row[Any]) -> Who:
     """What ``identify`` says."""
-    named = row.key_name and f"key:{row.key_name}"
+    named = row.key_name and f"{'key' if credential.job is None else 'cron'}:{row.key_name}"
     return Who(
         credential,
         row.project_id or NOWHERE,
@@ -154,9 +162,9 @@ class Caller:
         if project_id == NOWHERE:  # which is where somebody without a project is
             raise NotFound("there is no such project")
         if project_id == self.project_id:
-            return self
+            return self._as(self.who)
         credential = self.who.credential._replace(project=project_id)
-        row = (await self.execute(IDENTIFY, credential._asdict())).one_or_none()
+        row = (await self.execute(*credential.identify())).one_or_none()
         if row is None or row.project_id is None:
             raise NotFound("there is no such project")
         if not row.is_active:

@@ -9,11 +9,15 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 from sqlalchemy import ColumnElement, bindparam, case, func, literal, select, union_all
 
+from activities.placement import Capacity
 from api.authentication import may
 from api.caller import Caller
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.hosts import Size
+from model.balancers import BalancerStatus, LoadBalancer
+from model.cron import CronJob
+from model.groups import Group, GroupStatus
 from model.hosts import LEASE, Host
 from model.images import Image, ImageStatus
 from model.instances import Instance, Status
@@ -36,10 +40,23 @@ class Counted(NamedTuple):
 
 
 _switched = case((Webhook.disabled_reason.is_not(None), "disabled"), (Webhook.active, "active"), else_="inactive")
+_paused = case((CronJob.paused, "paused"), else_="active")
+
+
+def _is_group(kind: str) -> ColumnElement[bool]:
+    return (Group.kind == kind) & (Group.status != GroupStatus.DELETED)
+
+
 #: What is counted, by state.
 RESOURCES = {
     "instances": Counted(Instance.status, Instance.project_id, Instance.status != Status.DELETED),
+    "groups": Counted(Group.status, Group.project_id, _is_group("group")),
+    "deployments": Counted(Group.status, Group.project_id, _is_group("deployment")),
+    "load_balancers": Counted(
+        LoadBalancer.status, LoadBalancer.project_id, LoadBalancer.status != BalancerStatus.DELETED
+    ),
     "images": Counted(Image.status, Image.project_id, Image.status != ImageStatus.DELETED),
+    "cron_jobs": Counted(_paused, CronJob.project_id, CronJob.deleted_at.is_(None)),
     "webhooks": Counted(_switched, Webhook.project_id, literal(True)),
 }
 
@@ -78,6 +95,8 @@ class Summary(BaseModel):
     running_workflows: list[RunningWorkflow]
     hosts: HostCounts
     capacity: Size
+    #: What may be given to instances: the capacity, times what the platform over-commits.
+    allocatable: Size
     allocated: Size
 
 
@@ -123,6 +142,7 @@ async def summary(request: Request, caller: Annotated[Caller, may("project:read"
     named = (await caller.execute(_NAMED, mine)).all()
     hosts = (await caller.execute(_HOSTS)).all()
     workflows = counts.pop("workflows")
+    over: Capacity = request.app.state.capacity
     data = {
         "resources": {name: _total(states) for name, states in counts.items()},
         "workflows": {
@@ -135,6 +155,10 @@ async def summary(request: Request, caller: Annotated[Caller, may("project:read"
         "capacity": {
             "vcpus": sum(row.cpus for row in hosts),
             "memory_mb": sum(row.memory_mb for row in hosts),
+        },
+        "allocatable": {
+            "vcpus": sum(row.cpus for row in hosts) * over.overcommit_cpu,
+            "memory_mb": int(sum(row.memory_mb for row in hosts) * over.overcommit_memory),
         },
         "allocated": {
             "vcpus": sum(row.allocated_vcpus for row in hosts),

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
-from api import denials
+from api import denials, problems
 from api.authentication import authenticate
 from api.envelope import ErrorEnvelope, answer
 from api.openapi import allowed
@@ -110,24 +110,21 @@ async def _after_authentication(
             caller = await authenticate(request)
             await caller.connection.close()
         except CairnError as refused:
-            return await _cairn(request, refused)
+            # What there is in no project is not in one that is not theirs either.
+            if not (isinstance(error, MethodNotAllowed) and isinstance(refused, NotFound)):
+                return await _cairn(request, refused)
         except (DBAPIError, PoolTimeout) as away:
             return await _database(request, away)
     return render(request, error, headers)
 
 
 async def _invalid(request: Request, error: RequestValidationError | WebSocketRequestValidationError) -> Response:
-    problems = error.errors()
-    if any(problem["type"] == "json_invalid" for problem in problems):
+    found = error.errors()
+    if any(problem["type"] == "json_invalid" for problem in found):
         return await _after_authentication(request, Malformed("the body is not valid JSON"))
-    fields = [{"field": _field(problem["loc"]), "message": problem["msg"]} for problem in problems]
+    fields = [{"field": problems.field_of(problem["loc"]), "message": problems.said(problem)} for problem in found]
     summary = "; ".join(f"{field['field']}: {field['message']}" for field in fields[:5])
     return await _after_authentication(request, ValidationFailed(summary, fields=fields))
-
-
-def _field(location: tuple[int | str, ...]) -> str:
-    """The path without its first part, which says where it was: body, query, path or header."""
-    return ".".join(str(part) for part in location[1:]) or "body"
 
 
 async def _http(request: Request, error: HTTPException) -> Response:

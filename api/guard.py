@@ -68,8 +68,8 @@ class Guard:
 
     async def _check(self, scope: Scope) -> None:
         """Raises Malformed, Forbidden, RateLimited."""
-        # Health is asked for by address, also by what has never heard of names.
-        if self._hosts and not scope["path"].startswith("/health/"):
+        # Health and metrics are asked for by address, also by what has never heard of names.
+        if self._hosts and scope["path"] != "/metrics" and not scope["path"].startswith("/health/"):
             name = _host_of(Headers(scope=scope).get("host", ""))
             if not _is_allowed(name, self._hosts):
                 raise Malformed(f"the API is not called '{name}' (CAIRN_ALLOWED_HOSTS)")

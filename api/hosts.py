@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -11,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from activities.placement import Capacity
 from api.accept import Acceptance, Answered
-from api.agents import check_free_name
+from api.agent_joining import check_free_name
 from api.authentication import may
 from api.caller import Caller
 from api.envelope import Envelope, Nothing, answer
@@ -48,6 +51,8 @@ class HostView(BaseModel):
     state: str
     reachable: bool
     capacity: Size
+    #: What may be given to instances: the capacity, times what the platform over-commits.
+    allocatable: Size
     allocated: Size
     ports_held: int
     labels: dict[str, str]
@@ -84,13 +89,13 @@ class TokenView(BaseModel):
 @router.get("/hosts", tags=["hosts"], response_model=Envelope[list[HostView]])
 async def index(request: Request, caller: Annotated[Caller, may("hosts:read")], page: Paging) -> Response:
     """Hosts, with what they have, what is held of it, and how many ports are held."""
-    return await page_of(request, caller, _query, Host.__table__.c.id, page, _view)
+    return await page_of(request, caller, _query, Host.__table__.c.id, page, _viewer(request))
 
 
 @router.get("/hosts/{host_id}", tags=["hosts"], response_model=Envelope[HostView])
 async def show(request: Request, host_id: UUID, caller: Annotated[Caller, may("hosts:read")]) -> Response:
     """One host."""
-    return answer(request, _view(await _find(caller, host_id)))
+    return answer(request, _viewer(request)(await _find(caller, host_id)))
 
 
 @router.post("/hosts/tokens", tags=["hosts"], status_code=201, response_model=Envelope[TokenView])
@@ -161,11 +166,15 @@ async def drain(
     """Move everything on the host elsewhere, and place nothing more on it. A host that is drained already, or is
     being drained, answers with that workflow."""
     acceptance = Acceptance(request, caller)
+
+    async def shown(caller: Caller, host_id: UUID) -> dict[str, Any]:
+        return _viewer(request)(await _find(caller, host_id))
+
     host = (await caller.execute(select(Host.__table__).where(Host.id == host_id).with_for_update())).one_or_none()
     if host is None:
         raise NotFound(f"there is no host {host_id}")
     if answered := await acceptance.answered_before(host_id, None):
-        return await acceptance.answer(_show, answered)
+        return await acceptance.answer(shown, answered)
     if host.state == HostState.DRAINING:
         under_way = select(Workflow.id).where(
             Workflow.project_id == caller.project_id, Workflow.resource_id == host_id, Workflow.state.not_in(TERMINAL)
@@ -173,7 +182,7 @@ async def drain(
         workflow_id = (await caller.execute(under_way)).scalars().first()
         if workflow_id is None:
             raise InvalidState(f"host {host.name} is being drained already, from another project", state=host.state)
-        return await acceptance.answer(_show, Answered(host_id, workflow_id))
+        return await acceptance.answer(shown, Answered(host_id, workflow_id))
     await caller.execute(update(Host).where(Host.id == host_id).values(state=HostState.DRAINING))
     order = Order(
         workflow_id=acceptance.workflow_id,
@@ -187,7 +196,7 @@ async def drain(
     )
     data = {"name": host.name, "from": host.state, "to": HostState.DRAINING}
     await acceptance.write(order, "host.draining", data, prior_status=host.state)
-    return await acceptance.answer(_show)
+    return await acceptance.answer(shown)
 
 
 @router.delete("/hosts/{host_id}", tags=["hosts"], status_code=204)
@@ -204,10 +213,6 @@ async def remove(host_id: UUID, caller: Annotated[Caller, may("hosts:manage")]) 
     return Response(status_code=204)
 
 
-async def _show(caller: Caller, host_id: UUID) -> dict[str, Any]:
-    return _view(await _find(caller, host_id))
-
-
 async def _set_state(request: Request, caller: Caller, host_id: UUID, state: HostState) -> Response:
     moved = await caller.execute(
         update(Host).where(Host.id == host_id, Host.state != HostState.DRAINING).values(state=state)
@@ -216,7 +221,7 @@ async def _set_state(request: Request, caller: Caller, host_id: UUID, state: Hos
     if moved.rowcount == 0:
         raise InvalidState(f"host {row.name} is being drained: cancel that workflow first", state=row.state)
     caller.changed("host", host_id, after={"name": row.name, "state": row.state})
-    return answer(request, _view(row))
+    return answer(request, _viewer(request)(row))
 
 
 async def _find(caller: Caller, host_id: UUID) -> Row[Any]:
@@ -226,7 +231,11 @@ async def _find(caller: Caller, host_id: UUID) -> Row[Any]:
     return row
 
 
-def _view(row: Row[Any]) -> dict[str, Any]:
+def _viewer(request: Request) -> Callable[[Row[Any]], dict[str, Any]]:
+    return partial(_view, request.app.state.capacity)
+
+
+def _view(capacity: Capacity, row: Row[Any]) -> dict[str, Any]:
     return {
         "id": row.id,
         "name": row.name,
@@ -234,6 +243,10 @@ def _view(row: Row[Any]) -> dict[str, Any]:
         "state": row.state,
         "reachable": is_reachable(row.last_seen_at),
         "capacity": {"vcpus": row.cpus, "memory_mb": row.memory_mb},
+        "allocatable": {
+            "vcpus": row.cpus * capacity.overcommit_cpu,
+            "memory_mb": int(row.memory_mb * capacity.overcommit_memory),
+        },
         "allocated": {"vcpus": row.allocated_vcpus, "memory_mb": row.allocated_memory_mb},
         "ports_held": row.ports_held,
         "labels": row.labels,

@@ -26,7 +26,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 #: What a path is counted as that no route has: anybody may ask for any.
 UNKNOWN = "unknown"
-ACCEPTED, LAST_STATUS, SERVER_ERROR = 202, 599, 500
+ACCEPTED, LAST_STATUS, SERVER_ERROR, BROKEN = 202, 599, 500, 1011
 log = structlog.get_logger()
 
 
@@ -107,7 +107,7 @@ class Http:
             _count(scope, route, status, answered_at - began if answered_at else None, waited=waited)
             span.rename(f"{_method_of(scope)} {route}")
             span.note(http_route=route, http_response_status_code=status, request_id=request_id)
-            if status >= SERVER_ERROR or not status:
+            if _is_failure(status):
                 span.failed(str(status))
             log.info(
                 f"{scope['type']}.request",
@@ -140,6 +140,12 @@ def _method_of(scope: Scope) -> str:
     if scope["type"] == "websocket":
         return "WEBSOCKET"
     return scope["method"] if scope["method"] in _METHODS else "OTHER"
+
+
+def _is_failure(status: int) -> bool:
+    """Of a request's status, or the code with which its WebSocket closed (RFC 6455: 1000 is well, 1011 an error of
+    ours)."""
+    return not status or SERVER_ERROR <= status <= LAST_STATUS or status == BROKEN
 
 
 def route_of(scope: Scope) -> str:

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import bindparam, select
 
+from api import secrets
 from api.caller import Caller
 from api.instance_schemas import check_reference
 from model.errors import ImageNotFound, InvalidState, ValidationFailed
@@ -24,9 +25,12 @@ _NAMED = (
 )
 
 
-async def named_image(caller: Caller, image: str, backend: str) -> dict[str, Any]:
-    """Columns of an instance: of the live image of the project with this id, else with this name; none of these: a
-    reference of a registry. Raises InvalidState, ImageNotFound, ValidationFailed."""
+async def named_image(caller: Caller, image: str, backend: str, registry_secret: str | None) -> dict[str, Any]:
+    """Columns of an instance: of the live image of the project with this id, else with this name, with the login that
+    it has; none of these: a reference of a registry, with the login that is asked for.
+
+    Raises InvalidState, ImageNotFound, ValidationFailed, Forbidden.
+    """
     id = _id(image)
     rows = (await caller.execute(_NAMED, {"project_id": caller.project_id, "name": image, "id": id})).all()
     if not rows:
@@ -37,8 +41,13 @@ async def named_image(caller: Caller, image: str, backend: str) -> dict[str, Any
         except ValueError as error:
             said = f"there is no image of this name, and as a reference: {error}"
             raise ValidationFailed(f"image: {said}", fields=[{"field": "image", "message": said}]) from None
-        return {"image_id": None, "image_reference": None, "image_format": None, "image_digest": None}
+        login = await secrets.login(caller, registry_secret)
+        none = dict.fromkeys(("image_id", "image_reference", "image_format", "image_digest"))
+        return none | {"registry_secret": login}
     row = next((row for row in rows if row.id == id), rows[0])
+    if registry_secret is not None:
+        said = f"image {row.name} is one of the project's, and is pulled with its own login: leave this out"
+        raise ValidationFailed(f"registry_secret: {said}", fields=[{"field": "registry_secret", "message": said}])
     if row.status != ImageStatus.AVAILABLE:
         raise InvalidState(
             f"image {row.name} is {row.status}, not available",
@@ -54,6 +63,7 @@ async def named_image(caller: Caller, image: str, backend: str) -> dict[str, Any
         "image_reference": reference,
         "image_format": row.format,
         "image_digest": row.digest,
+        "registry_secret": row.registry_secret,
     }
 
 

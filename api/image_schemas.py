@@ -25,6 +25,9 @@ class RegistrySource(BaseModel):
 
     type: Literal["registry"]
     reference: Annotated[str, Field(max_length=255), AfterValidator(check_reference)]
+    #: Name or id of a secret with which the registry is asked, now and by every host that pulls the image later:
+    #: `username:password`, or JSON with these two.
+    registry_secret: Name | None = None
 
 
 class UploadSource(BaseModel):
@@ -56,6 +59,10 @@ class ImageCreate(BaseModel):
         json_schema_extra={
             "examples": [
                 {"name": "web", "source": {"type": "registry", "reference": "nginx:1.29"}},
+                {
+                    "name": "ours",
+                    "source": {"type": "registry", "reference": "registry.example/a:1", "registry_secret": "registry"},
+                },
                 {"name": "app", "source": {"type": "upload"}},
                 {"name": "base", "source": {"type": "url", "url": "https://images.example.org/base.tar.gz"}},
             ]
@@ -69,6 +76,7 @@ class ImageCreate(BaseModel):
 class SourceView(BaseModel):
     type: Literal["registry", "upload", "url"]
     reference: str | None = None
+    registry_secret: str | None = None
     url: str | None = None
     checksum: str | None = None
 

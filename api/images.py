@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.exc import IntegrityError
 
 from activities import image_limits
-from api import user_urls
+from api import secrets, user_urls
 from api.accept import Acceptance, Answered, check_if_match, etag
 from api.authentication import may
 from api.caller import Caller
@@ -24,6 +24,7 @@ from api.resources import is_readable, listed, one
 from drivers import registries
 from model.base import new_id
 from model.errors import InUse, NameTaken, UrlRefused
+from model.groups import Configuration, Group, GroupStatus
 from model.hosts import Host
 from model.images import Image, ImageCache, ImageStatus, without_query
 from model.instances import Instance, Status
@@ -70,7 +71,9 @@ async def _create(request: Request, body: ImageCreate, caller: Caller) -> Respon
         if isinstance(source, UploadSource):
             return await _created(request, caller, answered.resource_id)
         return await acceptance.answer(show_image, answered)
+    login = None
     if isinstance(source, RegistrySource):
+        login = await secrets.login(caller, source.registry_secret, "source.registry_secret")
         settings: Settings = request.app.state.settings
         await registries.check_address(source.reference, settings.outbound_allow)
     uploaded = isinstance(source, UploadSource)
@@ -82,6 +85,7 @@ async def _create(request: Request, body: ImageCreate, caller: Caller) -> Respon
         "status": ImageStatus.PENDING if uploaded else ImageStatus.IMPORTING,
         "source": source.type,
         "reference": source.reference if isinstance(source, RegistrySource) else None,
+        "registry_secret": login,
         "url": source.url if isinstance(source, UrlSource) else None,
         "format": None if isinstance(source, RegistrySource) else source.format,
         "checksum": None if isinstance(source, RegistrySource) else source.checksum,
@@ -154,7 +158,14 @@ async def _check_unused(caller: Caller, image: Row[Any]) -> None:
     users = select(Instance.name).where(
         Instance.project_id == caller.project_id, Instance.image_id == image.id, Instance.status != Status.DELETED
     )
-    names = (await caller.execute(users.order_by(Instance.name).limit(SHOWN + 1))).scalars().all()
+    now = (Configuration.group_id == Group.id) & (Configuration.revision == Group.revision)
+    groups = select(Group.name).join(Configuration, now)
+    groups = groups.where(
+        Group.project_id == caller.project_id,
+        Group.status != GroupStatus.DELETED,
+        Configuration.template["image_id"].astext == str(image.id),
+    )
+    names = (await caller.execute(users.union(groups).order_by("name").limit(SHOWN + 1))).scalars().all()
     if names:
         shown = ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
         raise InUse(f"image {image.name} is used by {shown}: delete these first", instances=list(names[:SHOWN]))
@@ -238,6 +249,7 @@ def view(row: Row[Any]) -> dict[str, Any]:
         "source": {
             "type": row.source,
             "reference": row.reference,
+            "registry_secret": row.registry_secret["secret"] if row.registry_secret else None,
             "url": without_query(row.url) if row.url is not None else None,
             "checksum": row.checksum,
         },

@@ -14,7 +14,7 @@ from api import lifetimes
 from api.accept import Acceptance, Answered, check_if_match, etag
 from api.caller import Caller
 from api.envelope import answer
-from api.instance_rows import lock, show
+from api.instance_rows import check_unmanaged, lock, show
 from api.instance_schemas import InstancePatch, InstanceResize
 from api.quotas import reserve
 from model.errors import InvalidState, NameTaken, NoCapacity, ValidationFailed
@@ -63,6 +63,7 @@ async def change(
     asked = resize.model_dump(mode="json", exclude_unset=True) if resize else None
     if request.method == "POST" and (answered := await acceptance.answered_before(instance_id, asked)):
         return await acceptance.answer(show, answered)
+    await check_unmanaged(caller, instance)
     verb = VERBS[kind]
     if verb.done is Status.DELETED:
         if instance.status == Status.DELETED:
@@ -138,6 +139,7 @@ async def _check_size(request: Request, caller: Caller, instance: Row[Any], resi
 async def patch(request: Request, caller: Caller, instance_id: UUID, body: InstancePatch) -> Response:
     """Change what only the row holds. What changes nothing leaves the version as it is, and is no event."""
     instance = await lock(caller, instance_id)
+    await check_unmanaged(caller, instance)
     check_if_match(request, instance.version)
     if instance.status == Status.DELETED:
         raise InvalidState(f"instance {instance.name} is deleted", state=instance.status)
@@ -171,7 +173,7 @@ async def patch(request: Request, caller: Caller, instance_id: UUID, body: Insta
         try:
             await caller.execute(update(Instance).where(Instance.id == instance_id).values(values))
         except IntegrityError as error:
-            raise name_taken(error, changed["name"]) from error
+            raise await name_taken(caller, error, changed["name"]) from error
         data = {"name": changed.get("name", instance.name), "changed": sorted(body.model_fields_set & changed.keys())}
         if "name" in changed:
             data["from"] = instance.name
@@ -203,11 +205,21 @@ def _merged(field: str, before: dict[str, Any], asked: dict[str, Any] | None) ->
     return merged
 
 
-def name_taken(error: IntegrityError, name: str) -> Exception:
-    """What an INSERT or UPDATE of an instance was refused for."""
-    if "uq_instances_live_name" in str(error.orig):
-        return NameTaken(f"there is an instance named '{name}' already", name=name)
-    return error
+async def name_taken(caller: Caller, error: IntegrityError, name: str) -> Exception:
+    """What an INSERT or UPDATE of an instance was refused for. The transaction, which has failed, is over then."""
+    if "uq_instances_live_name" not in str(error.orig):
+        return error
+    await caller.connection.rollback()
+    await caller.connection.close()
+    holder = select(Instance.status).where(
+        Instance.project_id == caller.project_id, Instance.name == name, Instance.status != Status.DELETED
+    )
+    async with caller.again() as connection:
+        state = (await connection.execute(holder)).scalar_one_or_none()
+    if state == Status.ERROR:
+        said = f"there is an instance named '{name}' already, which is in error: delete it, and the name is free"
+        return NameTaken(said, name=name, state=state)
+    return NameTaken(f"there is an instance named '{name}' already", name=name)
 
 
 async def _unforced(caller: Caller, workflow_id: UUID) -> bool:

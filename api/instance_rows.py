@@ -10,6 +10,8 @@ from sqlalchemy import Row, bindparam, select
 from api import lifetimes
 from api.caller import Caller
 from api.resources import is_readable, one
+from model.balancers import LoadBalancer
+from model.errors import Managed
 from model.hosts import Host, is_reachable
 from model.instances import Instance
 
@@ -37,6 +39,18 @@ async def show(caller: Caller, instance_id: UUID) -> dict[str, Any]:
     return view(await one(caller, _BY_ID, "instance", instance_id, asked))
 
 
+async def check_unmanaged(caller: Caller, row: Row[Any]) -> None:
+    """Raises Managed for an instance that users change through what it belongs to."""
+    if row.balancer_id is None:
+        return
+    named = select(LoadBalancer.name).where(LoadBalancer.id == row.balancer_id)
+    name = (await caller.execute(named)).scalar_one_or_none()
+    raise Managed(
+        f"instance {row.name} is the proxy of load balancer {name}: change or delete that instead (/v1/lb)",
+        managed_by={"type": "load_balancer", "id": str(row.balancer_id), "name": name},
+    )
+
+
 def view(row: Row[Any]) -> dict[str, Any]:
     """The JSON of an instance, from a row of ``query``."""
     return {
@@ -46,6 +60,7 @@ def view(row: Row[Any]) -> dict[str, Any]:
         "status": row.status,
         "image": row.image,
         "image_id": row.image_id,
+        "registry_secret": row.registry_secret["secret"] if row.registry_secret else None,
         "image_digest": row.image_digest,
         "instance_type": row.instance_type,
         "vcpus": row.vcpus,
@@ -61,12 +76,14 @@ def view(row: Row[Any]) -> dict[str, Any]:
         "reachable": None if row.host is None else is_reachable(row.last_seen_at),
         "container_id": row.container_id,
         "private_ip": row.private_ip,
+        "group_id": row.group_id,
         "generation": row.generation,
         "version": row.version,
         "error": row.error,
         "on_host_lost": row.on_host_lost,
         "host_labels": row.wanted_labels,
         "drift": row.drift,
+        "managed_by": None if row.balancer_id is None else {"type": "load_balancer", "id": str(row.balancer_id)},
         **lifetimes.view(row),
         "workflow_id": row.workflow_id,
         "created_at": row.created_at,

@@ -58,17 +58,21 @@ def _image(value: str) -> str:
 
 
 def _env(value: Any) -> Any:
-    """``["K=V", …]`` or ``{"K": "V"}``."""
+    """``["K=V", {"name": "K", "secret": …}, …]`` or ``{"K": "V", "K": {"secret": …}}``."""
     if not isinstance(value, list):
         return value
-    pairs: dict[str, str] = {}
+    pairs: dict[str, Any] = {}
     for entry in value:
-        if not isinstance(entry, str) or "=" not in entry:
-            raise ValueError("expected entries of the form K=V")
-        name, _, text = entry.partition("=")
+        found: Any
+        if isinstance(entry, str) and "=" in entry:
+            name, _, found = entry.partition("=")
+        elif isinstance(entry, dict) and isinstance(entry.get("name"), str) and "secret" in entry:
+            name, found = entry["name"], {key: entry[key] for key in entry if key != "name"}
+        else:
+            raise ValueError('expected entries of the form "K=V" or {"name": "K", "secret": "…"}')
         if name in pairs:
             raise ValueError(f"{name[:40]!r} is given twice")
-        pairs[name] = text
+        pairs[name] = found
     return pairs
 
 
@@ -143,6 +147,12 @@ class SecretRef(BaseModel):
     delivery: Delivery = Field("file", alias="as")
 
 
+class NamedSecretRef(SecretRef):
+    """The same as an entry of a list, which says the variable too."""
+
+    name: Annotated[str, StringConstraints(pattern=f"^{_SECRET_VARIABLE.pattern}$")]
+
+
 def _distinct_variables(env: dict[str, str | SecretRef]) -> dict[str, str | SecretRef]:
     for name, value in env.items():
         if isinstance(value, str):
@@ -152,6 +162,29 @@ def _distinct_variables(env: dict[str, str | SecretRef]) -> dict[str, str | Secr
         if value.delivery == "file" and f"{name}_FILE" in env:
             raise ValueError(f"{name}_FILE is given too: it names the file of {name}")
     return env
+
+
+ImageName = Annotated[
+    str, Field(max_length=255, json_schema_extra={"pattern": f"^{_IMAGE.pattern}$"}), AfterValidator(_image)
+]
+TypeName = Annotated[Text, Field(max_length=63)]
+HostName = Annotated[Text, Field(min_length=1, max_length=63)]
+Labels = Annotated[dict[LabelName, LabelValue], Field(max_length=64)]
+Ports = Annotated[
+    list[PortIn],
+    BeforeValidator(_ports, json_schema_input_type=str | list[PortIn]),
+    AfterValidator(_distinct),
+    Field(max_length=64),
+]
+Env = Annotated[
+    dict[EnvName, Text | SecretRef],
+    BeforeValidator(_env, json_schema_input_type=list[str | NamedSecretRef] | dict[str, str | SecretRef]),
+    AfterValidator(_distinct_variables),
+    Field(max_length=256),
+]
+Words = Annotated[
+    list[Text], BeforeValidator(split_words, json_schema_input_type=str | list[str]), Field(max_length=256)
+]
 
 
 class InstanceCreate(Lifetimes):
@@ -165,28 +198,20 @@ class InstanceCreate(Lifetimes):
     )
 
     name: Name
-    image: Annotated[
-        str, Field(max_length=255, json_schema_extra={"pattern": f"^{_IMAGE.pattern}$"}), AfterValidator(_image)
-    ]
-    instance_type: Annotated[Text, Field(max_length=63)] = "basic-1"
-    ports: Annotated[
-        list[PortIn], BeforeValidator(_ports, json_schema_input_type=str | list[PortIn]), AfterValidator(_distinct)
-    ] = Field(default=[], max_length=64)
-    env: Annotated[
-        dict[EnvName, Text | SecretRef],
-        BeforeValidator(_env, json_schema_input_type=list[str] | dict[str, str | SecretRef]),
-        AfterValidator(_distinct_variables),
-    ] = Field(default={}, max_length=256)
-    cmd: Annotated[list[Text], BeforeValidator(split_words, json_schema_input_type=str | list[str])] | None = Field(
-        default=None, max_length=256
-    )
-    labels: dict[LabelName, LabelValue] = Field(default={}, max_length=64)
+    image: ImageName
+    #: Name or id of a secret with which the image's registry is asked: `username:password`, or JSON with these two.
+    registry_secret: Name | None = None
+    instance_type: TypeName = "basic-1"
+    ports: Ports = []
+    env: Env = {}
+    cmd: Words | None = None
+    labels: Labels = {}
     tags: Tags = []
-    metadata: dict[LabelName, MetadataValue] = Field(default={}, max_length=64)
+    metadata: Annotated[dict[LabelName, MetadataValue], Field(max_length=64)] = {}
     backend: Backend = "docker"
-    host: Annotated[Text, Field(min_length=1, max_length=63)] | None = None
+    host: HostName | None = None
     #: Labels that its host must have.
-    host_labels: dict[LabelName, LabelValue] = Field(default={}, max_length=64)
+    host_labels: Labels = {}
 
     def wanted_ports(self) -> list[Port]:
         return [
@@ -236,6 +261,11 @@ class ErrorView(BaseModel):
     attempt: int | None
 
 
+class ManagedBy(BaseModel):
+    type: str
+    id: str
+
+
 class InstanceView(LifetimesView):
     id: str
     project_id: str
@@ -244,6 +274,8 @@ class InstanceView(LifetimesView):
     image: str
     #: The project's image that it names, where it names one.
     image_id: str | None
+    #: The secret with which its image is pulled.
+    registry_secret: str | None
     #: What it was found to be at launch: every later machine of the instance is made of just that.
     image_digest: str | None
     instance_type: str
@@ -261,12 +293,16 @@ class InstanceView(LifetimesView):
     reachable: bool | None
     container_id: str | None
     private_ip: str | None
+    #: The group or deployment that it is a member of, which replaces it where it is deleted or fails.
+    group_id: str | None
     generation: int
     version: int
     error: ErrorView | None
     on_host_lost: str
     host_labels: dict[str, str]
     drift: Drift | None
+    #: What it belongs to, and is changed through.
+    managed_by: ManagedBy | None
     workflow_id: str
     created_at: dt.datetime
     updated_at: dt.datetime

@@ -8,24 +8,28 @@ from uuid import UUID
 
 import structlog
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints
 from sqlalchemy import Row, delete, func, insert, select, update
 
+from api import limits
 from api.accept import Acceptance
+from api.accounts import Email
 from api.authentication import may
 from api.caller import Caller
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
+from api.letters import INVITATION
 from api.paging import Paging, page_of
 from api.resources import one
-from api.rights import RoleName, bind, check_gives
+from api.rights import RoleName, bind, check_gives, check_is_member, hold, may_still_give
 from model.audit import NOWHERE
 from model.base import new_id
 from model.errors import NotFound
 from model.permissions import ROLES
 from model.projects import Project
 from model.secrets import digest, new_invitation, project_of_invitation
-from model.users import Invitation, Role, User
+from model.settings import Settings
+from model.users import Invitation, Mail, Role, User
 
 router = APIRouter(prefix="/v1", tags=["members"], responses=RESPONSES)
 VALID = dt.timedelta(days=7)
@@ -45,8 +49,12 @@ class InvitationView(BaseModel):
 
 
 class NewInvitationView(InvitationView):
-    #: Shown here, once, for who hands it over.
+    #: Shown here, once, for who hands it over. Null where it goes out by mail.
     token: str | None
+
+
+def _stripped(value: object) -> object:
+    return value.strip() if isinstance(value, str) else value
 
 
 class InvitationCreate(BaseModel):
@@ -56,9 +64,8 @@ class InvitationCreate(BaseModel):
         extra="forbid", json_schema_extra={"examples": [{"email": "jo@example.org", "role_name": "developer"}]}
     )
 
-    email: Annotated[
-        str, StringConstraints(pattern=r"^[!-?A-~]+@[!-?A-~]+$", max_length=254, strip_whitespace=True, to_lower=True)
-    ]
+    #: One that somebody can have an account under: a comma in it would be two recipients of the mail.
+    email: Annotated[Email, BeforeValidator(_stripped)]
     role_name: RoleName
 
 
@@ -87,13 +94,20 @@ async def create(
     """Invite somebody by e-mail to a role, which may do no more than who invites: 403.
 
     The answer is the same whether or not somebody has an account under this address. The token is valid for 7 days,
-    once, and for who has an account under just this address. It is in `data.token`, for who invites to hand over: no
-    mail is sent. The same request again, with its `Idempotency-Key`, is answered without it.
+    once, and for who has an account under just this address, as long as who invites may invite to that role. It goes
+    out by mail; where the platform has no server for mails it is in `data.token`, for who invites to hand over. The
+    same request again, with its `Idempotency-Key`, is answered without it.
     """
     invitation_id = new_id()
     if answered := await Acceptance(request, caller).answered_before(invitation_id, body.model_dump(mode="json")):
         return answer(request, _view(await _find(caller, answered.resource_id)) | {"token": None}, 201)
     await check_gives(caller, body.role_name)
+    settings: Settings = request.app.state.settings
+    by_mail = settings.smtp_url is not None
+    if by_mail:
+        # A project has as many service accounts as it likes: all of them together have one limit.
+        await limits.count_mail(request, caller.who.user_id or caller.project_id)
+    # That of the mail is made up as it is sent, and this one is nobody's.
     token = new_invitation(project_id)
     made = insert(Invitation).values(
         id=invitation_id,
@@ -102,12 +116,20 @@ async def create(
         role_name=body.role_name,
         digest=digest(token),
         invited_by=caller.actor,
+        inviter_user_id=caller.who.user_id,
+        inviter_account_id=caller.who.service_account_id,
         expires_at=func.now() + VALID,
     )
     row = (await caller.execute(made.returning(*Invitation.__table__.c))).one()
     caller.changed("invitation", invitation_id, after={"email": body.email, "role_name": body.role_name})
-    log.info("invitation.made", invitation=str(invitation_id))
-    return answer(request, _view(row) | {"token": token}, 201)
+    log.info("invitation.made", invitation=str(invitation_id), by_mail=by_mail)
+    if not by_mail:
+        return answer(request, _view(row) | {"token": token}, 201)
+    about = {"project_id": str(caller.project_id), "invitation_id": str(invitation_id)}
+    await caller.execute(insert(Mail).values(id=new_id(), kind=INVITATION, recipient=body.email, about=about))
+    await caller.commit()
+    request.app.state.mails.ring()
+    return answer(request, _view(row) | {"token": None}, 201)
 
 
 @router.get("/projects/{project_id}/invitations", response_model=Envelope[list[InvitationView]])
@@ -132,13 +154,16 @@ async def remove(project_id: UUID, invitation_id: UUID, caller: Annotated[Caller
 @router.post("/invitations/accept", operation_id="accept_invitation", response_model=Envelope[AcceptedView])
 async def accept(request: Request, body: Accept, caller: Annotated[Caller, may("account:write")]) -> Response:
     """Become a member of the project that the token is for. 404, without a reason, where it is void: it was used, has
-    expired, was taken back, or is for another address."""
+    expired, was taken back, is for another address, or who invited may not (any more). A token that came by mail proves
+    the address."""
     project_id = project_of_invitation(body.token) or NOWHERE
     if caller.project_id != NOWHERE:
         asked = {"digest": digest(body.token).hex()}
         if await Acceptance(request, caller).answered_before(project_id, asked):
+            await check_is_member(caller, project_id)
             return await _accepted(request, await caller.within(project_id))
     within = await caller.within(project_id)
+    await hold(within)
     used = (
         update(Invitation)
         .where(
@@ -150,11 +175,14 @@ async def accept(request: Request, body: Accept, caller: Annotated[Caller, may("
         )
         .values(accepted_at=func.now())
     )
-    role_name = (await within.execute(used.returning(Invitation.role_name))).scalar_one_or_none()
-    if role_name is None or not await _has_role(within, role_name):
+    row = (await within.execute(used.returning(*Invitation.__table__.c))).one_or_none()
+    if row is None or not await _has_role(within, row.role_name) or not await may_still_give(within, row):
         raise NotFound("the invitation is void: it was used, has expired, or is for another address")
-    within.changed("member", caller.who.user_id, after={"role_name": role_name})
-    await bind(within, role_name, user_id=caller.who.user_id)
+    within.changed("member", caller.who.user_id, after={"role_name": row.role_name})
+    await bind(within, row.role_name, user_id=caller.who.user_id)
+    if row.mailed_at is not None:
+        unproved = (User.id == caller.who.user_id) & User.verified_at.is_(None)
+        await within.execute(update(User).where(unproved).values(verified_at=func.now()))
     return await _accepted(request, within)
 
 

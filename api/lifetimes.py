@@ -89,17 +89,20 @@ class LifetimesView(BaseModel):
 
 
 async def columns(caller: Caller, body: Lifetimes) -> dict[str, Any]:
-    """The columns of a new instance. Raises ValidationFailed where there is no such key."""
+    """The columns of new instances, without when each ends. Raises ValidationFailed where there is no such key."""
     return {
-        **await ttl(caller, body.ttl_seconds),
-        "idle_stop_seconds": body.idle_stop_seconds,
+        "ttl_seconds": body.ttl_seconds,
         "restart_policy": body.restart_policy,
         "health_check": body.health_check.model_dump(exclude_defaults=True) if body.health_check else None,
-        "user_data": body.user_data,
-        "user_data_sha256": hashlib.sha256(body.user_data.encode()).hexdigest() if body.user_data else None,
+        "user_data_sha256": sha256_of(body.user_data),
         "ssh_key_id": body.ssh_key_id,
         "authorized_key": await _authorized_key(caller, body.ssh_key_id) if body.ssh_key_id else None,
     }
+
+
+def sha256_of(script: str | None) -> str | None:
+    """What is shown of it."""
+    return hashlib.sha256(script.encode()).hexdigest() if script else None
 
 
 async def ttl(caller: Caller, seconds: int | None) -> dict[str, Any]:

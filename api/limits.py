@@ -36,6 +36,8 @@ PATIENCE_SECONDS, AWAY_SECONDS = 1.0, 1.0
 MOST_BUCKETS, SWEEP_SECONDS = 50_000, 60.0
 #: Whose limit it is.
 KEY, USER, ADDRESS = "key", "user", "address"
+#: Beside the classes of routes.
+MAILS = "mails"
 #: What is asked for without being anybody yet.
 _LOGINS = frozenset(
     (
@@ -93,7 +95,8 @@ class Limits:
         self._away_until = 0.0
         self._buckets: dict[str, _Bucket] = {}
         self.rates: dict[str, Rate | None] = {
-            kind: rate(getattr(settings, f"rate_limit_{kind}")) for kind in (*get_args(RouteClass), USER, ADDRESS)
+            kind: rate(getattr(settings, f"rate_limit_{kind}"))
+            for kind in (*get_args(RouteClass), USER, ADDRESS, MAILS)
         }
 
     async def take(self, name: str, allowed: Rate) -> Verdict | None:
@@ -110,6 +113,18 @@ class Limits:
                     return None
                 return self._count(bucket, allowed)
         return self._count(bucket, allowed)
+
+    def has_to_ask(self, name: str) -> bool:
+        """Whether the next ``take`` asks the database."""
+        bucket = self._buckets.get(name)
+        if bucket is None or bucket.until <= time.monotonic():
+            return True
+        return not bucket.mine and bucket.others > 0
+
+    def is_spent(self, name: str) -> bool:
+        """Whether the next ``take`` is refused, as far as it is known here."""
+        bucket = self._buckets.get(name)
+        return bucket is not None and bucket.until > time.monotonic() and not bucket.mine and not bucket.others
 
     async def run(self) -> None:
         """Forget, now and then, what is over."""
@@ -194,6 +209,30 @@ def class_of(scope: Scope) -> RouteClass:
     return "streams" if path.endswith(_STREAMED) else "read"
 
 
+def has_to_ask(request: HTTPConnection, *, key: object, user: object) -> bool:
+    """Whether counting this request of somebody waits for the database."""
+    if getattr(request.state, "counted", False):
+        return False
+    limits: Limits = request.app.state.limits
+    return any(rate is not None and limits.has_to_ask(name) for name, rate in _of_caller(request, key, user))
+
+
+def _of_caller(request: HTTPConnection, key: object, user: object) -> list[tuple[str, Rate | None]]:
+    limits: Limits = request.app.state.limits
+    kind = class_of(request.scope)
+    by, whose = (KEY, key) if key is not None else (USER, user)
+    found = [(_name(by, whose, kind), limits.rates[kind])]
+    return found if user is None else [*found, (_name(USER, user, "any"), limits.rates[USER])]
+
+
+async def check_stranger(request: HTTPConnection) -> None:
+    """Before something is looked up that does not look like what anybody has: from an address that has sent too much of
+    that, it is not. Raises RateLimited."""
+    limits: Limits = request.app.state.limits
+    if limits.is_spent(_name(ADDRESS, bucket_of(client_address(request)), "any")):
+        await count_stranger(request)
+
+
 async def count_caller(request: HTTPConnection, *, key: object, user: object) -> None:
     """Count a request of somebody who was identified: by its key, or where it has none by its user; and by its user.
 
@@ -225,10 +264,20 @@ async def count_login(request: HTTPConnection) -> None:
     await _count(request, limits, "auth", ADDRESS, bucket_of(client_address(request)), limits.rates["auth"])
 
 
+async def count_mail(request: HTTPConnection, whose: object) -> None:
+    """Count a mail to somebody else, that a user or the service accounts of a project have sent. Raises RateLimited."""
+    limits: Limits = request.app.state.limits
+    await _count(request, limits, MAILS, USER, whose, limits.rates[MAILS])
+
+
+def _name(by: str, whose: object, kind: str) -> str:
+    return f"{by}:{whose}:{kind}"
+
+
 async def _count(
     request: HTTPConnection, limits: Limits, kind: str, by: str, whose: object, allowed: Rate | None
 ) -> None:
-    verdict = None if allowed is None else await limits.take(f"{by}:{whose}:{kind}", allowed)
+    verdict = None if allowed is None else await limits.take(_name(by, whose, kind), allowed)
     if verdict is None:
         return
     # Of two limits the one that is nearer is told.

@@ -19,8 +19,12 @@ router = APIRouter(prefix="/v1/operations", tags=["operations"], responses=RESPO
 
 _COUNT = text(
     """
-    SELECT k.master_key_id, count(DISTINCT k.id) AS data_keys, count(v.id) AS secret_versions
-    FROM data_keys k LEFT JOIN secret_versions v ON v.project_id = k.project_id AND v.data_key_id = k.id
+    SELECT k.master_key_id, count(*) AS data_keys,
+        sum((SELECT count(*) FROM secret_versions v WHERE v.project_id = k.project_id AND v.data_key_id = k.id))::int
+            AS secret_versions,
+        sum((SELECT count(*) FROM sealed_values v WHERE v.project_id = k.project_id AND v.data_key_id = k.id))::int
+            AS sealed_values
+    FROM data_keys k
     GROUP BY k.master_key_id ORDER BY k.master_key_id
     """
 )
@@ -36,6 +40,8 @@ class MasterKeyView(BaseModel):
     data_keys: int
     #: Values of secrets, all versions counted.
     secret_versions: int
+    #: What webhooks sign with, and scripts of instances.
+    sealed_values: int
     #: Chains of the audit log whose end it signed.
     audit_heads: int
 
@@ -64,6 +70,7 @@ async def show(request: Request, caller: Annotated[Caller, may("operations:manag
             known=id in ids,
             data_keys=under[id].data_keys if id in under else 0,
             secret_versions=under[id].secret_versions if id in under else 0,
+            sealed_values=under[id].sealed_values if id in under else 0,
             audit_heads=signed.get(id, 0),
         )
         for id in dict.fromkeys([*ids, *under, *signed])

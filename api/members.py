@@ -16,7 +16,7 @@ from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.paging import Paging, page_of
 from api.resources import one
-from api.rights import OWNER, RoleName, bind, check_an_owner_is_left, check_gives
+from api.rights import OWNER, RoleName, bind, check_an_owner_is_left, check_gives, check_proved, hold
 from model.users import Binding, User
 
 router = APIRouter(prefix="/v1/projects/{project_id}/members", tags=["members"], responses=RESPONSES)
@@ -65,8 +65,11 @@ async def put(
     caller: Annotated[Caller, may("members:write")],
 ) -> Response:
     """Give a user just these roles in the project: who was no member is one. As with bindings, nobody gives or takes
-    what goes beyond their own (403), and the last owner stays one (409 `last_owner`)."""
+    what goes beyond their own (403), and the last owner stays one (409 `last_owner`). Who is no member yet, and has
+    not proved the address, is invited instead: 409 `address_unproved`."""
+    await hold(caller)
     await one(caller, select(User.id).where(User.id == user_id), "user", user_id)
+    await check_proved(caller, user_id)
     before, after = await _roles(caller, user_id), set(body.roles)
     for role_name in sorted(after ^ before):
         await check_gives(caller, role_name)
@@ -83,6 +86,7 @@ async def put(
 async def remove(project_id: UUID, user_id: UUID, caller: Annotated[Caller, may("members:write")]) -> Response:
     """Remove a user from the project, from the next request on: all their roles, so that their keys open nothing of
     it."""
+    await hold(caller)
     await _member(caller, user_id)
     before = await _roles(caller, user_id)
     for role_name in sorted(before):
@@ -99,9 +103,8 @@ def _theirs(caller: Caller, user_id: UUID) -> Any:
 
 
 async def _roles(caller: Caller, user_id: UUID) -> set[str]:
-    """Those that the user has, which nobody else changes before the transaction ends."""
-    query = select(Binding.role_name).where(_theirs(caller, user_id)).with_for_update()
-    return set((await caller.execute(query)).scalars())
+    """Those that the user has; of a project that is held nobody else changes them."""
+    return set((await caller.execute(select(Binding.role_name).where(_theirs(caller, user_id)))).scalars())
 
 
 def _query(caller: Caller) -> Select[Any]:

@@ -33,6 +33,8 @@ _VERBS = {"get": "get", "post": "create", "put": "replace", "patch": "update", "
 _SINGULAR = {"logs", "stats", "dns", "status", "progress"}
 #: It answers 202 and starts nothing that could be waited for.
 _ONLY_ASKS = "cancel_workflow"
+#: What is no POST, and begins another run each time.
+_KEYED = ("scale_group", "scale_deployment")
 
 
 def install(app: FastAPI) -> None:
@@ -181,7 +183,7 @@ def _add_headers(path: str, method: str, operation: Json, *, versioned: bool) ->
     reads = {
         "X-Request-ID": True,
         "X-Project-ID": not for_agents,
-        "Idempotency-Key": method == "post" and not for_agents,
+        "Idempotency-Key": (method == "post" or operation["operationId"] in _KEYED) and not for_agents,
         "Prefer": starts,
         "If-Match": method != "get" and "{" in path and versioned,
         "Last-Event-ID": responses.get("200", {}).get("content") is EVENT_STREAM_CONTENT,

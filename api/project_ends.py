@@ -19,9 +19,11 @@ DELETE_SECONDS = 24 * 3600.0
 _INSIDE = text(
     """
     SELECT
+        (SELECT count(*) FROM scaling_groups WHERE project_id = :project AND status <> 'deleted') AS groups,
         (SELECT count(*) FROM instances WHERE project_id = :project AND status <> 'deleted') AS instances,
         (SELECT count(*) FROM images WHERE project_id = :project AND status <> 'deleted') AS images,
         (SELECT count(*) FROM webhooks WHERE project_id = :project) AS webhooks,
+        (SELECT count(*) FROM cron_jobs WHERE project_id = :project AND deleted_at IS NULL) AS cron_jobs,
         (SELECT count(*) FROM ssh_keys WHERE project_id = :project) AS ssh_keys,
         (SELECT count(*) FROM secrets WHERE project_id = :project) AS secrets
     """
@@ -37,8 +39,14 @@ async def forget(caller: Caller, project: Row[Any]) -> None:
         if (await caller.execute(FORGET, {"project": project.id})).scalar_one():
             return
         raise RuntimeError(f"project {project.id} is empty, and is not")
-    shown = ", ".join(f"{number} {what.replace('_', ' ')}" for what, number in found.items())
-    raise InUse(f"in project {project.name} there are {shown}: delete these first, or all with ?cascade=true", **found)
+    shown = ", ".join(counted(found))
+    raise InUse(f"project {project.name} holds {shown}: delete these first, or all with ?cascade=true", **found)
+
+
+def counted(found: dict[str, int]) -> list[str]:
+    """As people say it: ``1 instance``, ``2 ssh keys``; what there is none of is left out."""
+    words = {what: what.replace("_", " ") for what in found}
+    return [f"{n} {words[what].removesuffix('s') if n == 1 else words[what]}" for what, n in found.items() if n]
 
 
 async def begin(request: Request, caller: Caller, project: Row[Any], show: Show) -> Response:

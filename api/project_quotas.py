@@ -6,8 +6,8 @@ from typing import Annotated, Any, Generic, TypeVar
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import Row, select, update
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from sqlalchemy import Row, func, select, update
 
 from activities import image_limits
 from api.authentication import may
@@ -15,6 +15,7 @@ from api.caller import Caller
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.resources import one
+from model.balancers import BalancerStatus, LoadBalancer
 from model.projects import QUOTAS, Project, ProjectQuota
 
 router = APIRouter(prefix="/v1/projects", tags=["projects"], responses=RESPONSES)
@@ -34,6 +35,18 @@ class As(BaseModel, Generic[N]):
     limit: N | None
 
 
+def _form(value: Any) -> str:
+    """By which of the two a wrong limit is told what is wrong with it."""
+    return "union[object]" if isinstance(value, dict | As) else "union[number]"
+
+
+#: These are no names of anybody's (``api/problems.py``).
+_NUMBER, _OBJECT, _EITHER = Tag("union[number]"), Tag("union[object]"), Discriminator(_form)
+WholeLimit = Annotated[Annotated[Whole, _NUMBER] | Annotated[As[Whole], _OBJECT], _EITHER]
+VcpuLimit = Annotated[Annotated[Vcpus, _NUMBER] | Annotated[As[Vcpus], _OBJECT], _EITHER]
+ByteLimit = Annotated[Annotated[Bytes, _NUMBER] | Annotated[As[Bytes], _OBJECT], _EITHER]
+
+
 class QuotaView(BaseModel):
     limit: float | None
     used: float
@@ -46,11 +59,12 @@ class QuotaPatch(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"instances": 50, "vcpus": None}]})
 
-    instances: Whole | As[Whole] | None = None
-    vcpus: Vcpus | As[Vcpus] | None = None
-    memory_mb: Whole | As[Whole] | None = None
-    images: Whole | As[Whole] | None = None
-    image_bytes: Bytes | As[Bytes] | None = None
+    instances: WholeLimit | None = None
+    vcpus: VcpuLimit | None = None
+    memory_mb: WholeLimit | None = None
+    images: WholeLimit | None = None
+    image_bytes: ByteLimit | None = None
+    load_balancers: WholeLimit | None = None
 
 
 @router.get("/{project_id}/quotas", response_model=Envelope[dict[str, QuotaView]])
@@ -82,7 +96,14 @@ async def _quotas(caller: Caller, project_id: UUID) -> dict[str, Any]:
     row = await one(caller, query, "project", project_id)
     columns = ("limit", "used", "reserved")
     data = {what: {column: getattr(row, f"{what}_{column}") for column in columns} for what in QUOTAS}
-    return data | await _images(caller, row)
+    return data | await _images(caller, row) | {"load_balancers": await _balancers(caller, row)}
+
+
+async def _balancers(caller: Caller, limits: Row[Any]) -> dict[str, Any]:
+    live = (LoadBalancer.project_id == caller.project_id) & (LoadBalancer.status != BalancerStatus.DELETED)
+    creating = func.count().filter(LoadBalancer.status == BalancerStatus.CREATING)
+    held = (await caller.execute(select(func.count().label("all"), creating.label("coming")).where(live))).one()
+    return {"limit": limits.load_balancers_limit, "used": held.all - held.coming, "reserved": held.coming}
 
 
 async def _images(caller: Caller, limits: Row[Any]) -> dict[str, dict[str, Any]]:

@@ -19,7 +19,7 @@ from api.errors import RESPONSES
 from api.instance_schemas import Text
 from api.paging import OfName, Paging, page_of
 from api.resources import one
-from api.rights import OWNER
+from api.rights import OWNER, check_is_member
 from model.audit import NOWHERE
 from model.base import new_id
 from model.errors import Forbidden, InvalidState, QuotaExceeded
@@ -112,6 +112,7 @@ async def create(request: Request, body: ProjectCreate, caller: Annotated[Caller
     if caller.project_id != NOWHERE:
         asked = body.model_dump(mode="json")
         if answered := await Acceptance(request, caller).answered_before(project_id, asked):
+            await check_is_member(caller, answered.resource_id)
             return _answer(request, await _find(await caller.within(answered.resource_id), answered.resource_id), 201)
     settings: Settings = request.app.state.settings
     if "projects:manage" not in caller.who.permissions:

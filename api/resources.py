@@ -10,6 +10,10 @@ from sqlalchemy import ColumnElement, Executable, Row, Select, func, text
 from api.caller import Caller
 from model.errors import NotFound
 from model.resources import Resource
+from model.ssh_keys import SshKey
+from model.users import ServiceAccount
+from model.vault import Secret
+from model.webhooks import Webhook
 
 _DELETED = "deleted"
 S = TypeVar("S", bound=Select[Any])
@@ -27,6 +31,11 @@ def listed(query: S, resource: type[Resource], caller: Caller, *, status: str | 
     if status == _DELETED:
         query = query.where(is_readable(resource))
     return query if name is None else query.where(resource.name == name)
+
+
+def named(table: type[Secret | ServiceAccount | SshKey | Webhook], caller: Caller, name: str | None) -> list[Any]:
+    """Conditions: those of the caller's project, of this name where one is asked for."""
+    return [table.project_id == caller.project_id, *([] if name is None else [table.name == name])]
 
 
 async def one(

@@ -13,6 +13,7 @@ from api.authentication import may
 from api.caller import Caller
 from api.envelope import Envelope, Nothing
 from api.errors import RESPONSES
+from api.instance_rows import check_unmanaged
 from api.quotas import reserve
 from api.workflows import WorkflowView, find, view
 from model.errors import InvalidState
@@ -59,6 +60,8 @@ async def retry(
     if answered := await acceptance.answered_before(row.resource_id, None):
         return await acceptance.answer(_showing(request, answered.workflow_id), answered)
     await _check(caller, row)
+    if row.resource_type == "instance":
+        await check_unmanaged(caller, resource)
     order = WorkflowOrder.model_validate(row.order).model_copy(
         update={"workflow_id": acceptance.workflow_id, "request_id": request.state.request_id}
     )
@@ -72,7 +75,10 @@ async def retry(
 async def _lock(caller: Caller, row: Row[Any]) -> Row[Any]:
     table: type[Host] | type[Instance] | None = {"instance": Instance, "host": Host}.get(row.resource_type)  # type: ignore[assignment]
     if table is None:
-        raise _refused(row, f"a {row.kind} cannot be tried again like this: ask for it anew")
+        if row.kind == "ImportImage":
+            name, path = row.order["name"], f"/v1/images/{row.resource_id}"
+            raise _refused(row, f"delete image {name} (DELETE {path}), then import it anew")
+        raise _refused(row, f"{row.kind} is not of the kinds that can be: ask for it anew")
     query = select(table.__table__).where(table.id == row.resource_id).with_for_update()
     found = (await caller.execute(query)).one_or_none()
     if found is None:
@@ -89,8 +95,8 @@ async def _check(caller: Caller, row: Row[Any]) -> None:
         raise _refused(row, f"it was retried already, by workflow {newer}", workflow_id=str(newer))
     if row.kind not in _REPEATABLE | {"DrainHost"}:
         if row.parent_id is not None or row.actor == "system":
-            raise _refused(row, f"a {row.kind} is work of the platform, which it does again where it is needed")
-        raise _refused(row, f"a {row.kind} is not retried, as its parts may be out of date: ask for it anew")
+            raise _refused(row, f"{row.kind} is work of the platform, which it does again where it is needed")
+        raise _refused(row, f"{row.kind} is not retried, as its parts may be out of date: ask for it anew")
 
 
 async def _change_again(
@@ -112,7 +118,7 @@ async def _change_again(
             state=instance.status,
             workflow_id=str(instance.workflow_id),
         )
-    if launch and instance.secrets:
+    if launch and (instance.secrets or (instance.registry_secret and instance.image_id is None)):
         caller.require("secrets:use")
     values: dict[str, Any] = {"quota": "reserved", "error": None} if launch else {}
     await caller.execute(

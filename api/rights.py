@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from pydantic import StringConstraints
-from sqlalchemy import func, select
+from sqlalchemy import Row, func, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from api.caller import Caller
 from model.base import new_id
-from model.errors import Forbidden, LastOwner, ValidationFailed
+from model.errors import AddressUnproved, Forbidden, LastOwner, NotFound, ValidationFailed
 from model.permissions import ROLES, allows
 from model.projects import Project
 from model.users import Binding, Role, User
@@ -49,6 +49,47 @@ def check_has(caller: Caller, permissions: Iterable[str], what: str) -> None:
         raise Forbidden(f"{what} may do more than {caller.actor} here: {shown}", permissions=beyond)
 
 
+async def hold(caller: Caller) -> None:
+    """Lock the caller's project: of all who change who is in it, and what they may, one does at a time.
+
+    Before anything else of the project is locked.
+    """
+    await caller.execute(select(Project.id).where(Project.id == caller.project_id).with_for_update(key_share=True))
+
+
+async def check_is_member(caller: Caller, project_id: UUID) -> None:
+    """Before a user is answered again what they did once: whether they are in that project still. Raises NotFound."""
+    bound = select(Binding.id).where(Binding.project_id == project_id, Binding.user_id == caller.who.user_id)
+    if (await caller.execute(bound.limit(1))).one_or_none() is None:
+        raise NotFound("there is no such project")
+
+
+async def check_proved(caller: Caller, user_id: UUID) -> None:
+    """Before a user becomes a member, without having asked for it: whether it is known that the address is theirs.
+
+    Else somebody registers as somebody else, and waits. Raises AddressUnproved.
+    """
+    member = select(Binding.id).where(Binding.project_id == caller.project_id, Binding.user_id == User.id)
+    query = select(User.email).where(User.id == user_id, User.verified_at.is_(None), ~member.exists())
+    email = (await caller.execute(query)).scalar_one_or_none()
+    if email is not None:
+        raise AddressUnproved(f"it is not known whether {email} belongs to that user: invite them", invite=email)
+
+
+async def may_still_give(caller: Caller, row: Row[Any]) -> bool:
+    """Whether who invited could do so now: is there, active, and may do as much as the role."""
+    roles = select(Binding.role_name).where(Binding.project_id == caller.project_id)
+    if row.inviter_user_id is not None:
+        active = select(User.id).where(User.id == row.inviter_user_id, User.deactivated_at.is_(None))
+        roles = roles.where(Binding.user_id == row.inviter_user_id, active.exists())
+    else:
+        roles = roles.where(Binding.service_account_id == row.inviter_account_id)
+    theirs: set[str] = set()
+    for role_name in (await caller.execute(roles)).scalars():
+        theirs |= await permissions_of(caller, role_name)
+    return "members:write" in theirs and await permissions_of(caller, row.role_name, hold=True) <= theirs
+
+
 async def bind(
     caller: Caller, role_name: str, *, user_id: UUID | None = None, service_account_id: UUID | None = None
 ) -> None:
@@ -59,11 +100,8 @@ async def bind(
 
 
 async def check_an_owner_is_left(caller: Caller, leaving: UUID) -> None:
-    """Before this user stops being an owner of the caller's project: whether somebody else goes on being one.
-
-    Of two that remove each other, the second waits here for the first, and sees it. Raises LastOwner.
-    """
-    await caller.execute(select(Project.id).where(Project.id == caller.project_id).with_for_update(key_share=True))
+    """Before this user stops being an owner of the caller's project: whether somebody else goes on being one. Whoever
+    asks holds the project. Raises LastOwner."""
     others = (
         select(func.count())
         .select_from(Binding)

@@ -109,13 +109,14 @@ async def show(request: Request, role_name: Named, caller: Annotated[Caller, may
 async def patch(
     request: Request, role_name: Named, body: RolePatch, caller: Annotated[Caller, may("roles:write")]
 ) -> Response:
-    """Change one of the project's own roles; whoever has it may do just that from the next request on. Nobody adds
-    what they may not do themselves, and nobody changes the built-in ones: 403."""
+    """Change one of the project's own roles; whoever has it may do just that from the next request on. Nobody adds,
+    or takes away, what they may not do themselves, and nobody changes the built-in ones: 403."""
     _check_own(role_name)
     row = await _lock(caller, role_name)
     check_if_match(request, row.version)
     changed = body.model_dump(exclude_none=True)
-    check_has(caller, set(changed.get("permissions", ())) - set(row.permissions), f"the role '{role_name}'")
+    if body.permissions is not None:
+        check_has(caller, set(body.permissions) ^ set(row.permissions), f"what the role '{role_name}' gains or loses")
     caller.changed("role", role_name, {name: getattr(row, name) for name in changed}, changed)
     if changed:
         values = {**changed, "version": Role.version + 1, "updated_at": func.now()}
@@ -135,7 +136,8 @@ async def remove(request: Request, role_name: Named, caller: Annotated[Caller, m
         if table is Invitation:
             count = count.where(Invitation.accepted_at.is_(None), Invitation.expires_at > func.now())
         if number := (await caller.execute(count)).scalar_one():
-            raise InUse(f"the role '{role_name}' is in {number} {noun}: remove these first", **{noun: number})
+            said = noun if number > 1 else noun.removesuffix("s")
+            raise InUse(f"the role '{role_name}' is in {number} {said}: remove these first", **{noun: number})
     caller.changed("role", role_name, before={"permissions": row.permissions})
     await caller.execute(delete(Role).where(_mine(caller, role_name)))
     return Response(status_code=204)

@@ -13,8 +13,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 from sqlalchemy import select, text
 
 from api import activity
-from api.agents import Authenticated as AuthenticatedAgent
-from api.agents import MemberRoute
+from api.agent_credentials import Authenticated as AuthenticatedAgent
+from api.agent_credentials import MemberRoute
 from api.authentication import may
 from api.caller import ENTER, Caller
 from api.envelope import Envelope, answer
@@ -115,11 +115,7 @@ _columns = [Sample.__table__.c[name] for name in _FIGURES]
 @members.post("/samples", operation_id="report_samples", response_model=Envelope[Kept], tags=["agents"])
 async def tell(request: Request, body: Told, agent: AuthenticatedAgent) -> Response:
     """What the agent's machines used in the ten seconds from `at` on. The first that is told of them counts."""
-    now = dt.datetime.now(dt.UTC)
-    if not now - LATE < body.at < now + EARLY:
-        said = f"expected within {LATE.total_seconds():g} s before {now.isoformat()}: is the host's clock right?"
-        raise ValidationFailed(f"at: {said}", fields=[{"field": "at", "message": said}])
-    at = dt.datetime.fromtimestamp(body.at.timestamp() // FINEST * FINEST, dt.UTC)
+    at = check_time(body.at, FINEST)
     written = 0
     machines = sorted(body.machines, key=lambda usage: usage.project_id)
     for project_id, usages in groupby(machines, lambda usage: usage.project_id):
@@ -135,6 +131,15 @@ async def tell(request: Request, body: Told, agent: AuthenticatedAgent) -> Respo
         await activity.note(agent.connection, told)
         written += result.rowcount
     return answer(request, {"written": written})
+
+
+def check_time(at: dt.datetime, seconds: int) -> dt.datetime:
+    """When the interval of so many seconds began that an agent tells of. Raises ValidationFailed unless it is now."""
+    now = dt.datetime.now(dt.UTC)
+    if not now - LATE < at < now + EARLY:
+        said = f"expected within {LATE.total_seconds():g} s before {now.isoformat()}: is the host's clock right?"
+        raise ValidationFailed(f"at: {said}", fields=[{"field": "at", "message": said}])
+    return dt.datetime.fromtimestamp(at.timestamp() // seconds * seconds, dt.UTC)
 
 
 router.include_router(members)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
-import hmac
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Path, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy import ColumnElement, Row, delete, func, insert, select, text, update
-from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import IntegrityError
 
+from api import vault
 from api.accept import Acceptance, check_if_match, etag
 from api.authentication import may
 from api.caller import Caller
@@ -20,26 +19,44 @@ from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.instance_schemas import InstanceCreate, Name, SecretRef, Text
 from api.paging import OfName, Paging, page_of
+from api.resources import named
 from model.base import new_id
-from model.envelope import encrypt, new_data_key, of_secret, unwrap, wrap
-from model.errors import InUse, NameTaken, NotFound, Unavailable, ValidationFailed
+from model.envelope import encrypt, of_secret
+from model.errors import InUse, NameTaken, NotFound, ValidationFailed
+from model.groups import REACHABLE
 from model.keyring import Keyring
-from model.settings import Settings
-from model.vault import LONGEST, DataKey, Secret, SecretUse, SecretVersion
+from model.vault import LONGEST, RegistryLogin, Secret, SecretUse, SecretVersion
 
 router = APIRouter(prefix="/v1/secrets", tags=["secrets"], responses=RESPONSES)
 
 #: All but what is encrypted, which the API may not even select.
 _shown = [SecretVersion.__table__.c[name] for name in ("id", "version", "created_at", "destroyed_at")]
-#: Instances that are named where a secret is in use.
+#: What may use a secret, and how many users are named where it is in use.
+KINDS = ("instances", "images", "groups", "deployments", "load_balancers", "cron_jobs")
 NAMED = 20
 _USING = text(
-    """
-    SELECT i.name FROM instances i, jsonb_each(i.secrets) AS named(variable, use)
-    WHERE i.project_id = :project AND i.status <> 'deleted' AND i.secrets <> '{}'::jsonb
-    AND use ->> 'secret_id' = :secret AND (cast(:version AS text) IS NULL OR use ->> 'version' = :version)
-    GROUP BY i.name ORDER BY i.name LIMIT :most
-    """
+    f"""
+    WITH named AS (
+        SELECT 'instances' AS kind, i.name, i.secrets, i.registry_secret FROM instances i
+        WHERE i.project_id = :project AND i.status <> 'deleted'
+        AND (i.secrets <> '{{}}'::jsonb OR i.registry_secret IS NOT NULL)
+        UNION ALL SELECT g.kind || 's', g.name, c.template -> 'secrets', c.template -> 'registry_secret'
+        FROM scaling_groups g JOIN group_configurations c ON c.group_id = g.id AND {REACHABLE}
+        WHERE g.project_id = :project AND g.status <> 'deleted'
+        UNION ALL SELECT 'load_balancers', b.name, jsonb_build_object('tls', b.settings -> 'tls'), NULL
+        FROM load_balancers b WHERE b.project_id = :project AND b.status <> 'deleted'
+        UNION ALL SELECT 'images', i.name, '{{}}'::jsonb, i.registry_secret FROM images i
+        WHERE i.project_id = :project AND i.status <> 'deleted' AND i.registry_secret IS NOT NULL
+    )
+    SELECT kind, name FROM named, jsonb_each(secrets) AS given(variable, use)
+    WHERE use ->> 'secret_id' = :secret AND (cast(:version AS text) IS NULL OR use ->> 'version' = :version)
+    UNION SELECT kind, name FROM named
+    WHERE registry_secret ->> 'secret_id' = :secret AND cast(:version AS text) IS NULL
+    UNION SELECT 'cron_jobs', j.name FROM cron_jobs j
+    WHERE j.project_id = :project AND j.deleted_at IS NULL AND cast(:version AS text) IS NULL
+    AND jsonb_path_exists(j.target, '$.http.**.secret_id ? (@ == $id)', jsonb_build_object('id', cast(:secret AS text)))
+    ORDER BY 1 DESC, 2 LIMIT :most
+    """  # noqa: S608 - nothing but text of this program
 )
 
 
@@ -50,7 +67,7 @@ def _value(value: str) -> str:
     return value
 
 
-Value = Annotated[Text, Field(min_length=1, max_length=LONGEST), AfterValidator(_value)]
+Value = Annotated[Text, Field(min_length=1, json_schema_extra={"maxLength": LONGEST}), AfterValidator(_value)]
 Description = Annotated[Text, Field(max_length=1024)]
 #: The name of a secret, or its id.
 Named = Annotated[str, Path(max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -110,10 +127,10 @@ class SecretVersionView(BaseModel):
 @router.post("", status_code=201, response_model=Envelope[SecretView])
 async def create(request: Request, body: SecretCreate, caller: Annotated[Caller, may("secrets:write")]) -> Response:
     """Keep a value under a name. No answer shows it again."""
-    keyring = _keyring(request)
+    keyring = vault.keyring(request)
     secret_id = new_id()
-    asked = {"name": body.name, "description": body.description, "value": _fingerprint(keyring, caller, body.value)}
-    if answered := await Acceptance(request, caller).answered_before(secret_id, asked):
+    asked = vault.fingerprinted(keyring, caller, body.model_dump(), "value")
+    if answered := await Acceptance(request, caller).answered_before(secret_id, *asked):
         return _answer(request, await _find(caller, str(answered.resource_id)), 201)
     values = {"id": secret_id, "project_id": caller.project_id, "name": body.name, "description": body.description}
     try:
@@ -132,9 +149,7 @@ async def index(
     request: Request, caller: Annotated[Caller, may("secrets:read")], page: Paging, name: OfName = None
 ) -> Response:
     """The project's secrets, newest first; never their values."""
-    query = select(Secret.__table__).where(Secret.project_id == caller.project_id)
-    if name is not None:
-        query = query.where(Secret.name == name)
+    query = select(Secret.__table__).where(*named(Secret, caller, name))
     return await page_of(request, caller, query, Secret.__table__.c.id, page, _view)
 
 
@@ -165,7 +180,8 @@ async def patch(
 
 @router.delete("/{secret}", status_code=204)
 async def remove(request: Request, secret: Named, caller: Annotated[Caller, may("secrets:write")]) -> Response:
-    """Forget a secret with all its versions. 409 `in_use` while an instance names it, which `instances` names."""
+    """Forget a secret with all its versions. 409 `in_use` while something names it: `instances`, `images`, `groups`,
+    `deployments`, `load_balancers` and `cron_jobs` say which."""
     row = await _find(caller, secret, lock=True)
     check_if_match(request, row.version)
     await _check_unused(caller, row)
@@ -231,34 +247,48 @@ async def uses(caller: Caller, body: InstanceCreate) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, ref in body.secret_env().items():
         caller.require("secrets:use")
-        found[name] = (await _use(caller, name, ref)).model_dump(mode="json")
+        found[name] = (await use(caller, f"env.{name}", ref)).model_dump(mode="json")
     return found
 
 
-async def _use(caller: Caller, name: str, ref: SecretRef) -> SecretUse:
+async def login(caller: Caller, secret: str | None, field: str = "registry_secret") -> dict[str, Any] | None:
+    """A secret with which hosts pull an image, as a row says it; likewise. Raises Forbidden, ValidationFailed."""
+    if secret is None:
+        return None
+    caller.require("secrets:use")
+    row = await _named(caller, field, secret)
+    return RegistryLogin(secret=row.name, secret_id=row.id).model_dump(mode="json")
+
+
+async def _named(caller: Caller, field: str, secret: str) -> Row[Any]:
     try:
-        row = await _find(caller, ref.secret, share=True)
+        return await _find(caller, secret, share=True)
     except NotFound as error:
-        raise _no_such(name, f"there is no secret '{ref.secret}': see GET /v1/secrets") from error
+        raise _no_such(field, f"there is no secret '{secret}': see GET /v1/secrets") from error
+
+
+async def use(caller: Caller, field: str, ref: SecretRef) -> SecretUse:
+    """What a field of a request names; it cannot be deleted until the commit. Raises ValidationFailed."""
+    row = await _named(caller, field, ref.secret)
     if ref.version is not None:
         this = (SecretVersion.secret_id == row.id) & (SecretVersion.version == ref.version)
         there = select(SecretVersion.id).where(this, SecretVersion.destroyed_at.is_(None))
         if (await caller.execute(there)).one_or_none() is None:
-            raise _no_such(name, f"secret '{row.name}' has no version {ref.version}, or it was destroyed")
+            raise _no_such(field, f"secret '{row.name}' has no version {ref.version}, or it was destroyed")
     return SecretUse(secret=row.name, secret_id=row.id, version=ref.version, delivery=ref.delivery)
 
 
-def _no_such(name: str, said: str) -> ValidationFailed:
-    return ValidationFailed(f"env.{name}: {said}", fields=[{"field": f"env.{name}", "message": said}])
+def _no_such(field: str, said: str) -> ValidationFailed:
+    return ValidationFailed(f"{field}: {said}", fields=[{"field": field, "message": said}])
 
 
 async def _renew(request: Request, secret: str, body: NewValue, caller: Caller) -> tuple[Row[Any], Row[Any]]:
     """The secret and its new version."""
-    keyring = _keyring(request)
+    keyring = vault.keyring(request)
     row = await _find(caller, secret, lock=True)
     version_id = new_id()
-    asked = {"value": _fingerprint(keyring, caller, body.value)}
-    if answered := await Acceptance(request, caller).answered_before(version_id, asked):
+    asked = vault.fingerprinted(keyring, caller, body.model_dump(), "value")
+    if answered := await Acceptance(request, caller).answered_before(version_id, *asked):
         known = select(*_shown).where(
             SecretVersion.project_id == caller.project_id, SecretVersion.id == answered.resource_id
         )
@@ -278,45 +308,14 @@ async def _keep(
     caller: Caller, keyring: Keyring, secret: Row[Any], number: int, value: str, version_id: UUID | None = None
 ) -> Row[Any]:
     """Write a version, encrypted under the project's data key of the newest master key."""
-    key_id, key = await data_key(caller, keyring)
+    key_id, key = await vault.data_key(caller, keyring)
     encrypted = encrypt(key, value.encode(), of_secret(caller.project_id, secret.name, number))
     values = {"secret_id": secret.id, "version": number, "data_key_id": key_id, **encrypted._asdict()}
     writing = insert(SecretVersion).values(id=version_id or new_id(), project_id=caller.project_id, **values)
     try:
         return (await caller.execute(writing.returning(*_shown))).one()
     except IntegrityError as error:
-        # This API makes under a master key that is the newest no more, and what lies under that has just been moved.
-        if "fk_secret_versions_project_id_data_key_id" in str(error.orig):
-            raise Unavailable("the key that secrets lie under was replaced just now: repeat the request") from error
-        raise
-
-
-async def data_key(caller: Caller, keyring: Keyring) -> tuple[UUID, bytes]:
-    """The project's data key under the newest master key, made where there is none."""
-    mine = (DataKey.project_id == caller.project_id) & (DataKey.master_key_id == keyring.newest)
-    row = (await caller.execute(select(DataKey.__table__).where(mine))).one_or_none()
-    if row is None:
-        key_id = new_id()
-        wrapped = wrap(keyring, keyring.newest, new_data_key(), project_id=caller.project_id, key_id=key_id)
-        made = {"id": key_id, "project_id": caller.project_id, "master_key_id": keyring.newest, "wrapped": wrapped}
-        # Of two at once the second waits for the first here, and takes that one's.
-        await caller.execute(upsert(DataKey).values(**made).on_conflict_do_nothing())
-        row = (await caller.execute(select(DataKey.__table__).where(mine))).one()
-    key = unwrap(keyring, row.master_key_id, row.wrapped, project_id=row.project_id, key_id=row.id)
-    return row.id, key
-
-
-def _keyring(request: Request) -> Keyring:
-    settings: Settings = request.app.state.settings
-    if settings.master_keys is None:
-        raise Unavailable("no secret can be kept: this API has no CAIRN_MASTER_KEYS")
-    return Keyring(settings.master_keys.get_secret_value())
-
-
-def _fingerprint(keyring: Keyring, caller: Caller, value: str) -> str:
-    """What is remembered of a value for its Idempotency-Key: without the master key nobody can try guesses at it."""
-    key = keyring.derive(keyring.newest, "idempotency")
-    return hmac.digest(key, caller.project_id.bytes + value.encode(), "sha256").hex()
+        raise vault.unavailable(error, "secret_versions") from error
 
 
 async def _find(caller: Caller, wanted: str, *, lock: bool = False, share: bool = False) -> Row[Any]:
@@ -348,10 +347,12 @@ async def _change(caller: Caller, row: Row[Any], **values: Any) -> Row[Any]:
 async def _check_unused(caller: Caller, row: Row[Any], number: int | None = None) -> None:
     """Raises InUse."""
     asked = {"project": caller.project_id, "secret": str(row.id), "version": None if number is None else str(number)}
-    names = (await caller.execute(_USING, asked | {"most": NAMED})).scalars().all()
-    if names:
+    users = (await caller.execute(_USING, asked | {"most": NAMED})).all()
+    if users:
         what = f"secret '{row.name}'" if number is None else f"version {number} of secret '{row.name}'"
-        raise InUse(f"instances are launched with {what}: {', '.join(names)}", instances=list(names))
+        names = {kind: [user.name for user in users if user.kind == kind] for kind in KINDS}
+        said = " and ".join(f"{kind.replace('_', ' ')} {', '.join(found)}" for kind, found in names.items() if found)
+        raise InUse(f"{what} is used by {said}", **{kind: found for kind, found in names.items() if found})
 
 
 def _answer(request: Request, row: Row[Any], status: int = 200) -> Response:

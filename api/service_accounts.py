@@ -18,7 +18,7 @@ from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.instance_schemas import Name, Text
 from api.paging import OfName, Paging, page_of
-from api.resources import one
+from api.resources import named, one
 from api.rights import RoleName, bind, check_gives
 from model.base import new_id
 from model.errors import NameTaken
@@ -86,9 +86,7 @@ async def index(
     request: Request, caller: Annotated[Caller, may("service_accounts:read")], page: Paging, name: OfName = None
 ) -> Response:
     """The project's service accounts, newest first."""
-    query = select(ServiceAccount.__table__).where(ServiceAccount.project_id == caller.project_id)
-    if name is not None:
-        query = query.where(ServiceAccount.name == name)
+    query = select(ServiceAccount.__table__).where(*named(ServiceAccount, caller, name))
     return await page_of(request, caller, query, ServiceAccount.__table__.c.id, page, _view)
 
 

@@ -18,6 +18,7 @@ from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.instance_schemas import Name
 from api.paging import OfName, Paging, page_of
+from api.resources import named
 from model.base import new_id
 from model.errors import NameTaken, NotFound
 from model.ssh_keys import LONGEST, SshKey, parse
@@ -87,9 +88,7 @@ async def index(
     name: OfName = None,
 ) -> Response:
     """The project's keys, newest first."""
-    query = select(SshKey.__table__).where(SshKey.project_id == caller.project_id)
-    if name is not None:
-        query = query.where(SshKey.name == name)
+    query = select(SshKey.__table__).where(*named(SshKey, caller, name))
     return await page_of(request, caller, query, SshKey.__table__.c.id, page, _view)
 
 

@@ -24,7 +24,7 @@ from api.caller import Caller
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES, also
 from api.http import StreamBroken
-from api.instance_rows import MINE
+from api.instance_rows import MINE, check_unmanaged
 from api.instance_schemas import split_words
 from api.open_streams import Held, OpenStreams
 from api.sockets import ENDED, accept, ignored, relay, told
@@ -48,7 +48,7 @@ WRITE_SECONDS = 75.0
 AUDITED_COMMAND = 256
 _QUERY = (
     select(
-        *(Instance.id, Instance.name, Instance.status, Instance.host_id, Instance.workflow_id),
+        *(Instance.id, Instance.name, Instance.status, Instance.host_id, Instance.workflow_id, Instance.balancer_id),
         *(Host.name.label("host"), Host.last_seen_at, Host.agent_url, Host.fingerprint),
     )
     .outerjoin(Host, Host.id == Instance.host_id)
@@ -112,7 +112,7 @@ async def exec_(
     request: Request, instance_id: UUID, caller: Annotated[Caller, may("instances:exec")], body: Exec
 ) -> Response:
     """Run a command inside a running instance. It is ended at its time-out (504), and where the caller goes."""
-    target = await _target(caller, instance_id, running=True)
+    target = await _target(caller, instance_id, running=True, entered=True)
     with closing(_hold(request, caller, "instances:exec")) as held:
         _told(request, caller, target, " ".join(body.cmd))
         await caller.commit()
@@ -231,16 +231,20 @@ def _resize(text: str) -> Resize:
         raise ValidationFailed(problem, fields=[{"field": "resize", "message": problem}]) from None
 
 
-async def _target(caller: Caller, instance_id: UUID, *, running: bool = False) -> Target:
-    """Raises NotFound, InvalidState, HostUnreachable."""
+async def _target(caller: Caller, instance_id: UUID, *, running: bool = False, entered: bool = False) -> Target:
+    """``entered``: to run something in it. Raises NotFound, Managed, InvalidState, HostUnreachable."""
     found = await caller.execute(_QUERY, {"project_id": caller.project_id, "instance_id": instance_id})
     row = found.one_or_none()
     if row is None:
         raise NotFound(f"there is no instance {instance_id}")
+    if entered:
+        await check_unmanaged(caller, row)
     if row.host_id is None or (running and row.status != Status.RUNNING):
         wanted = "not running" if running else "on no host"
+        failed = row.status == Status.ERROR
+        said = ", and its error tells why, with what it wrote last, where it wrote anything" if failed else ""
         raise InvalidState(
-            f"instance {row.name} is {wanted}: its state is {row.status}",
+            f"instance {row.name} is {wanted}: its state is {row.status}{said}",
             state=row.status,
             workflow_id=str(row.workflow_id),
         )
@@ -259,7 +263,7 @@ async def _enter(
 ) -> Target:
     caller = socket.state.caller = await authenticate(socket, permission)
     try:
-        target = await _target(caller, instance_id, running=running)
+        target = await _target(caller, instance_id, running=running, entered=permission == "instances:exec")
         socket.state.held = _hold(socket, caller, permission)
         if permission == "instances:exec":
             caller.record.wanted = True

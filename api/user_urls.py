@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from fastapi import Request
 from yarl import URL
@@ -35,3 +37,15 @@ async def check(request: Request, caller: Caller, url: str) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LOOK_UP_SECONDS):
             await outbound.check(url, settings.outbound_allow, caller.project_id)
+
+
+@asynccontextmanager
+async def looked_up(request: Request, caller: Caller, url: str | None) -> AsyncIterator[Caller]:
+    """A transaction of the caller, begun after the look at where the URL leads. Raises UrlRefused."""
+    if url is None:
+        yield caller
+        return
+    await check(request, caller, url)
+    async with caller.reopened() as again:
+        yield again
+        await again.commit()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -14,7 +12,7 @@ from sqlalchemy import Row, delete, func, insert, literal, select, text, update
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.exc import IntegrityError
 
-from api import user_urls
+from api import user_urls, vault
 from api.accept import Acceptance, check_if_match, etag
 from api.authentication import may
 from api.caller import Caller
@@ -22,6 +20,7 @@ from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES, also
 from api.instance_schemas import Name
 from api.paging import OfName, Paging, page_of
+from api.resources import named
 from drivers import outbound
 from model.base import new_id
 from model.errors import InvalidState, NameTaken, NotFound, QuotaExceeded
@@ -33,7 +32,7 @@ router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"], responses=RESPONSES
 
 #: Webhooks of one project.
 MOST = 100
-#: All but the secret, which the API writes and cannot read, and what only the workers need.
+#: All but the secret in clear, which the API cannot read, and what only the workers need.
 _shown = [column for column in Webhook.__table__.columns if column.name not in ("secret", "in_hand_until")]
 _CALL = text("SELECT pg_notify('cairn', 'webhook')")
 
@@ -116,17 +115,17 @@ class DeliveryView(BaseModel):
 @router.post("", status_code=201, responses=also(429), response_model=Envelope[WebhookView])
 async def create(request: Request, caller: Annotated[Caller, may("webhooks:write")], body: WebhookCreate) -> Response:
     """Send the project's events to a URL, from now on. 422 `url_refused` where it leads to no public address."""
-    async with _looked_up(request, caller, body.url) as again:
-        webhook_id = new_id()
-        asked = body.model_dump(mode="json", exclude_unset=True)
-        if answered := await Acceptance(request, again).answered_before(webhook_id, asked):
+    async with user_urls.looked_up(request, caller, body.url) as again:
+        webhook_id, keyring = new_id(), vault.keyring(request)
+        asked = vault.fingerprinted(keyring, again, body.model_dump(mode="json", exclude_unset=True), "secret")
+        if answered := await Acceptance(request, again).answered_before(webhook_id, *asked):
             row = await _find(again, answered.resource_id)
             return answer(request, _view(row), 201, headers={"ETag": etag(row.version)})
         secret = body.secret or new_webhook_secret()
         mine = select(func.count()).select_from(Webhook).where(Webhook.project_id == again.project_id)
         if (await again.execute(mine)).scalar_one() >= MOST:
             raise QuotaExceeded(f"a project has at most {MOST} webhooks", webhooks=MOST)
-        values = {"name": body.name, "url": body.url, "events": body.events, "secret": secret, "active": body.active}
+        values = {"name": body.name, "url": body.url, "events": body.events, "active": body.active}
         row = await _write(
             again,
             body.name,
@@ -134,6 +133,7 @@ async def create(request: Request, caller: Annotated[Caller, may("webhooks:write
             .values(id=webhook_id, project_id=again.project_id, **values, **await _now(again))
             .returning(*_shown),
         )
+        await vault.keep(again, keyring, secret, webhook_id=webhook_id)
         again.changed("webhook", webhook_id, after=_told(row))
         data = _view(row) | ({} if body.secret else {"secret": secret})
         return answer(request, data, 201, headers={"ETag": etag(row.version)})
@@ -148,9 +148,7 @@ async def index(
     active: bool | None = None,
 ) -> Response:
     """The project's webhooks, newest first."""
-    query = select(*_shown).where(Webhook.project_id == caller.project_id)
-    if name is not None:
-        query = query.where(Webhook.name == name)
+    query = select(*_shown).where(*named(Webhook, caller, name))
     if active is not None:
         query = query.where(Webhook.active == active)
     return await page_of(request, caller, query, Webhook.__table__.c.id, page, _view)
@@ -169,11 +167,14 @@ async def patch(
 ) -> Response:
     """Change a webhook. With `active: true` one that was switched off begins again, with the events from then on;
     with `active: false` what is pending dies."""
-    async with _looked_up(request, caller, body.url) as again:
+    async with user_urls.looked_up(request, caller, body.url) as again:
         row = await _find(again, webhook_id, lock=True)
         check_if_match(request, row.version)
         again.changed("webhook", webhook_id, before=_told(row))
         values = body.model_dump(exclude_none=True)
+        if body.secret is not None:
+            await vault.keep(again, vault.keyring(request), body.secret, webhook_id=webhook_id)
+            values["secret"] = None  # what was in clear is older
         if values:
             pending = _deliveries(again, webhook_id, state=DeliveryState.PENDING)
             if body.active is True and not row.active:
@@ -241,18 +242,6 @@ async def redeliver(
     await caller.execute(_CALL)
     caller.changed("webhook", webhook_id, after={"name": webhook.name, "redelivered": str(delivery_id)})
     return answer(request, _delivery(row))
-
-
-@asynccontextmanager
-async def _looked_up(request: Request, caller: Caller, url: str | None) -> AsyncIterator[Caller]:
-    """A transaction of the caller, begun after the look at where the URL leads. Raises UrlRefused."""
-    if url is None:
-        yield caller
-        return
-    await user_urls.check(request, caller, url)
-    async with caller.reopened() as again:
-        yield again
-        await again.commit()
 
 
 async def _now(caller: Caller) -> dict[str, Any]:

@@ -25,18 +25,32 @@ from api.errors import RESPONSES
 from api.instance_schemas import ErrorView
 from api.paging import Paging, page_of
 from api.samples import Time
-from model import metrics
+from model import groups, metrics
+from model.balancers import LoadBalancer
 from model.errors import InvalidState, NotFound
+from model.groups import Group
 from model.images import RESTING, Image
 from model.instances import STABLE, Instance
 from model.settings import Settings
-from model.workflows import NEVER_STARTED, TERMINAL, Failure, Order, State, Step, Workflow
+from model.workflows import (
+    NEVER_STARTED,
+    TERMINAL,
+    Failure,
+    Kind,
+    Order,
+    ResourceType,
+    State,
+    Step,
+    Workflow,
+)
 
 router = APIRouter(prefix="/v1/workflows", tags=["workflows"], responses=RESPONSES)
 log = structlog.get_logger()
 _query = select(Workflow.__table__)
 #: How long Temporal may take to say how far the steps are; they are left out then.
 STEPS_SECONDS = 3
+#: Deletes, and the states from which one calls nothing else off.
+_AT_REST = {"DeprovisionInstance": STABLE, "DeleteImage": RESTING, groups.DELETE: groups.RESTING}
 
 
 class WorkflowView(BaseModel):
@@ -45,6 +59,8 @@ class WorkflowView(BaseModel):
     state: State
     resource_type: str
     resource_id: str
+    #: What the resource was called when it was asked for.
+    resource_name: str | None
     project_id: str
     actor: str
     cancel_requested_at: dt.datetime | None
@@ -65,8 +81,8 @@ async def index(
     caller: Annotated[Caller, may("workflows:read")],
     page: Paging,
     state: Annotated[State | None, Query()] = None,
-    kind: Annotated[str | None, Query(max_length=63, pattern=r"^[A-Za-z]+$")] = None,
-    resource_type: Annotated[str | None, Query(max_length=63, pattern=r"^[a-z-]+$")] = None,
+    kind: Kind | None = None,
+    resource_type: ResourceType | None = None,
     resource_id: UUID | None = None,
     parent_id: UUID | None = None,
     created_after: Annotated[Time | None, Query()] = None,
@@ -129,6 +145,8 @@ async def cancel(
     # The resource before its workflow: the order in which everybody locks.
     await caller.execute(select(Instance.id).where(Instance.id == row.resource_id).with_for_update())
     await caller.execute(select(Image.id).where(Image.id == row.resource_id).with_for_update())
+    await caller.execute(select(Group.id).where(Group.id == row.resource_id).with_for_update())
+    await caller.execute(select(LoadBalancer.id).where(LoadBalancer.id == row.resource_id).with_for_update())
     row = (await caller.execute(_query.where(Workflow.id == workflow_id).with_for_update())).one()
     if row.state in TERMINAL and row.cancel_requested_at is None:
         raise InvalidState(f"workflow {workflow_id} has ended: {row.state}", state=row.state)
@@ -145,7 +163,7 @@ async def _ask_to_end(request: Request, caller: Caller, row: Row[Any]) -> Row[An
     """Write the wish down, and hand it over. What nobody ever ran is settled here."""
     # A delete may have called off another run, which then has to be seen to its end. And a row that waits
     # again, because Temporal lost its run, may have left something that has to be undone.
-    at_rest = {"DeprovisionInstance": STABLE, "DeleteImage": RESTING}.get(row.kind)
+    at_rest = _AT_REST.get(row.kind)
     calls_off = at_rest is not None and row.prior_status not in at_rest
     at_once = row.state == State.ACCEPTED and row.started_at is None and not calls_off
     if at_once:
@@ -206,6 +224,7 @@ def view(row: Row[Any], settings: Settings) -> dict[str, Any]:
         "state": row.state,
         "resource_type": row.resource_type,
         "resource_id": row.resource_id,
+        "resource_name": row.order.get("name"),
         "project_id": row.project_id,
         "actor": row.actor,
         "cancel_requested_at": row.cancel_requested_at,

@@ -22,23 +22,34 @@ class Connection:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def call(self, method: str, path: str, body: Json | None = None, head: str = "") -> tuple[int, Json]:
-        if self._streams is None:
-            self._streams = await asyncio.open_connection(*self._address)
-        reader, writer = self._streams
         content = b"" if body is None else json.dumps(body).encode()
         if content:
             head += f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n"
-        writer.write(f"{method} {self._prefix}{path} HTTP/1.1\r\n{self._head}{head}\r\n".encode() + content)
-        status = int((await reader.readline()).split()[1])
+        request = f"{method} {self._prefix}{path} HTTP/1.1\r\n{self._head}{head}\r\n".encode() + content
+        reader, first = await self._send(request)
+        status = int(first.split()[1])
         length = 0
         while (line := await reader.readline()) != b"\r\n":
             if line.lower().startswith(b"content-length:"):
                 length = int(line.split(b":")[1])
         return status, json.loads(await reader.readexactly(length)) if length else {}
 
+    async def _send(self, request: bytes) -> tuple[asyncio.StreamReader, bytes]:
+        """The answer's first line. A server closes what was idle for long: then it is sent on a new connection."""
+        for kept in (self._streams is not None, False):
+            if self._streams is None:
+                self._streams = await asyncio.open_connection(*self._address)
+            reader, writer = self._streams
+            writer.write(request)
+            if (first := await reader.readline()) or not kept:
+                return reader, first
+            self.close()
+        raise AssertionError("the second connection is a new one")
+
     def close(self) -> None:
         if self._streams:
             self._streams[1].close()
+            self._streams = None
 
 
 async def closed_loop(connections: list[Connection], count: int, call: Any) -> tuple[float, list[float]]:

@@ -14,9 +14,12 @@ from cli import render
 from cli.client import Client
 from cli.errors import CommandFailed, Exit, usage
 from cli.listing import Listing, Table, print_list
+from cli.options import cannot_open, moment, new_file
 from cli.render import All, Format, Limit, Output
 
-app = typer.Typer(no_args_is_help=True, help="Who did what, or was refused; and that nobody changed it since.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Who did what, or was refused; and that nobody changed it since."
+)
 
 OfPlatform = Annotated[bool, typer.Option("--platform", help="What belongs to no project; for its administrators.")]
 #: A large log is gone through in some seconds; nothing is answered before.
@@ -30,15 +33,17 @@ class Outcome(StrEnum):
     DENIED = "denied"
 
 
-@app.command("list", epilog="Example: cairn audit list --outcome denied --since 2026-01-31T00:00:00Z")
+@app.command("list", epilog="Example: cairn audit list --outcome denied --since 24h")
 def list_(
     actor: Annotated[str | None, typer.Option(help="Who: key:laptop, user:jo@example.org.")] = None,
     action: Annotated[str | None, typer.Option(help="Under which permission: instances:create.")] = None,
     resource_type: Annotated[str | None, typer.Option("--type", help="Of what: instance, webhook.")] = None,
     resource: Annotated[str | None, typer.Option(help="The id of the thing.")] = None,
     outcome: Annotated[Outcome | None, typer.Option(help="What was allowed, or denied.")] = None,
-    since: Annotated[str | None, typer.Option(help="From this time on (ISO 8601).")] = None,
-    until: Annotated[str | None, typer.Option(help="Before this time (ISO 8601).")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Of so long (30m, 24h, 7d), or from this time on (ISO 8601).")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Before this time, or so long ago.")] = None,
     platform: OfPlatform = False,
     limit: Limit = 50,
     everything: All = False,
@@ -51,8 +56,8 @@ def list_(
         "resource_type": resource_type,
         "resource_id": resource,
         "outcome": outcome,
-        "since": since,
-        "until": until,
+        "since": moment("--since", since),
+        "until": moment("--until", until),
         "platform": "true" if platform else None,
     }
     table = Table(
@@ -62,7 +67,7 @@ def list_(
             row["actor"],
             row["action"],
             row["outcome"] if row["code"] is None else f"{row['outcome']}: {row['code']}",
-            " ".join(str(part) for part in (row["resource_type"], row["resource_id"]) if part),
+            _resource(row),
             row["address"] or "",
             row["operation"],
         ],
@@ -76,11 +81,19 @@ def list_(
 def export(
     file: Annotated[Path | None, typer.Argument(help="A file (default: stdout).", show_default=False)] = None,
     platform: OfPlatform = False,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
     """Write all of the log as lines of JSON, with the hash of each; the last says where the chain ends."""
     tail = b""
+    if file is not None:
+        new_file("FILE", file)
+        if file.is_file() and not force:
+            raise usage(f"FILE {file}: it is there already: name another, or write over it with --force")
     with Client() as client, client.text("/audit/export", _chosen(platform)) as answer:
-        out = file.open("wb") if file is not None else sys.stdout.buffer
+        try:
+            out = file.open("wb") if file is not None else sys.stdout.buffer
+        except OSError as error:
+            raise usage(cannot_open(f"FILE {file}", error)) from None
         try:
             for chunk in answer.iter_bytes():
                 out.write(chunk)
@@ -133,6 +146,12 @@ def verify(
         render.print_facts(facts)
     if not found["verified"]:
         raise CommandFailed("the audit log is not what it was", "audit_broken", Exit.FAILED)
+
+
+def _resource(row: dict[str, Any]) -> str:
+    """By its name where the row says it: a new one where it got one."""
+    name = (row.get("after") or {}).get("name") or (row.get("before") or {}).get("name")
+    return " ".join(str(part) for part in (row["resource_type"], name or row["resource_id"]) if part)
 
 
 def _chosen(platform: bool) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +12,12 @@ import psycopg
 import typer
 
 from cli import render
-from cli.errors import CommandFailed, Exit
+from cli.errors import CommandFailed, Exit, usage
+from cli.options import cannot_open, new_file
 from cli.settings import read_settings
+from model.errors import CairnError
 from model.settings import Settings
-from worker import backups, data_folder, postgres, restoring
+from worker import backups, blob_store, data_folder, postgres, restoring
 from worker.backups import BackupError, Manifest
 from worker.data_folder import StackError
 
@@ -22,6 +25,7 @@ File = Annotated[Path, typer.Argument(help="The backup.", show_default=False)]
 Blobs = Annotated[bool, typer.Option("--blobs", help="With uploaded and downloaded images.")]
 List = Annotated[bool, typer.Option("--list", help="Say what is in a backup.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Read all of a backup, and compare with its digests.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there.")]
 
 
 @contextmanager
@@ -31,7 +35,12 @@ def failing() -> Iterator[None]:
         yield
     except (BackupError, StackError) as error:
         raise CommandFailed(str(error), "backup_failed", Exit.FAILED) from None
-    except (psycopg.Error, OSError) as error:
+    except CairnError as error:  # of the blob store
+        raise CommandFailed(error.message, "backup_failed", Exit.FAILED) from None
+    except OSError as error:
+        message = cannot_open(error.filename, error) if isinstance(error.filename, str) else str(error)
+        raise CommandFailed(message, "backup_failed", Exit.FAILED) from None
+    except psycopg.Error as error:
         raise CommandFailed(str(error).strip(), "backup_failed", Exit.FAILED) from None
 
 
@@ -40,11 +49,20 @@ def is_external(settings: Settings) -> bool:
     return "database_url" in settings.model_fields_set
 
 
+def url_of(settings: Settings) -> str:
+    """Of an external database, with its password. Raises BackupError."""
+    try:
+        return settings.database
+    except ValueError as error:
+        raise BackupError(str(error)) from None
+
+
 def backup(
     file: File,
     blobs: Blobs = False,
     listing: List = False,
     verify: Verify = False,
+    force: Force = False,
     output: render.Output = render.Format.TABLE,
 ) -> None:
     """Back the platform up into a file, also while it runs; the file holds its secrets."""
@@ -56,17 +74,21 @@ def backup(
                     backups.verify(archive, manifest)
                     render.say("every digest is right")
         else:
+            new_file("FILE", file)
+            if not force and os.path.lexists(file):
+                message = f"FILE {file}: it is there already, and was left as it is"
+                raise usage(message, "name another, or replace it with --force")
             manifest = _make(settings, file.absolute(), blobs)
         show(manifest, output)
 
 
 def _make(settings: Settings, file: Path, blobs: bool) -> Manifest:
     folder = settings.data_dir.absolute()
-    store = (settings.blobs_dir or folder / "blobs") if blobs else None
-    if store is not None and settings.blobs_s3_bucket:
+    if blobs and settings.blobs_s3_bucket:
         raise BackupError("images are in a bucket (CAIRN_BLOBS_S3_BUCKET): back that up by its own means")
+    store = blob_store.connect(settings) if blobs else None
     if is_external(settings):
-        return backups.write(file, settings.database_url.get_secret_value(), None, store)
+        return backups.write(file, url_of(settings), None, store)
     if data_folder.read_installation(folder) is None:
         raise BackupError(f"no platform ever ran on {folder}: name its folder with CAIRN_DATA_DIR")
     server = postgres.find(folder)

@@ -7,6 +7,7 @@ at any point, also after the API had done what was asked, is answered by sending
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +31,12 @@ __all__ = ["Client", "Endpoint", "checked_id", "find_endpoint", "is_loopback", "
 RETRY_SECONDS = 6.0
 ANSWER_SECONDS = 30.0
 LONGEST_PAUSE = 2.0
+_PROJECT = "X-Project-ID"
+#: What the API says of a project that is not there, or not the caller's; and the code where that is the one in use.
+_NO_SUCH, NO_PROJECT = "there is no such project", "no_project"
 PAGE = 500
+#: What can be put into a command as it is.
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class Client:
@@ -38,7 +44,9 @@ class Client:
 
     def __init__(self, endpoint: Endpoint | None = None, transport: httpx.BaseTransport | None = None) -> None:
         self.endpoint = endpoint or find_endpoint()
-        headers = {"X-API-Key": self.endpoint.api_key, "X-Project-ID": self.endpoint.project}
+        #: By the noun of a command (``cairn lb``), what was looked up last: hints name it.
+        self._known: dict[str, str] = {}
+        headers = {"X-API-Key": self.endpoint.api_key, _PROJECT: self.endpoint.project}
         logged_in = self.endpoint.session
         self._auth = SessionAuth(self.endpoint.api_url, logged_in) if logged_in else None
         self.http = httpx.Client(
@@ -82,7 +90,7 @@ class Client:
         given_body = {} if body is None else {"json": body}
         request = self.build(method, path, params=params, headers=headers, timeout=timeout, **given_body)
         answer = self.send(request, patience)
-        return self.opened(answer.status_code, answer.content)
+        return self.opened(answer.status_code, answer.content, path, in_project=_PROJECT in request.headers)
 
     def build(self, method: str, path: str, *, timeout: float = ANSWER_SECONDS, **content: Any) -> httpx.Request:
         """A request to be sent; ``content`` as httpx takes it. A POST has an Idempotency-Key, if need be a new one."""
@@ -93,6 +101,9 @@ class Client:
             raise usage("what is sent is valid UTF-8, and headers are visible ASCII characters") from None
         except httpx.InvalidURL as error:
             raise self._bad_endpoint(error) from None
+        said = map(str.lower, content.get("headers") or ())
+        if _names_project(method, made.url.path.removeprefix(self.http.base_url.path)) and _PROJECT.lower() not in said:
+            made.headers.pop(_PROJECT, None)
         if method == "POST" and "Idempotency-Key" not in made.headers:
             made.headers["Idempotency-Key"] = str(uuid4())
         return made
@@ -146,6 +157,7 @@ class Client:
 
     def named(self, path: str, noun: str, wanted: str) -> dict[str, Any]:
         """The one of this id, or the live one of exactly this name, of the list at ``path``."""
+        self._known[_command(noun)] = wanted
         if is_id(wanted):
             return dict(self.get(f"{path}/{wanted}"))
         for row in self.get(path, name=wanted):
@@ -159,8 +171,14 @@ class Client:
     def image(self, wanted: str) -> dict[str, Any]:
         return self.named("/images", "image", wanted)
 
+    def balancer(self, wanted: str) -> dict[str, Any]:
+        return self.named("/lb", "load balancer", wanted)
+
     def webhook(self, wanted: str) -> dict[str, Any]:
         return self.named("/webhooks", "webhook", wanted)
+
+    def cron_job(self, wanted: str) -> dict[str, Any]:
+        return self.named("/cron/jobs", "cron job", wanted)
 
     def resource_id(self, wanted: str) -> str:
         """An id as it is; else that of the instance of this name."""
@@ -183,7 +201,7 @@ class Client:
             with self.http.stream("GET", path, params=params, timeout=httpx.Timeout(silence, connect=5)) as answer:
                 if answer.status_code != httpx.codes.OK:
                     answer.read()
-                    self.opened(answer.status_code, answer.content)
+                    self.opened(answer.status_code, answer.content, path)
                 yield answer
         except httpx.TransportError as error:
             raise self.unreachable(error) from None
@@ -196,7 +214,7 @@ class Client:
 
         root = self.endpoint.api_url
         url = httpx.URL(root.replace("http", "ws", 1) + path, params=params)
-        names = ("X-API-Key", "X-Project-ID")
+        names = ("X-API-Key", _PROJECT)
         headers = {name: self.http.headers[name] for name in names if name in self.http.headers}
         if self._auth:
             self.get("/auth/me")  # which renews the token, where it must be
@@ -215,7 +233,7 @@ class Client:
                 proxy=None if is_loopback(root) else True,
             )
         except InvalidStatus as refused:
-            self.opened(refused.response.status_code, bytes(refused.response.body or b""))
+            self.opened(refused.response.status_code, bytes(refused.response.body or b""), path)
             raise self.unreachable(refused) from None
         except (OSError, TimeoutError, InvalidHandshake, ValueError) as error:
             raise self.unreachable(error) from None
@@ -234,15 +252,30 @@ class Client:
         with self.http.stream("GET", "/events", params=params, headers=headers, timeout=timeout) as answer:
             if answer.status_code != httpx.codes.OK:
                 answer.read()
-                self.opened(answer.status_code, answer.content)
+                try:
+                    self.opened(answer.status_code, answer.content, "/events")
+                except CommandFailed as failure:
+                    if last_id and any(field.get("field") == "Last-Event-ID" for field in failure.fields):
+                        message = f"--after {last_id}: expected the id of an event"
+                        raise CommandFailed(
+                            message, failure.code, failure.exit, "see their ids: cairn events"
+                        ) from None
+                    raise
             yield answer
 
     def unreachable(self, error: Exception) -> CommandFailed:
         state = "; the platform was stopped" if self.endpoint.stopped else ""
         source = f" (from {self.endpoint.source})" if self.endpoint.source else ""
         message = f"cannot reach the API at {self.endpoint.api_url}{source}: {error}{state}"
-        hint = "name the authority that signed its certificate: cairn context add NAME --ca-file FILE"
-        return CommandFailed(message, "unreachable", Exit.UNREACHABLE, hint if _is_distrust(error) else START_HINT)
+        hint = START_HINT
+        if _is_distrust(error):
+            hint = "name the authority that signed its certificate: cairn context add NAME --ca-file FILE"
+        elif (name := self.endpoint.context) is not None:
+            hint = (
+                f"start the platform; where it has another address now: cairn context add {name} --replace --url URL; "
+                "to use that of this folder: cairn context use --none"
+            )
+        return CommandFailed(message, "unreachable", Exit.UNREACHABLE, hint)
 
     def _bad_endpoint(self, error: Exception) -> CommandFailed:
         message = f"{self.endpoint.api_url} is not an address: {error}"
@@ -260,8 +293,9 @@ class Client:
             hint = f"the CA file of {self.endpoint.source or 'the API'} holds certificates in PEM format"
             raise CommandFailed(message, "bad_ca_file", Exit.UNREACHABLE, hint) from None
 
-    def opened(self, status: int, content: bytes) -> dict[str, Any]:
-        """The envelope of an answer; CommandFailed where it is an error, or no envelope."""
+    def opened(self, status: int, content: bytes, path: str, *, in_project: bool = True) -> dict[str, Any]:
+        """The envelope of an answer to a request of ``path``; CommandFailed where it is an error, or no envelope.
+        ``in_project``: the project in use was named."""
         try:
             envelope = json.loads(content) if content else {"data": None}
         except ValueError:
@@ -272,8 +306,39 @@ class Client:
             raise CommandFailed(message, "not_cairn", Exit.UNREACHABLE, hint)
         envelope["meta"] = envelope.get("meta") or {}
         if status >= httpx.codes.BAD_REQUEST:
-            raise of_answer(status, envelope.get("error") or {})
+            failure = of_answer(status, envelope.get("error") or {}, path)
+            if in_project and self.endpoint.project and failure.message == _NO_SUCH:
+                failure = project_gone()
+            self._advise(failure)
+            raise failure
         return envelope
+
+    def _advise(self, failure: CommandFailed) -> None:
+        """What to do about it depends on who asked, and for what."""
+        for noun, name in self._known.items():
+            if failure.hint and _WORD.fullmatch(name):
+                failure.hint = re.sub(rf"(cairn {noun} [a-z-]+) NAME\b", rf"\1 {name}", failure.hint)
+        logged_in = self.endpoint.session is not None
+        if failure.code == "forbidden" and logged_in:
+            failure.hint = (
+                "see what you may: cairn whoami; an administrator of the project gives roles: cairn role bind"
+            )
+        elif failure.code == "unauthenticated" and (logged_in or self.endpoint.api_key is None):
+            failure.hint = "cairn login; or give a key with CAIRN_API_KEY, or a context"
+
+
+def project_gone() -> CommandFailed:
+    """Of the project that the context remembers."""
+    message = "the project in use is gone, or is not yours any more"
+    return CommandFailed(message, NO_PROJECT, Exit.NOT_FOUND, "cairn project use NAME; see yours: cairn project list")
+
+
+def _names_project(method: str, path: str) -> bool:
+    """It says itself which project it is about, or is about none: the one in use is not named beside it."""
+    parts = path.strip("/").split("/")
+    return parts[0] in ("projects", "invitations") or (
+        parts[0] == "auth" and parts[-1] in ("logout", "me") and method != "GET"
+    )
 
 
 def workflow_of(envelope: Mapping[str, Any]) -> str | None:
@@ -291,7 +356,12 @@ def checked_id(value: str) -> str:
 
 def _unknown(noun: str, wanted: str) -> CommandFailed:
     message = f"there is no {noun} named '{wanted}'"
-    return CommandFailed(message, "not_found", Exit.NOT_FOUND, f"see what there is: cairn {noun} list")
+    return CommandFailed(message, "not_found", Exit.NOT_FOUND, f"see what there is: cairn {_command(noun)} list")
+
+
+def _command(noun: str) -> str:
+    """Of which it is the thing."""
+    return {"load balancer": "lb", "cron job": "cron"}.get(noun, noun.replace(" ", "-"))
 
 
 def _is_distrust(error: Exception) -> bool:

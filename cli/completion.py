@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -32,16 +33,37 @@ def completion(shell: Annotated[Shell, typer.Argument(help="Your shell.", show_d
     raise typer.Exit(complete(f"source_{shell.value}"))
 
 
-def instances(incomplete: str) -> list[str]:
-    return _names("/instances", "name", incomplete)
+def _listed(path: str, field: str = "name") -> Callable[[str], list[str]]:
+    """What completes the ``field`` of what is listed at ``path``."""
+
+    def names(incomplete: str) -> list[str]:
+        return _names(path, field, incomplete)
+
+    return names
 
 
-def hosts(incomplete: str) -> list[str]:
-    return _names("/hosts", "name", incomplete)
+instances = _listed("/instances")
+images = _listed("/images")
+hosts = _listed("/hosts")
+types = _listed("/instance-types")
+secrets = _listed("/secrets")
+ssh_keys = _listed("/ssh-keys")
+webhooks = _listed("/webhooks")
+cron_jobs = _listed("/cron/jobs")
+balancers = _listed("/lb")
+_GROUPS = {"group": _listed("/autoscaling/groups"), "deployment": _listed("/containers/deployments")}
+keys = _listed("/auth/keys")
+users = _listed("/users", "email")
+projects = _listed("/projects", "unix_name")
+roles = _listed("/rbac/roles")
+service_accounts = _listed("/service-accounts")
+workflows = _listed("/workflows", "id")
 
 
-def workflows(incomplete: str) -> list[str]:
-    return _names("/workflows", "id", incomplete)
+def groups(context: typer.Context, incomplete: str) -> list[str]:
+    """Groups or deployments, as the command is of."""
+    noun = context.parent.info_name if context.parent else None
+    return _GROUPS[noun](incomplete) if noun in _GROUPS else []
 
 
 def contexts(incomplete: str) -> list[str]:

@@ -11,15 +11,22 @@ from uuid import UUID
 
 import typer
 
-from cli import config, render
+from cli import config, render, session
 from cli.completion import contexts as context_names
 from cli.endpoint import Endpoint, find_endpoint, is_loopback
 from cli.errors import CommandFailed, Exit, usage
 from cli.render import Format, Output
+from cli.several import one_by_one
 
-app = typer.Typer(no_args_is_help=True, help="The platforms that this program knows, and which one it asks.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="The platforms that this program knows, and which one it asks."
+)
 
 Name = Annotated[str, typer.Argument(help="Name of the context.", show_default=False, autocompletion=context_names)]
+Names = Annotated[
+    list[str],
+    typer.Argument(metavar="NAME...", help="Names of contexts.", show_default=False, autocompletion=context_names),
+]
 CHECK_SECONDS = 3.0
 
 
@@ -59,7 +66,7 @@ def add(
         Path | None, typer.Option(help="Certificates (PEM) to trust, and no others.", show_default=False)
     ] = None,
     use: Annotated[
-        bool, typer.Option("--use", help="Choose it. The first one is chosen anyway, where its key is good.")
+        bool, typer.Option("--use", help="Choose it. The first one is chosen anyway, where its API knows the key.")
     ] = False,
     replace: Annotated[bool, typer.Option("--replace", help="In place of one of the same name.")] = False,
     check: Annotated[bool, typer.Option("--check/--no-check", help="Ask the API whether it knows the key.")] = True,
@@ -78,17 +85,15 @@ def add(
         if not ca_file.is_file():
             raise usage(f"--ca-file {ca_file}: there is no such file")
         made["ca_file"] = str(ca_file.absolute())
-    refused = False
+    good = True
     if check:
-        refused = not _check(
-            Endpoint(made["url"], made["key"], project=made.get("project"), ca_file=made.get("ca_file"))
-        )
+        good = _check(Endpoint(made["url"], made["key"], project=made.get("project"), ca_file=made.get("ca_file")))
     with config.changing() as document:
         contexts = document.setdefault("contexts", {})
         if name in contexts and not replace:  # somebody else was quicker
             raise _taken(name)
         contexts[name] = made
-        if use or not (refused or document.get("current")):
+        if use or (good and not document.get("current")):
             document["current"] = name
         chosen = document.get("current") == name
     render.say(f"context {name} is {'chosen' if chosen else f'added; choose it: cairn context use {name}'}")
@@ -111,6 +116,7 @@ def use(
             raise _missing(name)
         else:
             document["current"] = name
+            document["contexts"][name].pop(session.CHOSEN_OVER, None)  # it stays chosen after a logout
     render.say(f"context {name} is chosen" if name else "no context is chosen")
 
 
@@ -143,15 +149,41 @@ def show(
 
 
 @app.command(epilog="Example: cairn context rm prod")
-def rm(name: Name) -> None:
-    """Forget a context, and its key."""
-    with config.changing() as document:
-        if name not in document.get("contexts", {}):
-            raise _missing(name)
-        del document["contexts"][name]
-        if document.get("current") == name:
-            del document["current"]
-    render.say(f"context {name} is forgotten; its key is still valid until it is revoked")
+def rm(names: Names) -> None:
+    """Forget contexts with their keys, and end their logins."""
+
+    def forget(name: str) -> None:
+        left = _end_login(config.read().contexts.get(name))
+        with config.changing() as document:
+            if name not in document.get("contexts", {}):
+                raise _missing(name)
+            del document["contexts"][name]
+            if document.get("current") == name:
+                del document["current"]
+        render.say("; ".join((f"context {name} is forgotten", *left)))
+
+    one_by_one(names, forget)
+
+
+def _end_login(context: config.Context | None) -> list[str]:
+    """What became of what it held. A login is ended at the API too, where that answers: nobody else has its tokens."""
+    from cli.client import Client
+
+    left = []
+    if context is not None and context.refresh_token:
+        endpoint = Endpoint(context.url, None, ca_file=context.ca_file, context=context.name, session=context)
+        try:
+            with Client(endpoint) as client:
+                client.request("POST", "/auth/logout", patience=0, timeout=CHECK_SECONDS)
+            left.append("its login has ended")
+        except CommandFailed as failure:
+            over = failure.code == "unauthenticated"
+            left.append(
+                "its login had ended" if over else f"its login goes on, as it could not be ended: {failure.message}"
+            )
+    if context is not None and context.key:
+        left.append("its key is still valid until it is revoked")
+    return left
 
 
 def _word(value: bool | str | None) -> str:
@@ -216,13 +248,14 @@ def _key(from_stdin: bool) -> str:
 
 
 def _check(endpoint: Endpoint) -> bool:
-    """Only ever a warning: it may be added before its platform runs. False: that runs, and refuses the key."""
+    """Only ever a warning: it may be added before its platform runs. False: it is of no use as it is."""
     from cli.client import Client
 
     try:
         with Client(endpoint) as client:
-            client.request("GET", "/projects", patience=0, timeout=CHECK_SECONDS)
+            project = f"/{endpoint.project}" if endpoint.project else ""
+            client.request("GET", f"/projects{project}", patience=0, timeout=CHECK_SECONDS)
     except CommandFailed as failure:
         render.say(f"warning: {failure.message} ({failure.code})")
-        return failure.code != "unauthenticated"
+        return failure.code == "forbidden"  # the key is known; it may just not ask this
     return True

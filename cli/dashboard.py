@@ -6,6 +6,7 @@ from typing import Any
 
 from cli import render
 from cli.client import Client
+from cli.projects import in_use
 from cli.render import Format, Output
 
 
@@ -13,6 +14,7 @@ def dashboard(output: Output = Format.TABLE) -> None:
     """What there is by state, what is under way, and how full the hosts are."""
     with Client() as client:
         summary = client.get("/dashboard/summary")
+        project = in_use(client) if output is Format.TABLE else None
     if output is Format.JSON:
         render.print_json(summary)
         return
@@ -20,6 +22,7 @@ def dashboard(output: Output = Format.TABLE) -> None:
     under_way = f"{workflows['running']} running, {workflows['accepted']} accepted"
     render.print_facts(
         [
+            ("project", f"{project['name']} ({project['unix_name']})" if project else ""),
             *((name, _states(counts)) for name, counts in summary["resources"].items()),
             ("workflows", f"{under_way}, {workflows['failed_24h']} failed in 24 h"),
             ("hosts", f"{_states(hosts)}; {hosts['reachable']} reachable"),
@@ -53,4 +56,10 @@ def _states(counts: dict[str, Any]) -> str:
 
 
 def _held(summary: dict[str, Any], what: str, unit: str) -> str:
-    return f"{summary['allocated'][what]:g} held of {summary['capacity'][what]:g}{unit}"
+    """Of what may be given, over-committed; of an older platform only what there is is known."""
+    held, may = summary["allocated"][what], (summary.get("allocatable") or summary["capacity"])[what]
+    return f"{_number(held)} held of {_number(may)}{unit}"
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else f"{value:g}"

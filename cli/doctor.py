@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 from pydantic import BaseModel
@@ -18,12 +20,12 @@ from cli import render
 from cli.errors import CommandFailed, Exit
 from cli.settings import read_settings
 from model.settings import Settings
-from worker import data_folder, engine, ports, postgres, temporal
+from worker import data_folder, engine, haproxy_image, ports, postgres, temporal
 from worker.data_folder import StackError
 
 OLDEST_PYTHON = (3, 11)
 NEEDED_MIB, WANTED_MIB = 500, 2048
-CHECK_SECONDS = 20
+CHECK_SECONDS, CONNECT_SECONDS = 20, 3
 
 Install = Annotated[bool, typer.Option("--install", help="First install and start a Docker engine, make the image.")]
 
@@ -60,7 +62,9 @@ def doctor(install: Install = False, output: render.Output = render.Format.TABLE
     settings = read_settings()
     if install:
         try:
-            engine.ensure_base_image(engine.ensure(settings, render.say), render.say)
+            url = engine.ensure(settings, render.say)
+            engine.ensure_base_image(url, render.say)
+            haproxy_image.offer(url, render.say)
             engine.ensure_programs(settings, render.say)
         except StackError as error:
             raise CommandFailed(str(error), "cannot_install", Exit.FAILED) from None
@@ -143,6 +147,11 @@ def _docker(settings: Settings) -> Iterator[Finding]:
     there = engine.has_base_image(url)
     fix = None if there else "'cairn up' makes it; 'cairn doctor --install' too"
     yield Finding(name="base image", found=there, works=there, detail=engine.IMAGE, fix=fix, required=False)
+    there = haproxy_image.has_image(url)
+    fix = None if there else "only for load balancers with no registry: 'cairn up' or 'cairn doctor --install' make it"
+    yield Finding(
+        name="load balancer image", found=there, works=there, detail=haproxy_image.IMAGE, fix=fix, required=False
+    )
 
 
 def _network_programs() -> Iterator[Finding]:
@@ -162,8 +171,12 @@ def _disk(folder: Path) -> Finding:
 
 
 def _ports(settings: Settings) -> Iterator[Finding]:
-    """Free, or in use by the stack of this data folder."""
-    running = data_folder.owner(settings.data_dir.absolute())
+    """What runs for this data folder, and where; else whether the ports that it would have are free."""
+    folder = settings.data_dir.absolute()
+    running, known = data_folder.owner(folder), data_folder.read_endpoint(folder)
+    if running and known and any(known.pids.values()):
+        yield from _running(known, running)
+        return
     for address, port, setting in (
         (settings.api_host, settings.api_port, "CAIRN_API_PORT"),
         (temporal.ADDRESS, settings.temporal_port, "CAIRN_TEMPORAL_PORT"),
@@ -171,6 +184,29 @@ def _ports(settings: Settings) -> Iterator[Finding]:
     ):
         free = bool(running) or not port or ports.is_free(address, port)
         fix = None if free else f"stop what listens there, or set {setting} (0 chooses a free one)"
-        detail = f"{setting}; the stack runs (process {running})" if running else setting
+        detail = f"{setting}; a stack is starting or stopping (process {running})" if running else setting
         name = f"port {port}" if port else f"a port for {setting}"
         yield Finding(name=name, found=True, works=free, detail=detail, fix=fix)
+
+
+def _running(known: data_folder.Endpoint, supervisor: int) -> Iterator[Finding]:
+    """Where it says that it is: the settings of this shell may be others than those that it was started with."""
+    whose = f"of the stack in {known.data_dir} (process {supervisor})"
+    for name, url in (
+        ("API", known.api_url),
+        ("Temporal", f"tcp://{known.temporal_address}"),
+        ("Temporal UI", known.temporal_ui_url),
+    ):
+        answers = _listens(url)
+        fix = None if answers else f"nothing answers there; see {known.data_dir}/logs"
+        where = url.removeprefix("tcp://")
+        yield Finding(name=name, found=True, works=answers, version=where, detail=f"runs, {whose}", fix=fix)
+
+
+def _listens(url: str) -> bool:
+    parts = urlsplit(url)
+    try:
+        with socket.create_connection((parts.hostname or "", parts.port or 0), CONNECT_SECONDS):
+            return True
+    except OSError:
+        return False

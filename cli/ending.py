@@ -11,6 +11,7 @@ from cli.client import Client, workflow_of
 from cli.errors import CommandFailed, Exit
 from cli.progress import interrupted, require_completed, watch
 from cli.render import Format
+from cli.several import end
 
 
 class Ending(NamedTuple):
@@ -46,7 +47,7 @@ def each(
     accepted: list[dict[str, Any]] = []
     failures: list[CommandFailed] = []
     with Client() as client:
-        for name in names:
+        for name in dict.fromkeys(names):
             try:
                 accepted.append(send(client, f"{kind.path}/{kind.find(client, name)['id']}"))
             except CommandFailed as failure:
@@ -62,38 +63,40 @@ def finish(
     kind: Kind,
     failures: Sequence[CommandFailed] = (),
 ) -> None:
-    """Wait for what the envelopes of ``accepted`` started, print where it ended; the first failure is raised.
+    """Wait for what the envelopes of ``accepted`` started, print where it ended; the first failure decides.
 
     ``ending.timeout`` is for all of them together. ``failures``: those that were not accepted.
     """
     rows: list[dict[str, Any]] = []
     failed = list(failures)
-    until = time.monotonic() + ending.timeout
+    began = time.monotonic()
     for number, envelope in enumerate(accepted):
         row, workflow_id = envelope["data"], workflow_of(envelope)
-        name = row.get("name") or row["id"]
+        name = row.get("name") or row.get("id") or row["instance_id"]
         if workflow_id and ending.wait:
             render.say(f"{verb} {name}: workflow {workflow_id}")
             try:
-                ended = watch(client, workflow_id, max(until - time.monotonic(), 0))
+                ended = watch(client, workflow_id, ending.timeout, began)
                 row = _again(client, kind, row)
                 require_completed(ended)
             except (CommandFailed, KeyboardInterrupt) as failure:
                 if isinstance(failure, KeyboardInterrupt) or failure.exit is Exit.INTERRUPTED:
                     raise interrupted([id for later in accepted[number:] if (id := workflow_of(later))]) from None
                 failed.append(failure)
+                if failure.exit is Exit.TIMED_OUT:
+                    row = _again(client, kind, row)  # how far it is by now
         elif workflow_id:
             render.say(f"{verb} {name} accepted; wait for it: cairn workflow wait {workflow_id}")
         rows.append(row)
     _print(rows, ending, kind)
-    for further in failed[1:]:
-        render.print_failure(further)
-    if failed:
-        raise failed[0]
+    end(failed)
 
 
 def _again(client: Client, kind: Kind, row: dict[str, Any]) -> dict[str, Any]:
     """As it is now; as it was where nothing is left to be read."""
+    if "id" not in row:  # a part of another resource, which is in the list alone
+        gone = row | {"state": "removed", "health": "", "workflow_id": None}
+        return next((one for one in client.get(kind.path) if one["instance_id"] == row["instance_id"]), gone)
     try:
         return dict(client.get(f"{kind.path}/{row['id']}"))
     except CommandFailed as failure:
@@ -106,9 +109,9 @@ def _print(rows: list[dict[str, Any]], ending: Ending, kind: Kind) -> None:
     if ending.alone:
         for row in rows:
             kind.show(row, ending.output)
-    elif ending.output is Format.TABLE:
+    elif ending.output is Format.TABLE and rows:
         render.print_table(
             ["NAME", "STATUS", "ID"], [[str(row.get("name") or ""), kind.state(row), row["id"]] for row in rows]
         )
-    else:
+    elif ending.output is not Format.TABLE:
         render.print_json(rows)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Annotated, Any
 
 import httpx
@@ -18,7 +20,7 @@ from cli.errors import CommandFailed
 from cli.render import Format, Output
 from cli.streams import until_interrupted
 
-app = typer.Typer(no_args_is_help=True, help="Watch what happens.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Watch what happens.")
 
 LONGEST_PAUSE = 5.0
 #: So long after the last event there are no more for now, seconds.
@@ -63,21 +65,26 @@ def watch(
 def events(
     follow_: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.")] = False,
     after: After = None,
-    limit: Most = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the newest so many; with --after or -f the first, then end.")
+    ] = None,
     resource: Resource = None,
     type_: Types = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Print the events there were, oldest first; with -f only those that come, or both from --after on."""
+    """Print the events there were, oldest first; with -f only those that come, or both from --after on.
+
+    Each line has the time, the id of the event, its type, whose it is, and what it says.
+    """
     if follow_:
         watch(after, limit, resource, type_, output)
         return
     with Client() as client:
-        asked = wanted(client, resource, type_)
-        for count, event in enumerate(past(client, after or BEGINNING, asked), start=1):
+        found = past(client, after or BEGINNING, wanted(client, resource, type_))
+        # The newest are known when all have come.
+        chosen = found if limit is None else islice(found, limit) if after else deque(found, limit)
+        for event in chosen:
             _print(event, output)
-            if count == limit:
-                return
 
 
 def wanted(client: Client, resource: str | None, types: list[str] | None) -> dict[str, Any]:
@@ -90,7 +97,7 @@ def past(client: Client, last_id: str, params: dict[str, Any]) -> Iterator[Serve
     """What there is; it ends where the stream pauses."""
     try:
         for answer in client.events(last_id, params, SILENCE):
-            yield from (event for event in EventSource(answer).iter_sse() if event.data)
+            yield from (event for event in EventSource(answer).iter_sse() if event.data and event.event != CUT)
     except httpx.ReadTimeout:
         return
     except httpx.TransportError as error:
@@ -144,10 +151,12 @@ def _print(event: ServerSentEvent, output: Format) -> None:
         return
     moment = render.time_of(fields.get("created_at"))
     type_ = str(fields.get("type") or event.event)
+    whose = f"{fields.get('resource_type') or ''} {fields.get('resource_id') or ''}".strip()
     words = [
-        render.paint(f"{moment.astimezone():%H:%M:%S}", sys.stdout, dim=True) if moment else "",
+        render.paint(f"{moment.astimezone():%m-%d %H:%M:%S}", sys.stdout, dim=True) if moment else "",
+        render.clean(event.id),
         render.paint(render.clean(type_), sys.stdout, bold=True),
-        f"{fields.get('resource_type') or ''} {fields.get('resource_id') or ''}".strip(),
+        render.clean(whose),
     ]
     about = fields.get("data")
     if isinstance(about, dict):

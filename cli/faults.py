@@ -7,7 +7,7 @@ import typer
 from cli import render
 from cli.render import Format, Output
 
-app = typer.Typer(no_args_is_help=True, help="Fault points of the platform; for testing only.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Fault points of the platform; for testing only.")
 
 
 @app.callback()

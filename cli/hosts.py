@@ -10,30 +10,35 @@ from cli import render
 from cli.client import Client, is_loopback
 from cli.completion import hosts as host_names
 from cli.ending import Ending, Kind, finish
-from cli.errors import CommandFailed
 from cli.join import join
 from cli.listing import Listing, Table, print_list
 from cli.options import pairs, seconds
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
 from cli.render import All, Format, Limit, Output
+from cli.several import one_by_one, remove
 
-app = typer.Typer(no_args_is_help=True, help="Hosts: let machines join, look at them, empty and remove them.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Hosts: let machines join, look at them, empty and remove them."
+)
 app.command(epilog="Example: cairn host join --url https://cairn.example.org --name rack-1")(join)
 
 Name = Annotated[str, typer.Argument(help="Name or id.", show_default=False, autocompletion=host_names)]
+Names = Annotated[
+    list[str], typer.Argument(metavar="NAME...", help="Names or ids.", show_default=False, autocompletion=host_names)
+]
 
 
 @app.command("list", epilog="Example: cairn host list -o json")
 def list_(limit: Limit = 50, everything: All = False, output: Output = Format.TABLE) -> None:
-    """List hosts, newest first, with what is held of what they have."""
+    """List hosts, newest first, with what is held of what they may give: what they have, over-committed."""
     table = Table(
-        ["NAME", "STATE", "BACKEND", "VCPUS", "MEMORY", "PORTS", "SEEN", "LABELS", "ID"],
+        ["NAME", "STATE", "BACKEND", "VCPUS HELD", "MEMORY HELD", "PORTS", "SEEN", "LABELS", "ID"],
         lambda row: [
             row["name"],
             _state(row),
             row["backend"],
-            f"{row['allocated']['vcpus']:g}/{row['capacity']['vcpus']:g}",
-            f"{row['allocated']['memory_mb']}/{row['capacity']['memory_mb']} MiB",
+            f"{row['allocated']['vcpus']:g} of {_allocatable(row)['vcpus']:g}",
+            f"{row['allocated']['memory_mb']} of {_allocatable(row)['memory_mb']} MiB",
             str(row["ports_held"]),
             _seen(row),
             render.pairs(row.get("labels")),
@@ -100,17 +105,16 @@ def drain(name: Name, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT, out
 
 
 @app.command(epilog="Example: cairn host rm rack-1")
-def rm(name: Name) -> None:
-    """Forget a host on which nothing is placed. Its agent's credential is void from then on."""
+def rm(names: Names) -> None:
+    """Forget hosts on which nothing is placed. Their agents' credentials are void from then on."""
     with Client() as client:
-        host = client.host(name)
-        try:
-            client.request("DELETE", f"/hosts/{host['id']}")
-        except CommandFailed as failure:
-            # It was there a moment ago: an answer was lost, and asking again found it gone.
-            if failure.code != "not_found":
-                raise
-    render.say(f"host {host['name']} is removed; its agent ends by itself")
+
+        def forget(name: str) -> None:
+            host = client.host(name)
+            remove(client, f"/hosts/{host['id']}")
+            render.say(f"host {host['name']} is removed; its agent ends by itself")
+
+        one_by_one(names, forget)
 
 
 def _set_state(name: str, verb: str, output: Format) -> None:
@@ -122,15 +126,24 @@ def _print(host: dict[str, Any], output: Format) -> None:
     if output is Format.JSON:
         render.print_json(host)
         return
-    capacity, allocated = host["capacity"], host["allocated"]
+    capacity, allocated, may = host["capacity"], host["allocated"], _allocatable(host)
     render.print_facts(
         [
             ("name", host["name"]),
             ("id", host["id"]),
             ("state", _state(host)),
             ("backend", host["backend"]),
-            ("vcpus", f"{allocated['vcpus']:g} held of {capacity['vcpus']:g}"),
-            ("memory", f"{allocated['memory_mb']} MiB held of {capacity['memory_mb']} MiB"),
+            ("vcpus", _held(allocated["vcpus"], may["vcpus"], capacity["vcpus"], "", "CAIRN_OVERCOMMIT_CPU")),
+            (
+                "memory",
+                _held(
+                    allocated["memory_mb"],
+                    may["memory_mb"],
+                    capacity["memory_mb"],
+                    " MiB",
+                    "CAIRN_OVERCOMMIT_MEMORY",
+                ),
+            ),
             ("ports", f"{host['ports_held']} held"),
             ("labels", render.pairs(host.get("labels"))),
             ("versions", _versions(host)),
@@ -139,6 +152,17 @@ def _print(host: dict[str, Any], output: Format) -> None:
             ("created", f"{host['created_at']} ({render.age(host['created_at'])} ago)"),
         ]
     )
+
+
+def _allocatable(host: dict[str, Any]) -> dict[str, Any]:
+    """Of an older platform only the capacity is known."""
+    return dict(host.get("allocatable") or host["capacity"])
+
+
+def _held(held: float, may: float, has: float, unit: str, setting: str) -> str:
+    """What is held of what may be placed there: so many times what it has, as an operator chose."""
+    over = f" (it has {has:.10g}{unit}, over-committed {may / has:.3g} times: {setting})" if may != has and has else ""
+    return f"{held:.10g}{unit} held of {may:.10g}{unit}{over}"
 
 
 def _state(host: dict[str, Any]) -> str:

@@ -13,15 +13,25 @@ import typer
 
 from cli import render
 from cli.client import Client, workflow_of
+from cli.completion import images as image_names
 from cli.ending import Ending, Kind, finish
 from cli.errors import CommandFailed, Exit, usage
 from cli.listing import Listing, Table, print_list
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait, require_completed, watch
 from cli.render import All, Format, Limit, Output
+from cli.secrets import RegistrySecret
+from cli.several import one_by_one
 
-app = typer.Typer(no_args_is_help=True, help="Images: from a registry, a file or a URL; where they are; removal.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Images: from a registry, a file or a URL; where they are; removal.",
+)
 
-Name = Annotated[str, typer.Argument(help="Name or id.", show_default=False)]
+Name = Annotated[str, typer.Argument(help="Name or id.", show_default=False, autocompletion=image_names)]
+Names = Annotated[
+    list[str], typer.Argument(metavar="NAME...", help="Names or ids.", show_default=False, autocompletion=image_names)
+]
 NewName = Annotated[str, typer.Argument(help="What the image is to be called.", show_default=False)]
 Checksum = Annotated[str | None, typer.Option(help="SHA-256 that the file must have, in hexadecimal digits.")]
 #: What is sent at once, how often it is told, and how long the API may take when it has all.
@@ -37,18 +47,18 @@ def list_(
 ) -> None:
     """List images, newest first, with the hosts that have them."""
     table = Table(
-        ["NAME", "STATUS", "FORMAT", "SIZE", "HOSTS", "AGE", "SOURCE", "ID"],
+        ["NAME", "STATUS", "SIZE", "HOSTS", "AGE", "SOURCE", "FILE", "ID"],
         lambda row: [
             row["name"],
             row["status"],
-            row["format"] or row["source"]["type"],
             render.size(row["size_bytes"]) if row["size_bytes"] is not None else "",
             ", ".join(row["hosts"]),
             render.age(row["created_at"]),
             _source(row),
+            row["format"] or "",
             row["id"],
         ],
-        wide=["SOURCE", "ID"],
+        wide=["SOURCE", "FILE", "ID"],
     )
     with Client() as client:
         print_list(client, "/images", {"status": status}, Listing(limit, everything, output), table)
@@ -65,12 +75,14 @@ def show(name: Name, output: Output = Format.TABLE) -> None:
 def pull(
     name: NewName,
     reference: Annotated[str, typer.Argument(help="Reference of a registry.", show_default=False)],
+    registry_secret: RegistrySecret = None,
     wait: Wait = True,
     timeout: Timeout = DEFAULT_TIMEOUT,
     output: Output = Format.TABLE,
 ) -> None:
     """Have a host pull an image of a registry; instances get just what its tag means now."""
-    _import(name, {"type": "registry", "reference": reference}, wait, timeout, output)
+    source = {"type": "registry", "reference": reference}
+    _import(name, source | ({"registry_secret": registry_secret} if registry_secret else {}), wait, timeout, output)
 
 
 @app.command("import", epilog="Example: cairn image import base https://images.example.org/base.tar.gz")
@@ -83,6 +95,10 @@ def import_(
     output: Output = Format.TABLE,
 ) -> None:
     """Have the platform download an image's file."""
+    if not url.lower().startswith(("http://", "https://")):
+        raise usage(
+            f"'{url}' is no address of http or https", f"send a file of this machine: cairn image upload {name} {url}"
+        )
     _import(name, {"type": "url", "url": url} | ({"checksum": checksum} if checksum else {}), wait, timeout, output)
 
 
@@ -104,15 +120,19 @@ def upload(
 
 
 @app.command(epilog="Example: cairn image rm web")
-def rm(name: Name, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT) -> None:
-    """Delete an image that no instance is made of."""
+def rm(names: Names, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT) -> None:
+    """Delete images that no instance is made of."""
+    began = time.monotonic()
     with Client() as client:
-        image = client.image(name)
-        envelope = client.request("DELETE", f"/images/{image['id']}")
-        workflow_id = workflow_of(envelope)
-        if wait and workflow_id:
-            require_completed(watch(client, workflow_id, timeout))
-    render.say(f"image {image['name']} is {'deleted' if wait else 'being deleted'}")
+
+        def delete(name: str) -> None:
+            image = client.image(name)
+            workflow_id = workflow_of(client.request("DELETE", f"/images/{image['id']}"))
+            if wait and workflow_id:
+                require_completed(watch(client, workflow_id, timeout, began))
+            render.say(f"image {image['name']} is {'deleted' if wait else 'being deleted'}")
+
+        one_by_one(names, delete)
 
 
 def _import(name: str, source: dict[str, Any], wait: bool, timeout: float, output: Format) -> None:
@@ -160,7 +180,7 @@ def _send(client: Client, image: dict[str, Any], source: BinaryIO) -> dict[str, 
             Exit.UNREACHABLE,
             f"nothing of it was kept; try again: cairn image upload {image['name']} FILE",
         ) from None
-    return client.opened(answer.status_code, answer.content)
+    return client.opened(answer.status_code, answer.content, path)
 
 
 def _size(source: BinaryIO) -> int | None:
@@ -197,7 +217,8 @@ def _print(image: dict[str, Any], output: Format) -> None:
             ("status", image["status"]),
             ("error", error.get("message", "")),
             ("source", _source(image)),
-            ("format", image["format"] or ""),
+            ("registry secret", image["source"].get("registry_secret") or ""),
+            ("file", image["format"] or ""),
             ("digest", image["digest"] or ""),
             ("size", render.size(image["size_bytes"]) if image["size_bytes"] is not None else ""),
             ("hosts", ", ".join(image["hosts"])),

@@ -11,16 +11,21 @@ import typer
 from cli import lifetimes, render, streams
 from cli.client import Client
 from cli.completion import hosts as host_names
+from cli.completion import images as image_names
 from cli.completion import instances as instance_names
+from cli.completion import types as type_names
 from cli.ending import Ending, Kind, each, finish
 from cli.errors import usage
 from cli.listing import Listing, Table, print_list
 from cli.options import pairs
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
 from cli.render import All, Format, Limit, Output
-from cli.secrets import references
+from cli.routes import as_commands
+from cli.secrets import RegistrySecret, references
 
-app = typer.Typer(no_args_is_help=True, help="Launch instances, look at them and into them, change them.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Launch instances, look at them and into them, change them."
+)
 
 Names = Annotated[
     list[str],
@@ -40,8 +45,13 @@ def launch(
     command: Annotated[
         list[str] | None, typer.Argument(metavar="-- CMD...", help="What it runs, after --.", show_default=False)
     ] = None,
-    image: Annotated[str, typer.Option(help="Image to run.")] = "cairn/base:latest",
-    instance_type: Annotated[str | None, typer.Option("--type", help="Instance type, such as basic-1.")] = None,
+    image: Annotated[
+        str, typer.Option(help="Image to run: one of yours, or a reference of a registry.", autocompletion=image_names)
+    ] = "cairn/base:latest",
+    registry_secret: RegistrySecret = None,
+    instance_type: Annotated[
+        str | None, typer.Option("--type", help="Instance type, such as basic-1.", autocompletion=type_names)
+    ] = None,
     port: Annotated[
         list[str] | None,
         typer.Option("--port", "-p", help="HOST:CONTAINER or CONTAINER (then a host port is chosen), /udp for UDP."),
@@ -89,8 +99,9 @@ def launch(
     wanted = {
         "name": name,
         "image": image,
+        "registry_secret": registry_secret,
         "instance_type": instance_type,
-        "ports": [_port(value) for value in port or []] or None,
+        "ports": [port_of(value) for value in port or []] or None,
         "env": pairs("--env", env) | references(secret, env) or None,
         "labels": pairs("--label", label) or None,
         "tags": tag or None,
@@ -179,7 +190,10 @@ _verb("resume", "Let paused instances go on.", "resume web")
 @app.command(epilog="Example: cairn instance resize web --type standard-1")
 def resize(
     names: Names,
-    instance_type: Annotated[str, typer.Option("--type", help="The instance type that they get.", show_default=False)],
+    instance_type: Annotated[
+        str,
+        typer.Option("--type", help="The type that they get.", show_default=False, autocompletion=type_names),
+    ],
     recreate: Annotated[
         bool,
         typer.Option("--recreate", help="Where the engine cannot do it otherwise: make another, lose what it wrote."),
@@ -263,7 +277,7 @@ def _print(instance: dict[str, Any], output: Format) -> None:
             ("name", instance["name"]),
             ("id", instance["id"]),
             ("status", _status(instance)),
-            ("error", f"{error.get('message')} ({error.get('code')})" if error else ""),
+            ("error", f"{as_commands(str(error.get('message')))} ({error.get('code')})" if error else ""),
             ("image", instance.get("image") or ""),
             ("type", instance["instance_type"]),
             ("host", f"{instance['host']} ({instance.get('backend')})" if instance.get("host") else ""),
@@ -274,6 +288,8 @@ def _print(instance: dict[str, Any], output: Format) -> None:
             *lifetimes.facts(instance),
             ("address", instance.get("private_ip") or ""),
             ("ports", _ports(instance)),
+            ("env", render.pairs(_env(instance, secret=False))),
+            ("secrets", render.pairs(_env(instance, secret=True))),
             ("labels", render.pairs(instance.get("labels"))),
             ("tags", ", ".join(instance.get("tags") or [])),
             ("metadata", render.pairs(instance.get("metadata"))),
@@ -282,6 +298,17 @@ def _print(instance: dict[str, Any], output: Format) -> None:
             ("workflow", instance.get("workflow_id") or ""),
         ]
     )
+
+
+def _env(instance: dict[str, Any], *, secret: bool) -> dict[str, str]:
+    """Its variables that are plain, or those that stand for secrets, as --secret takes them: never their values."""
+    found = {name: value for name, value in (instance.get("env") or {}).items() if isinstance(value, dict) is secret}
+    return {name: _reference(value) if secret else str(value) for name, value in found.items()}
+
+
+def _reference(use: dict[str, Any]) -> str:
+    version = f"@{use['version']}" if use.get("version") else ""
+    return f"{use['secret']}{version}" + (":env" if use.get("as") == "env" else "")
 
 
 _REACHABLE = {True: "yes", False: "no: the lease of its host has lapsed", None: ""}
@@ -320,7 +347,7 @@ def _ports(instance: dict[str, Any]) -> str:
     return ", ".join(shown)
 
 
-def _port(value: str) -> dict[str, Any]:
+def port_of(value: str) -> dict[str, Any]:
     ports, _, protocol = value.partition("/")
     host, _, container = ports.rpartition(":")
     try:

@@ -12,7 +12,7 @@ import typer
 from cli import render, ssh_keys
 from cli.client import Client
 from cli.errors import usage
-from cli.options import seconds
+from cli.options import cannot_open, seconds
 
 _HELP_HEALTH = "http:PORT/PATH, tcp:PORT or exec:COMMAND: what says that it is well."
 
@@ -32,7 +32,12 @@ Retries = Annotated[int | None, typer.Option("--health-retries", help="Failures 
 StartPeriod = Annotated[
     str | None, typer.Option("--health-start-period", help="After a start failures do not count for so long.")
 ]
-SshKey = Annotated[str | None, typer.Option("--ssh-key", help="Key for its root, by name or id: see cairn ssh-key.")]
+SshKey = Annotated[
+    str | None,
+    typer.Option(
+        "--ssh-key", help="Key for its root, by name or id: see cairn ssh-key.", autocompletion=ssh_keys.key_names
+    ),
+]
 
 
 def fields(
@@ -88,8 +93,8 @@ def facts(instance: dict[str, Any]) -> list[tuple[str, str]]:
     check, idle, policy = (instance.get(name) for name in ("health_check", "idle_stop_seconds", "restart_policy"))
     active = instance.get("active_at")
     return [
-        ("health", instance.get("health") or ("not known" if check else "")),
-        ("health check", _check(check) if check else ""),
+        ("health", instance.get("health") or ("not known" if check and instance["status"] != "deleted" else "")),
+        ("health check", shown_check(check) if check else ""),
         ("expires", instance.get("expires_at") or ""),
         (
             "idle stop",
@@ -101,7 +106,7 @@ def facts(instance: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _check(check: dict[str, Any]) -> str:
+def shown_check(check: dict[str, Any]) -> str:
     what = " ".join(check.get("command") or []) or f"port {check.get('port')}{check.get('path') or ''}"
     return f"{check['type']} {what}, every {check['interval_seconds']:g} s"
 
@@ -109,5 +114,7 @@ def _check(check: dict[str, Any]) -> str:
 def _script(where: str) -> str:
     try:
         return sys.stdin.read() if where == "-" else Path(where).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise usage(f"--user-data {where}: {error}") from None
+    except OSError as error:
+        raise usage(cannot_open(f"--user-data {where}", error)) from None
+    except UnicodeDecodeError:
+        raise usage(f"--user-data {where}: it is no text") from None

@@ -1,20 +1,24 @@
-"""``cairn login``, ``logout`` and ``whoami``."""
+"""``cairn login``, ``logout``, ``passwd`` and ``whoami``."""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
 
 from cli import config, render, session
-from cli.client import Client
+from cli.client import NO_PROJECT, Client
 from cli.endpoint import Endpoint, find_endpoint, is_loopback
 from cli.errors import CommandFailed, usage
 from cli.render import Format, Output
+
+if TYPE_CHECKING:
+    from tomlkit import TOMLDocument
 
 
 def login(
@@ -45,20 +49,31 @@ def login(
         render.say(f"warning: {found.api_url} is not encrypted: who listens on the way can read the password")
     email = email or _line("Email")
     with Client(Endpoint(found.api_url, None, found.stopped, ca_file=found.ca_file, source=found.source)) as client:
-        password = _reset(client, email) if reset else _password(confirm=register)
+        password = _reset(client, email) if reset else ask_password(confirm=register)
         if register:
             made = {"email": email, "password": password, "name": name or email.partition("@")[0]}
             client.request("POST", "/auth/register", body=made)
-        granted = client.request("POST", "/auth/login", body={"email": email, "password": password})["data"]
+        try:
+            granted = client.request("POST", "/auth/login", body={"email": email, "password": password})["data"]
+        except CommandFailed as failure:
+            if failure.code == "unauthenticated":
+                failure.hint = "check address and password; where it is forgotten: cairn login --reset"
+            raise
     kept_in = _keep(found, into, granted)
     render.say(f"logged in as {granted['user']['email']}; context {kept_in} keeps it, and is chosen")
 
 
 def logout() -> None:
-    """End the session of the context in use, here and at the API. API keys stay."""
+    """End the session of the context in use, here and at the API. API keys stay.
+
+    What was chosen before the login is chosen again.
+    """
     found = find_endpoint()
     if found.session is None:
-        raise usage("nobody is logged in here", "a key is forgotten with: cairn context rm")
+        raise usage(
+            "nobody is logged in here",
+            "to use the platform of this folder: cairn context use --none; a key is forgotten with: cairn context rm",
+        )
     try:
         with Client(found) as client:
             client.request("POST", "/auth/logout")
@@ -66,14 +81,41 @@ def logout() -> None:
         if failure.code != "unauthenticated":
             raise  # the session goes on: what would end it is kept
     with config.changing() as document:
-        session.forget(document.get("contexts", {}).get(found.session.name, {}))
-    render.say("logged out")
+        kept: Any = document.get("contexts", {}).get(found.session.name, {})
+        session.forget(kept)
+        chosen = _choose_again(document, found.session.name, kept.pop(session.CHOSEN_OVER, None))
+    render.say(f"logged out{chosen}")
+
+
+def passwd() -> None:
+    """Change your password, which ends all your other sessions; API keys stay.
+
+    The old and the new one are asked for, or CAIRN_PASSWORD and CAIRN_NEW_PASSWORD, or two lines of stdin.
+    """
+    with Client() as client:
+        old = ask_password(confirm=False, what="Old password")
+        new = ask_password(confirm=True, what="New password", variable="CAIRN_NEW_PASSWORD")
+        try:
+            client.request("PATCH", "/auth/me", body={"password": new, "old_password": old})
+        except CommandFailed as failure:
+            if failure.code == "forbidden":
+                failure.hint = "where it is forgotten: cairn login --reset, or ask an administrator of the platform"
+            raise
+    render.say("your password is another; all other sessions have ended")
 
 
 def whoami(output: Output = Format.TABLE) -> None:
     """Show who you are to the API, in which project, and what you may do there."""
-    with Client() as client:
-        me = client.get("/auth/me")
+    found = find_endpoint()
+    try:
+        with Client(found) as client:
+            me = client.get("/auth/me")
+    except CommandFailed as failure:
+        if failure.code != NO_PROJECT:
+            raise
+        render.say(f"warning: {failure.message}: {failure.hint}")
+        with Client(replace(found, project=None)) as client:
+            me = client.get("/auth/me")
     if output is not Format.TABLE:
         render.print_json(me)
         return
@@ -87,7 +129,10 @@ def whoami(output: Output = Format.TABLE) -> None:
             ("project", f"{project['unix_name']} ({project['id']})" if project else "none"),
             ("roles", ", ".join(project["roles"]) if project else ""),
             ("scopes", "no limit" if me["scopes"] is None else ", ".join(me["scopes"])),
-            ("permissions", ", ".join(me["permissions"])),
+            (
+                "permissions",
+                f"{len(me['permissions'])}; all of them: cairn whoami -o json" if me["permissions"] else "none",
+            ),
             ("projects", ", ".join(one["unix_name"] for one in me["projects"])),
         ]
     )
@@ -97,18 +142,20 @@ def _reset(client: Client, email: str) -> str:
     """The password that was set."""
     client.request("POST", "/auth/forgot-password", body={"email": email})
     render.say(f"if there is such a user, a mail is on its way to {email}; it is good for 30 minutes")
+    render.say("under CAIRN_MAILER=log no mail is sent: the link is in the API's log")
     token = _line("Token of the mail").rpartition("#")[2]
-    password = _password(confirm=True)
+    password = ask_password(confirm=True)
     client.request("POST", "/auth/reset-password", body={"token": token, "password": password})
     return password
 
 
-def _password(*, confirm: bool) -> str:
-    if given := os.environ.get("CAIRN_PASSWORD"):
+def ask_password(*, confirm: bool, what: str = "Password", variable: str = "CAIRN_PASSWORD") -> str:
+    """That variable of the environment, or asked for; without a terminal a line of stdin."""
+    if given := os.environ.get(variable):
         return given
     if sys.stdin.isatty():
-        return str(typer.prompt("Password", hide_input=True, confirmation_prompt=confirm, err=True))
-    return _line("Password", "give it as a line of stdin, or in CAIRN_PASSWORD")
+        return str(typer.prompt(what, hide_input=True, confirmation_prompt=confirm, err=True))
+    return _line(what, f"give it as a line of stdin, or in {variable}")
 
 
 def _line(what: str, hint: str | None = None) -> str:
@@ -132,8 +179,21 @@ def _keep(found: Endpoint, into: str | None, granted: dict[str, Any]) -> str:
         if kept is None:
             contexts[name] = {"url": found.api_url} | ({"ca_file": found.ca_file} if found.ca_file else {})
         contexts[name].update(session.fields(granted))
+        if document.get("current") != name:
+            contexts[name][session.CHOSEN_OVER] = document.get("current") or ""
         document["current"] = name
     return name
+
+
+def _choose_again(document: TOMLDocument, name: str, before: str | None) -> str:
+    """Choose what was chosen before the login chose context ``name``; None: the login chose nothing. What to say."""
+    if before is None or document.get("current") != name:
+        return ""
+    if before in document.get("contexts", {}):
+        document["current"] = before
+        return f"; context {before} is chosen again"
+    del document["current"]
+    return f"; context {name} is not chosen any more"
 
 
 def _free_name(api_url: str, contexts: Any) -> str:

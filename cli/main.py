@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from importlib import import_module
 from typing import Annotated, Any, NamedTuple
 
@@ -43,10 +44,14 @@ COMMANDS = {
     "demo": Place("cli.demo", "demo", "Tour: launch, kill -9 in the middle, cancel, delete.", "cairn demo", local=True),
     "login": Place("cli.login", "login", "Log in, or register and log in.", "cairn login --email jo@example.org"),
     "logout": Place("cli.login", "logout", "End the login of the context in use.", "cairn logout"),
+    "passwd": Place("cli.login", "passwd", "Change your password.", "cairn passwd"),
     "whoami": Place("cli.login", "whoami", "Who you are, in which project, and what you may.", "cairn whoami"),
     "user": Place("cli.users", "app", "All users of the platform; for its administrators."),
     "key": Place("cli.keys", "app", "Your API keys."),
     "instance": Place("cli.instances", "app", "Launch instances, look at them and into them, change them."),
+    "group": Place("cli.group_schedules", "groups", "Instances from one template, as many as desired."),
+    "deployment": Place("cli.group_schedules", "deployments", "An image, so many times."),
+    "lb": Place("cli.balancers", "app", "Load balancers: one address for many instances."),
     "image": Place("cli.images", "app", "Images: from a registry, a file or a URL."),
     "ssh-key": Place("cli.ssh_keys", "app", "Public keys that instances are launched with."),
     "host": Place("cli.hosts", "app", "Hosts: let machines join, empty and remove them."),
@@ -60,6 +65,7 @@ COMMANDS = {
     "event": Place("cli.events", "app", "Watch what happens."),
     "events": Place("cli.events", "events", "Events there were; -f: as they come.", "cairn events -f --resource web"),
     "webhook": Place("cli.webhooks", "app", "Send events to other programs, and see what became of them."),
+    "cron": Place("cli.cron", "app", "Run things at certain times: requests, commands, workflows."),
     "audit": Place("cli.audit", "app", "Who did what, or was refused."),
     "dashboard": Place("cli.dashboard", "dashboard", "The project and the hosts at a glance.", "cairn dashboard"),
     "watch": Place("cli.watching", "command", "Show again what changes.", "cairn watch instance list"),
@@ -157,7 +163,8 @@ class Program(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(Exit.BROKEN_PIPE) from None
         except CommandFailed as failure:
-            render.print_failure(failure)
+            with suppress(BrokenPipeError):  # nobody reads it any more: the exit code says it
+                render.print_failure(failure)
             raise typer.Exit(failure.exit) from None
         return result
 

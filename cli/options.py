@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
+from pathlib import Path
 
 from cli.errors import usage
 
@@ -26,3 +28,35 @@ def seconds(option: str, value: str) -> int:
     if not written or not int(written[1]):
         raise usage(f"{option} {value}: expected a number and s, m, h or d, such as 1h")
     return int(written[1]) * _UNITS[written[2]]
+
+
+def moment(option: str, value: str | None) -> str | None:
+    """A point in time as the API takes it, of one that is written so (RFC 3339), or of how long ago it was: 1h."""
+    if value is None:
+        return None
+    if re.fullmatch(r"\d{1,9}[smhd]", value):
+        try:
+            return (dt.datetime.now(dt.UTC) - dt.timedelta(seconds=seconds(option, value))).isoformat()
+        except OverflowError:
+            raise usage(f"{option} {value}: there is no time so long ago") from None
+    try:
+        zoned = dt.datetime.fromisoformat(value).tzinfo is not None
+    except ValueError:
+        zoned = False
+    if not zoned:
+        raise usage(f"{option} {value}: expected how long ago, such as 1h, or a time, such as 2026-01-31T00:00:00Z")
+    return value
+
+
+def cannot_open(what: str, error: OSError) -> str:
+    """Of a file that was named: which, and why; without the number that the system gives the reason."""
+    return f"{what}: {error.strerror or error}"
+
+
+def new_file(what: str, path: Path) -> None:
+    """Refuse, before anything is asked for, a file that cannot be made there."""
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise usage(f"{what} {path}: it is a folder: name a file")
+    if not folder.is_dir():
+        raise usage(f"{what} {path}: there is no folder {folder}: make it, or name another")

@@ -100,21 +100,23 @@ class Timeline:
         last = Text(render.clean(step.get("error") or ""), style="red" if state == "failed" else "yellow")
         return [
             Text(self.indent if self.console.is_terminal else "").append_text(marked),
-            Text(name),
-            Text(f"on {step['host']}" if step.get("host") else "", style="dim"),
+            Text(render.clean(name)),
+            Text(render.clean(f"on {step['host']}") if step.get("host") else "", style="dim"),
             Text(render.between(step.get("started_at"), step.get("finished_at")), style="dim"),
             Text(tries, style="yellow"),
             last,
         ]
 
 
-def follow(client: Client, workflow_id: str, timeout: float, timeline: Timeline) -> dict[str, Any]:
+def follow(
+    client: Client, workflow_id: str, timeout: float, timeline: Timeline, began: float | None = None
+) -> dict[str, Any]:
     """Poll until the workflow ends; its last answer comes back.
 
     An API that goes away meanwhile is waited for: the workflow does not need it. Raises
-    CommandFailed with TIMED_OUT once ``timeout`` seconds are over.
+    CommandFailed with TIMED_OUT once ``timeout`` seconds since ``began`` (monotonic; None: now) are over.
     """
-    until = time.monotonic() + timeout
+    until = (time.monotonic() if began is None else began) + timeout
     pause = FIRST_POLL
     away = False
     while True:
@@ -124,7 +126,7 @@ def follow(client: Client, workflow_id: str, timeout: float, timeline: Timeline)
                 "GET",
                 f"/workflows/{workflow_id}",
                 params={"steps": "true"},
-                patience=min(left, 2),
+                patience=max(min(left, 2), 0),
                 timeout=max(min(left, ANSWER_SECONDS), 1),
             )
         except CommandFailed as failure:
@@ -147,11 +149,11 @@ def follow(client: Client, workflow_id: str, timeout: float, timeline: Timeline)
         pause = min(pause * 1.3, LONGEST_POLL)
 
 
-def watch(client: Client, workflow_id: str, timeout: float) -> dict[str, Any]:
+def watch(client: Client, workflow_id: str, timeout: float, began: float | None = None) -> dict[str, Any]:
     """``follow`` on stderr; Ctrl-C says that the work goes on."""
     try:
         with Timeline(render.err()) as timeline:
-            return follow(client, workflow_id, timeout, timeline)
+            return follow(client, workflow_id, timeout, timeline, began)
     except KeyboardInterrupt:
         raise interrupted([workflow_id]) from None
 

@@ -13,23 +13,21 @@ from cli.errors import usage
 from cli.projects import Which, find
 from cli.render import Format, Output
 
-app = typer.Typer(no_args_is_help=True, help="What a project may use, and uses.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="What a project may use, and uses.")
 NO_LIMIT = "none"
-#: Of the API → how it is shown.
-NAMES = {
-    "instances": "instances",
-    "vcpus": "vCPUs",
-    "memory_mb": "memory, MiB",
-    "images": "images",
-    "image_bytes": "image bytes",
-}
+#: As the API calls them.
+NAMES = ("instances", "vcpus", "memory_mb", "images", "image_bytes", "load_balancers")
 
 
 @app.command(epilog="Example: cairn quota show")
 def show(project: Which = None, output: Output = Format.TABLE) -> None:
     """Show limits, what is used of them, and what is reserved for launches under way."""
     with Client() as client:
-        _print(client.get(f"/projects/{find(client, project)['id']}/quotas"), output)
+        found = find(client, project)
+        quotas = client.get(f"/projects/{found['id']}/quotas")
+    if output is Format.TABLE:
+        render.print_facts([("project", f"{found['name']} ({found['unix_name']})")])
+    _print(quotas, output)
 
 
 @app.command("set", epilog="Example: cairn quota set payments instances=50 vcpus=none")
@@ -72,10 +70,7 @@ def _print(quotas: dict[str, Any], output: Format) -> None:
     if output is Format.JSON:
         render.print_json(quotas)
         return
-    rows = [
-        [NAMES.get(what, what), *(_number(of[column]) for column in ("limit", "used", "reserved"))]
-        for what, of in quotas.items()
-    ]
+    rows = [[what, *(_number(of[column]) for column in ("limit", "used", "reserved"))] for what, of in quotas.items()]
     render.print_table(["QUOTA", "LIMIT", "USED", "RESERVED"], rows, [])
 
 

@@ -29,11 +29,15 @@ if TYPE_CHECKING:
 
 #: Below this many columns a terminal's table leaves its wide columns out.
 WIDE = 120
-#: A pipe's reader wants whole lines, however long.
+#: A pipe's reader wants whole lines, however long. (rich lays its lines out in memory: it needs a number.)
 ENDLESS = 10_000
 GAP = "  "
 #: No column of a table is cut to less.
 NARROWEST = 6
+#: Columns that are copied from: they are there however narrow it is.
+COPIED = ("ID", "NAME")
+#: Columns that are never cut, and those that are only where nothing else is left.
+WHOLE, KEPT = ("ID", "KIND"), ("NAME", "STATE")
 
 
 class Format(StrEnum):
@@ -83,7 +87,8 @@ _COLOURS: dict[str, dict[str, Any]] = {
     "failed": {"fg": "red"},
     "deleted": {"dim": True},
 }
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+#: Control characters, and what turns the direction of a line or begins another.
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+")
 #: What is written for a character that the locale has not.
 _PLAIN = {"…": "...", "→": "->", "✓": "ok", "✗": "x", "⊘": "-", "•": "*", "·": "."}
 
@@ -116,7 +121,7 @@ def has_colours(stream: TextIO) -> bool:
 
 
 def width_of(stream: TextIO) -> int:
-    return shutil.get_terminal_size().columns if stream.isatty() else ENDLESS
+    return shutil.get_terminal_size().columns if stream.isatty() else sys.maxsize
 
 
 def out() -> Console:
@@ -189,7 +194,8 @@ def _yaml(data: Any) -> str:
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], wide: Sequence[str] = ()) -> None:
-    """One line per row. On a terminal that is too narrow for them, columns of ``wide`` are left out, cells cut."""
+    """One line per row. On a terminal that is too narrow for them, columns of ``wide`` are left out, then cells cut,
+    then others left out: ids stay whole, and names as long as they can."""
     if instead:
         instead.table(headers, rows)
         return
@@ -231,21 +237,36 @@ def _fitted(table: Sequence[Sequence[str]], wide: set[int], room: int) -> tuple[
     """Which columns are shown, and how wide each of them is."""
     widths = [max(cells_of(row[i]) for row in table) for i in range(len(table[0]))]
     shown = [i for i in range(len(widths)) if i not in wide or room >= WIDE]
-
-    def excess() -> int:
-        return sum(widths[i] for i in shown) + len(GAP) * (len(shown) - 1) - room
-
     for i in sorted(wide & set(shown), reverse=True):
-        if excess() > 0:
+        if _excess(widths, shown, room) > 0:
             shown.remove(i)
-    while excess() > 0:
+    whole = {i for i in shown if table[0][i] in WHOLE}
+    kept = whole | {i for i in shown if table[0][i] in KEPT}
+    while _excess(_narrowed(widths, shown, kept, room), shown, room) > 0:
+        others = [i for i in shown if table[0][i] not in COPIED]
+        if not others:
+            break
+        shown.remove(max(others, key=lambda i: (i not in kept, i)))
+    widths = _narrowed(widths, shown, kept, room)
+    return shown, _narrowed(widths, shown, whole, room)
+
+
+def _excess(widths: Sequence[int], shown: Sequence[int], room: int) -> int:
+    return sum(widths[i] for i in shown) + len(GAP) * (len(shown) - 1) - room
+
+
+def _narrowed(widths: Sequence[int], shown: Sequence[int], kept: set[int], room: int) -> list[int]:
+    """With the widest columns, but those of ``kept``, cut as far as they must and may be."""
+    widths = list(widths)
+    cut = [i for i in shown if i not in kept]
+    while cut and (excess := _excess(widths, shown, room)) > 0:
         # The widest one gives way, as far as the next; a name, which comes first, as the last of equals.
-        widest = max(shown, key=lambda i: (widths[i], i))
+        widest = max(cut, key=lambda i: (widths[i], i))
         if widths[widest] <= NARROWEST:
             break
-        others = max((widths[i] for i in shown if i != widest), default=0)
-        widths[widest] = max(NARROWEST, min(widths[widest] - 1, max(others, widths[widest] - excess())))
-    return shown, widths
+        others = max((widths[i] for i in cut if i != widest), default=0)
+        widths[widest] = max(NARROWEST, min(widths[widest] - 1, max(others, widths[widest] - excess)))
+    return widths
 
 
 def _cut(text: str, width: int, stream: TextIO) -> str:
@@ -278,15 +299,15 @@ def grid(rows: Sequence[Sequence[str]]) -> Table:
 
 def print_failure(failure: CommandFailed) -> None:
     stream = sys.stderr
-    lines = [paint("error:", stream, fg="red", bold=True) + f" {failure.message} ({failure.code})"]
+    lines = [("error:", {"fg": "red", "bold": True}, f" {failure.message} ({failure.code})")]
     for field in failure.fields:
         line = f"{field.get('field')}: {field.get('message')}"
         if line not in failure.message:
-            lines.append(f"  {line}")
+            lines.append(("", {}, f"  {line}"))
     if failure.hint:
-        lines.append(paint("hint:", stream, bold=True) + f" {failure.hint}")
-    for line in lines:
-        stream.write(clean(line, keep="\n\x1b") + "\n")
+        lines.append(("hint:", {"bold": True}, f" {failure.hint}"))
+    for label, style, text in lines:
+        stream.write(paint(label, stream, **style) + clean(text, keep="\n") + "\n")
     stream.flush()
 
 

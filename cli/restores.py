@@ -10,13 +10,14 @@ import typer
 from typer.core import TyperGroup
 
 from cli import render
-from cli.backups import failing, is_external, show
+from cli.backups import failing, is_external, show, url_of
 from cli.client import Client, workflow_of
 from cli.errors import CommandFailed, Exit
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait, require_completed, watch
 from cli.render import Format, Output
 from cli.settings import read_settings
-from worker import data_folder, restoring
+from cli.several import end
+from worker import blob_store, data_folder, restoring
 
 #: What each decision can be about.
 ADOPTED = ("machine_without_row", "machine_differs")
@@ -35,6 +36,7 @@ class Restore(TyperGroup):
 app = typer.Typer(
     cls=Restore,
     no_args_is_help=True,
+    add_completion=False,
     help="Restore a backup (cairn restore FILE), and decide about what differs since it was made.",
 )
 Ids = Annotated[list[str] | None, typer.Argument(help="Ids, as status shows them.", show_default=False)]
@@ -53,12 +55,13 @@ def restore(
     if replace and not yes and not (sys.stdin.isatty() and typer.confirm("Replace the platform by the backup?")):
         raise CommandFailed("nothing was restored", "not_confirmed", Exit.REFUSED, "confirm with --yes")
     with failing():
+        blobs = blob_store.connect(settings)
         if is_external(settings):
-            manifest = restoring.into_database(file, settings.database_url.get_secret_value(), replace=replace)
+            manifest = restoring.into_database(file, url_of(settings), blobs, replace=replace)
         else:
             folder = data_folder.make(settings.data_dir)
             with data_folder.locked(folder):
-                manifest = restoring.into_folder(file.absolute(), folder, replace=replace)
+                manifest = restoring.into_folder(file.absolute(), folder, blobs, replace=replace)
     show(manifest, output)
     render.say("restored: start the platform, then see what differs with 'cairn restore status'")
 
@@ -147,10 +150,7 @@ def _decide(verb: str, ids: list[str] | None, kinds: tuple[str, ...], wait: bool
                 _end(client, envelope, what, f"{what}: done", wait, timeout)
             except CommandFailed as failure:
                 failures.append(failure)
-    for further in failures[1:]:
-        render.print_failure(further)
-    if failures:
-        raise failures[0]
+    end(failures)
 
 
 def _end(client: Client, envelope: Any, what: str, done: str, wait: bool, timeout: float) -> None:

@@ -8,13 +8,21 @@ import typer
 
 from cli import render
 from cli.client import Client
+from cli.completion import roles as role_names
 from cli.errors import CommandFailed, Exit
 from cli.listing import Listing, Table, print_list
 from cli.render import All, Format, Limit, Output
+from cli.several import remove_each
 
-app = typer.Typer(no_args_is_help=True, help="What may be done in a project, and who has which role.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="What may be done in a project, and who has which role."
+)
 
-Name = Annotated[str, typer.Argument(help="Name of the role.", show_default=False)]
+Name = Annotated[str, typer.Argument(help="Name of the role.", show_default=False, autocompletion=role_names)]
+Names = Annotated[
+    list[str],
+    typer.Argument(metavar="NAME...", help="Names of roles.", show_default=False, autocompletion=role_names),
+]
 Who = Annotated[
     str, typer.Argument(help="A user's e-mail address or id, or a service account's id.", show_default=False)
 ]
@@ -40,7 +48,11 @@ def show(name: Name, output: Output = Format.TABLE) -> None:
 
 
 @app.command(epilog="Example: cairn role create releaser instances:read instances:create")
-def create(name: Name, permissions: Permissions, output: Output = Format.TABLE) -> None:
+def create(
+    name: Annotated[str, typer.Argument(help="Its name, unique in the project.", show_default=False)],
+    permissions: Permissions,
+    output: Output = Format.TABLE,
+) -> None:
     """Make a role of the project's own, of permissions that you have."""
     with Client() as client:
         body = {"name": name, "permissions": permissions}
@@ -55,11 +67,9 @@ def set_(name: Name, permissions: Permissions, output: Output = Format.TABLE) ->
 
 
 @app.command(epilog="Example: cairn role rm releaser")
-def rm(name: Name) -> None:
-    """Delete a role of the project's own that nobody has."""
-    with Client() as client:
-        client.request("DELETE", f"/rbac/roles/{name}")
-        render.say(f"removed {name}")
+def rm(names: Names) -> None:
+    """Delete roles of the project's own that nobody has."""
+    remove_each(names, lambda _, name: f"/rbac/roles/{name}", looked_up=False)
 
 
 @app.command(epilog="Example: cairn role bindings")

@@ -10,12 +10,28 @@ import typer
 
 from cli import render
 from cli.client import Client
-from cli.errors import CommandFailed, usage
+from cli.completion import secrets as secret_names
+from cli.errors import usage
 from cli.listing import Listing, Table, print_list
 from cli.render import All, Format, Limit, Output
+from cli.several import remove_each
 
-Name = Annotated[str, typer.Argument(help="Name or id.")]
-app = typer.Typer(no_args_is_help=True, help="Values that instances are given, and nobody is shown.")
+Name = Annotated[str, typer.Argument(help="Name or id.", show_default=False, autocompletion=secret_names)]
+Names = Annotated[
+    list[str], typer.Argument(metavar="NAME...", help="Names or ids.", show_default=False, autocompletion=secret_names)
+]
+RegistrySecret = Annotated[
+    str | None,
+    typer.Option(
+        "--registry-secret",
+        metavar="NAME",
+        help="A secret with which the image's registry is asked: username:password, or JSON with these two.",
+        autocompletion=secret_names,
+    ),
+]
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Values that instances are given, and nobody is shown."
+)
 
 
 @app.command("set", epilog="Example: cairn secret set db-password < password.txt")
@@ -102,22 +118,9 @@ def versions(
 
 
 @app.command(epilog="Example: cairn secret rm db-password")
-def rm(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names or ids.", show_default=False)],
-) -> None:
+def rm(names: Names) -> None:
     """Forget secrets with all their versions. Refused while an instance names one."""
-    failures: list[CommandFailed] = []
-    with Client() as client:
-        for name in names:
-            try:
-                client.request("DELETE", f"/secrets/{name}")
-                render.say(f"removed {name}")
-            except CommandFailed as failure:
-                failures.append(failure)
-    for further in failures[1:]:
-        render.print_failure(further)
-    if failures:
-        raise failures[0]
+    remove_each(names, lambda _, name: f"/secrets/{name}", looked_up=False)
 
 
 @app.command(epilog="Example: cairn secret keys")
@@ -131,7 +134,8 @@ def keys(output: Output = Format.TABLE) -> None:
     for key in found["keys"]:
         state = "newest" if key["newest"] else "known" if key["known"] else "missing"
         signed = f", {key['audit_heads']} audit heads" if "audit_heads" in key else ""
-        render.say(f"{key['id']}: {state}, {key['data_keys']} data keys, {key['secret_versions']} values{signed}")
+        values = key["secret_versions"] + key.get("sealed_values", 0)
+        render.say(f"{key['id']}: {state}, {key['data_keys']} data keys, {values} values{signed}")
     if not found["left"]:
         render.say("nothing lies under any but the newest: others can be taken away")
 

@@ -6,15 +6,25 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import render
+from cli import key_views, render
 from cli.client import Client
-from cli.errors import CommandFailed, Exit
+from cli.completion import service_accounts as account_names
+from cli.key_views import Overlap
 from cli.listing import Listing, Table, print_list
 from cli.render import All, Format, Limit, Output
+from cli.several import remove_each
 
-app = typer.Typer(no_args_is_help=True, help="Members of a project who are programs, and their keys.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Members of a project who are programs, and their keys."
+)
 
-Name = Annotated[str, typer.Argument(help="Name or id of the account.", show_default=False)]
+Name = Annotated[
+    str, typer.Argument(help="Name or id of the account.", show_default=False, autocompletion=account_names)
+]
+Names = Annotated[
+    list[str],
+    typer.Argument(metavar="NAME...", help="Names or ids.", show_default=False, autocompletion=account_names),
+]
 Key = Annotated[str, typer.Argument(help="Name or id of the key.", show_default=False)]
 
 
@@ -44,29 +54,16 @@ def list_(limit: Limit = 50, everything: All = False, output: Output = Format.TA
 
 
 @app.command(epilog="Example: cairn service-account rm ci")
-def rm(name: Name) -> None:
-    """Delete a service account with its keys, which open nothing from then on."""
-    with Client() as client:
-        client.request("DELETE", _path(client, name))
-        render.say(f"removed {name}")
+def rm(names: Names) -> None:
+    """Delete service accounts with their keys, which open nothing from then on."""
+    remove_each(names, _path)
 
 
 @app.command(epilog="Example: cairn service-account keys ci")
 def keys(name: Name, limit: Limit = 50, everything: All = False, output: Output = Format.TABLE) -> None:
     """List its keys; the keys themselves are not shown."""
-    table = Table(
-        ["NAME", "SCOPES", "AGE", "LAST USED", "EXPIRES", "REVOKED", "ID"],
-        lambda row: [
-            row["name"],
-            " ".join(row["scopes"] or ["all"]),
-            render.age(row["created_at"]),
-            *(row[at] or "" for at in ("last_used_at", "expires_at", "revoked_at")),
-            row["id"],
-        ],
-        wide=["SCOPES", "ID"],
-    )
     with Client() as client:
-        print_list(client, f"{_path(client, name)}/keys", {}, Listing(limit, everything, output), table)
+        print_list(client, f"{_path(client, name)}/keys", {}, Listing(limit, everything, output), key_views.TABLE)
 
 
 @app.command("key", epilog="Example: cairn service-account key ci build-server --scope 'instances:*'")
@@ -81,42 +78,33 @@ def key(
     body: dict[str, Any] = {"name": key_name}
     body |= ({"scopes": scopes} if scopes else {}) | ({"expires_at": expires_at} if expires_at else {})
     with Client() as client:
-        _print_key(client.request("POST", f"{_path(client, name)}/keys", body=body)["data"], output)
+        key_views.print_new(client.request("POST", f"{_path(client, name)}/keys", body=body)["data"], output)
 
 
-@app.command(epilog="Example: cairn service-account rotate ci build-server --overlap-seconds 600")
-def rotate(
-    name: Name,
-    key_name: Key,
-    overlap_seconds: Annotated[int, typer.Option(help="For so long the old one works too.")] = 3600,
-    output: Output = Format.TABLE,
-) -> None:
-    """Make a key in the place of another."""
+@app.command(epilog="Example: cairn service-account rotate ci build-server --overlap 10m")
+def rotate(name: Name, key_name: Key, overlap: Overlap = "1h", output: Output = Format.TABLE) -> None:
+    """Make a key in the place of another, which ends after the overlap. To end both, revoke them by their name."""
+    beside = key_views.overlap_seconds(overlap)
     with Client() as client:
-        path = f"{_key_path(client, name, key_name)}/rotate"
-        _print_key(client.request("POST", path, body={"overlap_seconds": overlap_seconds})["data"], output)
+        path = f"{_path(client, name)}/keys"
+        old = key_views.the_one(client, path, key_name, _hint(name))
+        made = client.request("POST", f"{path}/{old['id']}/rotate", body={"overlap_seconds": beside})["data"]
+        key_views.print_new(made, output)
 
 
 @app.command(epilog="Example: cairn service-account revoke ci build-server")
-def revoke(name: Name, key_name: Key) -> None:
-    """Make a key void at once."""
+def revoke(name: Name, key_name: Key, output: Output = Format.TABLE) -> None:
+    """Make every key of this name void at once, rotated ones too; by its id, just that one."""
     with Client() as client:
-        client.request("POST", f"{_key_path(client, name, key_name)}/revoke")
-        render.say(f"key {key_name} is void")
+        key_views.revoke(client, f"{_path(client, name)}/keys", key_name, _hint(name), output)
 
 
 def _path(client: Client, wanted: str) -> str:
     return f"/service-accounts/{client.named('/service-accounts', 'service account', wanted)['id']}"
 
 
-def _key_path(client: Client, account: str, wanted: str) -> str:
-    """The newest of this name that is not revoked, or the one of this id."""
-    path = f"{_path(client, account)}/keys"
-    for row in client.pages(path, {}, None)[0]:
-        if row["id"] == wanted or (row["name"] == wanted and row["revoked_at"] is None):
-            return f"{path}/{row['id']}"
-    hint = f"see its keys: cairn service-account keys {account}"
-    raise CommandFailed(f"there is no key named '{wanted}'", "not_found", Exit.NOT_FOUND, hint)
+def _hint(account: str) -> str:
+    return f"see its keys: cairn service-account keys {account}"
 
 
 def _print(account: dict[str, Any], output: Format) -> None:
@@ -124,11 +112,3 @@ def _print(account: dict[str, Any], output: Format) -> None:
         render.print_json(account)
         return
     render.print_facts([(label, account[label]) for label in ("name", "id", "description")])
-
-
-def _print_key(made: dict[str, Any], output: Format) -> None:
-    if output is Format.JSON:
-        render.print_json(made)
-        return
-    render.say(f"key {made['name']}; it is not shown again:")
-    typer.echo(made["key"])

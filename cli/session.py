@@ -16,6 +16,8 @@ from cli.errors import CommandFailed, Exit, of_answer
 SPARE_SECONDS = 30
 #: In a context's table.
 FIELDS = ("access_token", "refresh_token", "expires_at", "email")
+#: The same, of one that a login chose: what was chosen before, "" for nothing.
+CHOSEN_OVER = "chosen_over"
 
 
 class SessionAuth(httpx.Auth):

@@ -17,8 +17,9 @@ Check = Annotated[bool, typer.Option("--check", help="Change nothing: say what t
 def setup(check: Check = False) -> None:
     """Prepare PostgreSQL and Temporal for a platform: roles, schema, first rows, namespace, schedules.
 
-    Waits for both. What is there is left as it is: it may be run at every
-    start, and by several at once. Ends with 1 where something is missing.
+    Waits for both, --check for a few seconds only. What is there is left as it
+    is: it may be run at every start, and by several at once. Ends with 1 where
+    something is missing.
     The same as the program cairn-setup. Settings: docs/configuration.md.
     """
     program = Path(sys.executable).with_name("cairn-setup")

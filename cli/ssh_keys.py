@@ -11,13 +11,19 @@ import typer
 
 from cli import render
 from cli.client import Client
+from cli.completion import ssh_keys as key_names
 from cli.errors import CommandFailed, Exit, usage
 from cli.listing import Listing, Table, print_list
 from cli.render import All, Format, Limit, Output
+from cli.several import remove_each
 
 #: What private keys have in them; the platform looks closer.
 _PRIVATE = ("PRIVATE KEY", "PuTTY-User-Key-File")
-app = typer.Typer(no_args_is_help=True, help="Public keys that instances are launched with.")
+Name = Annotated[str, typer.Argument(help="Name or id.", show_default=False, autocompletion=key_names)]
+Names = Annotated[
+    list[str], typer.Argument(metavar="NAME...", help="Names or ids.", show_default=False, autocompletion=key_names)
+]
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Public keys that instances are launched with.")
 
 
 @app.command(epilog="Example: cairn ssh-key add laptop ~/.ssh/id_ed25519.pub")
@@ -51,7 +57,7 @@ def list_(limit: Limit = 50, everything: All = False, output: Output = Format.TA
 
 
 @app.command(epilog="Example: cairn ssh-key show laptop")
-def show(name: Annotated[str, typer.Argument(help="Name or id.")], output: Output = Format.TABLE) -> None:
+def show(name: Name, output: Output = Format.TABLE) -> None:
     """Show one key."""
     with Client() as client:
         _print(find(client, name), output)
@@ -59,21 +65,10 @@ def show(name: Annotated[str, typer.Argument(help="Name or id.")], output: Outpu
 
 @app.command(epilog="Example: cairn ssh-key rm laptop")
 def rm(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names or ids.", show_default=False)],
+    names: Names,
 ) -> None:
     """Forget keys. Instances that were launched with one keep it."""
-    failures: list[CommandFailed] = []
-    with Client() as client:
-        for name in names:
-            try:
-                client.request("DELETE", f"/ssh-keys/{find(client, name)['id']}")
-                render.say(f"removed {name}")
-            except CommandFailed as failure:
-                failures.append(failure)
-    for further in failures[1:]:
-        render.print_failure(further)
-    if failures:
-        raise failures[0]
+    remove_each(names, lambda client, name: f"/ssh-keys/{find(client, name)['id']}")
 
 
 def find(client: Client, wanted: str) -> dict[str, Any]:

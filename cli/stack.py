@@ -37,7 +37,7 @@ def cannot_start(error: StackError) -> CommandFailed:
 
 def up(detach: Detach = False, docker: Docker = True) -> None:
     """Start the platform on this machine and keep it running: PostgreSQL, Temporal, API, workers."""
-    from worker import engine, stack
+    from worker import engine, haproxy_image, stack, stack_plan
 
     settings = read_settings()
     folder = settings.data_dir.absolute()
@@ -51,13 +51,15 @@ def up(detach: Detach = False, docker: Docker = True) -> None:
         docker_host = engine.ensure(settings, _say) if docker else None
         if docker_host:
             engine.ensure_base_image(docker_host, _say)
+            if haproxy_image.offer(docker_host, _say):
+                os.environ.setdefault("CAIRN_LB_IMAGE", haproxy_image.IMAGE)
         os.umask(0o077)  # what this and its children write is for this user alone
         if detach:
             _show(_start_detached(data_folder.make(folder), docker), "cairn down")
             return
         logs.configure(settings.log_level, "console" if sys.stderr.isatty() else settings.log_format, "supervisor")
         logging.getLogger("alembic").setLevel(logging.WARNING)
-        with stack.planned(settings, docker_host) as plan:
+        with stack_plan.planned(settings, docker_host) as plan:
             asyncio.run(stack.run(plan, lambda endpoint: _show(endpoint, "Ctrl-C")))
     except StackError as error:
         raise cannot_start(error) from None
@@ -66,7 +68,8 @@ def up(detach: Detach = False, docker: Docker = True) -> None:
 
 def _start_detached(folder: Path, docker: bool) -> Endpoint:
     """A supervisor of its own session; its endpoint, once everything is ready."""
-    log = folder / "logs" / "supervisor.log"
+    log = folder / "logs" / data_folder.SUPERVISOR_LOG
+    before = log.stat().st_size if log.exists() else 0
     command = [str(Path(sys.executable).with_name("cairn")), "up", "--docker" if docker else "--no-docker"]
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -82,7 +85,13 @@ def _start_detached(folder: Path, docker: bool) -> Endpoint:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOP_SECONDS)
-    tail = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
+    with log.open("rb") as written:
+        written.seek(before)
+        lines = written.read().decode(errors="replace").splitlines()
+    if lines and lines[0].startswith("error: "):  # all that it said: it was refused before anything was started
+        said = lines[0].removeprefix("error: ").removesuffix(" (cannot_start)")
+        raise StackError("\n".join([said, *lines[1:]]))
+    tail = "\n".join(lines[-TAIL_LINES:])
     raise StackError(f"the stack did not start; the end of {log}:\n{tail}")
 
 
@@ -122,10 +131,11 @@ def down() -> None:
 
 
 def reset(yes: Yes = False) -> None:
-    """Delete the data folder and this installation's containers, after showing what goes."""
+    """Delete the data folder, this installation's containers and the images it brought, after showing what goes."""
     settings = read_settings()
     folder = settings.data_dir.absolute()
-    if data_folder.read_installation(folder) is None:
+    left = data_folder.is_of_a_refused_start(folder)
+    if data_folder.read_installation(folder) is None and not left:
         # Without the file that only we write, nothing proves that the folder is ours.
         _say(f"Nothing to delete: no stack ever ran on {folder}.")
         return
@@ -135,6 +145,10 @@ def reset(yes: Yes = False) -> None:
         message = f"a stack runs on {folder} (process {data_folder.owner(folder) or 'unknown'}); nothing was deleted"
         raise CommandFailed(message, "running", Exit.REFUSED, "stop it first: cairn down (make down)") from None
     try:
+        if left:
+            data_folder.delete(folder)
+            _say(f"Deleted what a start that was refused had left in {folder}: no stack ever ran on it.")
+            return
         _reset(settings, folder, yes)
     finally:
         os.close(held)
@@ -148,8 +162,10 @@ def _reset(settings: Settings, folder: Path, yes: bool) -> None:
     known = data_folder.read_endpoint(folder)
     docker_host = known.docker_host if known and known.docker_host else engine.find(settings)
     containers: list[str] = []
+    images: list[str] = []
     if identity and docker_host and engine.problem(docker_host) is None:
         containers = engine.owned_containers(docker_host, str(identity.installation))
+        images = engine.brought_images(docker_host, folder, identity.local_host)
     elif identity and docker_host:
         # The id of the installation is what proves that containers are ours: it stays while they may.
         message = f"the Docker engine at {docker_host} does not answer: containers of this installation may be there"
@@ -158,10 +174,14 @@ def _reset(settings: Settings, folder: Path, yes: bool) -> None:
     _say(f"  folder     {folder} (database, Temporal's state, API key, logs)")
     for name in containers:
         _say(f"  container  {name}")
+    for name in images:
+        _say(f"  image      {name}")
     if not yes and not (sys.stdin.isatty() and typer.confirm("Delete all of it?")):
         raise CommandFailed("nothing was deleted", "not_confirmed", Exit.REFUSED, "confirm with --yes (make: YES=1)")
     if identity and docker_host and containers:
         engine.remove_containers(docker_host, containers)
         secret_files.forget(settings.secrets_dir or secret_files.default_folder(), containers)
+    if docker_host and images:
+        engine.forget_images(docker_host, images)
     data_folder.delete(folder)
     _say("Deleted.")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import datetime as dt
+import fcntl
 import json
+import os
 import shlex
+import stat
 import sys
+import termios
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
@@ -15,7 +20,7 @@ import typer
 from cli import render
 from cli.client import Client
 from cli.completion import instances as instance_names
-from cli.errors import Exit
+from cli.errors import UNKNOWN_EXIT, Exit
 from cli.options import seconds
 from cli.render import Format, Output
 
@@ -72,7 +77,13 @@ def exec_(
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that it may take, at most 600.")] = 30.0,
     output: Output = Format.TABLE,
 ) -> None:
-    """Run a command in an instance; ends with the command's own exit code."""
+    """Run a command in an instance; ends with the command's own exit code.
+
+    126 or 127: it could not be run; 124: it was ended at --timeout. It gets no input: what needs
+    some is run with cairn instance terminal.
+    """
+    if _is_piped():
+        render.say(f"warning: a command gets no input, and what is piped is lost: cairn instance terminal {name} -- …")
     with Client() as client:
         path = f"/instances/{client.instance(name)['id']}/exec"
         # Not sent again whatever happens: nobody knows whether the command may run twice.
@@ -87,7 +98,7 @@ def exec_(
         sys.stderr.write(done["stderr"])
     if done.get("truncated"):
         render.say("its output was longer than an answer may be, and is cut")
-    raise typer.Exit(int(done["exit_code"]))
+    raise typer.Exit(UNKNOWN_EXIT if done["exit_code"] is None else int(done["exit_code"]))
 
 
 def terminal(
@@ -112,6 +123,18 @@ def terminal(
         with client.socket(f"/ws/terminal/{instance['id']}", params) as connection:
             code = attach(connection, sys.stdin.fileno())
     raise typer.Exit(code)
+
+
+def _is_piped() -> bool:
+    """Whether something waits in a pipe to be read."""
+    waiting = array.array("i", [0])
+    try:
+        stdin = sys.stdin.fileno()
+        if stat.S_ISFIFO(os.fstat(stdin).st_mode):
+            fcntl.ioctl(stdin, termios.FIONREAD, waiting)
+    except (OSError, ValueError):  # closed, or no file
+        return False
+    return waiting[0] > 0
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from cli import render
-from cli.errors import CommandFailed, Exit, of_answer
+from cli.errors import UNKNOWN_EXIT, CommandFailed, Exit, of_answer
 
 if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
@@ -25,9 +25,10 @@ CHUNK = 16384
 NO_TERMINAL = (80, 24)
 #: A close code from here on is this and the HTTP status of an error, whose code and message are the reason.
 ERRORS = 4000
-#: Of a command whose end nobody saw.
-UNKNOWN_EXIT = 255
 END_OF_INPUT = b"\x04"
+#: Before the end of input is typed again, at first and at most: a program that does not listen yet, or listens to
+#: each key by itself from now on, never sees the one that was typed before.
+FIRST_AGAIN_SECONDS, MOST_AGAIN_SECONDS = 0.25, 8.0
 _RESIZE, _END = b"r", b"e"
 
 
@@ -145,7 +146,7 @@ def lost(closed: Any) -> CommandFailed:
     code, reason = (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else (0, "")
     if code >= ERRORS:
         name, _, message = reason.partition(": ")
-        return of_answer(code - ERRORS, {"code": name, "message": message})
+        return of_answer(code - ERRORS, {"code": name, "message": message}, "/instances/ID/terminal")
     message = f"the connection ended: {reason or 'the API, or the agent of the host, went away'}"
     return CommandFailed(message, "connection_lost", Exit.UNREACHABLE, "see how it is: cairn instance list")
 
@@ -155,9 +156,13 @@ def _send(connection: ClientConnection, stdin: int, told: int, is_terminal: bool
 
     escapes = Escapes()
     sources = [stdin, told]
+    again: float | None = None
     try:
         while True:
-            ready, _, _ = select.select(sources, [], [])
+            ready, _, _ = select.select(sources, [], [], again)
+            if not ready and again is not None:
+                connection.send(END_OF_INPUT)
+                again = min(2 * again, MOST_AGAIN_SECONDS)
             if told in ready:
                 if _END in os.read(told, CHUNK):
                     return
@@ -174,5 +179,6 @@ def _send(connection: ClientConnection, stdin: int, told: int, is_terminal: bool
                     return
                 if not typed:
                     sources = [told]
+                    again = None if is_terminal else FIRST_AGAIN_SECONDS
     except (ConnectionClosed, OSError):
         return  # the other thread sees it too, and says so

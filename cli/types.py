@@ -8,13 +8,18 @@ import typer
 
 from cli import render
 from cli.client import Client
-from cli.errors import CommandFailed
+from cli.completion import types as type_names
+from cli.errors import usage
 from cli.listing import Listing, Table, print_list
 from cli.render import All, Format, Limit, Output
+from cli.several import one_by_one, remove
 
-app = typer.Typer(no_args_is_help=True, help="Instance types: the sizes that instances come in.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Instance types: the sizes that instances come in.")
 
-Name = Annotated[str, typer.Argument(help="Name.", show_default=False)]
+Name = Annotated[str, typer.Argument(help="Name.", show_default=False, autocompletion=type_names)]
+Names = Annotated[
+    list[str], typer.Argument(metavar="NAME...", help="Names.", show_default=False, autocompletion=type_names)
+]
 Vcpus = Annotated[float, typer.Option(help="vCPUs, such as 0.5.", show_default=False)]
 Memory = Annotated[int, typer.Option("--memory", metavar="MIB", help="Memory in MiB.", show_default=False)]
 Disk = Annotated[int, typer.Option("--disk", metavar="GIB", help="Disk in GiB.", show_default=False)]
@@ -39,7 +44,13 @@ def show(name: Name, output: Output = Format.TABLE) -> None:
 
 
 @app.command(epilog="Example: cairn type create tiny-1 --vcpus 0.5 --memory 128 --disk 4")
-def create(name: Name, vcpus: Vcpus, memory: Memory, disk: Disk, output: Output = Format.TABLE) -> None:
+def create(
+    name: Annotated[str, typer.Argument(help="Its name.", show_default=False)],
+    vcpus: Vcpus,
+    memory: Memory,
+    disk: Disk,
+    output: Output = Format.TABLE,
+) -> None:
     """Add an instance type, with a key of the platform's first project."""
     body = {"name": name, "vcpus": vcpus, "memory_mb": memory, "disk_gb": disk}
     with Client() as client:
@@ -58,23 +69,22 @@ def update(
     asked = {"vcpus": vcpus, "memory_mb": memory, "disk_gb": disk}
     body = {field: value for field, value in asked.items() if value is not None}
     if not body:
-        raise typer.BadParameter("nothing to change: give --vcpus, --memory or --disk")
+        raise usage("nothing to change: give --vcpus, --memory or --disk")
     with Client() as client:
         _print(client.request("PATCH", f"/instance-types/{name}", body=body)["data"], output)
 
 
 @app.command(epilog="Example: cairn type rm tiny-1")
-def rm(name: Name) -> None:
-    """Remove an instance type that no instance has."""
+def rm(names: Names) -> None:
+    """Remove instance types that no instance has."""
     with Client() as client:
-        client.get(f"/instance-types/{name}")
-        try:
-            client.request("DELETE", f"/instance-types/{name}")
-        except CommandFailed as failure:
-            # It was there a moment ago: an answer was lost, and asking again found it gone.
-            if failure.code != "not_found":
-                raise
-    render.say(f"instance type {name} is removed")
+
+        def forget(name: str) -> None:
+            client.get(f"/instance-types/{name}")
+            remove(client, f"/instance-types/{name}")
+            render.say(f"instance type {name} is removed")
+
+        one_by_one(names, forget)
 
 
 def _print(row: dict[str, Any], output: Format) -> None:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any
 
 import typer
 
 from cli import render
-from cli.client import Client, is_id
+from cli.client import Client, is_id, workflow_of
+from cli.completion import users as user_names
 from cli.errors import CommandFailed, Exit, usage
 from cli.listing import Listing, Table, print_list
+from cli.login import ask_password
+from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait, require_completed, watch
 from cli.render import All, Format, Limit, Output
+from cli.several import one_by_one, remove_each
 
-app = typer.Typer(no_args_is_help=True, help="All users of the platform; for its administrators.")
-Wanted = Annotated[str, typer.Argument(metavar="USER", help="Address or id.", show_default=False)]
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="All users of the platform; for its administrators.")
+Wanted = Annotated[
+    str, typer.Argument(metavar="USER", help="Address or id.", show_default=False, autocompletion=user_names)
+]
+Several = Annotated[
+    list[str],
+    typer.Argument(metavar="USER...", help="Addresses or ids.", show_default=False, autocompletion=user_names),
+]
 
 
 @app.command("list", epilog="Example: cairn user list")
@@ -42,6 +53,21 @@ def show(user: Wanted, output: Output = Format.TABLE) -> None:
         _print(_find(client, user), output)
 
 
+@app.command(epilog="Example: cairn user create jo@example.org --name Jo < password.txt")
+def create(
+    email: Annotated[str, typer.Argument(metavar="EMAIL", help="The address to log in with.", show_default=False)],
+    name: Annotated[str | None, typer.Option(help="As people call them. [default: of the address]")] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Make a user, also where nobody can register. You vouch for the address, and hand the password over.
+
+    The password is asked for, or CAIRN_PASSWORD, or a line of stdin.
+    """
+    body = {"email": email, "name": name or email.partition("@")[0]}
+    with Client() as client:
+        _print(client.request("POST", "/users", body=body | {"password": ask_password(confirm=True)})["data"], output)
+
+
 @app.command("set", epilog="Example: cairn user set jo@example.org --admin")
 def set_(
     user: Wanted,
@@ -49,12 +75,21 @@ def set_(
     admin: Annotated[
         bool | None, typer.Option("--admin/--no-admin", help="Administrator of the platform.", show_default=False)
     ] = None,
+    verified: Annotated[
+        bool, typer.Option("--verified", help="You know that the address is theirs.", show_default=False)
+    ] = False,
+    password: Annotated[
+        bool, typer.Option("--password", help="Set another password, which ends their sessions.", show_default=False)
+    ] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Change a user."""
-    body = {key: value for key, value in (("name", name), ("is_admin", admin)) if value is not None}
+    """Change a user. A password is asked for, or CAIRN_PASSWORD, or a line of stdin; yours: cairn passwd."""
+    given = (("name", name), ("is_admin", admin), ("verified", verified or None))
+    body = {key: value for key, value in given if value is not None}
+    if password:
+        body["password"] = ask_password(confirm=True)
     if not body:
-        raise usage("nothing to change: give --name, --admin or --no-admin")
+        raise usage("nothing to change: give --name, --admin, --no-admin, --verified or --password")
     _patch(user, body, output)
 
 
@@ -70,12 +105,33 @@ def activate(user: Wanted, output: Output = Format.TABLE) -> None:
     _patch(user, {"active": True}, output)
 
 
-@app.command(epilog="Example: cairn user rm jo@example.org")
-def rm(user: Wanted) -> None:
-    """Delete a user with keys, sessions and memberships, where the personal project is empty."""
+@app.command(epilog="Example: cairn user rm jo@example.org --cascade")
+def rm(
+    users: Several,
+    cascade: Annotated[
+        bool, typer.Option("--cascade", help="With all projects that nobody else owns; a workflow.")
+    ] = False,
+    wait: Wait = True,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+) -> None:
+    """Delete users with keys, sessions and memberships. What they alone own goes only with --cascade."""
+    if not cascade:
+        remove_each(users, lambda client, user: f"/users/{_find(client, user)['id']}")
+        return
+    began = time.monotonic()
     with Client() as client:
-        client.request("DELETE", f"/users/{_find(client, user)['id']}")
-    render.say(f"removed {user}")
+
+        def remove(user: str) -> None:
+            workflow = workflow_of(client.request("DELETE", f"/users/{_find(client, user)['id']}?cascade=true"))
+            if workflow is not None and not wait:
+                render.say(f"removing {user}; wait for it: cairn workflow wait {workflow}")
+                return
+            if workflow is not None:
+                render.say(f"removing {user}: workflow {workflow}")
+                require_completed(watch(client, workflow, timeout, began))
+            render.say(f"removed {user}")
+
+        one_by_one(users, remove)
 
 
 def _patch(user: str, body: dict[str, Any], output: Format) -> None:
@@ -102,6 +158,7 @@ def _print(user: dict[str, Any], output: Format) -> None:
             ("name", user["name"]),
             ("administrator", "yes" if user["is_admin"] else "no"),
             ("active", "yes" if user["active"] else "no"),
+            ("address verified", "yes" if user.get("verified") else "no"),
             ("default project", user["default_project_id"] or ""),
             ("created", f"{user['created_at']} ({render.age(user['created_at'])} ago)"),
         ]

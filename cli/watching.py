@@ -166,6 +166,8 @@ class Changes:
     def __init__(self) -> None:
         self.seen: dict[str, Any] | None = None
         self.widths: list[int] = []
+        #: What is listed, by id.
+        self.names: dict[str, str] = {}
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         key = headers.index("ID") if "ID" in headers else 0
@@ -176,8 +178,11 @@ class Changes:
         for id, row in reversed(now.items()):  # newest last, as things happen
             if self._differs(id, [cell for name, cell in zip(headers, row, strict=True) if name not in PASSING]):
                 self._line(row)
+            if "NAME" in headers:
+                self.names[id] = row[headers.index("NAME")]
         for id in self._gone(now):
-            print(f"{id} is no longer listed", flush=True)
+            name = self.names.pop(id, id)
+            print(render.clean(f"{name} ({id})" if name != id else id), "is no longer listed", flush=True)
 
     def facts(self, facts: Sequence[tuple[str, str]]) -> None:
         for label, value in facts:
@@ -195,8 +200,11 @@ class Changes:
         for id, row in reversed(now.items()):
             if self._differs(id, row):
                 render.print_line(row)
+            if isinstance(row, dict) and row.get("name"):
+                self.names[id] = str(row["name"])
         for id in self._gone(now):
-            render.print_line({"id": id, "gone": True})
+            name = self.names.pop(id, None)
+            render.print_line({"id": id, **({"name": name} if name else {}), "gone": True})
 
     def _differs(self, id: str, value: Any) -> bool:
         seen = self.seen if self.seen is not None else {}

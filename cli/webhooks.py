@@ -9,14 +9,21 @@ import typer
 
 from cli import render
 from cli.client import Client
-from cli.errors import CommandFailed, usage
+from cli.completion import webhooks as webhook_names
+from cli.errors import usage
 from cli.listing import Listing, Table, print_list
 from cli.render import All, Format, Limit, Output
+from cli.several import one_by_one, remove
 from model.secrets import new_webhook_secret
 
-app = typer.Typer(no_args_is_help=True, help="Send events to other programs, and see what became of them.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Send events to other programs, and see what became of them."
+)
 
-Name = Annotated[str, typer.Argument(help="Name or id.", show_default=False)]
+Name = Annotated[str, typer.Argument(help="Name or id.", show_default=False, autocompletion=webhook_names)]
+Names = Annotated[
+    list[str], typer.Argument(metavar="NAME...", help="Names or ids.", show_default=False, autocompletion=webhook_names)
+]
 Events = Annotated[
     list[str] | None,
     typer.Option("--event", "-e", help="A type, or all that begin so: instance. May be repeated; none: every event."),
@@ -25,6 +32,13 @@ Secret = Annotated[
     str | None,
     typer.Option(help="What deliveries are signed with (16 characters or more).", envvar="CAIRN_WEBHOOK_SECRET"),
 ]
+
+
+#: What the types of events begin with.
+NOUNS = (
+    *("cron_job", "deployment", "group", "host", "image", "instance", "lb", "platform", "project", "user"),
+    *("webhook", "workflow"),
+)
 
 
 class State(StrEnum):
@@ -46,6 +60,7 @@ def create(
     # Made here, so that a lost answer does not lose it: the API shows none again.
     made = secret or new_webhook_secret()
     body: dict[str, Any] = {"name": name, "url": url, "secret": made, "active": not inactive}
+    _warn(event)
     with Client() as client:
         hook = client.request("POST", "/webhooks", body=body | ({"events": event} if event else {}))["data"]
     _print(hook | ({} if secret else {"secret": made}), output)
@@ -96,6 +111,7 @@ def update(
     """Change a webhook; what is not named stays."""
     body = {"name": rename, "url": url, "events": event, "secret": secret, "active": active}
     changes = {what: value for what, value in body.items() if value is not None}
+    _warn(event)
     if not changes:
         raise usage("nothing to change", "name what: --url, --event, --active, --inactive, --name, --secret")
     with Client() as client:
@@ -104,17 +120,16 @@ def update(
 
 
 @app.command(epilog="Example: cairn webhook rm chat")
-def rm(name: Name) -> None:
-    """Forget a webhook and its deliveries."""
+def rm(names: Names) -> None:
+    """Forget webhooks and their deliveries."""
     with Client() as client:
-        hook = client.webhook(name)
-        try:
-            client.request("DELETE", f"/webhooks/{hook['id']}")
-        except CommandFailed as failure:
-            # It was there a moment ago: an answer was lost, and asking again found it gone.
-            if failure.code != "not_found":
-                raise
-    render.say(f"webhook {hook['name']} is removed")
+
+        def forget(name: str) -> None:
+            hook = client.webhook(name)
+            remove(client, f"/webhooks/{hook['id']}")
+            render.say(f"webhook {hook['name']} is removed")
+
+        one_by_one(names, forget)
 
 
 @app.command(epilog="Example: cairn webhook deliveries chat --state dead")
@@ -152,6 +167,13 @@ def redeliver(
         path = f"/webhooks/{client.webhook(name)['id']}/deliveries/{delivery}/redeliver"
         made = client.request("POST", path)["data"]
     render.say(f"{made['event_type']} is sent again; see: cairn webhook deliveries {name}")
+
+
+def _warn(events: list[str] | None) -> None:
+    """Of what will never come, as far as this program knows: a platform that is newer may have more."""
+    for event in events or []:
+        if event != "*" and event.partition(".")[0] not in NOUNS:
+            render.say(f"warning: no event begins as '{event}' does, but with {', '.join(NOUNS)}: see docs/events.md")
 
 
 def _print(hook: dict[str, Any], output: Format) -> None:

@@ -13,10 +13,14 @@ from cli.completion import instances as instance_names
 from cli.completion import workflows as workflow_ids
 from cli.errors import CommandFailed, Exit
 from cli.listing import Listing, Table, print_list
+from cli.options import moment
 from cli.progress import DEFAULT_TIMEOUT, Timeline, Timeout, Wait, require_completed, watch
 from cli.render import All, Format, Limit, Output
+from cli.routes import as_commands
 
-app = typer.Typer(no_args_is_help=True, help="Look at workflows, wait for them, cancel and retry them.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Look at workflows, wait for them, cancel and retry them."
+)
 
 WorkflowId = Annotated[str, typer.Argument(metavar="ID", help="Id of the workflow.", autocompletion=workflow_ids)]
 
@@ -24,15 +28,19 @@ WorkflowId = Annotated[str, typer.Argument(metavar="ID", help="Id of the workflo
 PARTS = 50
 
 
-@app.command("list", epilog="Example: cairn workflow list --state running --instance web")
+@app.command("list", epilog="Example: cairn workflow list --state failed --since 1h")
 def list_(
     state: Annotated[
         str | None, typer.Option(help="Only in this state: accepted, running, completed, failed, cancelled.")
     ] = None,
     kind: Annotated[str | None, typer.Option(help="Only of this kind, such as ProvisionInstance.")] = None,
-    resource_type: Annotated[str | None, typer.Option(help="Only those of such resources: instance, host.")] = None,
-    since: Annotated[str | None, typer.Option(help="Only those from this time on (RFC 3339).")] = None,
-    until: Annotated[str | None, typer.Option(help="Only those from before this time (RFC 3339).")] = None,
+    resource_type: Annotated[
+        str | None, typer.Option(help="Only those of such resources: instance, image, host, project, restore.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only those of so long (30m, 24h, 7d), or from this time on (RFC 3339).")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Only those from before this time, or so long ago.")] = None,
     instance: Annotated[
         str | None, typer.Option(help="Only those of this instance (name or id).", autocompletion=instance_names)
     ] = None,
@@ -41,10 +49,11 @@ def list_(
     output: Output = Format.TABLE,
 ) -> None:
     """List workflows, newest first."""
+    after, before = moment("--since", since), moment("--until", until)
     with Client() as client:
         resource = client.instance(instance)["id"] if instance else None
         params = {"state": state, "kind": kind, "resource_type": resource_type, "resource_id": resource}
-        params |= {"created_after": since, "created_before": until}
+        params |= {"created_after": after, "created_before": before}
         print_list(client, "/workflows", params, Listing(limit, everything, output), _TABLE)
 
 
@@ -92,7 +101,11 @@ def cancel(
 def retry(
     workflow: WorkflowId, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT, output: Output = Format.TABLE
 ) -> None:
-    """Try a failed or cancelled workflow again, as a new one. Exits with 0 only where that completed."""
+    """Try a failed or cancelled workflow again, as a new one. Exits with 0 only where that completed.
+
+    These can be: launch, start, stop, restart, pause, resume and rm of an instance, drain of a host. Everything else is
+    asked for anew; an import that failed, after cairn image rm.
+    """
     with Client() as client:
         accepted = client.request("POST", f"/workflows/{checked_id(workflow)}/retry")["data"]
         if not wait:
@@ -105,25 +118,31 @@ def retry(
 
 
 _TABLE = Table(
-    ["ID", "KIND", "STATE", "TOOK", "AGE", "RESOURCE", "ERROR"],
+    ["ID", "KIND", "RESOURCE", "STATE", "TOOK", "AGE", "ERROR"],
     lambda row: [
         row["id"],
         row["kind"],
+        _resource(row),
         row["state"],
         render.between(row.get("started_at"), row.get("finished_at")),
         render.age(row["created_at"]),
-        row["resource_id"],
         str((row.get("error") or {}).get("code") or ""),
     ],
-    wide=["RESOURCE", "ERROR"],
+    wide=["TOOK", "ERROR"],
 )
+
+
+def _resource(workflow: dict[str, Any]) -> str:
+    """An older platform does not say its name."""
+    return str(workflow.get("resource_name") or workflow["resource_id"])
 
 
 def _print_end(workflow: dict[str, Any], output: Format) -> None:
     if output is Format.JSON:
         render.print_json(workflow)
     else:
-        print(f"{workflow['kind']} {workflow['id']}", render.status(workflow["state"]), sep="  ")
+        what = f"{workflow['kind']} {workflow.get('resource_name') or ''}".strip()
+        print(render.clean(f"{what} {workflow['id']}"), render.status(workflow["state"]), sep="  ")
 
 
 def _print(workflow: dict[str, Any], output: Format) -> None:
@@ -131,17 +150,18 @@ def _print(workflow: dict[str, Any], output: Format) -> None:
         render.print_json(workflow)
         return
     error = workflow.get("error") or {}
+    name, id = workflow.get("resource_name"), workflow["resource_id"]
     render.print_facts(
         [
             ("id", workflow["id"]),
             ("kind", workflow["kind"]),
             ("state", workflow["state"]),
-            ("resource", f"{workflow['resource_type']} {workflow['resource_id']}"),
+            ("resource", f"{workflow['resource_type']} {name} ({id})" if name else f"{workflow['resource_type']} {id}"),
             ("actor", workflow.get("actor") or ""),
             ("retry of", workflow.get("retry_of") or ""),
             ("created", workflow["created_at"]),
             ("took", render.between(workflow.get("started_at"), workflow.get("finished_at"))),
-            ("error", f"{error.get('message')} ({error.get('code')})" if error else ""),
+            ("error", f"{as_commands(str(error.get('message')))} ({error.get('code')})" if error else ""),
             ("history", workflow.get("temporal_url") or ""),
         ]
     )

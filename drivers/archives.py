@@ -83,7 +83,7 @@ class Inspection:
             tar.drain()
             packed.drain()
         except BROKEN as error:
-            raise ImageRefused(f"the archive is broken or cut off: {error or type(error).__name__}") from error
+            raise _broken(error) from error
         return Inspected(
             format=form,
             digest=f"sha256:{packed.sha256.hexdigest()}",
@@ -100,7 +100,7 @@ class Inspection:
             self._walk(Watched(tar, self._check), "", self._look_into)
             return archive_manifests.read_names(self._found)
         except BROKEN as error:
-            raise ImageRefused(f"the archive is broken or cut off: {error or type(error).__name__}") from error
+            raise _broken(error) from error
 
     def _archive(self, tar: Watched) -> tuple[Format, Contents | None]:
         if not is_tar(tar.peek()):
@@ -181,5 +181,12 @@ class Inspection:
             self._walk(tar, f"layer {name}: ", None)
             tar.drain()
         except (ImageRefused, *BROKEN) as error:
-            return "", getattr(error, "message", None) or f"layer {name} is broken: {error or type(error).__name__}"
+            return "", getattr(error, "message", None) or _broken(error, f"layer {name}").message
         return tar.sha256.hexdigest(), None
+
+
+def _broken(error: Exception, what: str = "the archive") -> ImageRefused:
+    # The reader goes on to the next entry, and what is there ends before it: that is what it calls seeking.
+    ends = isinstance(error, tarfile.StreamError | EOFError)
+    said = "it ends early" if ends else str(error) or type(error).__name__
+    return ImageRefused(f"{what} is broken or cut off: {said}")

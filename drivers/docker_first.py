@@ -85,12 +85,12 @@ def restart_policy(spec: MachineSpec) -> dict[str, Any]:
 
 def program(image: dict[str, Any], spec: MachineSpec) -> dict[str, Any]:
     """What a container of this image runs: with user data, our wrapper before what it would run else."""
-    if spec.user_data is None:
-        return {"command": spec.cmd}
-    config = image["Config"]
+    config = image["Config"] or {}
     own = [*(config.get("Entrypoint") or []), *(spec.cmd or config.get("Cmd") or [])]
     if not own:
-        raise EngineRefused(f"image {spec.image} has no program of its own: give one with cmd")
+        raise EngineRefused(f"image {spec.image} has no program of its own: give one with cmd (cairn: -- CMD...)")
+    if spec.user_data is None:
+        return {"command": spec.cmd}
     start = ["/bin/sh", f"/{FOLDER}/start", config.get("User") or ""]
     return {"entrypoint": start, "command": own, "user": "0:0"}
 

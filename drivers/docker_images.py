@@ -15,8 +15,8 @@ from drivers import docker_names, faults, progress
 from drivers.brought import Brought
 from drivers.docker_engine import CONFLICT, NOT_FOUND, calling, connect
 from drivers.docker_load import Load, plain
-from drivers.docker_pull import LEAST_RATE, Pull, Transfer, refusal
-from drivers.images import engine_reference, familiar, is_ours, repository
+from drivers.docker_pull import LEAST_RATE, Look, Pull, Transfer, refusal
+from drivers.images import Login, engine_reference, familiar, is_ours, repository
 from drivers.locked_file import LockedFile, sweep
 from drivers.locks import alone, of_engine, together
 from drivers.machines import Cancelled, Check
@@ -53,7 +53,11 @@ class DockerImages:
         # Under the lock, though shared: what is about to be removed is not found.
         reference = engine_reference(wanted)
         with calling(), together(of_engine(self._base_url, reference)) as free:
-            return self._found(wanted) if free else None
+            return self._found(wanted) if free and self._is_for(wanted) else None
+
+    def _is_for(self, wanted: ImageWanted) -> bool:
+        """Whether what is there of its repository is there for who wants it."""
+        return wanted.format is not None or self._brought.is_for(_repository(wanted), wanted.project_id)
 
     def _found(self, wanted: ImageWanted) -> ImageFound | None:
         # First it is used: whoever would remove it looks at that, and has the lock.
@@ -61,24 +65,30 @@ class DockerImages:
         found = docker_names.find(self._client, wanted)
         return ImageFound(digest=_digest(found, wanted), size_bytes=found.get("Size")) if found else None
 
-    def ensure(self, wanted: ImageWanted, cancelled: Check) -> ImageFound:
+    def ensure(self, wanted: ImageWanted, cancelled: Check, login: Callable[[], Login] | None = None) -> ImageFound:
         if (found := self.find(wanted)) is not None:
             return found
         reference = engine_reference(wanted)
         with calling(), alone(of_engine(self._base_url, reference), cancelled) as lock:
-            return self._found(wanted) or self._bring(wanted, reference, lock, cancelled)
+            if self._is_for(wanted) and (found := self._found(wanted)) is not None:
+                return found
+            return self._bring(wanted, reference, login() if login else None, lock, cancelled)
 
-    def _bring(self, wanted: ImageWanted, reference: str, lock: int, cancelled: Check) -> ImageFound:
+    def _bring(
+        self, wanted: ImageWanted, reference: str, login: Login | None, lock: int, cancelled: Check
+    ) -> ImageFound:
         """Pull or load it. The lock's file says when a registry that was too busy may be asked again."""
         _check_wait(lock, reference)
         if wanted.format is None and is_ours(reference):
             raise ImageNotFound(f"image {reference} is no image of a registry", image=reference)
-        self._brought.note(reference)
+        is_there = docker_names.find(self._client, wanted) is not None
+        if not is_there:
+            self._brought.note(reference)
         try:
             if wanted.format is not None:
                 self._load(wanted, cancelled)
             else:
-                self._pull(reference, cancelled)
+                self._pull(wanted, reference, login, cancelled, only_look=is_there)
             faults.reached("after_effect")
             found = self._found(wanted)
             if found is None:
@@ -100,12 +110,22 @@ class DockerImages:
         except (EngineRefused, EngineUnavailable):  # the error that is on its way is the one that counts
             return wanted
 
-    def _pull(self, reference: str, cancelled: Check) -> None:
-        # In a thread of its own: a registry that is silent would be deaf to a cancel.
-        pull = Pull(self._new_client(PULL_SECONDS), reference, self._allow)
-        self._carry_out(pull, reference, cancelled)
-        if pull.failure is not None:
-            raise refusal(reference, pull.failure, self._allow)
+    def _pull(
+        self, wanted: ImageWanted, reference: str, login: Login | None, cancelled: Check, *, only_look: bool
+    ) -> None:
+        # Of what it has the engine takes manifests and layers without asking: whose they are is asked before.
+        steps: list[type[Pull]] = [] if self._is_for(wanted) else [Look]
+        if not only_look:
+            steps.append(Pull)
+            if login is not None:
+                self._brought.restrict(_repository(wanted))
+        for step in steps:
+            # In a thread of its own: a registry that is silent would be deaf to a cancel.
+            transfer = step(self._new_client(PULL_SECONDS), reference, self._allow, login)
+            self._carry_out(transfer, reference, cancelled)
+            if transfer.failure is not None:
+                raise refusal(reference, transfer.failure, self._allow, login)
+        self._brought.admit(_repository(wanted), wanted.project_id)
 
     def _load(self, wanted: ImageWanted, cancelled: Check) -> None:
         """Fetch the file, and hand it to the engine under our name alone, whatever names it carries."""
@@ -179,6 +199,10 @@ class DockerImages:
         faults.reached("after_effect")
         self._brought.forget(reference)
         return None
+
+
+def _repository(wanted: ImageWanted) -> str:
+    return familiar(repository(wanted.reference))
 
 
 def _check_wait(lock: int, reference: str) -> None:

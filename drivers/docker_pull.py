@@ -16,9 +16,10 @@ from docker import APIClient
 
 from drivers import progress
 from drivers.docker_engine import said
+from drivers.images import Login
 from drivers.machines import Cancelled
 from drivers.outbound import Networks
-from drivers.registries import check, retry_after, split
+from drivers.registries import HUB, check, place, retry_after, split
 from model.errors import CairnError, EngineUnavailable, ImageNotFound, RegistryBusy
 
 #: How long a registry is left alone that asked for it and did not say how long; and at most.
@@ -38,12 +39,14 @@ MAY_PASS = (
     ": eof",
 )
 #: Why it will not, in our words.
+NOT_SHOWN = "it has no such image, or shows it to nobody without a login"
+UNKNOWN_HOST = "its host {} is not known: is it written right?"
 FINAL = {
-    "it has no such image, or shows it to nobody without a login": (
+    NOT_SHOWN: (
         *("manifest unknown", "not found", "name unknown", "does not exist"),
         *("denied", "unauthorized", "authentication required", "no basic auth"),
     ),
-    "its name is not known": ("no such host",),
+    UNKNOWN_HOST: ("no such host",),
     "it does not speak TLS, or has a certificate that the host does not know": (
         *("x509", "certificate", "http response to https client"),
     ),
@@ -123,19 +126,34 @@ class Transfer(threading.Thread, ABC):
 class Pull(Transfer):
     """``reference`` of a registry: with a tag, a digest, or neither (latest)."""
 
-    def __init__(self, client: APIClient, reference: str, allow: Networks) -> None:
+    def __init__(self, client: APIClient, reference: str, allow: Networks, login: Login | None = None) -> None:
         super().__init__(f"pull-{reference}", client)
         self._reference = reference
         self._allow = allow
+        self._login = login
 
     def lines(self) -> Iterable[dict[str, Any]]:
         check(self._reference, self._allow)
         repository, tag = split(self._reference)
-        found: Iterable[dict[str, Any]] = self.client.pull(repository, tag=tag, stream=True, decode=True)
+        login = dict(self._login) if self._login else None
+        found: Iterable[dict[str, Any]] = self.client.pull(
+            repository, tag=tag, stream=True, decode=True, auth_config=login
+        )
         return found
 
 
-def refusal(reference: str, failure: str, allow: Networks) -> CairnError:
+class Look(Pull):
+    """Whether the registry shows the image to who has this login: nothing is brought, and nothing that is there is
+    believed."""
+
+    def lines(self) -> Iterable[dict[str, Any]]:
+        check(self._reference, self._allow)
+        login = dict(self._login) if self._login else None
+        self.client.inspect_distribution(self._reference, auth_config=login)  # type: ignore[no-untyped-call]
+        return []
+
+
+def refusal(reference: str, failure: str, allow: Networks, login: Login | None = None) -> CairnError:
     """The engine's word about a pull that failed, as an error of ours.
 
     Its text stays here: it quotes what the registry answered, which is whatever a user made us ask.
@@ -149,6 +167,10 @@ def refusal(reference: str, failure: str, allow: Networks) -> CairnError:
     if any(sign in known for sign in MAY_PASS):
         return EngineUnavailable(f"image {reference} could not be pulled: its registry does not answer as it should")
     why = next((why for why, signs in FINAL.items() if any(sign in known for sign in signs)), "it cannot be had there")
+    if why == UNKNOWN_HOST:
+        why = why.format(place(reference).registry or HUB)
+    if login is not None and why == NOT_SHOWN:
+        why = "it has no such image, or does not show it to who has this login"
     return ImageNotFound(
         f"image {reference} is not on the engine, and could not be pulled from its registry: {why}", image=reference
     )

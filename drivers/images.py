@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from drivers.machines import Check
 from model.images import CachedImage, ImageFound, ImageWanted, is_engine_name
 
+#: ``username`` and ``password``, of a registry.
+Login = Mapping[str, str]
+
 
 class Images(Protocol):
-    """Images of one host."""
+    """Images of one host.
+
+    What came with a login is usable for projects that had one: in a repository from which anything was brought so,
+    an image is there for a project only once that has had one from it, with a login of its own or without.
+    """
 
     def find(self, wanted: ImageWanted) -> ImageFound | None:
         """What it is, where it is usable on this engine already; takes as long as one short call, and counts as a use.
@@ -18,9 +26,10 @@ class Images(Protocol):
         None also while somebody brings or removes it.
         """
 
-    def ensure(self, wanted: ImageWanted, cancelled: Check) -> ImageFound:
+    def ensure(self, wanted: ImageWanted, cancelled: Check, login: Callable[[], Login] | None = None) -> ImageFound:
         """Make it usable on this engine, and say what it is. At most one caller at a time brings one image to one
-        engine, also among several processes; the others wait for it, and find it.
+        engine, also among several processes; the others wait for it, and find it. ``login`` is asked for only where
+        the registry is.
 
         Raises ImageNotFound where it cannot be had, RegistryBusy where its registry asks to come later.
         """

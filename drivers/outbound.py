@@ -160,7 +160,7 @@ class _Resolver(AbstractResolver):
 
 def _check_form(url: URL) -> None:
     if url.scheme not in ("http", "https"):
-        raise UrlRefused(f"expected a URL of http or https, got '{url.scheme}'")
+        raise UrlRefused(f"expected a URL of http or https, got '{url.scheme or url.path[:100]}'")
     host = (url.raw_host or "").rstrip(".")
     if not host:
         raise UrlRefused("the URL names no host")

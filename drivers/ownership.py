@@ -25,6 +25,8 @@ USER_DATA = f"{PREFIX}.user-data"
 
 #: The names of its variables that stand for secrets, with commas between them.
 SECRETS = f"{PREFIX}.secrets"
+#: It is the proxy of the load balancer of this id.
+BALANCER = f"{PREFIX}.load-balancer"
 #: What its image was called: it is made of the image's id.
 IMAGE = f"{PREFIX}.image-name"
 
@@ -71,6 +73,7 @@ class Owner(Frozen):
             **({HEALTH: spec.health_check.model_dump_json(exclude_defaults=True)} if spec.health_check else {}),
             **({USER_DATA: spec.user_data} if spec.user_data else {}),
             **({SECRETS: ",".join(sorted(spec.secrets))} if spec.secrets else {}),
+            **({BALANCER: str(spec.balancer)} if spec.balancer else {}),
         }
 
     def filters(self) -> list[str]:

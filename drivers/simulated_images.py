@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable
 
 from drivers.brought import Brought
-from drivers.images import engine_reference
+from drivers.images import Login, engine_reference
 from drivers.machines import Check
 from drivers.simulated import SimulatedEngine
 from model.errors import ImageNotFound
@@ -28,7 +29,7 @@ class SimulatedImages:
             self._brought.note(reference)
         return ImageFound(digest=wanted.digest or found.get("digest"), size_bytes=found.get("size_bytes"))
 
-    def ensure(self, wanted: ImageWanted, cancelled: Check) -> ImageFound:
+    def ensure(self, wanted: ImageWanted, cancelled: Check, login: Callable[[], Login] | None = None) -> ImageFound:
         found = self.find(wanted)
         if found is None:
             reference = engine_reference(wanted)

@@ -40,6 +40,11 @@ def of_secret(project_id: UUID, name: str, version: int) -> bytes:
     return f"cairn secret {project_id} {name} {version}".encode()
 
 
+def of_value(project_id: UUID, kind: str, owner: UUID | None) -> bytes:
+    """What something sealed is that no secret is: ``webhook`` or ``user_data``, and whose."""
+    return f"cairn {kind} {project_id} {owner}".encode()
+
+
 def encrypt(key: bytes, value: bytes, what: bytes) -> Encrypted:
     """Under a data key. The nonce is random: one key is good for 2^32 values."""
     nonce = secrets.token_bytes(NONCE_BYTES)

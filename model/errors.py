@@ -48,6 +48,18 @@ class RegistrationClosed(CairnError):
     code, status = "registration_closed", 403
 
 
+class MailsOff(CairnError):
+    """What was asked for comes by mail, and the platform sends none."""
+
+    code, status = "mails_off", 403
+
+
+class AddressUnproved(CairnError):
+    """Nobody knows whether the user of an address is who has it."""
+
+    code, status = "address_unproved", 409
+
+
 class NotFound(CairnError):
     code, status = "not_found", 404
 
@@ -72,6 +84,12 @@ class InUse(CairnError):
     """Something else needs what was to be deleted."""
 
     code, status = "in_use", 409
+
+
+class Managed(CairnError):
+    """What was to be changed belongs to something else, which is to be changed instead; details: ``managed_by``."""
+
+    code, status = "managed", 409
 
 
 class LastOwner(CairnError):
@@ -106,6 +124,12 @@ class UrlRefused(CairnError):
     """A URL that a user gave leads, by itself or by a redirect, to where the platform does not go."""
 
     code, status = "url_refused", 422
+
+
+class UnreachableTarget(CairnError):
+    """The load balancer has no way to the instance; details: ``instance_id``, ``port``."""
+
+    code, status = "unreachable_target", 422
 
 
 class QuotaExceeded(CairnError):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import datetime as dt
 import re
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -44,6 +45,15 @@ class ImageWanted(Frozen):
     reference: str
     digest: str | None = None
     format: Format | None = None
+    #: Who wants it; and the image that it is imported as, where a login of the registry lies ready for that.
+    project_id: UUID | None = None
+    login_of: UUID | None = None
+
+    @model_serializer(mode="wrap")
+    def _known_to_all(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Agents of 0.2 do not know who: it goes out only with a login."""
+        told: dict[str, Any] = serialize(self)
+        return {name: value for name, value in told.items() if self.login_of or name not in ("project_id", "login_of")}
 
 
 class ImageFound(Frozen):
@@ -91,6 +101,8 @@ class Image(Resource, Base):
     #: sha256:…; of a registry that of the manifest (none: the host has it from elsewhere), of a file the file's.
     digest: Mapped[str | None]
     size_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    #: With which login hosts pull it: model.vault.RegistryLogin.
+    registry_secret: Mapped[dict[str, Any] | None]
     #: The workflow that owns the image, or owned it last; none yet: it waits for its upload.
     workflow_id: Mapped[UUID | None]
 
@@ -100,6 +112,11 @@ class Image(Resource, Base):
         CheckConstraint("format IN ({})".format(", ".join(f"'{f}'" for f in FORMATS)), name="format"),
         Index("ix_images_digest", "digest", postgresql_where=text("digest IS NOT NULL")),
         Index("ix_images_workflow", "project_id", "workflow_id"),
+        Index(
+            "ix_images_registry_secret",
+            "project_id",
+            postgresql_where=text("registry_secret IS NOT NULL AND status <> 'deleted'"),
+        ),
         Index("ix_images_deleted", "deleted_at", postgresql_where=text("status = 'deleted'")),
     )
 

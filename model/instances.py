@@ -114,19 +114,26 @@ class MachineSpec(Frozen):
     #: Variables that stand for secrets, and how each comes in. The values are fetched by who needs them.
     secrets: dict[str, Literal["file", "env"]] = {}
 
+    #: Whether a login of its registry is among what its host is given.
+    registry_login: bool = False
+
     #: Of a change of its limits: it ran before, and is to run after it.
     lives: bool = False
+    #: It is the proxy of this load balancer.
+    balancer: UUID | None = None
 
     #: What agents of 0.2 do not know: it goes out only where it says something.
     LATER: ClassVar[tuple[str, ...]] = (
         *("image_digest", "image_format"),
         *("restart_policy", "health_check", "user_data", "authorized_key"),
-        *("lives", "secrets"),
+        *("lives", "secrets", "registry_login", "balancer"),
     )
 
     @property
     def wanted_image(self) -> ImageWanted:
-        return ImageWanted(reference=self.image, digest=self.image_digest, format=self.image_format)
+        return ImageWanted(
+            reference=self.image, digest=self.image_digest, format=self.image_format, project_id=self.project_id
+        )
 
     @model_serializer(mode="wrap")
     def _known_to_all(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -241,14 +248,23 @@ class Instance(Resource, Base):
     active_at: Mapped[dt.datetime | None]
     restart_policy: Mapped[str] = mapped_column(server_default=text("'no'"))
     health_check: Mapped[dict[str, Any] | None]
-    #: As its agent last told it.
+    #: As its agent last told it, and when that was another than before.
     health: Mapped[str | None]
-    #: The script, for its agent alone; everybody else goes by its SHA-256.
+    health_at: Mapped[dt.datetime | None]
+    #: Its login at the registry, where its image is of one that asks for it: model.vault.RegistryLogin.
+    registry_secret: Mapped[dict[str, Any] | None]
+    #: The script in clear, as a release before this wrote it, about to be sealed (model.vault.SealedValue). It is for
+    #: its agent alone; everybody else goes by its SHA-256.
     user_data: Mapped[str | None] = mapped_column(deferred=True)
     user_data_sha256: Mapped[str | None]
     #: The key that it was launched with, which may be gone; and what of that is in the machine, each new one too.
     ssh_key_id: Mapped[UUID | None]
     authorized_key: Mapped[str | None]
+    #: The group that it is a member of, and which of its configurations it was made from.
+    group_id: Mapped[UUID | None]
+    group_revision: Mapped[int | None]
+    #: The load balancer whose proxy it is: users change that, and not this.
+    balancer_id: Mapped[UUID | None]
     #: Which column of the quotas it is counted in.
     quota: Mapped[str] = mapped_column(server_default=text("'reserved'"))
     container_id: Mapped[str | None]
@@ -259,7 +275,9 @@ class Instance(Resource, Base):
     __table_args__ = (
         *rules("instances", Status),
         ForeignKeyConstraint(["project_id", "image_id"], ["images.project_id", "images.id"]),
+        ForeignKeyConstraint(["project_id", "group_id"], ["scaling_groups.project_id", "scaling_groups.id"]),
         CheckConstraint("quota IN ('none', 'reserved', 'used')", name="quota"),
+        CheckConstraint("(group_id IS NULL) = (group_revision IS NULL)", name="member"),
         CheckConstraint("vcpus > 0 AND memory_mb > 0", name="size"),
         CheckConstraint("on_host_lost IN ('keep', 'replace', 'fence')", name="on_host_lost"),
         CheckConstraint("(next_host_id IS NULL) = (next_generation IS NULL)", name="next"),
@@ -291,6 +309,14 @@ class Instance(Resource, Base):
             "project_id",
             postgresql_where=text("secrets <> '{}'::jsonb AND status <> 'deleted'"),
         ),
+        Index(
+            "ix_instances_registry_secret",
+            "project_id",
+            postgresql_where=text("registry_secret IS NOT NULL AND status <> 'deleted'"),
+        ),
+        Index("ix_instances_user_data", "id", postgresql_where=text("user_data IS NOT NULL")),
+        # Those that were deleted too: their group stays as long as they do.
+        Index("ix_instances_group", "group_id", "status", postgresql_where=text("group_id IS NOT NULL")),
         Index("ix_instances_labels", "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}),
         Index("ix_instances_tags", "tags", postgresql_using="gin", postgresql_ops={"tags": "jsonb_path_ops"}),
     )

@@ -7,13 +7,14 @@ import ssl
 from email.message import EmailMessage
 from email.utils import formatdate, make_msgid
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import structlog
 
 from model.settings import Settings
 
 TIMEOUT_SECONDS = 20.0
+_TLS_OFF = "tls=off"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 log = structlog.get_logger()
 
@@ -29,11 +30,13 @@ class Letter(NamedTuple):
 
 
 def send(settings: Settings, letter: Letter) -> None:
-    """Blocks for some seconds. Raises OSError, SMTPException, ValueError where the address of the server is none.
+    """Blocks for some seconds. Raises OSError, SMTPException.
 
-    Where there is no server, what it leads to is logged, in clear: for development alone.
+    Where mails are logged, what it leads to is in the log, in clear: for development alone.
     """
     if settings.smtp_url is None:
+        if not settings.mails_are_logged:
+            raise OSError("no mails are sent here: CAIRN_SMTP_URL is not set")
         log.info("mail.logged", to=letter.to, subject=letter.subject, link=letter.link)
         return
     message = EmailMessage()
@@ -45,25 +48,37 @@ def send(settings: Settings, letter: Letter) -> None:
         server.send_message(message)
 
 
-def _connected(url: str) -> smtplib.SMTP:
+def check_server(url: str) -> SplitResult:
+    """Raises ValueError where it names no server."""
     where = urlsplit(url)
     if where.scheme not in ("smtp", "smtps") or not where.hostname:
-        raise ValueError("CAIRN_SMTP_URL: expected smtp://HOST:PORT or smtps://HOST:PORT")
+        raise ValueError("expected smtp://HOST:PORT or smtps://HOST:PORT")
+    if where.query not in ("", _TLS_OFF) or (where.query and where.scheme == "smtps"):
+        raise ValueError(f"behind smtp://HOST:PORT only ?{_TLS_OFF} may stand")
+    if where.username and where.query and where.hostname not in _LOOPBACK:
+        raise ValueError("a password is not sent in clear: without ?tls=off")
+    return where
+
+
+def _connected(url: str) -> smtplib.SMTP:
+    where = check_server(url)
+    host = where.hostname or ""
     context = ssl.create_default_context()
     server: smtplib.SMTP
     if where.scheme == "smtps":
-        server = smtplib.SMTP_SSL(where.hostname, where.port or 465, timeout=TIMEOUT_SECONDS, context=context)
+        server = smtplib.SMTP_SSL(host, where.port or 465, timeout=TIMEOUT_SECONDS, context=context)
     else:
-        server = smtplib.SMTP(where.hostname, where.port or 587, timeout=TIMEOUT_SECONDS)
+        server = smtplib.SMTP(host, where.port or 587, timeout=TIMEOUT_SECONDS)
     try:
-        is_private = where.scheme == "smtps" or where.hostname in _LOOPBACK
+        is_plain_allowed = host in _LOOPBACK or where.query == _TLS_OFF
         server.ehlo()
-        if where.scheme == "smtp" and server.has_extn("starttls"):
-            server.starttls(context=context)
-            is_private = True
+        if where.scheme == "smtp" and where.query != _TLS_OFF:
+            # What a mail holds is as good as a password.
+            if server.has_extn("starttls"):
+                server.starttls(context=context)
+            elif not is_plain_allowed:
+                raise smtplib.SMTPNotSupportedError("the server offers no STARTTLS: nothing is sent in clear")
         if where.username:
-            if not is_private:
-                raise smtplib.SMTPNotSupportedError("the server offers no STARTTLS: its password is not sent in clear")
             server.login(unquote(where.username), unquote(where.password or ""))
     except BaseException:
         server.close()

@@ -110,6 +110,43 @@ EVENTS_LAG_SECONDS = Histogram(
 LEFT_TO_SWEEPER = Counter(
     "cairn_dispatches_left", "Starts and cancels that the API left to the sweeper", registry=REGISTRY
 )
+CRON_RUNS = Counter("cairn_cron_runs", "Runs of cron jobs that ended", ["outcome"], registry=REGISTRY)
+CRON_LATE_SECONDS = Histogram(
+    "cairn_cron_late_seconds",
+    "From the time of a cron job's schedule to the beginning of its run, where that is not out of turn",
+    buckets=_STEPS,
+    registry=REGISTRY,
+)
+GROUP_RUNS = Counter(
+    "cairn_group_runs",
+    "Runs that worked on a group or a deployment and ended: what was asked for, and how it ended",
+    ["action", "outcome"],
+    registry=REGISTRY,
+)
+POLICIES_SECONDS = Histogram(
+    "cairn_policies_seconds", "How long a look at all policies took", buckets=_STEPS, registry=REGISTRY
+)
+POLICIES_JUDGED = Counter(
+    "cairn_policies_judged",
+    "Judgements of policies: more or fewer members, the same, that of a metric nothing is known, or that it is too "
+    "soon after the last",
+    ["verdict"],
+    registry=REGISTRY,
+)
+LB_REQUESTS = Counter(
+    "cairn_lb_requests",
+    "What load balancers of this agent's hosts answered: requests; of mode tcp, connections",
+    registry=REGISTRY,
+)
+LB_ERRORS = Counter(
+    "cairn_lb_errors", "Of these, connections and answers that failed, and answers of 500 and above", registry=REGISTRY
+)
+LB_RELOADS = Counter(
+    "cairn_lb_reloads",
+    "Configurations that HAProxy took: by a reload, or as it ran (weights)",
+    ["how"],
+    registry=REGISTRY,
+)
 LEASE_FAILURES = Counter("cairn_lease_failures", "Renewals of this agent's lease that failed", registry=REGISTRY)
 _BUILD = Info("cairn_build", "Which version this is, of which process", registry=REGISTRY)
 

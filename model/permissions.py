@@ -15,9 +15,19 @@ PROJECT = {
     "instances:operate": "start, stop, restart, pause and resume them",
     "instances:delete": "delete them",
     "instances:exec": "run commands and terminals in them",
+    "groups:read": "list and show groups and what was done to them",
+    "groups:write": "create, change and delete groups, with their members",
+    "groups:scale": "scale them, hold, resume and roll back their changes",
+    "deployments:read": "list and show deployments and what was done to them",
+    "deployments:write": "create, change and delete deployments, with their members",
+    "deployments:scale": "scale them, hold, resume and roll back their changes",
     "images:read": "list and show images",
     "images:create": "import and upload them",
     "images:delete": "delete them",
+    "lb:read": "list and show load balancers, their targets and statistics",
+    "lb:create": "create load balancers",
+    "lb:update": "change them and their targets",
+    "lb:delete": "delete them",
     "ssh_keys:read": "list and show SSH keys",
     "ssh_keys:write": "add and delete them",
     "workflows:read": "list, show and wait for workflows",
@@ -26,6 +36,9 @@ PROJECT = {
     "events:read": "follow the project's events",
     "webhooks:read": "list and show webhooks and their deliveries",
     "webhooks:write": "create, change and delete them",
+    "cron:read": "list and show cron jobs and their runs",
+    "cron:write": "create, change, pause and delete them; what they do needs its own permission too",
+    "cron:run": "run them out of turn, and make up for times that were missed",
     "secrets:read": "list secrets and their versions; never their values",
     "secrets:use": "name them in what is launched",
     "secrets:write": "create, change and delete them",
@@ -59,16 +72,20 @@ PLATFORM = {
 ALL = PROJECT | ACCOUNT | PLATFORM
 
 _READ = frozenset(name for name in PROJECT if name.endswith(":read")) - {"audit:read", "secrets:read"}
-_OPERATE = {"instances:operate", "instances:exec", "workflows:cancel", "workflows:retry"}
+_OPERATE = {
+    *("instances:operate", "instances:exec", "workflows:cancel", "workflows:retry"),
+    *("groups:scale", "deployments:scale"),
+}
 _DEVELOP = {
     *("instances:create", "instances:update", "instances:delete", "images:create", "images:delete"),
-    *("ssh_keys:write", "secrets:read", "secrets:use"),
+    *("ssh_keys:write", "secrets:read", "secrets:use", "cron:write", "cron:run", "groups:write", "deployments:write"),
+    *("lb:create", "lb:update", "lb:delete"),
 }
 #: Built in; a project's own come beside them. Of two roles, the one further on may do all that the other may, but
 #: ``developer`` and ``operator``: one changes what there is, the other keeps it running.
 ROLES: dict[str, frozenset[str]] = {
     "viewer": _READ,
-    "operator": _READ | _OPERATE | {"webhooks:write", "instances:update"},
+    "operator": _READ | _OPERATE | {"webhooks:write", "instances:update", "cron:run", "lb:update"},
     "developer": _READ | _OPERATE | _DEVELOP,
     "admin": frozenset(PROJECT) - {"project:delete"},
     "owner": frozenset(PROJECT),

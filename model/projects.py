@@ -102,6 +102,8 @@ class ProjectQuota(Base):
     #: What is used of these the images' own rows say: they are few, and change seldom.
     images_limit: Mapped[int | None]
     image_bytes_limit: Mapped[int | None] = mapped_column(BigInteger)
+    #: Likewise.
+    load_balancers_limit: Mapped[int | None]
 
     __table_args__ = (
         CheckConstraint(
@@ -114,7 +116,7 @@ class ProjectQuota(Base):
 
 def limits_of(settings: Settings, *, given: bool = False) -> dict[str, float | None]:
     """The limits that the settings name, as columns of a quota; with ``given`` those alone that somebody set."""
-    names = (*QUOTAS, "images", "image_bytes")
+    names = (*QUOTAS, "images", "image_bytes", "load_balancers")
     return {
         f"{name}_limit": getattr(settings, f"quota_{name}")
         for name in names

@@ -16,6 +16,7 @@ SECRET_NAMES = (
     *("env", "environ", "environment", "user_data", "authorized_key", "cmd", "command", "payload", "body"),
     *("authorization", "cookie", "credential", "credentials", "password", "passwd", "passphrase", "secret", "token"),
     *("api_key", "access_key", "secret_key", "private_key", "ticket_key", "ticket", "signature", "database_url", "dsn"),
+    *("master_key", "master_keys", "smtp_url"),
 )
 _SECRET_NAME = re.compile(rf"(?:^|_)(?:{'|'.join(SECRET_NAMES)})$")
 #: Deeper than anything that we log.

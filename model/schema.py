@@ -1,42 +1,68 @@
 """All tables, for what needs the whole schema (migrations)."""
 
 from model.audit import AuditEntry, AuditHead, AuditLink
+from model.balancers import BalancerSample, BalancerTarget, LoadBalancer
 from model.base import Base
+from model.cron import CronJob, CronRun
+from model.groups import Activity, Configuration, Group
 from model.hosts import Host, HostPort, HostToken, InstanceType
 from model.images import Image, ImageCache
 from model.instances import Instance
+from model.policies import Policy
 from model.projects import ApiKey, Installation, Project, ProjectQuota, Pulse
 from model.rates import RateLimit
 from model.restores import Restore, RestoreDifference, RestoreHost
 from model.samples import Sample
 from model.ssh_keys import SshKey
-from model.users import Binding, Invitation, Mail, PasswordReset, RefreshToken, Role, ServiceAccount, Session, User
-from model.vault import DataKey, InstanceSecrets, Secret, SecretVersion
+from model.users import (
+    Binding,
+    Invitation,
+    LoginAddress,
+    Mail,
+    PasswordReset,
+    RefreshToken,
+    Role,
+    ServiceAccount,
+    Session,
+    User,
+)
+from model.vault import DataKey, ImageLogin, InstanceSecrets, SealedValue, Secret, SecretVersion
 from model.webhooks import Webhook, WebhookDelivery
 from model.workflows import Event, IdempotencyKey, Workflow
 
 __all__ = [
+    "Activity",
     "ApiKey",
     "AuditEntry",
     "AuditHead",
     "AuditLink",
+    "BalancerSample",
+    "BalancerTarget",
     "Base",
     "Binding",
+    "Configuration",
+    "CronJob",
+    "CronRun",
     "DataKey",
     "Event",
+    "Group",
     "Host",
     "HostPort",
     "HostToken",
     "IdempotencyKey",
     "Image",
     "ImageCache",
+    "ImageLogin",
     "Installation",
     "Instance",
     "InstanceSecrets",
     "InstanceType",
     "Invitation",
+    "LoadBalancer",
+    "LoginAddress",
     "Mail",
     "PasswordReset",
+    "Policy",
     "Project",
     "ProjectQuota",
     "Pulse",
@@ -47,6 +73,7 @@ __all__ = [
     "RestoreHost",
     "Role",
     "Sample",
+    "SealedValue",
     "Secret",
     "SecretVersion",
     "ServiceAccount",

@@ -41,6 +41,11 @@ def of_secrets(instance_id: UUID, generation: int) -> str:
     return f"secrets:{instance_id}:{generation}"
 
 
+def of_login(image_id: UUID) -> str:
+    """The purpose of the login with which an image is pulled that is being imported."""
+    return f"registry:{image_id}"
+
+
 def seal(value: bytes, *, purpose: str, key: bytes) -> str:
     """``value`` for the holder of the private half of ``key``; base64, 48 bytes and the purpose longer.
 

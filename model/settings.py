@@ -7,85 +7,35 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import quote, urlsplit
 from uuid import UUID
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
-    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
 )
 
-
-def _parse_port_range(value: object) -> object:
-    if isinstance(value, str):
-        low, dash, high = value.partition("-")
-        if not dash:
-            raise ValueError("expected LOW-HIGH, for example 20000-29999")
-        value = (int(low), int(high))
-        if not 1 <= value[0] <= value[1]:
-            raise ValueError("LOW-HIGH: LOW is at least 1, and HIGH at least LOW")
-    return value
-
-
-def _check_ticket_key(value: SecretStr) -> SecretStr:
-    from model.tickets import check_signing_key  # what it needs is large, and most processes have no such key
-
-    return SecretStr(check_signing_key(value.get_secret_value()))
-
-
-def _check_master_keys(value: SecretStr) -> SecretStr:
-    from model.keyring import Keyring  # as above
-
-    Keyring(value.get_secret_value())
-    return value
-
-
-def _check_rate(value: str) -> str:
-    from model.rates import rate  # as above
-
-    try:
-        rate(value)
-    except ValueError:
-        raise ValueError("expected a rate such as 600/minute, or 0 for no limit") from None
-    return value
-
-
-def _parse_words(value: object) -> object:
-    return tuple(one.strip().lower() for one in value.split(",") if one.strip()) if isinstance(value, str) else value
-
-
-def _check_origins(value: tuple[str, ...]) -> tuple[str, ...]:
-    for one in value:
-        parts = urlsplit(one)
-        if parts.scheme not in ("http", "https") or f"{parts.scheme}://{parts.netloc}" != one or not parts.netloc:
-            raise ValueError(f"'{one}': expected scheme://host[:port], and nothing behind it")
-    return value
-
-
-def _parse_networks(value: object) -> object:
-    return (
-        tuple(ip_network(one.strip()) for one in value.split(",") if one.strip()) if isinstance(value, str) else value
-    )
-
-
-Port = Annotated[int, Field(ge=0, le=65535)]
-PortRange = Annotated[tuple[Port, Port], NoDecode, BeforeValidator(_parse_port_range)]
-Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_parse_networks)]
-Rate = Annotated[str, AfterValidator(_check_rate)]
-Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_words)]
-Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_words), AfterValidator(_check_origins)]
-Seconds = Annotated[float, Field(gt=0)]
-MasterKeys = Annotated[SecretStr, AfterValidator(_check_master_keys)]
-TicketKey = Annotated[SecretStr, AfterValidator(_check_ticket_key)]
-Days = Annotated[float, Field(gt=0, le=36500)]
+from model.setting_types import (
+    Collector,
+    DatabaseUrl,
+    Days,
+    MasterKeys,
+    Networks,
+    Origins,
+    Port,
+    PortRange,
+    Rate,
+    Seconds,
+    SmtpUrl,
+    TicketKey,
+    Words,
+)
 
 
 def _is_secret(annotation: object) -> bool:
@@ -141,7 +91,7 @@ class Settings(BaseSettings):
     temporal_address: str = Field("127.0.0.1:7233", description="Temporal server that the processes use")
     temporal_namespace: str = Field("default", description="Temporal namespace")
     temporal_ui_url: str = Field("http://127.0.0.1:8233", description="Web UI that workflow links point to")
-    database_url: SecretStr = Field(
+    database_url: DatabaseUrl = Field(
         SecretStr("postgresql:///cairn"), description="PostgreSQL, as the role of this process (libpq URL)"
     )
     database_password: SecretStr | None = Field(None, description="Its password, where the URL holds none")
@@ -162,9 +112,14 @@ class Settings(BaseSettings):
     quota_image_bytes: int | None = Field(
         None, ge=0, description="Bytes of all files of a project's images (default: no limit)"
     )
+    quota_load_balancers: int | None = Field(None, ge=0, description="Load balancers per project (default: no limit)")
     quota_interval: Seconds = Field(
         3600, description="Seconds between two comparisons of what quotas count with what there is"
     )
+    cron_interval: Seconds = Field(
+        60, description="Seconds between two comparisons of cron jobs with Temporal's schedules"
+    )
+    project_groups: int = Field(1000, ge=0, description="Groups and deployments that a project may have together")
     project_imports: int = Field(4, ge=1, description="Images that a project may import at once")
     project_streams: int = Field(100, ge=1, description="Streams that a project may have open at once, of each API")
     project_event_streams: int = Field(500, ge=1, description="Streams of events that it may have open beside them")
@@ -175,6 +130,13 @@ class Settings(BaseSettings):
     deadline_start: Seconds = Field(300, description="Seconds a start may take")
     deadline_stop: Seconds = Field(300, description="Seconds a stop may take")
     deadline_delete: Seconds = Field(300, description="Seconds a delete may take")
+    lb_image: str = Field(
+        "haproxy:3.0-alpine",
+        description="Image of load balancers: HAProxy 2.6 or newer, /bin/sh and nc (embedded: cairn/haproxy:latest)",
+    )
+    deadline_balancer: Seconds = Field(
+        120, description="Seconds a change of a load balancer may take, beside the time that a target takes to drain"
+    )
     deadline_import: Seconds = Field(3600, description="Seconds an import of an image may take")
     stop_grace: Annotated[float, Field(ge=0)] = Field(
         10, description="Seconds between asking an instance to end and ending it"
@@ -202,6 +164,7 @@ class Settings(BaseSettings):
     rate_limit_streams: Rate = Field("6000/minute", description="Streams that are opened, likewise")
     rate_limit_user: Rate = Field("480000/minute", description="Requests of a user, with all its keys")
     rate_limit_address: Rate = Field("12000/minute", description="Requests without a valid key, of an address")
+    rate_limit_mails: Rate = Field("60/hour", description="Mails to others, as invitations, that a user has sent")
     rate_limit_auth: Rate = Field("600/minute", description="Logins, registrations and the like, of an address")
     webhook_attempts: int = Field(8, ge=1, le=20, description="Attempts to deliver an event to a webhook")
     webhook_retry_seconds: Seconds = Field(3600, description="Seconds over which these attempts are spread")
@@ -226,10 +189,15 @@ class Settings(BaseSettings):
     public_url: str | None = Field(
         None, description="Address that links in mails begin with (default: where the API listens)"
     )
-    smtp_url: SecretStr | None = Field(
+    smtp_url: SmtpUrl | None = Field(
         None,
-        description="Server that mails go out by, smtp://USER:PASSWORD@HOST:PORT (STARTTLS where it is offered) or "
-        "smtps:// (default: none, and what they say is logged)",
+        description="Server that mails go out by, smtp://USER:PASSWORD@HOST:PORT (with STARTTLS, unless the host is "
+        "loopback or ?tls=off is behind it) or smtps:// (default: none)",
+    )
+    mailer: Literal["smtp", "log"] = Field(
+        "smtp",
+        description="log: without CAIRN_SMTP_URL what mails say is logged, their tokens too; for development (default "
+        "of cairn up)",
     )
     mail_from: str = Field("Cairn <cairn@localhost>", description="Sender of mails")
     admin_email: str = Field("admin@cairn.local", description="Address that the first administrator logs in with")
@@ -284,7 +252,7 @@ class Settings(BaseSettings):
     temporal_metrics_port: Port | None = Field(
         None, description="Port on which a worker or an agent serves what Temporal's SDK measures (default: not at all)"
     )
-    otlp_endpoint: str | None = Field(
+    otlp_endpoint: Collector | None = Field(
         None, description="OpenTelemetry collector that traces are sent to, OTLP over HTTP (default: nothing is traced)"
     )
     trace_ratio: float = Field(
@@ -296,6 +264,23 @@ class Settings(BaseSettings):
         600, ge=0, description="Lines of one event and level, below error, in ten seconds (0: no limit)"
     )
 
+    @field_validator("*")
+    @classmethod
+    def check_secret(cls, value: object) -> object:
+        """An empty one would be shown by everybody; where none is wanted, nothing is set."""
+        if isinstance(value, SecretStr) and not value.get_secret_value().strip():
+            raise ValueError("it is empty: give it a value, or unset it")
+        return value
+
+    @property
+    def mails_are_logged(self) -> bool:
+        """For development: nobody proves anything by a mail."""
+        return self.smtp_url is None and self.mailer == "log"
+
+    @property
+    def has_mails(self) -> bool:
+        return self.smtp_url is not None or self.mails_are_logged
+
     @property
     def database(self) -> str:
         """The libpq URL of the database, with its password."""
@@ -306,11 +291,20 @@ class Settings(BaseSettings):
 class SetupSettings(Settings):
     """What ``cairn setup`` reads beside them. There ``database_url`` is that of a role that may make others."""
 
-    setup_patience: Seconds = Field(120, description="Seconds to wait for PostgreSQL and Temporal, each")
+    setup_patience: Annotated[float, Field(gt=0, le=86400)] = Field(
+        120, description="Seconds to wait for PostgreSQL and Temporal, each (default with --check: 5)"
+    )
     owner_password: SecretStr | None = Field(None, description="Password that the role cairn_owner gets")
     api_password: SecretStr | None = Field(None, description="Password that the role cairn_api gets")
     worker_password: SecretStr | None = Field(None, description="Password that the role cairn_worker gets")
     temporal_retention: Days = Field(7, description="Days that Temporal keeps the history of a run that has ended")
+
+
+def secret_variables() -> set[str]:
+    """The variables that hold secrets, of whichever process."""
+    return {
+        f"CAIRN_{name.upper()}" for name, field in SetupSettings.model_fields.items() if _is_secret(field.annotation)
+    }
 
 
 def with_password(url: str, password: str) -> str:
@@ -328,7 +322,7 @@ def problem_of(error: ValidationError | SettingsError) -> str:
         return str(error)
     first = error.errors()[0]
     name = "CAIRN_" + "_".join(str(part) for part in first["loc"]).upper()
-    return f"{name}: {first['msg']}"
+    return f"{name}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def of_process() -> Settings:

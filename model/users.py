@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import String
 
-from model.base import Base, Id, Now
+from model.base import Base, EmptyObject, Id, Now
 
 Words = ARRAY(String)
 
@@ -25,17 +25,37 @@ class User(Base):
     name: Mapped[str]
     #: Argon2id, in its own encoding; null: nobody can log in as this user before a password was set.
     password_hash: Mapped[str | None]
+    #: Since when it is known that the address is theirs; null: they only said so.
+    verified_at: Mapped[dt.datetime | None]
     #: A platform administrator.
     is_admin: Mapped[bool] = mapped_column(server_default=text("false"))
     #: Where a request goes that names no project. Null only while the user is being made or deleted.
     default_project_id: Mapped[UUID | None] = mapped_column(ForeignKey("projects.id", use_alter=True))
-    #: In a row, since the last that succeeded; and until when no other is looked at.
+    #: Since the last that succeeded, from addresses not known; and until when no other from such is looked at.
     failed_logins: Mapped[int] = mapped_column(server_default=text("0"))
     locked_until: Mapped[dt.datetime | None]
     deactivated_at: Mapped[dt.datetime | None]
     version: Mapped[int] = mapped_column(server_default=text("1"))
     created_at: Mapped[Now]
     updated_at: Mapped[Now]
+
+
+class LoginAddress(Base):
+    """Somebody tried to log in as the user from there, and maybe did."""
+
+    __tablename__ = "login_addresses"
+
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
+    #: An IPv4 address, or the network that an IPv6 address belongs to.
+    address: Mapped[str] = mapped_column(primary_key=True)
+    #: Wrong passwords in a row, and until when no other from there is looked at.
+    failed: Mapped[int] = mapped_column(server_default=text("0"))
+    locked_until: Mapped[dt.datetime | None]
+    #: The last time; and the last that it was the right password.
+    used_at: Mapped[Now]
+    logged_in_at: Mapped[dt.datetime | None]
+
+    __table_args__ = (Index("ix_login_addresses_used_at", "used_at"),)
 
 
 class Session(Base):
@@ -92,12 +112,18 @@ class Mail(Base):
     kind: Mapped[str]
     #: An address; of a kind that anybody may ask for, maybe nobody's.
     recipient: Mapped[str]
+    #: What a kind needs beside it.
+    about: Mapped[EmptyObject]
     attempts: Mapped[int] = mapped_column(server_default=text("0"))
     created_at: Mapped[Now]
     #: Not before; ahead of now also while a process sends it.
     next_at: Mapped[Now]
 
-    __table_args__ = (UniqueConstraint("kind", "recipient"), Index("ix_mails_next_at", "next_at"))
+    __table_args__ = (
+        # What anybody may ask for: one at a time.
+        Index("uq_mails_kind_recipient", "kind", "recipient", unique=True, postgresql_where=text("about = '{}'")),
+        Index("ix_mails_next_at", "next_at"),
+    )
 
 
 class ServiceAccount(Base):
@@ -172,7 +198,20 @@ class Invitation(Base):
     email: Mapped[str]
     role_name: Mapped[str]
     digest: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
+    #: For people; and who it was, whose rights count when it is accepted. Both null: nobody's, it is void.
     invited_by: Mapped[str]
+    inviter_user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    inviter_account_id: Mapped[UUID | None]
     created_at: Mapped[Now]
     expires_at: Mapped[dt.datetime]
+    #: Since when its token is one that went out by mail alone.
+    mailed_at: Mapped[dt.datetime | None]
     accepted_at: Mapped[dt.datetime | None]
+
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["project_id", "inviter_account_id"],
+            ["service_accounts.project_id", "service_accounts.id"],
+            ondelete="CASCADE",
+        ),
+    )

@@ -1,4 +1,5 @@
-"""Secrets of projects: names, versions, and the keys that they lie under; and what of them is on its way to a host."""
+"""Secrets of projects: names, versions, and the keys that they lie under, other things too; and what of them is on its
+way to a host."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index,
 from sqlalchemy.orm import Mapped, mapped_column
 
 from model.base import Base, Frozen, Id, Now
+from model.envelope import of_value
 
 #: Bytes of a value.
 LONGEST = 64 * 1024
@@ -17,6 +19,9 @@ LONGEST = 64 * 1024
 MOST_OF_INSTANCE = 512 * 1024
 #: Where an instance finds its files; ``K_FILE`` names each.
 FOLDER = "/run/secrets"
+
+#: What the login of a registry is called among the values of an instance. No variable has a space.
+REGISTRY = "registry login"
 
 #: How a secret comes into an instance: as a file in memory, or as a variable of its environment.
 Delivery = Literal["file", "env"]
@@ -30,6 +35,13 @@ class SecretUse(Frozen):
     #: None: the current one at each start.
     version: int | None = None
     delivery: Delivery = "file"
+
+
+class RegistryLogin(Frozen):
+    """With whose login an image is pulled, as rows say it: the secret's current version then."""
+
+    secret: str
+    secret_id: UUID
 
 
 class Secret(Base):
@@ -91,6 +103,55 @@ class SecretVersion(Base):
     )
 
 
+class SealedValue(Base):
+    """What a webhook or a cron job signs with, or the script of an instance or of a group's members; encrypted as
+    secrets are. The API cannot read it."""
+
+    __tablename__ = "sealed_values"
+
+    id: Mapped[Id]
+    project_id: Mapped[UUID]
+    webhook_id: Mapped[UUID | None]
+    instance_id: Mapped[UUID | None]
+    #: A group has one for each configuration that says another; those name theirs.
+    group_id: Mapped[UUID | None]
+    cron_job_id: Mapped[UUID | None]
+    data_key_id: Mapped[UUID]
+    nonce: Mapped[bytes] = mapped_column(LargeBinary)
+    ciphertext: Mapped[bytes] = mapped_column(LargeBinary)
+    created_at: Mapped[Now]
+
+    __table_args__ = (
+        UniqueConstraint("webhook_id"),
+        UniqueConstraint("instance_id"),
+        UniqueConstraint("cron_job_id"),
+        ForeignKeyConstraint(["project_id", "webhook_id"], ["webhooks.project_id", "webhooks.id"], ondelete="CASCADE"),
+        ForeignKeyConstraint(
+            ["project_id", "instance_id"], ["instances.project_id", "instances.id"], ondelete="CASCADE"
+        ),
+        ForeignKeyConstraint(
+            ["project_id", "group_id"], ["scaling_groups.project_id", "scaling_groups.id"], ondelete="CASCADE"
+        ),
+        ForeignKeyConstraint(
+            ["project_id", "cron_job_id"], ["cron_jobs.project_id", "cron_jobs.id"], ondelete="CASCADE"
+        ),
+        ForeignKeyConstraint(["project_id", "data_key_id"], ["data_keys.project_id", "data_keys.id"]),
+        CheckConstraint("num_nonnulls(webhook_id, instance_id, cron_job_id, group_id) = 1", name="owner"),
+        Index("ix_sealed_values_data_key", "project_id", "data_key_id"),
+        Index("ix_sealed_values_group", "group_id", postgresql_where=text("group_id IS NOT NULL")),
+    )
+
+    @property
+    def what(self) -> bytes:
+        """As what it is authenticated."""
+        if self.group_id is not None:
+            return of_value(self.project_id, "user_data_of_group", self.id)
+        if self.cron_job_id is not None:
+            return of_value(self.project_id, "cron_job", self.cron_job_id)
+        kind, owner = ("webhook", self.webhook_id) if self.webhook_id else ("user_data", self.instance_id)
+        return of_value(self.project_id, kind, owner)
+
+
 class InstanceSecrets(Base):
     """The values that one placement of an instance was given, sealed for the key of its host: see model.sealing."""
 
@@ -100,12 +161,30 @@ class InstanceSecrets(Base):
     generation: Mapped[int] = mapped_column(primary_key=True)
     project_id: Mapped[UUID]
     sealed: Mapped[str]
+    #: Its script, likewise, where it has one.
+    user_data: Mapped[str | None]
     created_at: Mapped[Now]
 
     __table_args__ = (
         ForeignKeyConstraint(
             ["project_id", "instance_id"], ["instances.project_id", "instances.id"], ondelete="CASCADE"
         ),
+    )
+
+
+class ImageLogin(Base):
+    """The login with which a host pulls an image that is being imported, sealed for its key."""
+
+    __tablename__ = "image_logins"
+
+    image_id: Mapped[UUID] = mapped_column(primary_key=True)
+    project_id: Mapped[UUID]
+    host_id: Mapped[UUID] = mapped_column(ForeignKey("hosts.id", ondelete="CASCADE"))
+    sealed: Mapped[str]
+    created_at: Mapped[Now]
+
+    __table_args__ = (
+        ForeignKeyConstraint(["project_id", "image_id"], ["images.project_id", "images.id"], ondelete="CASCADE"),
     )
 
 

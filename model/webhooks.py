@@ -42,8 +42,9 @@ class Webhook(Base):
     url: Mapped[str]
     #: Types and prefixes.
     events: Mapped[list[Any]]
-    #: As it is: what signs must be readable. Only the workers may read the column.
-    secret: Mapped[str]
+    #: In clear, as a release before this wrote it: newer than what is sealed (model.vault.SealedValue), and soon to be
+    #: that. Only the workers may read the column.
+    secret: Mapped[str | None]
     active: Mapped[bool] = mapped_column(server_default=text("true"))
     #: Why the platform has switched it off: gone (its receiver said so), failing.
     disabled_reason: Mapped[str | None]
@@ -62,6 +63,7 @@ class Webhook(Base):
         UniqueConstraint("project_id", "id"),
         UniqueConstraint("project_id", "name"),
         CheckConstraint("disabled_reason IS NULL OR NOT active", name="disabled"),
+        Index("ix_webhooks_secret", "id", postgresql_where=text("secret IS NOT NULL")),
     )
 
 

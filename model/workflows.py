@@ -25,6 +25,38 @@ TERMINAL = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED})
 Outcome = Literal["completed", "failed", "cancelled"]
 
 
+#: All that rows are of; a row of an older version may be of others.
+Kind = Literal[
+    "ProvisionInstance",
+    "StartInstance",
+    "StopInstance",
+    "RestartInstance",
+    "PauseInstance",
+    "ResumeInstance",
+    "ResizeInstance",
+    "MoveInstance",
+    "HealInstance",
+    "DeprovisionInstance",
+    "ImportImage",
+    "DeleteImage",
+    "DrainHost",
+    "DeprovisionProject",
+    "DeprovisionUser",
+    "ProvisionLoadBalancer",
+    "UpdateLoadBalancer",
+    "DeprovisionLoadBalancer",
+    "ScaleGroup",
+    "DeprovisionGroup",
+    "AdoptInstance",
+    "DiscardMachine",
+    "ForgetDifference",
+    "FinishRestore",
+]
+ResourceType = Literal[
+    "instance", "image", "host", "project", "restore", "user", "group", "deployment", "load_balancer"
+]
+
+
 class Order(Frozen):
     """What a workflow is started with. The rest it reads, in its first step, from its row."""
 

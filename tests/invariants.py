@@ -23,7 +23,7 @@ class Machine(NamedTuple):
     memory_mb: int
 
 
-def settle(stack: Platform, seconds: float = 30) -> None:
+def settle(stack: Platform, seconds: float = 120) -> None:
     """Wait until every invariant holds; fails with those that do not."""
     end = time.monotonic() + seconds
     while broken := violations(stack):
@@ -42,11 +42,31 @@ def violations(stack: Platform) -> list[str]:
     if broken:
         return broken
     instances = stack.list("/instances")
-    return [*_states(instances), *_machines(stack, instances), *_secrets(stack), *_sums(stack, instances)]
+    found = [*_states(instances), *_machines(stack, instances), *_secrets(stack), *_sums(stack, instances)]
+    return [*found, *_balancers(stack)]
 
 
 def _states(instances: list[Json]) -> list[str]:
     return [f"{i['name']} is {i['status']}, and nothing works on it" for i in instances if i["status"] not in RESTING]
+
+
+def _balancers(stack: Platform) -> list[str]:
+    """They rest; what their proxies run with is known, and on the simulated engine seen; no target is half one."""
+    rows = stack.sql(
+        "SELECT name, status, applied_digest IS NOT NULL, applied_engine_id, applied_revision FROM load_balancers"
+        " WHERE status <> 'deleted'"
+    )
+    simulated = {machine["id"]: machine.get("proxy", {}).get("revision") for machine in stack.simulated_machines()}
+    broken = []
+    for name, status, known, engine_id, revision in rows:
+        if status not in ("active", "error"):
+            broken.append(f"load balancer {name} is {status}, and nothing works on it")
+        elif status == "active" and not known:
+            broken.append(f"what the proxy of load balancer {name} runs with is not known")
+        elif status == "active" and simulated.get(engine_id, revision) != revision:
+            broken.append(f"load balancer {name}: revision {revision} was applied, found {simulated[engine_id]}")
+    half = stack.sql("SELECT instance_id, state FROM lb_targets WHERE state <> 'in' OR workflow_id IS NOT NULL")
+    return broken + [f"target {id} is {state}, and nothing works on it" for id, state in half]
 
 
 def machines(stack: Platform) -> dict[str, list[Machine]]:
@@ -97,6 +117,12 @@ def _secrets(stack: Platform) -> list[str]:
     sealed = stack.sql(
         "SELECT s.instance_id::text, s.generation FROM instance_secrets s LEFT JOIN instances i ON i.id = s.instance_id"
         " WHERE i.host_id IS NULL OR s.generation <> i.generation"
+    )
+    sealed += stack.sql(
+        "SELECT 'login', l.image_id::text FROM image_logins l JOIN images i ON i.id = l.image_id"
+        " WHERE i.status <> 'importing' UNION ALL"
+        " SELECT 'script', v.instance_id::text FROM sealed_values v JOIN instances i ON i.id = v.instance_id"
+        " WHERE i.status = 'deleted'"
     )
     return [f"nothing has the secrets in {name}" for name in lost] + [f"{row} was sealed for nobody" for row in sealed]
 

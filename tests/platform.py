@@ -17,10 +17,12 @@ from worker import engine
 T = TypeVar("T")
 Json = dict[str, Any]
 IMAGE = engine.IMAGE
+#: An API that was killed has long been back, on a machine with nothing to spare too.
+BACK_SECONDS = 60.0
 TERMINAL = ("completed", "failed", "cancelled")
 
 
-def wait_for(what: str, check: Callable[[], T | None], seconds: float = 30) -> T:
+def wait_for(what: str, check: Callable[[], T | None], seconds: float = 60) -> T:
     """The first answer of ``check`` that is true; fails the test after ``seconds`` without one."""
     end = time.monotonic() + seconds
     while True:
@@ -64,11 +66,11 @@ class Platform:
         headers = {"X-API-Key": known["api_key"]} | more.pop("headers", {})
         return self._http.request(method, known["api_url"] + path, headers=headers, **more)
 
-    def get(self, path: str, seconds: float = 20, **params: Any) -> Any:
+    def get(self, path: str, seconds: float = BACK_SECONDS, **params: Any) -> Any:
         """What ``data`` holds; asked again while the API, or its database, is away."""
         return self._patiently("GET", path, seconds, params=params)["data"]
 
-    def accept(self, method: str, path: str, body: Json | None = None, seconds: float = 20) -> Json:
+    def accept(self, method: str, path: str, body: Json | None = None, seconds: float = BACK_SECONDS) -> Json:
         """A request that must be accepted; repeated under one key while the API is away. The envelope."""
         return self._patiently(method, path, seconds, json=body, headers={"Idempotency-Key": uuid.uuid4().hex})
 
@@ -87,14 +89,14 @@ class Platform:
             time.sleep(0.1)
 
     def wait_for_api(self) -> None:
-        self.get("/instances", seconds=30, limit=1)
+        self.get("/instances", limit=1)
 
     def list(self, path: str, **params: Any) -> list[Json]:
         """Every page of a list."""
         found: list[Json] = []
         cursor: Json = {}
         while True:
-            envelope = self._patiently("GET", path, 20, params={"limit": 500} | params | cursor)
+            envelope = self._patiently("GET", path, BACK_SECONDS, params={"limit": 500} | params | cursor)
             found += envelope["data"]
             if not envelope["meta"].get("next_cursor"):
                 return found
@@ -137,7 +139,7 @@ class Platform:
         found: Json = self.get(f"/workflows/{accepted['meta']['workflow_id']}", **params)
         return found
 
-    def ended(self, accepted: Json, seconds: float = 45) -> Json:
+    def ended(self, accepted: Json, seconds: float = 120) -> Json:
         """The workflow of an accepted request, once it has ended, with its steps."""
 
         def terminal() -> Json | None:
@@ -149,15 +151,24 @@ class Platform:
         except AssertionError as late:
             raise AssertionError(f"{late}: {self.workflow(accepted, steps=True)}") from None
 
-    def completed(self, accepted: Json, seconds: float = 45) -> Json:
+    def completed(self, accepted: Json, seconds: float = 120) -> Json:
         row = self.ended(accepted, seconds)
         assert row["state"] == "completed", row
         return row
 
     def delete_all(self, seconds: float = 60) -> None:
-        """Delete every instance, and wait until all are gone."""
+        """Delete every instance, and wait until all are gone; groups first, which would launch them again."""
+        groups = ("/autoscaling/groups", "/containers/deployments")
+        for path in groups:
+            for group in self.list(path):
+                self.accept("DELETE", f"{path}/{group['id']}")
+        wait_for("all groups are gone", lambda: not any(self.list(path) for path in groups), seconds)
+        """Delete every balancer and every instance, and wait until all are gone."""
+        for balancer in self.list("/lb"):
+            self.accept("DELETE", f"/lb/{balancer['id']}")
         for instance in self.list("/instances"):
-            self.act("delete", instance)
+            if instance["managed_by"] is None:
+                self.act("delete", instance)
         wait_for("all instances are gone", lambda: not self.list("/instances"), seconds)
 
     # Engines

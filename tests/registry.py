@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import gzip
 import hashlib
@@ -11,8 +12,12 @@ import tarfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+import docker
+import docker.errors
 
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 CONFIG = "application/vnd.docker.container.image.v1+json"
@@ -56,6 +61,8 @@ class Registry:
         #: Seconds that each blob takes; bytes of it that are sent in a second.
         self.delay = 0.0
         self.drip: int | None = None
+        #: ``username:password`` that everybody must have (RFC 7617).
+        self.login: str | None = None
         #: What every request for a manifest is refused with.
         self.status: int | None = None
         self.refusal = b"{}"
@@ -114,7 +121,10 @@ class Registry:
         path = handler.path
         headers: dict[str, str] = {}
         status, body = 404, b'{"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]}'
-        if path == "/v2/":
+        if self.login is not None and handler.headers.get("Authorization") != _basic(self.login):
+            status, body = 401, b'{"errors": [{"code": "UNAUTHORIZED", "message": "authentication required"}]}'
+            headers = {"WWW-Authenticate": 'Basic realm="registry"'}
+        elif path == "/v2/":
             status, body = 200, b"{}"
         elif "/manifests/" in path:
             name, _, tag = path.removeprefix("/v2/").partition("/manifests/")
@@ -143,3 +153,22 @@ class Registry:
                 for at in range(0, len(body), step):
                     handler.wfile.write(body[at : at + step])
                     time.sleep(1 if self.drip else 0)
+
+
+def _basic(login: str) -> str:
+    return f"Basic {base64.b64encode(login.encode()).decode()}"
+
+
+@contextlib.contextmanager
+def registry_for(engine: docker.DockerClient) -> Iterator[Registry]:
+    """An empty one; what was pulled from it goes with it."""
+    made = Registry()
+    try:
+        yield made
+    finally:
+        made.close()
+        for image in engine.images.list():
+            if any(name.startswith(made.host) for name in [*image.tags, *image.attrs["RepoDigests"]]):
+                # A container of a test that is still being cleaned up keeps it: it is forgotten with its stack.
+                with contextlib.suppress(docker.errors.APIError):
+                    engine.images.remove(image.id, force=True)

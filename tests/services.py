@@ -26,7 +26,7 @@ import psycopg
 import pytest
 import pytest_asyncio
 from psycopg.rows import dict_row
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 from temporalio.client import Client
 
 from model.base import new_id
@@ -178,9 +178,9 @@ class Database:
 
     def user(self, project_id: UUID, name: str, *roles: str) -> UUID:
         """A user of this name, who has these roles in the project, which is the default one."""
-        user, columns = new_id(), "id, email, name, default_project_id"
+        user, columns = new_id(), "id, email, name, default_project_id, verified_at"
         who = (user, f"{name}@example.org", name, project_id)
-        self.rows(f"INSERT INTO users ({columns}) VALUES (%s, %s, %s, %s)", *who)
+        self.rows(f"INSERT INTO users ({columns}) VALUES (%s, %s, %s, %s, now())", *who)
         for role in roles:
             binding = (new_id(), project_id, user, role)
             self.rows("INSERT INTO bindings (id, project_id, user_id, role_name) VALUES (%s, %s, %s, %s)", *binding)
@@ -292,7 +292,14 @@ def own_database() -> Iterator[Database]:
 
 @pytest.fixture
 def worker_engine(database: Database) -> Iterator[Engine]:
+    """As a worker's; but a step's transaction may take long where a busy machine lets this process stand still."""
     engine = schema.connect(database.url("cairn_worker"), 24)
+
+    @event.listens_for(engine, "connect")
+    def patient(connection: Any, _: object) -> None:
+        connection.execute("SET idle_in_transaction_session_timeout = '60s'")
+        connection.commit()
+
     yield engine
     engine.dispose()
 

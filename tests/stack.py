@@ -5,8 +5,10 @@ Its processes can be killed and held, faults planted, and ``invariants.check`` s
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
+import functools
 import itertools
 import json
 import os
@@ -26,8 +28,10 @@ import psycopg
 
 from drivers.brought import Brought
 from tests.platform import IMAGE, TERMINAL, Json, Platform, wait_for
-from worker import engine, ports, postgres
+from tests.services import PostgresServer
+from worker import database, engine, ports, postgres
 from worker.children import die_with_parent
+from worker.data_folder import is_alive
 
 __all__ = ["IMAGE", "TERMINAL", "Json", "Stack", "wait_for"]
 #: Every stack gets this many ports of its own, so that stacks beside each other do not meet on the engine.
@@ -43,6 +47,7 @@ QUICK = {
     "CAIRN_TICK_SECONDS": "2",
     "CAIRN_PURGE_INTERVAL": "3",
     "CAIRN_QUOTA_INTERVAL": "5",
+    "CAIRN_CRON_INTERVAL": "5",
     "CAIRN_STOP_GRACE": "3",
     # Receivers of webhooks are on this machine, and are not waited for for an hour.
     "CAIRN_OUTBOUND_ALLOW": "127.0.0.0/8",
@@ -50,14 +55,31 @@ QUICK = {
 }
 
 
-class Stack(Platform):
-    """One platform in a data folder of its own. May be used by several threads at once."""
+@functools.cache
+def migrated() -> Path:
+    """The files of a database server that was stopped, with our roles and schema and no row of any platform."""
+    server = PostgresServer()
+    atexit.register(server.remove)
+    database.bootstrap(server.postgres.url(postgres.SUPERUSER, "postgres"))
+    database.migrate(server.postgres.url("cairn_owner"))
+    server.stop()
+    return server.postgres.data
 
-    def __init__(self, *, docker: bool = True, simulated_hosts: int = 2, **environ: str) -> None:
+
+class Stack(Platform):
+    """One platform in a data folder of its own. May be used by several threads at once.
+
+    ``fresh``: its first start makes the database and its schema too, which takes a second of CPU.
+    """
+
+    def __init__(self, *, docker: bool = True, simulated_hosts: int = 2, fresh: bool = False, **environ: str) -> None:
         super().__init__()
         # Short: PostgreSQL's socket is in it, and its path may have 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="cs-"))
         self.data = self.folder / "d"
+        if not fresh:
+            self.data.mkdir(mode=0o700)
+            subprocess.run(["cp", "-a", "--", str(migrated()), str(self.data / "postgres")], check=True)
         self.faults_file = self.folder / "faults.json"
         #: In memory, where its agents keep instances' secrets.
         self.secrets_dir = Path("/dev/shm") / self.folder.name  # noqa: S108 - a name that nobody guesses
@@ -126,9 +148,24 @@ class Stack(Platform):
                 self.process.wait()
         self.process = None
 
+    def _end(self) -> None:
+        """Kill it. But PostgreSQL is told, as it has shared memory to give back, and nobody may start it again."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.send_signal(signal.SIGSTOP)
+        pids = self.pids()
+        if server := pids.get("postgres"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(server, signal.SIGQUIT)
+            wait_for("PostgreSQL ends", lambda: not is_alive(server), STOP_SECONDS)
+        self.process.kill()
+        self.process.wait()
+        self.process = None
+        wait_for("its processes end", lambda: not any(map(is_alive, pids.values())), STOP_SECONDS)
+
     def remove(self) -> None:
-        """Stop it, and remove its containers, the images that it brought, and its data."""
-        self.stop()
+        """End it, and remove its containers, the images that it brought, and its data."""
+        self._end()
         with contextlib.suppress(FileNotFoundError, docker.errors.DockerException):
             for container in self.containers():
                 with contextlib.suppress(docker.errors.NotFound):
@@ -171,7 +208,7 @@ class Stack(Platform):
             self.wait_for_restart(name, pid)
         return pid
 
-    def wait_for_restart(self, name: str, old: int, seconds: float = 15) -> None:
+    def wait_for_restart(self, name: str, old: int, seconds: float = 60) -> None:
         wait_for(f"{name} is started again", lambda: self.pids().get(name, old) != old, seconds)
 
     @contextlib.contextmanager
@@ -206,7 +243,7 @@ class Stack(Platform):
             return []
         return [hit for hit in map(json.loads, lines) if point in (None, hit["point"])]
 
-    def wait_for_hit(self, point: str, before: int = 0, seconds: float = 20) -> Json:
+    def wait_for_hit(self, point: str, before: int = 0, seconds: float = 60) -> Json:
         """The first hit of ``point`` after ``before`` others."""
         return wait_for(f"the fault at {point} acts", lambda: self.hits(point)[before:], seconds)[0]
 

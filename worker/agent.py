@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -22,31 +22,34 @@ import uvloop
 from temporalio.client import Client
 from temporalio.worker import Worker
 
+from activities.balancers import BalancerEngine
 from activities.hosts import HostEngine
-from activities.images import ImageEngine
+from activities.images import Given, ImageEngine
 from activities.instances import InstanceEngine
 from activities.interceptor import ActivityInterceptor
 from activities.registry import methods
 from activities.restores import MachineSurvey
 from activities.runs import host_queue
+from drivers.balancers import Balancers
 from drivers.blob_source import ApiBlobs
-from drivers.brought import Brought
+from drivers.brought import Brought, brought_folder
 from drivers.images import Images
-from drivers.machines import Fence, Machines, Secrets
+from drivers.machines import Fence, Machines
 from drivers.measured import measured
 from drivers.streams import Streams
 from model import logs
 from model.hosts import AgentHost
-from model.instances import MachineSpec
 from model.metrics import STEPS_LIMIT
 from model.settings import Settings, of_process
 from model.tickets import Gate
-from worker import agent_server, fence, identity, instance_secrets, joining, metrics, tracing, user_data
+from worker import agent_server, fence, identity, joining, metrics, tracing
 from worker.agent_server import AgentServer
+from worker.balancers import BalancerReadings
 from worker.health import HealthLooks
 from worker.identity import Keys, Membership
 from worker.leases import Leases, Refused
 from worker.samples import Samples
+from worker.sealed import Sealed
 from worker.temporal_link import TemporalLink
 
 #: Steps of one host at once. Most wait for the engine, or for an instance to become ready.
@@ -110,7 +113,7 @@ def driver(host: AgentHost, installation: UUID, settings: Settings) -> Machines:
 
 def image_driver(host: AgentHost, membership: Membership, settings: Settings) -> Images:
     """The same, of its images."""
-    brought = Brought(identity_file(settings).parent / f"{host.id}.images")
+    brought = Brought(brought_folder(identity_file(settings).parent, host.id))
     if host.backend == "simulated":
         from drivers.simulated_images import SimulatedImages
 
@@ -119,6 +122,19 @@ def image_driver(host: AgentHost, membership: Membership, settings: Settings) ->
 
     blobs = ApiBlobs(membership.api_url, membership.credential)
     return DockerImages(settings.docker_host, brought=brought, fetch=blobs.fetch, allow=settings.outbound_allow)
+
+
+def balancer_driver(host: AgentHost, installation: UUID, settings: Settings) -> Balancers:
+    """The same, of its load balancers."""
+    if host.backend == "simulated":
+        from drivers.simulated_balancers import SimulatedBalancers
+
+        return SimulatedBalancers(
+            settings.simulator_url, installation=installation, host_id=host.id, host_name=host.name
+        )
+    from drivers.docker_balancers import DockerBalancers
+
+    return DockerBalancers(settings.docker_host, installation=installation, host_id=host.id)
 
 
 async def run(settings: Settings) -> None:
@@ -135,6 +151,10 @@ async def run(settings: Settings) -> None:
     }
     images = {
         host.id: measured(image_driver(host, membership, settings), f"{host.backend}.images")
+        for host in membership.hosts
+    }
+    balancers = {
+        host.id: measured(balancer_driver(host, membership.installation, settings), f"{host.backend}.balancers")
         for host in membership.hosts
     }
     gate = Gate(membership.ticket_keys)
@@ -170,15 +190,19 @@ async def run(settings: Settings) -> None:
                 membership.hosts,
                 machines,
                 images,
+                balancers,
                 fence.AgentFence(settings),
-                user_data.fetcher(membership, keys),
-                instance_secrets.fetcher(membership, keys),
+                Sealed(membership, keys),
             )
             for worker in temporal.workers:
                 await workers.enter_async_context(worker)
             log.info("agent.ready", hosts=[host.name for host in membership.hosts])
             serving = asyncio.create_task(serves.run(keys, listener, stopping))
-            loops = (Samples(membership, machines).run(), HealthLooks(membership, machines).run())
+            loops = (
+                Samples(membership, machines).run(),
+                HealthLooks(membership, machines).run(),
+                BalancerReadings(membership, balancers).run(),
+            )
             beside |= {serving, *(asyncio.create_task(loop) for loop in loops)}
         await asyncio.wait({*beside, stopped}, return_when=asyncio.FIRST_COMPLETED)
         ended = [task for task in beside if task.done()]
@@ -198,9 +222,9 @@ def step_workers(
     hosts: list[AgentHost],
     machines: Mapping[UUID, Machines],
     images: Mapping[UUID, Images],
+    balancers: Mapping[UUID, Balancers],
     fence: Fence,
-    scripts: Callable[[MachineSpec], bytes] | None = None,
-    secrets: Callable[[MachineSpec], Secrets] | None = None,
+    given: Given | None = None,
 ) -> list[Worker]:
     """A Temporal worker for each host's queue."""
     threads = ThreadPoolExecutor(max(STEPS, 4 * len(hosts)), thread_name_prefix="step")
@@ -208,10 +232,11 @@ def step_workers(
     workers = []
     for host in hosts:
         engines = [
-            InstanceEngine(machines[host.id], fence, scripts, secrets),
+            InstanceEngine(machines[host.id], fence, given),
             HostEngine(host.name, machines[host.id], fence),
-            ImageEngine(host.name, images[host.id]),
+            ImageEngine(host.name, images[host.id], given),
             MachineSurvey(host.name, machines[host.id]),
+            BalancerEngine(balancers[host.id], machines[host.id], given.secrets if given else None),
         ]
         workers.append(
             Worker(

@@ -15,23 +15,25 @@ import shutil
 import subprocess
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO
-from urllib.parse import unquote, urlsplit, urlunsplit
 from uuid import UUID
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from drivers.blobs import Blobs, Reader
 from model.base import Frozen
+from model.errors import NotFound
 from worker import postgres
 from worker.children import die_with_parent
 from worker.data_folder import StackError, is_alive
 
-MANIFEST, DUMP = "manifest.json", "database.dump"
+MANIFEST, DUMP, BLOBS = "manifest.json", "database.dump", "blobs"
 FORMAT = 1
 #: Of the data folder: who the installation is, and its secrets.
 FILES = ("installation.json", "api-key", "ticket-key", "master-keys", "admin-password")
@@ -93,13 +95,10 @@ def program(name: str, major: int) -> str:
 
 
 def without_password(url: str) -> tuple[str, dict[str, str]]:
-    """The URL for a command line, which everybody can read, and the environment that brings the password."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url, {}
-    name, _, where = parts.netloc.rpartition("@")
-    bare = urlunsplit(parts._replace(netloc=f"{name.partition(':')[0]}@{where}"))
-    return bare, {"PGPASSWORD": unquote(parts.password)}
+    """How to connect, for a command line, which everybody can read, and the environment that brings the password."""
+    found = conninfo_to_dict(url)
+    password = found.pop("password", None)
+    return make_conninfo("", **found), {} if password is None else {"PGPASSWORD": str(password)}
 
 
 @contextmanager
@@ -123,7 +122,7 @@ def running(argv: list[str], env: dict[str, str], **more: IO[bytes] | int) -> It
         raise BackupError(f"{Path(argv[0]).name} failed: {said.decode(errors='replace').strip()[-1000:]}")
 
 
-def write(file: Path, url: str, folder: Path | None, blobs: Path | None) -> Manifest:
+def write(file: Path, url: str, folder: Path | None, blobs: Blobs | None) -> Manifest:
     """Make a backup in ``file``, which is there whole or not at all; one that was there is replaced then.
 
     ``url``: the database, as a role that may read all of it. ``folder``: the data folder whose files go with it.
@@ -163,7 +162,7 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _fill(archive: zipfile.ZipFile, url: str, folder: Path | None, blobs: Path | None) -> Manifest:
+def _fill(archive: zipfile.ZipFile, url: str, folder: Path | None, blobs: Blobs | None) -> Manifest:
     members = []
     with psycopg.connect(url) as connection:
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
@@ -181,10 +180,8 @@ def _fill(archive: zipfile.ZipFile, url: str, folder: Path | None, blobs: Path |
     for path in _files(folder):
         with path.open("rb") as source:
             members.append(_add(archive, f"files/{path.relative_to(folder or path)}", source))
-    for path in sorted(blobs.rglob("*")) if blobs else []:
-        if path.is_file() and not path.name.startswith("."):
-            with path.open("rb") as source:
-                members.append(_add(archive, f"blobs/{path.relative_to(blobs or path)}", source))
+    if blobs is not None:
+        members += _blobs(archive, blobs)
     manifest = manifest.model_copy(update={"members": members})
     archive.writestr(_info(MANIFEST), manifest.model_dump_json(indent=2))
     return manifest
@@ -195,6 +192,14 @@ def _files(folder: Path | None) -> list[Path]:
         return []
     inside = [path for name in FOLDERS for path in sorted((folder / name).glob("*.json"))]
     return [path for path in (*(folder / name for name in FILES), *inside) if path.is_file()]
+
+
+def _blobs(archive: zipfile.ZipFile, store: Blobs) -> Iterator[Member]:
+    """Those that are whole; what is removed meanwhile, as its image was deleted, is not wanted any more."""
+    for digest, _ in store.all():
+        with suppress(NotFound), closing(store.open(digest).source) as source:
+            name = digest.replace(":", "/")
+            yield _add(archive, f"{BLOBS}/{name}", source)
 
 
 def _describe(connection: psycopg.Connection[tuple[object, ...]]) -> Manifest:
@@ -226,7 +231,7 @@ def _info(name: str) -> zipfile.ZipInfo:
     return info
 
 
-def _add(archive: zipfile.ZipFile, name: str, source: IO[bytes]) -> Member:
+def _add(archive: zipfile.ZipFile, name: str, source: Reader) -> Member:
     digest, size = hashlib.sha256(), 0
     with archive.open(_info(name), "w", force_zip64=True) as target:
         while chunk := source.read(CHUNK):
@@ -303,3 +308,14 @@ def unpack(archive: zipfile.ZipFile, manifest: Manifest, prefix: str, folder: Pa
             os.fsync(target.fileno())
         names.append(str(name))
     return names
+
+
+def unpack_blobs(archive: zipfile.ZipFile, manifest: Manifest, store: Blobs) -> None:
+    """Put the images' files among those that are there. Each is kept under what it is, so nothing becomes another, and
+    to die on the way costs nothing. Raises BackupError, Unavailable."""
+    for member in manifest.members:
+        if member.name.startswith(f"{BLOBS}/"):
+            with store.receive() as file, archive.open(member.name) as source:
+                while chunk := source.read(CHUNK):
+                    file.write(chunk)
+                store.put(file)

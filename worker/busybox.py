@@ -31,7 +31,7 @@ def find(scratch: Path) -> Path:
     if shutil.which("apt-get") and shutil.which("dpkg"):
         download, update = ["apt-get", "-q", "download", PACKAGE], ["apt-get", "-q", "update"]
         for commands in ([download], [update, download]):
-            if all(_ran(command, scratch) for command in commands) and (unpacked := _unpack(scratch)):
+            if all(ran(command, scratch) for command in commands) and (unpacked := _unpack(scratch)):
                 return unpacked
     raise StackError(
         "the base image is made of a static busybox, and none is here: install the package busybox-static "
@@ -39,7 +39,7 @@ def find(scratch: Path) -> Path:
     )
 
 
-def _ran(command: list[str], folder: Path) -> bool:
+def ran(command: list[str], folder: Path) -> bool:
     try:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=FETCH_SECONDS)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
@@ -70,16 +70,25 @@ def root_archive(busybox: Path) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, mode in FOLDERS.items():
-            _add(archive, name, tarfile.DIRTYPE, mode)
-        _add(archive, "bin/busybox", tarfile.REGTYPE, 0o755, busybox.read_bytes())
+            add(archive, name, tarfile.DIRTYPE, mode)
+        add(archive, "bin/busybox", tarfile.REGTYPE, 0o755, busybox.read_bytes())
         for applet in sorted(set(listed.stdout.split()) - {"busybox"}):
-            _add(archive, f"bin/{applet}", tarfile.SYMTYPE, 0o777, link="busybox")
+            add(archive, f"bin/{applet}", tarfile.SYMTYPE, 0o777, link="busybox")
         for name, text in FILES.items():
-            _add(archive, name, tarfile.REGTYPE, 0o644, text.encode())
+            add(archive, name, tarfile.REGTYPE, 0o644, text.encode())
     return buffer.getvalue()
 
 
-def _add(archive: tarfile.TarFile, name: str, kind: bytes, mode: int, data: bytes = b"", link: str = "") -> None:
+def add(
+    archive: tarfile.TarFile,
+    name: str,
+    kind: bytes,
+    mode: int,
+    data: bytes = b"",
+    link: str = "",
+    owner: int = 0,
+) -> None:
     entry = tarfile.TarInfo(name)
     entry.type, entry.mode, entry.size, entry.linkname = kind, mode, len(data), link
+    entry.uid = entry.gid = owner
     archive.addfile(entry, io.BytesIO(data))

@@ -25,7 +25,7 @@ log = structlog.get_logger("stack")
 SHORT_LIFE = 5.0
 FREE_RESTARTS = 2
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.05
 #: A log larger than this at a start is set aside; one that grows beyond the limit is cut, keeping a copy.
 LOG_AT_START, LOG_LIMIT = 4 << 20, 32 << 20
 TAIL_LINES = 12

@@ -16,9 +16,13 @@ from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from activities.audit import AuditRecords
+from activities.balancers import BalancerRecords
+from activities.cron import CronRecords
+from activities.cron_schedules import CronSchedules
 from activities.drains import HostDrains
 from activities.figures import Platform
 from activities.fleet import Limits
+from activities.groups import GroupRecords
 from activities.hosts import HostRecords
 from activities.image_records import ImageLimits, ImageRecords
 from activities.instances import InstanceRecords
@@ -33,12 +37,13 @@ from activities.restores import RestoreRecords
 from activities.runs import CONTROL, Histories
 from activities.samples import SampleRecords
 from activities.sweeper import LOST_AFTER, Sweeper
+from activities.user_ends import UserEnds
 from activities.webhooks import WebhookRecords
 from model import logs
 from model.keyring import Keyring
 from model.metrics import STEPS_LIMIT
 from model.settings import Settings, of_process
-from worker import blob_store, images, metrics, tracing, webhooks
+from worker import blob_store, cron, images, metrics, tracing, webhooks
 from worker.database import connect as connect_database
 from worker.requirements import show_that_it_works, wait_for_namespace, wait_for_schema
 from worker.schedules import declare
@@ -55,7 +60,7 @@ def main() -> None:
     logs.configure(settings.log_level, settings.log_format, "control", settings.log_limit)
     tracing.start(settings, "control")
     # On a connection of its own: steps use all of the others.
-    figures = connect_database(settings.database_url.get_secret_value(), 1)
+    figures = connect_database(settings.database, 1)
     stop_metrics = metrics.serve(settings, "control", Platform(figures).figures())
     try:
         uvloop.run(run(settings))
@@ -78,7 +83,6 @@ async def run(settings: Settings) -> None:
         most_unpacked_bytes=settings.image_max_unpacked_bytes,
         cache_days=settings.image_cache_days,
     )
-    keyring = None if settings.master_keys is None else Keyring(settings.master_keys.get_secret_value())
     capacity = Capacity(
         port_range=settings.port_range,
         overcommit_cpu=settings.overcommit_cpu,
@@ -95,15 +99,20 @@ async def run(settings: Settings) -> None:
         tick_seconds=settings.tick_seconds,
         deadline_stop=settings.deadline_stop,
         deadline_delete=settings.deadline_delete,
+        deadline_balancer=settings.deadline_balancer,
         newest_key=None if keyring is None else keyring.newest,
     )
     sweeper = Sweeper(engine, client, limits, image_limits, keyring)
-    image_records = ImageRecords(engine, histories, blobs, image_limits, settings.outbound_allow)
+    cron_schedules = CronSchedules(engine, client)
+    image_records = ImageRecords(engine, histories, blobs, image_limits, settings.outbound_allow, keyring)
     records = [
         InstanceRecords(engine, capacity, histories, keyring),
         HostRecords(engine, limits),
         HostDrains(engine, histories, limits),
         ProjectEnds(engine, histories, limits),
+        UserEnds(engine, histories),
+        GroupRecords(engine, histories, limits),
+        BalancerRecords(engine, histories, limits, keyring),
         SampleRecords(engine),
         AuditRecords(engine, keyring),
         PurgeRecords(engine, retention_of(settings)),
@@ -113,6 +122,8 @@ async def run(settings: Settings) -> None:
         WebhookRecords(engine),
         RestoreRecords(engine, client, asyncio.get_running_loop()),
         SecretRecords(engine, keyring),
+        CronRecords(engine),
+        cron_schedules,
     ]
     STEPS_LIMIT.labels(CONTROL).set(THREADS)
     stopping = asyncio.Event()
@@ -137,7 +148,12 @@ async def run(settings: Settings) -> None:
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
         graceful_shutdown_timeout=timedelta(seconds=5),
     )
-    workers = [worker, images.importer(client, image_records), webhooks.caller(client, engine, settings)]
+    workers = [
+        worker,
+        images.importer(client, image_records),
+        webhooks.caller(client, engine, settings, keyring),
+        cron.caller(client, engine, keyring, settings),
+    ]
     async with AsyncExitStack() as running:
         for one in workers:
             await running.enter_async_context(one)
@@ -146,6 +162,7 @@ async def run(settings: Settings) -> None:
             asyncio.create_task(declare_schedules(client, settings)),
             asyncio.create_task(sweep_when_called(sweeper, settings.database)),
             asyncio.create_task(webhooks.deliver_when_called(engine, client, settings.database)),
+            asyncio.create_task(cron.look_when_called(cron_schedules, settings.database)),
             asyncio.create_task(look_at_the_clock(sweeper)),
             asyncio.create_task(show_that_it_works(settings.health_file, client, engine)),
         ]
@@ -190,6 +207,8 @@ async def sweep_when_called(sweeper: Sweeper, database_url: str) -> None:
                         swept = await sweeper.sweep()
         except (psycopg.OperationalError, SQLAlchemyError) as error:
             log.info("sweep.reconnecting", error=str(error).partition("\n")[0])
+        except Exception:  # one row that is odd does not end it for all
+            log.exception("sweep.broken")
         await asyncio.sleep(1)
 
 
@@ -199,8 +218,8 @@ async def look_at_the_clock(sweeper: Sweeper) -> None:
         await asyncio.sleep(CLOCK_SECONDS)
         try:
             await sweeper.order_due()
-        except (SQLAlchemyError, OSError) as error:
-            log.info("clock.not_looked_at", error=str(error).partition("\n")[0])
+        except Exception:  # the clock goes on
+            log.exception("clock.broken")
 
 
 if __name__ == "__main__":

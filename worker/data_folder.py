@@ -21,6 +21,9 @@ from model.base import new_id
 #: How long a dying stack's servers may keep the lock after their supervisor is gone.
 DYING_SECONDS = 10.0
 
+#: Of a stack in the background.
+SUPERVISOR_LOG = "supervisor.log"
+
 #: Everything a stack makes in its folder; the folder may hold more, which is not ours to delete.
 OWN = (
     "endpoint.json",
@@ -232,6 +235,16 @@ def clear_pids(folder: Path) -> None:
     except (FileNotFoundError, ValueError):
         return
     write(path, json.dumps(known | {"pids": {}}, indent=2) + "\n")
+
+
+def is_of_a_refused_start(folder: Path) -> bool:
+    """Whether all that is there is what a start makes before anything can refuse it: its lock and its own log."""
+    try:
+        there = {path.name for path in folder.iterdir()}
+        logs = {path.name for path in (folder / "logs").iterdir()} if "logs" in there else set()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return there <= {"lock", "logs"} and logs <= {SUPERVISOR_LOG} and bool(logs or "lock" in there)
 
 
 def delete(folder: Path) -> None:

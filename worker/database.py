@@ -10,7 +10,7 @@ from uuid import UUID
 import orjson
 import psycopg
 from psycopg import sql
-from sqlalchemy import Connection, Engine, create_engine, make_url, select, text, update
+from sqlalchemy import Connection, Engine, create_engine, func, make_url, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -191,7 +191,9 @@ def _first_admin(session: Session, project: UUID, settings: Settings) -> None:
     """Where there is no administrator: one, who owns the first project, and all keys that are nobody's."""
     admin = session.execute(select(User).where(User.is_admin).order_by(User.created_at).limit(1)).scalar_one_or_none()
     if admin is None:
-        admin = User(id=new_id(), email=settings.admin_email.lower(), name="Administrator", is_admin=True)
+        admin = User(
+            id=new_id(), email=settings.admin_email.lower(), name="Administrator", is_admin=True, verified_at=func.now()
+        )
         admin.default_project_id = project
         session.add(admin)
         session.flush()

@@ -10,10 +10,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from uuid import UUID
 
 import docker
 import docker.errors
 
+from drivers.brought import Brought, brought_folder
+from drivers.docker_engine import CONFLICT
+from drivers.images import is_ours
 from drivers.ownership import KIND, PREFIX
 from model.settings import Settings
 from worker import busybox
@@ -238,6 +242,36 @@ def owned_containers(url: str, installation: str) -> list[str]:
         if container["Names"]
     }
     return sorted(name for name, machine in names.items() if name == f"cairn-{KIND}-{machine}")
+
+
+def brought_images(url: str, folder: Path, host: UUID) -> list[str]:
+    """Names of the blob store's images that the installation of this data folder brought to the engine, and that are
+    there.
+
+    ``host``: this machine's. What its agent wrote down before it brought it is the proof: other installations on the
+    engine have such names too. What came of a registry has a name that anybody may use, and stays.
+    """
+    client = docker.DockerClient(base_url=url, timeout=60)
+    try:
+        noted = [image.reference for image in Brought(brought_folder(folder / "agents", host)).all()]
+        return sorted(name for name in noted if is_ours(name) and client.images.list(name=name))
+    finally:
+        client.close()
+
+
+def forget_images(url: str, names: Iterable[str]) -> None:
+    """Take these names from the engine; with its last name an image goes, but for one that a container is of."""
+    client = docker.DockerClient(base_url=url, timeout=60)
+    try:
+        for name in names:
+            with contextlib.suppress(docker.errors.NotFound):
+                try:
+                    client.api.remove_image(name)
+                except docker.errors.APIError as error:
+                    if error.status_code != CONFLICT:
+                        raise
+    finally:
+        client.close()
 
 
 def remove_containers(url: str, names: list[str]) -> None:

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from model.hosts import AgentHost, is_simulated_name
 from model.secrets import digest, new_credential
+from model.settings import secret_variables
 from worker import identity
 from worker.identity import Identity, Keys, Membership
 
@@ -27,11 +28,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 #: The embedded stack keeps the identity of its own agent under this name.
 RESERVED = "embedded"
 BACKEND = "docker"
-#: Settings that open something of the platform, written in whatever case: an agent has a credential of its own.
-KEYS_OF_PLATFORM = (
-    *("CAIRN_JOIN_TOKEN", "CAIRN_API_KEY", "CAIRN_DATABASE_URL", "CAIRN_DATABASE_PASSWORD"),
-    *("CAIRN_TICKET_KEY", "CAIRN_TICKET_KEY_OTHER"),
-)
+#: Settings that open something of the platform, written in whatever case: an agent has a credential of its own. (Its
+#: metrics are its own, too.)
+KEYS_OF_PLATFORM = secret_variables() - {"CAIRN_METRICS_TOKEN"} | {"CAIRN_JOIN_TOKEN"}
 #: Digests of used tokens that are kept, the newest ones.
 MOST_TOKENS = 20
 

@@ -37,7 +37,7 @@ class _Handler(WSGIRequestHandler):
 def serve(settings: Settings, process: str, *more: Figures) -> Callable[[], None]:
     """Serve ``/metrics`` from a thread, where the settings ask for it; what ends it.
 
-    Raises OSError where the port is taken.
+    Ends the process where it cannot listen there.
     """
     metrics.name_process(process)
     if settings.metrics_port is None:
@@ -57,7 +57,11 @@ def serve(settings: Settings, process: str, *more: Figures) -> Callable[[], None
         start("200 OK", [("Content-Type", CONTENT_TYPE_LATEST)])
         return [shown]
 
-    server = make_server(settings.metrics_address, settings.metrics_port, answer, _Server, _Handler)
+    try:
+        server = make_server(settings.metrics_address, settings.metrics_port, answer, _Server, _Handler)
+    except OSError as error:
+        where = f"{settings.metrics_address}:{settings.metrics_port}"
+        raise SystemExit(f"CAIRN_METRICS_PORT: cannot listen on {where}: {error.strerror}") from None
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     log.info("metrics.listening", address=settings.metrics_address, port=server.server_port)
 

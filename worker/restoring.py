@@ -21,6 +21,8 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+import migrations
+from drivers.blobs import Blobs
 from model.base import new_id
 from worker import backups, data_folder, database, postgres
 from worker.backups import BackupError, Manifest
@@ -60,8 +62,8 @@ def served(server: postgres.Postgres, log: Path) -> Iterator[postgres.Postgres]:
             process.wait()
 
 
-def into_folder(file: Path, folder: Path, *, replace: bool) -> Manifest:
-    """Restore into a data folder whose lock the caller holds. Raises BackupError, StackError."""
+def into_folder(file: Path, folder: Path, blobs: Blobs, *, replace: bool) -> Manifest:
+    """Restore into a data folder whose lock the caller holds. Raises BackupError, StackError, Unavailable."""
     take_place(folder)
     if (folder / "postgres").exists() and not replace:
         raise BackupError(f"{folder} holds a platform already: --replace puts the backup in its place, and keeps it")
@@ -69,10 +71,11 @@ def into_folder(file: Path, folder: Path, *, replace: bool) -> Manifest:
     shutil.rmtree(making, ignore_errors=True)
     with backups.opened(file) as (archive, manifest):
         backups.verify(archive, manifest)
+        _check_schema(manifest)
         _check_same(folder, manifest)
         making.mkdir(mode=0o700)
         backups.unpack(archive, manifest, "files", making)
-        backups.unpack(archive, manifest, "blobs", making / "blobs")
+        backups.unpack_blobs(archive, manifest, blobs)
         with served(postgres.find(making), making / "log") as server:
             database.bootstrap(server.url(postgres.SUPERUSER, "postgres"))
             _fill(server.url("cairn_owner"), archive, manifest)
@@ -83,6 +86,14 @@ def into_folder(file: Path, folder: Path, *, replace: bool) -> Manifest:
     backups.sync_folder(folder)
     take_place(folder)
     return manifest
+
+
+def _check_schema(manifest: Manifest) -> None:
+    if migrations.standing(manifest.schema_revision) == "newer":
+        raise BackupError(
+            f"the backup was made by a newer version ({manifest.version}, schema {manifest.schema_revision}; this one "
+            f"knows {migrations.newest()}): update this one first"
+        )
 
 
 def _check_same(folder: Path, manifest: Manifest) -> None:
@@ -99,6 +110,12 @@ def take_place(folder: Path) -> None:
     ready = folder / READY
     if not ready.exists():
         return
+    if (ready / "stamp").exists():  # else it was interrupted in the last line, and all is in its place
+        _move(ready, folder)
+    shutil.rmtree(ready)
+
+
+def _move(ready: Path, folder: Path) -> None:
     replaced = folder / REPLACED / (ready / "stamp").read_text().strip()
     replaced.mkdir(mode=0o700, parents=True, exist_ok=True)
     names = ["postgres"] if (ready / "postgres").exists() else []
@@ -110,19 +127,19 @@ def take_place(folder: Path) -> None:
     for name in names:
         there, old = folder / name, replaced / name
         there.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if there.exists() and not name.startswith("blobs/"):  # a blob is what its name says
+        if there.exists():
             old.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             there.replace(old)
         (ready / name).replace(there)
-    backups.sync_folder(folder)
-    shutil.rmtree(ready)
     for empty in (replaced, replaced.parent):
         if not any(empty.iterdir()):
             empty.rmdir()
+    backups.sync_folder(folder)
 
 
-def into_database(file: Path, url: str, *, replace: bool) -> Manifest:
-    """Restore into the database of ``url``, whose role owns it and may make others. Raises BackupError, psycopg.Error.
+def into_database(file: Path, url: str, blobs: Blobs, *, replace: bool) -> Manifest:
+    """Restore into the database of ``url``, whose role owns it and may make others. Raises BackupError, psycopg.Error,
+    Unavailable.
 
     The one that is replaced is renamed, in the transaction that gives the new one its name.
     """
@@ -134,12 +151,14 @@ def into_database(file: Path, url: str, *, replace: bool) -> Manifest:
     admin = urlunsplit(parts._replace(path="/postgres"))
     with backups.opened(file) as (archive, manifest), psycopg.connect(admin, autocommit=True) as connection:
         backups.verify(archive, manifest)
+        _check_schema(manifest)
         there = _look(connection, url, name)
         if there == "used" and not replace:
             raise BackupError(f"database {name} is not empty: --replace puts the backup in its place, and renames it")
         connection.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(fresh)))
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(fresh)))
         _fill(urlunsplit(parts._replace(path=f"/{fresh}")), archive, manifest)
+        backups.unpack_blobs(archive, manifest, blobs)
         _check_idle(connection, name)
         rename = sql.SQL("ALTER DATABASE {} RENAME TO {}")
         with connection.transaction():
@@ -163,7 +182,8 @@ def _look(connection: psycopg.Connection[tuple[object, ...]], url: str, name: st
 def _check_idle(connection: psycopg.Connection[tuple[object, ...]], name: str) -> None:
     row = connection.execute(
         "SELECT count(*), string_agg(DISTINCT usename, ', ') FROM pg_stat_activity"
-        " WHERE datname = %s AND backend_type = 'client backend'",
+        # Of other roles' connections only a superuser is told which kind they are; the server's own have no role.
+        " WHERE datname = %s AND usename IS NOT NULL AND coalesce(backend_type, 'client backend') = 'client backend'",
         [name],
     ).fetchone()
     if row and row[0]:

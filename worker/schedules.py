@@ -23,12 +23,17 @@ from activities.runs import CONTROL
 from model.settings import Settings
 
 #: Id of a schedule → the workflow that it starts.
-WORK: Mapping[str, str] = {"tick": "Tick", "purge": "Purge", "quotas": "CompareQuotas"}
+WORK: Mapping[str, str] = {"tick": "Tick", "purge": "Purge", "quotas": "CompareQuotas", "cron": "CompareCronJobs"}
 
 
 async def declare(client: Client, settings: Settings) -> None:
     """Create every schedule, or bring it up to date with the settings. Raises RPCError."""
-    every = {"tick": settings.tick_seconds, "purge": settings.purge_interval, "quotas": settings.quota_interval}
+    every = {
+        "tick": settings.tick_seconds,
+        "purge": settings.purge_interval,
+        "quotas": settings.quota_interval,
+        "cron": settings.cron_interval,
+    }
     for id, workflow in WORK.items():
         action = ScheduleActionStartWorkflow(workflow, id=id, task_queue=CONTROL)
         await _declare(client, id, action, timedelta(seconds=every[id]))

@@ -55,6 +55,8 @@ T = TypeVar("T")
 #: One set-up at a time; the others wait for it.
 LOCK = 0x6361_6972_6E_73
 RETRY_SECONDS = 0.5
+#: How long --check waits for each of both, unless CAIRN_SETUP_PATIENCE says so: whoever asks is there.
+CHECK_SECONDS = 5.0
 #: Temporal's answers that mean "not yet"; NOT_FOUND is one of them for some seconds after a namespace was made.
 NOT_YET = (
     *(RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.UNKNOWN, RPCStatusCode.INTERNAL),
@@ -109,7 +111,11 @@ def set_up(*, change: bool, say: Callable[[str], None]) -> bool:
         raise StackError(f"{problem_of(error)} (see docs/configuration.md)") from None
     logs.configure(settings.log_level, settings.log_format, "setup")
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    with _admin(settings) as admin:
+    if not change and "setup_patience" not in settings.model_fields_set:
+        settings = settings.model_copy(update={"setup_patience": CHECK_SECONDS})
+    if not change:
+        print(f"asking PostgreSQL and Temporal, each for at most {settings.setup_patience:g} s", file=sys.stderr)
+    with _admin(settings, change) as admin:
         for finding in _database(admin, settings, change):
             found.append(finding)
             say(str(finding))
@@ -123,18 +129,18 @@ def _files(change: bool) -> Iterator[Finding]:
         path = os.environ.get(variable)
         if not path:
             continue
-        state: State = "there" if Path(path).exists() else "made" if change else "missing"
-        if state == "made":
-            try:
+        try:
+            state: State = "there" if Path(path).exists() else "made" if change else "missing"
+            if state == "made":
                 data_folder.kept(Path(path), make)
-            except OSError as error:
-                raise StackError(f"{variable}: cannot be made: {error}") from None
+        except OSError as error:
+            raise StackError(f"{variable}: cannot be made: {error}") from None
         yield Finding(name=f"file {path}", state=state)
 
 
 @contextlib.contextmanager
-def _admin(settings: SetupSettings) -> Iterator[psycopg.Connection]:
-    """A connection that may make roles and databases, and holds the lock."""
+def _admin(settings: SetupSettings, change: bool) -> Iterator[psycopg.Connection]:
+    """A connection that may make roles and databases, and holds the lock. Who only checks has been told of the wait."""
     end = time.monotonic() + settings.setup_patience
     said = False
     while True:
@@ -145,9 +151,11 @@ def _admin(settings: SetupSettings) -> Iterator[psycopg.Connection]:
             raise StackError(str(error)) from None
         except psycopg.OperationalError as error:
             if time.monotonic() > end:
-                raise StackError(f"PostgreSQL: not within {settings.setup_patience:g} s: {error}") from None
-            if not said:
-                log.warning("postgres.waiting", error=str(error).partition("\n")[0])
+                raise StackError(
+                    f"PostgreSQL: not within {settings.setup_patience:g} s: {error}{_where(settings)}"
+                ) from None
+            if not said and change:
+                log.warning("postgres.waiting", at_most=settings.setup_patience, error=str(error).partition("\n")[0])
             said = True
             time.sleep(RETRY_SECONDS)
     with connection:
@@ -157,6 +165,15 @@ def _admin(settings: SetupSettings) -> Iterator[psycopg.Connection]:
         except psycopg.errors.LockNotAvailable:
             raise StackError(f"another set-up has run for {settings.setup_patience:g} s") from None
         yield connection
+
+
+def _where(settings: SetupSettings) -> str:
+    if "database_url" in settings.model_fields_set:
+        return ""
+    return (
+        "\nCAIRN_DATABASE_URL is not set: it says which PostgreSQL is to be prepared. A platform of 'cairn up' has "
+        "its own, and needs no set-up: see how it is with 'cairn doctor'"
+    )
 
 
 def _database(admin: psycopg.Connection, settings: SetupSettings, change: bool) -> Iterator[Finding]:
@@ -277,7 +294,12 @@ async def _temporal(settings: SetupSettings, change: bool, say: Callable[[str], 
                 if time.monotonic() > end:
                     raise StackError(f"Temporal: not within {settings.setup_patience:g} s: {error}") from None
                 if not said:
-                    log.warning("temporal.waiting", address=settings.temporal_address, error=str(error))
+                    log.warning(
+                        "temporal.waiting",
+                        address=settings.temporal_address,
+                        at_most=settings.setup_patience,
+                        error=str(error),
+                    )
                 said = True
                 await asyncio.sleep(RETRY_SECONDS)
 

@@ -13,9 +13,11 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 from temporalio.worker import Worker
 
+from activities.due_webhooks import start_due
 from activities.interceptor import ActivityInterceptor
 from activities.registry import methods
-from activities.webhooks import WEBHOOKS, Limits, WebhookCalls, start_due
+from activities.webhooks import WEBHOOKS, Limits, WebhookCalls
+from model.keyring import Keyring
 from model.metrics import STEPS_LIMIT
 from model.settings import Settings
 
@@ -29,14 +31,14 @@ CALLED = "webhook"
 log = structlog.get_logger()
 
 
-def caller(client: Client, engine: Engine, settings: Settings) -> Worker:
+def caller(client: Client, engine: Engine, settings: Settings, keyring: Keyring | None) -> Worker:
     """Its own queue, and its own number of slots: slow receivers take none of the platform's."""
     STEPS_LIMIT.labels(WEBHOOKS).set(AT_ONCE)
     limits = Limits(settings.webhook_attempts, settings.webhook_retry_seconds, settings.outbound_allow)
     return Worker(
         client,
         task_queue=WEBHOOKS,
-        activities=methods(WebhookCalls(engine, limits)),  # type: ignore[arg-type]
+        activities=methods(WebhookCalls(engine, limits, keyring)),  # type: ignore[arg-type]
         max_concurrent_activities=AT_ONCE,
         interceptors=[ActivityInterceptor()],
         max_heartbeat_throttle_interval=timedelta(seconds=1),

@@ -91,26 +91,36 @@ class DrainHost:
 async def move(order: Order) -> None:
     """One move, or deletion, as a child. Its failure is in its own row, and shows in the next round."""
     try:
-        await workflow.execute_child_workflow(
-            order.kind,
-            order,
-            id=str(order.workflow_id),
-            task_queue=CONTROL,
-            cancellation_type=workflow.ChildWorkflowCancellationType.WAIT_CANCELLATION_COMPLETED,
-            parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
-            static_summary=f"{order.kind} {order.name}",
-            search_attributes=TypedSearchAttributes(
-                [
-                    SearchAttributePair(PROJECT, str(order.project_id)),
-                    SearchAttributePair(RESOURCE, str(order.resource_id)),
-                    SearchAttributePair(NAME, order.name),
-                ]
-            ),
-        )
+        await as_child(order)
     except ChildWorkflowError as error:
         if workflow.cancellation_reason() is not None:
             raise asyncio.CancelledError from error
         workflow.logger.warning("move failed: %s", error.cause)
+
+
+async def as_child(order: Order) -> None:
+    """Run this as a part of the plan at hand, to its end."""
+    await workflow.execute_child_workflow(
+        order.kind,
+        order,
+        id=str(order.workflow_id),
+        task_queue=CONTROL,
+        cancellation_type=workflow.ChildWorkflowCancellationType.WAIT_CANCELLATION_COMPLETED,
+        parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
+        static_summary=f"{order.kind} {order.name}",
+        search_attributes=attributes_of(order),
+    )
+
+
+def attributes_of(order: Order) -> TypedSearchAttributes:
+    """What the run of a child is found by."""
+    return TypedSearchAttributes(
+        [
+            SearchAttributePair(PROJECT, str(order.project_id)),
+            SearchAttributePair(RESOURCE, str(order.resource_id)),
+            SearchAttributePair(NAME, order.name),
+        ]
+    )
 
 
 def _settling(order: Order) -> Settle:

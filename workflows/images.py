@@ -36,7 +36,8 @@ class ImportImage:
         async def plan(saga: Saga) -> ImageFacts:
             asked = await saga.step(ImageRecords.claim, order, on_control(remaining(order), poll=True))
             if asked.host is not None:
-                wanted = ImageWanted(reference=asked.reference or "")
+                whose = {"project_id": order.project_id, "login_of": order.resource_id} if asked.login else {}
+                wanted = ImageWanted(reference=asked.reference or "", **whose)
                 there = on_host(asked.host, remaining(order), taken_up_within=SILENCE)
                 found = await saga.step(ImageEngine.pull, wanted, there)
                 return ImageFacts(digest=found.digest, size_bytes=found.size_bytes, host=asked.host)

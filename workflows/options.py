@@ -9,6 +9,7 @@ from temporalio.common import RetryPolicy
 from temporalio.workflow import ActivityCancellationType, ActivityConfig
 
 with workflow.unsafe.imports_passed_through():
+    from activities.cron_calls import API, CRON
     from activities.images import IMAGES
     from activities.runs import CONTROL, host_queue
     from activities.webhooks import WEBHOOKS
@@ -71,6 +72,16 @@ def on_webhooks() -> ActivityConfig:
         retry_policy=_RETRY,
         cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
     )
+
+
+def on_cron(within: timedelta) -> ActivityConfig:
+    """A request to a cron job's target; the activity counts its attempts, and says when it is tried again."""
+    return on_control(within, long=True) | ActivityConfig(task_queue=CRON)
+
+
+def on_api(within: timedelta) -> ActivityConfig:
+    """A request to the platform itself, which whichever API is there takes up."""
+    return on_control(within, long=True) | ActivityConfig(task_queue=API)
 
 
 def on_host(host: str, within: timedelta, *, taken_up_within: timedelta | None = None) -> ActivityConfig:

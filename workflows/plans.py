@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from workflows import hosts, images, instance_changes, instances, projects, restores, system, webhooks
+from workflows import (
+    balancers,
+    cron,
+    groups,
+    hosts,
+    images,
+    instance_changes,
+    instances,
+    projects,
+    restores,
+    system,
+    webhooks,
+)
 
 PLANS = [
     *instances.PLANS,
     *instance_changes.PLANS,
     *hosts.PLANS,
     *projects.PLANS,
+    *groups.PLANS,
+    *balancers.PLANS,
     *images.PLANS,
     *system.PLANS,
     *webhooks.PLANS,
+    *cron.PLANS,
     *restores.PLANS,
 ]

@@ -20,6 +20,7 @@ from activities.database import once_committed, transaction
 from activities.figures import Platform as Figures
 from model.metrics import REGISTRY, registry_of
 from model.projects import QUOTAS
+from model.webhooks import DeliveryState
 from tests.activities.conftest import Platform
 from worker import database as schema
 
@@ -77,6 +78,14 @@ def test_a_run_is_overdue_some_time_after_its_deadline(platform: Platform, shown
     for seconds, overdue in ((late - 5, 0), (late + 5, 1)):
         platform.db.rows("UPDATE workflows SET started_at = now() - make_interval(secs => %s)", seconds)
         assert read(shown)["cairn_workflows_overdue",] == overdue
+
+
+def test_deliveries_are_counted_in_each_state_also_where_there_are_none(platform: Platform, shown: Figures) -> None:
+    """An alert compares with a while ago: what was never shown cannot be compared with."""
+    seen = read(shown)
+    assert {key[1]: number for key, number in seen.items() if key[0] == "cairn_webhook_deliveries"} == dict.fromkeys(
+        DeliveryState, 0
+    )
 
 
 def test_quotas_are_sums_of_projects_with_a_limit(platform: Platform, shown: Figures) -> None:

@@ -493,6 +493,17 @@ def test_drain_that_ends_takes_its_moves_that_have_not_begun_with_it(platform: P
         platform.run(drains.next, order)
 
 
+def test_what_a_drain_found_no_room_for_is_as_well_as_before(platform: Platform, drains: HostDrains) -> None:
+    launched = platform.running(wanted_host="one")
+    order = drain(platform)
+    (child,) = platform.run(drains.next, order).moves
+    platform.settle(child, "failed", "no_capacity")
+    row = platform.instance(launched)
+    assert (row["status"], row["error"]) == ("running", None)
+    (stuck,) = platform.run(drains.next, order).stuck
+    assert "no_capacity" in stuck
+
+
 def test_drain_waits_for_what_others_work_on(platform: Platform, drains: HostDrains) -> None:
     platform.place(platform.launch(wanted_host="one"))
     order = drain(platform)

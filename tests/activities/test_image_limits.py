@@ -232,7 +232,7 @@ class Registries:
     def find(self, wanted: ImageWanted) -> ImageFound | None:
         return ImageFound() if wanted.reference == "here:1" else None
 
-    def ensure(self, _wanted: ImageWanted, _cancelled: Any) -> ImageFound:
+    def ensure(self, _wanted: ImageWanted, _cancelled: Any, _login: Any) -> ImageFound:
         self.entered.release()
         assert self.answer.wait(10)
         return ImageFound()

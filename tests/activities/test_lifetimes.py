@@ -15,13 +15,16 @@ from activities.database import transaction
 from activities.fleet import Limits
 from activities.health import until_healthy
 from activities.lifetimes import order_due
+from activities.reencryption import SecretRecords
 from drivers.machines import Cancelled
 from model.base import new_id
 from model.errors import InstanceExited, Unhealthy
 from model.health import Checked, HealthCheck, Look
 from model.instances import MachineSpec, MachineState
+from model.keyring import Keyring, new_master_key
 from model.workflows import Order
 from tests.activities.conftest import CAPACITY, Platform
+from tests.vault import sealed_value
 
 LIMITS = Limits(
     reconcile_interval=10, fence_after=30, deadline_launch=60, capacity=CAPACITY, deadline_delete=33, deadline_stop=44
@@ -308,10 +311,14 @@ def test_script_goes_with_its_instance(platform: Platform, worker_engine: Engine
     update(platform, instance, user_data="'#!secret'", user_data_sha256="'ab'")
     delete = platform.change(instance, "DeprovisionInstance")
     settle(platform, delete, "failed")
-    assert platform.instance(instance)["user_data"] == "#!secret"
+    keyring = Keyring(new_master_key("here"))
+    ActivityEnvironment().run(SecretRecords(worker_engine, keyring).reencrypt)
+    assert platform.instance(instance)["user_data"] is None
+    assert sealed_value(platform.db, keyring, instance.resource_id) == "#!secret"
     settle(platform, platform.change(instance, "DeprovisionInstance"), "completed")
     row = platform.instance(instance)
     assert (row["status"], row["user_data"], row["user_data_sha256"]) == ("deleted", None, "ab")
+    assert platform.db.rows("SELECT * FROM sealed_values") == platform.db.rows("SELECT * FROM instance_secrets") == []
 
 
 def test_health_is_good_after_a_start_and_as_it_was_after_one_that_failed(platform: Platform) -> None:

@@ -9,7 +9,8 @@ import pytest
 from psycopg.types.json import Jsonb
 from sqlalchemy import Engine
 
-from activities.project_ends import AT_ONCE, Emptying, ProjectEnd, ProjectEnds
+from activities.project_ends import AT_ONCE, ProjectEnd, ProjectEnds
+from activities.rounds import Emptying
 from activities.runs import RunEnded
 from model.base import new_id
 from model.workflows import Failure, Order
@@ -59,6 +60,20 @@ def carry_out(platform: Platform, child: Order, outcome: str = "completed") -> N
 
 def project(platform: Platform) -> dict[str, object]:
     return platform.db.one("SELECT * FROM projects WHERE id = %s", platform.db.project_id)
+
+
+def test_cron_jobs_end_before_anything_else(platform: Platform, ends: ProjectEnds) -> None:
+    platform.db.rows(
+        "INSERT INTO cron_jobs (id, project_id, name, schedule, time_zone, target, overlap, catchup_seconds, owner)"
+        " VALUES (gen_random_uuid(), %s, 'j', '@daily', 'UTC', '{}', 'skip', 60, 'test')",
+        platform.db.project_id,
+    )
+    order = accepted(platform)
+    for _ in range(2):
+        platform.run(ends.next, order)
+        row = platform.db.one("SELECT deleted_at, version FROM cron_jobs")
+        assert row["deleted_at"] is not None and row["version"] == 2
+    assert platform.run(ends.forget, order)
 
 
 def test_instances_and_then_images_are_deleted_a_few_at_a_time(platform: Platform, ends: ProjectEnds) -> None:
@@ -132,6 +147,26 @@ def test_personal_project_takes_its_user_with_it(platform: Platform, ends: Proje
     db.session(user)
     assert platform.run(ends.forget, accepted(platform))
     assert db.rows("SELECT 1 FROM users WHERE id = %s", user) == db.rows("SELECT 1 FROM sessions") == []
+
+
+def test_what_a_release_before_left_sealed_of_a_deleted_instance_goes_too(
+    platform: Platform, ends: ProjectEnds
+) -> None:
+    launch = platform.running()
+    platform.settle(platform.change(launch, "DeprovisionInstance"), "completed")
+    key = new_id()
+    platform.db.rows(
+        "INSERT INTO data_keys (id, project_id, master_key_id, wrapped) VALUES (%s, %s, 'here', '')",
+        *(key, platform.db.project_id),
+    )
+    platform.db.rows(
+        "INSERT INTO sealed_values (id, project_id, instance_id, data_key_id, nonce, ciphertext)"
+        " VALUES (%s, %s, %s, %s, '', '')",
+        *(new_id(), platform.db.project_id, launch.resource_id, key),
+    )
+    platform.db.rows("UPDATE instances SET status = 'deleted'")
+    assert platform.run(ends.forget, accepted(platform))
+    assert platform.db.rows("SELECT id FROM sealed_values UNION SELECT id FROM data_keys") == []
 
 
 def test_project_of_another_is_not_forgotten(platform: Platform) -> None:

@@ -13,7 +13,9 @@ from temporalio.testing import ActivityEnvironment
 from activities import purge
 from activities.purge import Purged, PurgeRecords, Retention
 from model.base import new_id
+from model.groups import REMEMBERED
 from tests.activities.conftest import Platform
+from tests.activities.test_groups import Groups
 
 RETENTION = Retention(deleted=dt.timedelta(days=7), events=dt.timedelta(days=30), workflows=dt.timedelta(days=90))
 OLD, RECENT = 100, 1
@@ -133,6 +135,51 @@ def test_images_go_after_those_made_of_them_and_before_their_workflows(
     assert imported in ids(platform, "workflows")
     platform.db.rows("UPDATE instances SET deleted_at = now() - interval '8 days'")
     assert run(worker_engine) == Purged(instances=1, images=1, workflows=1)
+
+
+def script(platform: Platform, group: UUID) -> UUID:
+    """One that lies sealed for a group's members."""
+    made, key = new_id(), new_id()
+    platform.db.rows(
+        "INSERT INTO data_keys (id, project_id, master_key_id, wrapped) VALUES (%s, %s, %s, '')",
+        *(key, platform.db.project_id, str(key)),
+    )
+    platform.db.rows(
+        "INSERT INTO sealed_values (id, project_id, group_id, data_key_id, nonce, ciphertext)"
+        " VALUES (%s, %s, %s, %s, '', '')",
+        *(made, platform.db.project_id, group, key),
+    )
+    return made
+
+
+@pytest.mark.parametrize("batch", [3, 1000])
+def test_configurations_and_scripts_of_a_group_are_bounded(
+    platform: Platform, worker_engine: Engine, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    monkeypatch.setattr(purge, "BATCH", batch)
+    groups = Groups(platform, worker_engine)
+    order, calm = groups.create(2), groups.create(0, name="calm")
+    revisions = range(2, 31)
+    scripts = {revision: script(platform, order.resource_id) for revision in revisions}
+    scripts[28] = scripts[2]  # a configuration that stays has the script of one that goes
+    for revision in revisions:
+        groups.configure(order, revision, user_data_id=str(scripts[revision]), user_data_sha256="ab")
+    living, gone = (child.resource_id for child in groups.next(order).launches)
+    platform.db.rows("UPDATE instances SET group_revision = 5 WHERE id = %s", living)
+    platform.db.rows("UPDATE instances SET group_revision = 6, status = 'deleted' WHERE id = %s", gone)
+    platform.db.rows("UPDATE scaling_groups SET revision = 3 WHERE id = %s", order.resource_id)
+    for revision in (7, 8):  # all members had them; the later one is gone back to
+        rolled_out = "UPDATE group_configurations SET rolled_out_at = now() WHERE revision = %s"
+        platform.db.rows(rolled_out, revision)
+    stay = {3, 5, 8, *range(31 - REMEMBERED, 31)}
+    assert run(worker_engine) == Purged(instances=30 - len(stay))
+    left = platform.db.rows(
+        "SELECT revision FROM group_configurations WHERE group_id = %s ORDER BY 1", order.resource_id
+    )
+    assert [row["revision"] for row in left] == sorted(stay)
+    assert ids(platform, "sealed_values") == {scripts[revision] for revision in stay}
+    assert platform.db.one("SELECT revision FROM group_configurations WHERE group_id = %s", calm.resource_id)
+    assert run(worker_engine) == Purged()
 
 
 def test_deliveries_that_ended_go_after_a_week_whether_their_webhook_is_on_or_off(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 import pytest_asyncio
@@ -18,7 +19,12 @@ from activities.runs import start
 from activities.sweeper import Sweeper, Swept
 from model.workflows import Order
 from tests.activities.conftest import CAPACITY, Platform
+from tests.activities.test_balancers import Balanced, balanced
+from tests.activities.test_group_balancing import behind, drained
+from tests.activities.test_groups import Groups
 from tests.services import TemporalServer
+
+__all__ = ["balanced"]
 
 LIMITS = Limits(reconcile_interval=10, fence_after=30, deadline_launch=60, capacity=CAPACITY)
 IMAGES = ImageLimits(most_bytes=1, most_unpacked_bytes=1, cache_days=14)
@@ -57,6 +63,36 @@ async def test_lost_start_is_made_up_for_once_it_is_old_enough(
     # Not claimed yet: the next sweep finds the same run.
     assert (await sweep(worker_engine, client)).started == 1
     assert (await client.get_workflow_handle(str(order.workflow_id)).describe()).run_id == description.run_id
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        *("group_balancing.join_due", "group_orders.order_due", "group_policies.order_due", "order_due"),
+        *("order_updates", "to_reconcile", "samples.due", "due_webhooks.due_runs", "CronSchedules.look"),
+    ],
+)
+async def test_look_that_fails_keeps_no_other_from_its_turn(
+    platform: Platform, worker_engine: Engine, client: Client, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    looks: list[str] = []
+
+    def fail(*args: Any, **more: Any) -> None:
+        looks.append(broken)
+        raise OverflowError("odd")
+
+    def last(*args: Any, **more: Any) -> list[Any]:
+        looks.append("last")
+        return []
+
+    told = AsyncMock(side_effect=fail) if broken == "CronSchedules.look" else fail
+    monkeypatch.setattr(f"activities.sweeper.{broken}", told)
+    monkeypatch.setattr("activities.sweeper.reencryption.due", last)
+    order = platform.launch()
+    age(platform, "created_at", 4)
+    assert (await sweep(worker_engine, client)).started == 1
+    assert await status(client, order) is WorkflowExecutionStatus.RUNNING
+    assert set(looks) == {broken, "last"}
 
 
 async def test_undelivered_cancel_is_delivered(platform: Platform, worker_engine: Engine, client: Client) -> None:
@@ -152,3 +188,25 @@ async def test_child_whose_parent_has_ended_is_started(
     platform.db.rows("UPDATE workflows SET state = 'failed', finished_at = now() WHERE id = %s", parent.workflow_id)
     assert (await sweep(worker_engine, client)).started == 1
     assert await status(client, child) is WorkflowExecutionStatus.RUNNING
+
+
+async def test_what_drains_is_not_deleted_before_though_who_ordered_that_was_called_off(
+    balanced: Balanced, client: Client
+) -> None:
+    groups = Groups(balanced.platform, balanced.engine)
+    order = behind(groups, balanced)
+    wish = groups.wish(order, desired_count=1)
+    (doomed,) = groups.next(wish).removals
+    groups.settle(wish, "cancelled")
+    age(balanced.platform, "created_at", 4)
+    await sweep(balanced.engine, client)
+    with pytest.raises(RPCError):
+        await status(client, doomed)
+    (child,) = groups.db.rows(
+        "SELECT \"order\" FROM workflows WHERE kind = 'UpdateLoadBalancer' AND parent_id IS NOT NULL"
+    )
+    update = Order.model_validate(child["order"])
+    assert await status(client, update) is WorkflowExecutionStatus.RUNNING
+    drained(balanced, update)
+    await sweep(balanced.engine, client)
+    assert await status(client, doomed) is WorkflowExecutionStatus.RUNNING

@@ -19,11 +19,16 @@ from sqlalchemy.orm import Session
 from temporalio.client import Client
 from temporalio.testing import ActivityEnvironment
 
-from activities.webhooks import Answer, Batch, Limits, OthersFirst, WebhookCalls, WebhookRecords, due, start_due
+from activities.due_webhooks import due, start_due
+from activities.reencryption import SecretRecords
+from activities.webhooks import Answer, Batch, Limits, OthersFirst, WebhookCalls, WebhookRecords
 from model.base import new_id
+from model.envelope import EnvelopeBroken
+from model.keyring import Keyring, KeyUnknown, new_master_key
 from model.webhooks import MOST_DEAD, WebhookRef, signature, wait_after
 from tests.receiver import Receiver
 from tests.services import SUPERUSER, Database, TemporalServer
+from tests.vault import sealed_value
 
 SECRET = "a secret of sixteen and more"
 LIMITS = Limits(attempts=3, spread=100, allow=[ip_network("127.0.0.0/8")])
@@ -42,6 +47,7 @@ class Hooks:
         self.db = db
         self.engine = engine
         self.limits = LIMITS
+        self.keyring: Keyring | None = None
 
     def make(self, url: str, *patterns: str, **columns: Any) -> WebhookRef:
         ref = WebhookRef(project_id=columns.pop("project_id", self.db.project_id), webhook_id=new_id())
@@ -77,7 +83,9 @@ class Hooks:
         return batch
 
     async def deliver(self, batch: Batch) -> float:
-        wait: float = await ActivityEnvironment().run(WebhookCalls(self.engine, self.limits).deliver, batch)
+        wait: float = await ActivityEnvironment().run(
+            WebhookCalls(self.engine, self.limits, self.keyring).deliver, batch
+        )
         return wait
 
     async def round(self, ref: WebhookRef) -> float:
@@ -349,7 +357,7 @@ async def test_what_is_in_hand_is_not_due_and_is_again_where_its_run_died(hooks:
 async def test_those_that_waited_longest_are_started_first(
     hooks: Hooks, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("activities.webhooks.MOST_DUE", 2)
+    monkeypatch.setattr("activities.due_webhooks.MOST_DUE", 2)
     first, second, third, fourth = (hooks.make(receiver.url, f"test.{number}") for number in range(4))
     hooks.happen("test.3", "test.1", "test.0", "test.2")
     with Session(hooks.engine) as session, session.begin():
@@ -370,7 +378,7 @@ async def test_slow_receivers_of_one_project_leave_places_for_others(
     theirs = hooks.make(receiver.url, project_id=stranger)
     hooks.happen("test.one")
     hooks.happen("test.one", project_id=stranger)
-    calls, entered, leave = WebhookCalls(hooks.engine, LIMITS), asyncio.Semaphore(0), asyncio.Event()
+    calls, entered, leave = WebhookCalls(hooks.engine, LIMITS, None), asyncio.Semaphore(0), asyncio.Event()
 
     async def slow(*_: Any) -> Answer:
         entered.release()
@@ -411,3 +419,34 @@ async def test_run_is_started_once_and_called_where_it_waits(
 def test_signature_is_that_of_the_documentation() -> None:
     signed = signature("cairn_hook_example", 1767268800, b'{"id":"1-731-12"}')
     assert signed == "v1=74927775f1e9ccd3b52802aa9eb5a09b9928133c72378b8d68bcbf51d8959598"
+
+
+async def test_secret_that_lies_sealed_signs_and_one_in_clear_is_the_newer(hooks: Hooks, receiver: Receiver) -> None:
+    hooks.keyring = Keyring(new_master_key("here"))
+    ref, other = hooks.make(receiver.url), hooks.make(receiver.url)
+    await asyncio.to_thread(ActivityEnvironment().run, SecretRecords(hooks.engine, hooks.keyring).reencrypt)
+    assert hooks.row(ref)["secret"] is None
+    assert sealed_value(hooks.db, hooks.keyring, ref.webhook_id) == SECRET
+
+    async def delivered() -> str:
+        hooks.happen("test.one")
+        assert await hooks.round(ref) == 0
+        (secret,) = filter(receiver.received[-1].is_signed_with, (SECRET, "what an older API wrote since"))
+        return secret
+
+    assert await delivered() == SECRET
+    hooks.db.rows("UPDATE webhooks SET secret = 'what an older API wrote since' WHERE id = %s", ref.webhook_id)
+    assert await delivered() == "what an older API wrote since"
+    await asyncio.to_thread(ActivityEnvironment().run, SecretRecords(hooks.engine, hooks.keyring).reencrypt)
+    assert await delivered() == "what an older API wrote since"
+    # What does not open signs nothing, and nothing is sent.
+    sent = len(receiver.received)
+    hooks.happen("test.one")
+    batch = await hooks.take(ref)
+    swap = "UPDATE sealed_values v SET ciphertext = o.ciphertext, nonce = o.nonce FROM sealed_values o"
+    hooks.db.rows(f"{swap} WHERE v.webhook_id = %s AND o.webhook_id = %s", ref.webhook_id, other.webhook_id)
+    for keyring, error in ((hooks.keyring, EnvelopeBroken), (None, KeyUnknown)):
+        hooks.keyring = keyring
+        with pytest.raises(error):
+            await hooks.deliver(batch)
+    assert (len(receiver.received), hooks.states()[-1]) == (sent, "pending")

@@ -20,12 +20,13 @@ import pytest
 import pytest_asyncio
 import uvicorn
 from fastapi import FastAPI
+from starlette.routing import BaseRoute
 from temporalio.client import Client
 
 from api.app import create_app
 from drivers.blobs import FileBlobs
 from model import passwords
-from model.keyring import new_master_key
+from model.keyring import Keyring, new_master_key
 from model.settings import Settings
 from model.tickets import new_signing_key
 from tests import services
@@ -36,6 +37,8 @@ from worker.database import connect_async
 __all__ = ["database", "own_database", "temporal_server"]
 
 BODY = {"name": "web", "image": "cairn/base:latest"}
+#: By the id of their router, which is of a module and stays.
+_routes: dict[int, BaseRoute] = {}
 
 
 @dataclass
@@ -61,6 +64,10 @@ class Api:
             "UPDATE workflows SET state = 'completed', finished_at = now() WHERE resource_id = %s", instance["id"]
         )
 
+    @property
+    def keyring(self) -> Keyring:
+        return Keyring(self.app.state.settings.master_keys.get_secret_value())
+
     def as_(self, key: str) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=self.url, headers={"X-API-Key": key}, timeout=30)
 
@@ -78,6 +85,13 @@ class Quiet(uvicorn.Server):
         yield
 
 
+def share_routes(app: FastAPI) -> None:
+    """FastAPI works out every route at an application's first request: here once for all that have the same routers."""
+    for n, route in enumerate(app.router.routes):
+        if (router := getattr(route, "original_router", None)) is not None:
+            app.router.routes[n] = _routes.setdefault(id(router), route)
+
+
 @asynccontextmanager
 async def served(db: Database, temporal: Client, **given: Any) -> AsyncIterator[Api]:
     settings = Settings(
@@ -87,11 +101,12 @@ async def served(db: Database, temporal: Client, **given: Any) -> AsyncIterator[
         overcommit_memory=1,
         ticket_key=new_signing_key(),
         master_keys=new_master_key("test"),
-        **given,
+        **{"mailer": "log"} | given,
     )
     engine = connect_async(db.url("cairn_api"), CONNECTIONS)
     folder = Path(tempfile.mkdtemp(prefix="cb-"))
     app = create_app(settings, engine, temporal, FileBlobs(folder))
+    share_routes(app)
     with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
         # As uvloop does it: else each answer on a kept connection waits 40 ms for the client's acknowledgement.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

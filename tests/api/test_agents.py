@@ -14,7 +14,7 @@ import pytest
 from fastapi import Request
 from pydantic import SecretStr
 
-from api import agents
+from api.agent_leases import as_seen_by
 from model.secrets import digest
 from model.tickets import new_signing_key
 from model.versions import BEFORE
@@ -283,7 +283,7 @@ async def test_what_is_wrong_with_a_body_is_told_to_agents_alone(shared_api: Api
 )
 def test_where_temporal_is_for_a_machine_that_joins(met: str, temporal: str, told: str) -> None:
     scope = {"type": "http", "scheme": "http", "path": "/", "headers": [(b"host", f"{met}:8080".encode())]}
-    assert agents._as_seen_by(Request(scope), temporal) == told
+    assert as_seen_by(Request(scope), temporal) == told
 
 
 async def test_the_longest_fence_that_an_agent_may_go_by_is_kept(api: Api) -> None:

@@ -253,7 +253,7 @@ async def test_strangers_do_not_hide_what_others_try(shared_api: Api) -> None:
 
 
 #: What agents say of themselves and their hosts is no change of anybody's.
-TELEMETRY = {"/v1/hosts/lease", "/v1/hosts/health", "/v1/hosts/samples"}
+TELEMETRY = {"/v1/hosts/lease", "/v1/hosts/health", "/v1/hosts/samples", "/v1/hosts/balancers"}
 #: They write their row themselves, as who asks has no key.
 THEMSELVES = {"/v1/hosts/register", "/v1/auth/register", "/v1/auth/login", "/v1/auth/reset-password"}
 #: What goes on with a login, and what asks for a mail: neither changes anything that lasts.
@@ -341,3 +341,8 @@ async def test_a_terminal_that_is_refused_is_denied(shared_api: Api) -> None:
             ),
             5,
         )
+
+
+async def test_a_key_is_in_the_log_of_the_project_that_it_opens(shared_api: Api) -> None:
+    made = await shared_api.http.post("/v1/auth/keys", json={"name": "told"})
+    assert row(shared_api, made)["project_id"] == shared_api.db.project_id

@@ -7,18 +7,21 @@ import hashlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
 import psycopg
 import pytest
 import pytest_asyncio
+from pydantic import SecretStr
 from sqlalchemy import Engine
 from temporalio.testing import ActivityEnvironment
 
 from activities.audit import AuditRecords
+from api import audit
 from model.base import new_id
-from model.keyring import Keyring
+from model.keyring import Keyring, new_master_key
 from tests.api.conftest import Api
 from tests.services import Database, worker_engine
 from worker.database import connect
@@ -248,3 +251,21 @@ async def test_reading_the_log(api: Api, worker_engine: Engine) -> None:
 
 async def verified_platform(api: Api) -> Json:
     return dict((await api.http.post("/v1/audit/verify?platform=true")).json()["data"])
+
+
+async def test_chain_whose_key_is_gone_says_so(api: Api, worker_engine: Engine) -> None:
+    write(api.db, 3)
+    seal(api, worker_engine)
+    other = api.app.state.settings.model_copy(update={"master_keys": SecretStr(new_master_key("other"))})
+    api.app.state.settings = other
+    verdict = await verified(api)
+    assert not verdict["verified"] and verdict["broken"]["what"] == "key"
+
+
+async def test_one_project_goes_through_its_log_once_at_a_time(api: Api) -> None:
+    release = audit._place(SimpleNamespace(app=api.app), api.db.project_id)  # type: ignore[arg-type]
+    assert (await api.http.get("/v1/audit/export")).status_code == 429
+    async with api.as_(api.db.project("other")) as other:
+        assert (await other.get("/v1/audit/export")).status_code == 200
+    release()
+    assert (await api.http.get("/v1/audit/export")).status_code == 200

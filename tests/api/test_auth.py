@@ -8,14 +8,17 @@ import datetime as dt
 import json
 import statistics
 import time
+from ipaddress import ip_network
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 import jwt
 import pytest
 import structlog
 
-from api.auth import ALLOWED
+from api.hashing import MOST_OF_ONE
+from api.lockout import ALLOWED, ALLOWED_OF_ALL
 from model.keyring import Keyring, new_master_key
 from model.tokens import Tokens
 from tests.api.conftest import Api, served
@@ -116,10 +119,19 @@ async def test_password_is_kept_as_argon2id_only_and_tokens_as_digests(shared_ap
     assert PASSWORD not in everything
 
 
+def wrong_before(api: Api, name: str, times: int, locked: str | None = None) -> None:
+    """Wrong passwords, from where the tests' clients are."""
+    api.db.rows(
+        "INSERT INTO login_addresses (user_id, address, failed, locked_until)"
+        " SELECT id, '127.0.0.1', %s, now() + %s::interval FROM users WHERE email = %s",
+        *(times, locked, f"{name}@example.org"),
+    )
+
+
 async def test_wrong_password_unknown_address_locked_and_deactivated_answer_the_same(api: Api) -> None:
     for name in ("right", "locked", "gone"):
         await register(api, name)
-    api.db.rows("UPDATE users SET locked_until = now() + interval '1 hour' WHERE email = 'locked@example.org'")
+    wrong_before(api, "locked", ALLOWED, "1 hour")
     api.db.rows("UPDATE users SET deactivated_at = now() WHERE email = 'gone@example.org'")
     answers = [
         await login(api, "right", "wrong password"),
@@ -144,7 +156,7 @@ async def test_time_of_a_login_does_not_tell_a_user_from_a_stranger(api: Api) ->
     await login(api, "stranger")
     for _ in range(7):
         for name, found in took.items():
-            api.db.rows("UPDATE users SET failed_logins = 0, locked_until = NULL")
+            api.db.rows("UPDATE login_addresses SET failed = 0, locked_until = NULL")
             began = time.perf_counter()
             assert (await login(api, name, "wrong password")).status_code == 401
             found.append(time.perf_counter() - began)
@@ -157,24 +169,56 @@ async def test_many_wrong_passwords_lock_for_a_while_also_the_right_one(api: Api
     for _ in range(ALLOWED):
         assert (await login(api, "locked", "wrong password")).status_code == 401
     assert (await login(api, "locked")).status_code == 401, "the right one does not open what is locked"
-    find = (
-        "SELECT failed_logins, extract(epoch FROM locked_until - now())::float AS left FROM users "
-        "WHERE email = 'locked@example.org'"
-    )
+    find = "SELECT failed, extract(epoch FROM locked_until - now())::float AS left FROM login_addresses"
     row = api.db.one(find)
-    assert row["failed_logins"] == ALLOWED, "what comes while it is locked is not counted"
+    assert row["failed"] == ALLOWED, "what comes while it is locked is not counted"
     assert 20 < row["left"] <= 30
-    api.db.rows("UPDATE users SET locked_until = now() WHERE email = 'locked@example.org'")
+    api.db.rows("UPDATE login_addresses SET locked_until = now()")
     assert (await login(api, "locked", "wrong password")).status_code == 401
     assert 50 < api.db.one(find)["left"] <= 60, "twice as long"
-    api.db.rows("UPDATE users SET locked_until = now() WHERE email = 'locked@example.org'")
+    api.db.rows("UPDATE login_addresses SET locked_until = now()")
     assert (await login(api, "locked")).status_code == 200
-    assert api.db.one(find) == {"failed_logins": 0, "left": None}
+    assert api.db.one(find) == {"failed": 0, "left": None}
+
+
+def from_address(api: Api, address: str) -> httpx.AsyncClient:
+    api.app.state.settings = api.app.state.settings.model_copy(update={"trusted_proxies": (ip_network("127.0.0.1"),)})
+    return httpx.AsyncClient(base_url=api.url, headers={"X-Forwarded-For": address}, timeout=30)
+
+
+async def test_stranger_who_guesses_does_not_lock_out_the_owner(api: Api) -> None:
+    await register(api, "owner")
+    right = {"email": "owner@example.org", "password": PASSWORD}
+    wrong = right | {"password": "wrong password"}
+    async with from_address(api, "192.0.2.1") as home, from_address(api, "198.51.100.1") as stranger:
+        assert (await home.post("/v1/auth/login", json=right)).status_code == 200
+        for _ in range(ALLOWED + 1):
+            assert (await stranger.post("/v1/auth/login", json=wrong)).status_code == 401
+        assert (await stranger.post("/v1/auth/login", json=right)).status_code == 401
+        assert (await home.post("/v1/auth/login", json=right)).status_code == 200
+        # With many addresses neither; but then those that are not known have to wait.
+        api.db.rows("UPDATE users SET failed_logins = %s", ALLOWED_OF_ALL - 1)
+        async with from_address(api, "203.0.113.1") as other, from_address(api, "203.0.113.2") as new:
+            assert (await other.post("/v1/auth/login", json=wrong)).status_code == 401
+            assert (await new.post("/v1/auth/login", json=right)).status_code == 401
+            assert api.db.rows("SELECT 1 FROM login_addresses WHERE address = '203.0.113.2'") == []
+            assert (await home.post("/v1/auth/login", json=right)).status_code == 200
+            assert (await new.post("/v1/auth/login", json=right)).status_code == 200
+
+
+async def test_one_address_does_not_take_all_places_of_those_who_log_in(api: Api) -> None:
+    hashing = api.app.state.hashing
+    hashing._of["198.51.100.1"] = MOST_OF_ONE
+    body = {"email": "nobody@example.org", "password": PASSWORD}
+    async with from_address(api, "198.51.100.1") as one, from_address(api, "192.0.2.1") as other:
+        assert (await one.post("/v1/auth/login", json=body)).status_code == 503
+        assert (await other.post("/v1/auth/login", json=body)).status_code == 401
+    assert hashing._of.keys() == {"198.51.100.1"}, "what has ended is counted no more"
 
 
 async def test_right_password_that_comes_with_many_wrong_ones_at_once_is_no_way_around_the_lock(api: Api) -> None:
     await register(api, "raced")
-    api.db.rows("UPDATE users SET failed_logins = %s", ALLOWED - 1)
+    wrong_before(api, "raced", ALLOWED - 1)
     wrong = [login(api, "raced", f"wrong password {number}") for number in range(4)]
     answers = await asyncio.gather(*wrong)
     assert {answer.status_code for answer in answers} == {401}
@@ -417,3 +461,12 @@ async def test_tokens_that_are_not_ours_are_401(api: Api) -> None:
         async with bearing(api, token) as http:
             answer = await http.get("/v1/auth/me")
         assert (what, answer.status_code, answer.json()["error"]["code"]) == (what, 401, "unauthenticated")
+
+
+async def test_what_a_bearer_header_has_is_told_as_a_token(shared_api: Api) -> None:
+    async with bearing(shared_api, "not-a-token") as http:
+        assert (await http.get("/v1/auth/me")).json()["error"]["message"] == "the token is not valid"
+    async with shared_api.as_("not-a-key") as http:
+        assert (await http.get("/v1/auth/me")).json()["error"]["message"] == "the API key is not valid"
+    async with nobody(shared_api) as http:
+        assert "POST /v1/auth/login" in (await http.get("/v1/auth/me")).json()["error"]["message"]

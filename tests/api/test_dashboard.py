@@ -27,17 +27,24 @@ async def test_counts_of_the_project_and_of_the_fleet(api: Api) -> None:
         await stranger.post("/v1/instances", json={"name": "theirs", "image": "cairn/base"})
     for name, source in (("a", {"type": "upload"}), ("b", {"type": "registry", "reference": "nginx"})):
         await api.http.post("/v1/images", json={"name": name, "source": source})
+    job = {"schedule": "@daily", "target": {"exec": {"name": "one", "cmd": ["true"]}}}
+    for name in ("day", "night"):
+        assert (await api.http.post("/v1/cron/jobs", json=job | {"name": name})).status_code == 201
+    api.db.rows("UPDATE cron_jobs SET paused = true WHERE name = 'night'")
     answer = await api.http.get("/v1/dashboard/summary")
     assert answer.status_code == 200, answer.text
     data = answer.json()["data"]
     assert data["resources"]["instances"] == {"total": 3, "by_state": {"running": 2, "pending": 1}}
     assert data["resources"]["webhooks"] == {"total": 0, "by_state": {}}
     assert data["resources"]["images"] == {"total": 2, "by_state": {"pending": 1, "importing": 1}}
+    assert data["resources"]["cron_jobs"] == {"total": 2, "by_state": {"active": 1, "paused": 1}}
+    assert data["resources"]["load_balancers"] == {"total": 0, "by_state": {}}
     assert data["workflows"] == {"accepted": 2, "running": 0, "failed_24h": 1}
     _, running = data["running_workflows"]
     assert (running["kind"], running["name"], running["state"]) == ("ProvisionInstance", "four", "accepted")
     assert data["hosts"] == {"total": 2, "by_state": {"ready": 1, "cordoned": 1}, "reachable": 1}
     assert data["capacity"] == {"vcpus": 128, "memory_mb": 131072}
+    assert data["allocatable"]["vcpus"] >= 128
     assert data["allocated"]["vcpus"] == 3
 
 

@@ -42,7 +42,8 @@ async def test_names_pages_and_headers(guarded: Api) -> None:
     for name in ("evil.example.org", "cairn.test", "xcairn.test", "cairn.example.org.evil.org", "[::1]"):
         refused = await get("/v1/instances", headers={"Host": name})
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "malformed"), name
-    assert (await get("/health/live", headers={"Host": "10.0.0.7:8080"})).status_code == 200
+    for path in ("/health/live", "/metrics"):
+        assert (await get(path, headers={"Host": "10.0.0.7:8080"})).status_code == 200
 
     asked = {"Origin": PAGE, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
     preflight = await guarded.http.options("/v1/instances", headers=asked)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
 import pytest_asyncio
 
+from api.http import Http
+from model import tracing
 from tests.api.conftest import BODY, Api
 from tests.services import Database
 
@@ -186,3 +192,48 @@ async def test_json_type_with_empty_body_is_no_body(api: Api) -> None:
 async def test_message_names_what_was_asked(api: Api) -> None:
     error = check_error(await api.http.put("/v1/instances"), 405)
     assert re.search(r"PUT /v1/instances", str(error["message"]))
+
+
+class Noted:
+    """A tracer that knows one span, and whether that failed."""
+
+    def __init__(self) -> None:
+        self.failures: list[str] = []
+
+    @contextmanager
+    def serve(self, method: str, headers: Mapping[str, str]) -> Iterator[Any]:
+        yield self
+
+    def note(self, **attributes: str | int) -> None: ...
+
+    def rename(self, name: str) -> None: ...
+
+    def failed(self, code: str) -> None:
+        self.failures.append(code)
+
+    def traceparent(self) -> None: ...
+
+
+@pytest.mark.parametrize(("code", "failures"), [(1000, []), (4004, []), (1011, ["1011"])])
+async def test_a_websocket_that_closes_as_it_should_is_no_failure_in_its_trace(code: int, failures: list[str]) -> None:
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.close", "code": code})
+
+    async def nothing(*_: Any) -> Any: ...
+
+    noted = Noted()
+    tracing.use(noted)  # type: ignore[arg-type]
+    try:
+        scope = {"type": "websocket", "path": "/v1/x", "headers": [], "scheme": "ws"}
+        await Http(app, nothing, asyncio.Event())(scope, nothing, nothing)
+    finally:
+        tracing.use(None)
+    assert noted.failures == failures
+
+
+async def test_method_that_no_project_has_is_none_in_one_that_is_not_theirs(api: Api) -> None:
+    headers = {"X-Project-ID": str(uuid4())}
+    for method, path in (("DELETE", "/v1/auth/logout"), ("PUT", "/v1/instances")):
+        check_error(await api.http.request(method, path, headers=headers), 405)
+    check_error(await api.http.get("/v1/instances", headers=headers), 404)

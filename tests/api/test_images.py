@@ -478,11 +478,11 @@ async def test_upload_that_another_overtook_is_left_out(api: Api, monkeypatch: p
 
 
 async def test_url_is_shown_without_its_signature(api: Api) -> None:
-    url = "http://192.0.2.1/a.tar?signature=secret"
+    url = "http://192.0.2.1/a.tar?signature=planted"
     allowed = api.app.state.settings.model_copy(update={"outbound_allow": (ip_network("192.0.2.0/24"),)})
     api.app.state.settings = allowed
     made = await create(api, {"type": "url", "url": url})
     assert made["data"]["source"]["url"] == "http://192.0.2.1/a.tar"
-    assert "secret" not in (await api.http.get("/v1/images")).text
+    assert "planted" not in (await api.http.get("/v1/images")).text
     assert api.db.one("SELECT url FROM images")["url"] == url
-    assert "secret" not in str(api.db.rows('SELECT "order" FROM workflows') + api.db.rows("SELECT data FROM events"))
+    assert "planted" not in str(api.db.rows('SELECT "order" FROM workflows') + api.db.rows("SELECT data FROM events"))

@@ -222,8 +222,13 @@ async def test_name_taken_among_the_living(api: Api) -> None:
     before = api.db.counts()
     answer = await api.http.post("/v1/instances", json=BODY)
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "name_taken")
+    assert "in error" not in answer.json()["error"]["message"]
     assert api.db.counts() == before
     assert api.db.quota()["instances_reserved"] == 1
+    api.db.rows("UPDATE instances SET status = 'error'")
+    error = (await api.http.post("/v1/instances", json=BODY)).json()["error"]
+    assert "in error: delete it" in error["message"]
+    assert error["details"] == {"name": BODY["name"], "state": "error"}
 
 
 async def test_one_name_in_parallel_is_one_instance(api: Api) -> None:
@@ -252,9 +257,14 @@ async def test_port_that_every_host_holds_is_taken(api: Api) -> None:
 
 
 async def test_no_capacity(api: Api) -> None:
-    for more in ({"host": "nowhere"}, {"backend": "simulated"}):
+    for more, lacks in (
+        ({"host": "nowhere"}, "no host named 'nowhere'"),
+        ({"backend": "simulated"}, "engine simulated"),
+        ({"host_labels": {"zone": "a"}}, "label zone=a"),
+    ):
         answer = await api.http.post("/v1/instances", json=BODY | more)
         assert (answer.status_code, answer.json()["error"]["code"]) == (409, "no_capacity"), more
+        assert lacks in answer.json()["error"]["message"]
     api.db.rows("UPDATE hosts SET allocated_memory_mb = memory_mb - 500")
     answer = await api.http.post("/v1/instances", json=BODY)
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "no_capacity")
@@ -274,6 +284,11 @@ async def test_quota_lets_exactly_as_many_through(api: Api, what: str, limit: in
     assert (len(accepted), len(refused)) == (7, 43)
     assert all(answer.json()["error"]["code"] == "quota_exceeded" for answer in refused)
     assert all(int(answer.headers["retry-after"]) > 0 for answer in refused)
+    error = refused[0].json()["error"]
+    told = {name: error["details"][name] for name in ("quota", "limit", "used", "reserved", "asked")}
+    each = {"instances": 1, "vcpus": 1, "memory_mb": 512}[what]
+    assert told == {"quota": what, "limit": limit, "used": 0, "reserved": 7 * each, "asked": each}
+    assert f"may have {limit} " in error["message"] and f"asks for {each} more" in error["message"]
     assert api.db.counts() | {"idempotency_keys": 0} == {
         "instances": 7,
         "workflows": 7,

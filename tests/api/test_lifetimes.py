@@ -14,10 +14,11 @@ from api import activity, streams
 from api.caller import Caller, Credential, Who
 from model.base import new_id
 from model.lifetimes import IDLE_BYTES
-from model.sealing import new_private_key, public_key, unseal
+from model.sealing import new_private_key, public_key, seal, unseal
 from tests.api.conftest import Api
 from tests.api.test_samples import agent, bucket, placed, told, usage
 from tests.services import eventually
+from tests.vault import sealed_value
 
 CHECK = {"type": "http", "port": 80}
 SCRIPT = "#!/bin/sh\necho grüezi\n"
@@ -87,6 +88,10 @@ async def test_engine_must_not_start_again_what_is_fenced(shared_api: Api) -> No
 
 async def test_user_data_is_for_agents_of_its_hosts_alone(api: Api) -> None:
     instance = (await api.launch(user_data=SCRIPT))["data"]
+    assert sealed_value(api.db, api.keyring, instance["id"]) == SCRIPT
+    assert api.db.one("SELECT user_data FROM instances")["user_data"] is None
+    # As a release before this left it: in clear.
+    api.db.rows("UPDATE instances SET user_data = %s", SCRIPT)
     path, params = f"/v1/hosts/user-data/{instance['id']}", {"project_id": instance["project_id"]}
     async with agent(api) as one, agent(api, "two") as two:
         assert (await one.get(path, params=params)).status_code == 404, "it is on no host yet"
@@ -108,6 +113,16 @@ async def test_user_data_is_for_agents_of_its_hosts_alone(api: Api) -> None:
             *(api.db.hosts["two"], instance["id"]),
         )
         assert await script(two) == SCRIPT, "it is moving there"
+        # And as workers seal it, for the placement that it has on each host.
+        api.db.rows("UPDATE instances SET user_data = NULL, generation = 1")
+        for number in (1, 2):
+            sealed = seal(f"sealed {number}".encode(), purpose=f"user_data:{instance['id']}", key=public_key(key))
+            api.db.rows(
+                "INSERT INTO instance_secrets (instance_id, generation, project_id, sealed, user_data)"
+                " VALUES (%s, %s, %s, '', %s)",
+                *(instance["id"], number, instance["project_id"], sealed),
+            )
+        assert (await script(one), await script(two)) == ("sealed 1", "sealed 2")
         assert (await one.get(path, params={"project_id": str(new_id())})).status_code == 404
         assert (await one.get(path)).status_code == 422
     assert (await api.http.get(path, params=params)).status_code == 401

@@ -13,11 +13,12 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from api import authentication
 from api.limits import Limits
 from model.rates import Rate
 from model.settings import Settings
 from tests.api.conftest import Api, no_temporal, served
-from tests.services import Database
+from tests.services import Database, eventually
 
 OFF = dict.fromkeys([f"rate_limit_{kind}" for kind in ("read", "write", "streams", "user", "address", "auth")], "0")
 
@@ -144,3 +145,45 @@ def test_none_is_no_limit(said: str) -> None:
 def test_what_is_no_rate_is_refused(said: str) -> None:
     with pytest.raises(ValueError, match="600/minute"):
         Settings(rate_limit_read=said)
+
+
+async def test_what_is_no_key_is_not_looked_up_from_an_address_that_sends_too_much_of_it(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up: list[object] = []
+    identify = authentication._identify
+
+    async def counted(engine: Any, credential: Any) -> Any:
+        looked_up.append(credential)
+        return await identify(engine, credential)
+
+    monkeypatch.setattr(authentication, "_identify", counted)
+    async with several(database, 1, rate_limit_address="3/minute") as (api,):
+        assert (await ask(api))[0].status_code == 200
+        answers = [(await ask(api, key=f"wrong-{number}"))[0].status_code for number in range(6)]
+        assert answers == [401, 401, 401, 429, 429, 429]
+        assert len(looked_up) == 1 + 3
+
+
+async def test_no_connection_is_held_while_the_counts_are_asked_for(database: Database) -> None:
+    async with several(database, 1, rate_limit_read="10/minute") as (api,):
+        assert (await ask(api))[0].status_code == 200
+        with database.connect() as connection, connection.transaction():
+            connection.execute("LOCK rate_limits IN ACCESS EXCLUSIVE MODE")
+            asked = [asyncio.ensure_future(api.http.get("/v1/instances")) for _ in range(3)]
+            waits = "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'rate_limits'::regclass"
+            pool = api.app.state.engine.pool
+            assert await eventually(lambda: pool.checkedout() == 0 and database.rows(waits))
+        assert {answer.status_code for answer in await asyncio.gather(*asked)} == {200}
+
+
+async def test_agents_hold_no_connection_while_strangers_are_counted(database: Database) -> None:
+    async with several(database, 1, rate_limit_address="5/minute") as (api,), api.as_("cairn_host_wrong") as stranger:
+        body = {"hosts": [{"id": str(uuid4())}]}
+        with database.connect() as connection, connection.transaction():
+            connection.execute("LOCK rate_limits IN ACCESS EXCLUSIVE MODE")
+            asked = asyncio.ensure_future(stranger.post("/v1/hosts/lease", json=body))
+            waits = "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'rate_limits'::regclass"
+            pool = api.app.state.engine.pool
+            assert await eventually(lambda: pool.checkedout() == 0 and database.rows(waits))
+        assert (await asked).status_code == 401

@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest_asyncio
 
+from model.secrets import is_damaged
 from tests.api.conftest import Api
 from tests.api.test_projects import code, made, of
 
@@ -259,7 +260,11 @@ async def test_service_account_works_with_its_keys(team: Team) -> None:
     owner = team["owner"]
     account = (await owner.post("/v1/service-accounts", json={"name": "ci", "role_name": "developer"})).json()["data"]
     keys = f"/v1/service-accounts/{account['id']}/keys"
-    one = (await owner.post(keys, json={"name": "one", "scopes": ["instances:*", "images:read"]})).json()["data"]
+    asked = {"name": "one", "scopes": ["instances:*", "images:read"]}
+    headers = {"Idempotency-Key": str(uuid4())}
+    one, again = [(await owner.post(keys, json=asked, headers=headers)).json()["data"] for _ in range(2)]
+    assert one == again, "one format, and one way to show it again"
+    assert one["key"].count("_") == 2 and not is_damaged(one["key"]) and is_damaged(one["key"][:-1])
     assert code(await owner.post(keys, json={"name": "x", "scopes": ["what:*"]})) == (422, "validation_failed")
     (binding,) = (
         each for each in (await owner.get("/v1/rbac/bindings")).json()["data"] if each["service_account"] is not None

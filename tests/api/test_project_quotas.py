@@ -35,6 +35,7 @@ async def test_an_administrator_changes_the_limits_of_any_project(api: Api) -> N
         "memory_mb": {"limit": None, "used": 0, "reserved": 0},
         "images": {"limit": None, "used": 0, "reserved": 0},
         "image_bytes": {"limit": 1 << 40, "used": 0, "reserved": 0},
+        "load_balancers": {"limit": None, "used": 0, "reserved": 0},
     }
     assert api.db.quota(own)["instances_limit"] is None
     async with api.as_(key) as owner:
@@ -103,4 +104,5 @@ def test_a_change_survives_a_restart_unless_a_setting_says_otherwise(
     assert limits_of(Settings()) == {
         "instances_limit": 5,
         **dict.fromkeys(("vcpus_limit", "memory_mb_limit", "images_limit", "image_bytes_limit")),
+        "load_balancers_limit": None,
     }

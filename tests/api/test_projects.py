@@ -154,11 +154,17 @@ async def test_empty_project_is_deleted_and_is_404_everywhere(api: Api, jo: http
     assert (await jo.post("/v1/ssh-keys", json={"name": "laptop", "public_key": KEY}, headers=of(mine))).is_success
     refused = await jo.delete(path)
     assert code(refused) == (409, "in_use") and refused.json()["error"]["details"] == {"ssh_keys": 1}
+    assert " holds 1 ssh key: " in refused.json()["error"]["message"]
     api.db.rows("DELETE FROM ssh_keys WHERE project_id = %s", mine["id"])
     assert (await jo.post("/v1/secrets", json={"name": "only", "value": "copy"}, headers=of(mine))).is_success
     refused = await jo.delete(path)
     assert code(refused) == (409, "in_use") and refused.json()["error"]["details"] == {"secrets": 1}
     assert (await jo.delete("/v1/secrets/only", headers=of(mine))).status_code == 204
+    job = {"name": "often", "schedule": "@every 1s", "target": {"http": {"url": "https://1.1.1.1/"}}}
+    job_id = (await jo.post("/v1/cron/jobs", json=job, headers=of(mine))).json()["data"]["id"]
+    refused = await jo.delete(path)
+    assert code(refused) == (409, "in_use") and refused.json()["error"]["details"] == {"cron_jobs": 1}
+    assert (await jo.delete(f"/v1/cron/jobs/{job_id}", headers=of(mine))).status_code == 204
     assert (await jo.delete(path)).status_code == 204
     for asked in (path, f"{path}/members", f"{path}/quotas"):
         assert code(await jo.get(asked)) == (404, "not_found")
@@ -212,3 +218,12 @@ async def test_launch_and_deletion_at_once_leave_no_instance_behind(api: Api, jo
         else:
             assert code(answers[0]) == (409, "in_use") and left == 3
         assert {answer.status_code for answer in answers[1:]} <= {202, 404, 409}
+
+
+async def test_who_has_left_a_project_is_not_answered_again_what_they_made(api: Api, jo: httpx.AsyncClient) -> None:
+    headers = {"Idempotency-Key": "once"}
+    body = {"name": "mine"}
+    made_once = await jo.post("/v1/projects", json=body, headers=headers)
+    assert (await jo.post("/v1/projects", json=body, headers=headers)).json()["data"] == made_once.json()["data"]
+    api.db.rows("DELETE FROM bindings WHERE project_id = %s", made_once.json()["data"]["id"])
+    assert code(await jo.post("/v1/projects", json=body, headers=headers)) == (404, "not_found")

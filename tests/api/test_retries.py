@@ -137,3 +137,14 @@ async def test_a_cancelled_drain_begins_again(api: Api) -> None:
     answer = await retry(api, drain)
     assert (answer.status_code, answer.json()["data"]["kind"]) == (202, "DrainHost"), answer.text
     assert (await api.http.get(f"/v1/hosts/{host['id']}")).json()["data"]["state"] == "draining"
+
+
+async def test_what_is_of_no_such_kind_says_what_to_do_instead(api: Api) -> None:
+    _, workflow_id = await failed_launch(api)
+    values = "resource_type = %s, kind = %s"
+    for kind, of, told in (("ImportImage", "image", "DELETE /v1/images/"), ("ApplySomething", "network", "ask for it")):
+        api.db.rows(f"UPDATE workflows SET {values} WHERE id = %s", of, kind, UUID(workflow_id))
+        answer = await retry(api, workflow_id)
+        assert answer.status_code == 409
+        said = answer.json()["error"]["message"]
+        assert told in said and f" a {kind}" not in said

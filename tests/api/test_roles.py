@@ -27,6 +27,9 @@ from model.permissions import PLATFORM, ROLES, effective
 from model.secrets import digest
 from model.settings import Settings
 from tests.api.conftest import BODY, Api
+from tests.api.test_balancers import balancer, target
+from tests.api.test_cron import make as nightly
+from tests.api.test_cron import running
 from tests.api.test_restores import restore
 from tests.api.test_ssh_keys import KEY
 from tests.api.test_streams import placed
@@ -156,7 +159,19 @@ async def world(shared_api: Api) -> AsyncIterator[World]:
     key = await api.http.post("/v1/ssh-keys", json={"name": "mine", "public_key": KEY})
     assert key.status_code == 201, key.text
     secret = (await api.http.post("/v1/secrets", json={"name": "token", "value": "said to nobody"})).json()["data"]
+    job = await nightly(api)
+    made = {"name": "own", "image": "cairn/base:latest"}
+    group = (await api.http.post("/v1/autoscaling/groups", json=made | {"max_instances": 1})).json()["data"]
+    deployment = (await api.http.post("/v1/containers/deployments", json=made | {"name": "shop"})).json()["data"]
+    wanted = {"name": "cpu", "metric_type": "cpu", "target_value": 50}
+    policy = await api.http.post(f"/v1/autoscaling/groups/{group['id']}/policies", json=wanted)
+    front = await balancer(api, "front")
+    await target(api, front, instance)
     things = await people(api) | {
+        "policy_id": policy.json()["data"]["id"],
+        "group_id": group["id"],
+        "deployment_id": deployment["id"],
+        "balancer_id": front["id"],
         "secret": secret["id"],
         "instance_id": instance["id"],
         "workflow_id": instance["workflow_id"],
@@ -164,6 +179,8 @@ async def world(shared_api: Api) -> AsyncIterator[World]:
         "webhook_id": hook["id"],
         "delivery_id": deliver(api, hook, "dead"),
         "key_id": key.json()["data"]["id"],
+        "job_id": job["id"],
+        "run_id": running(api, job),
         "api_key_id": str(api.db.one("SELECT id FROM api_keys WHERE name = 'admin'")["id"]),
         "project_id": str(api.db.project_id),
         "resource_id": restore(api),
@@ -418,12 +435,16 @@ async def test_launch_names_nothing_of_a_stranger(world: World, field: str, know
 LISTS = {
     "/v1/instances": "?name=web",
     "/v1/workflows": "?resource_id={instance_id}",
+    "/v1/lb": "?name=front",
     "/v1/images": "?name=own",
     "/v1/ssh-keys": "?name=mine",
     "/v1/webhooks": "?name=chat",
+    "/v1/cron/jobs": "?name=nightly",
     "/v1/service-accounts": "?name=ci",
     "/v1/auth/keys": "?name=admin",
     "/v1/secrets": "?name=token",
+    "/v1/autoscaling/groups": "?name=own",
+    "/v1/containers/deployments": "?name=shop",
 }
 #: Of the fleet; of the caller's one project; counts and events, which have tests of their own.
 OTHER = {"/v1/hosts", "/v1/instance-types", "/v1/projects", "/v1/dashboard/summary", "/v1/events"}

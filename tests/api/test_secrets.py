@@ -84,6 +84,12 @@ async def test_value_is_in_no_row_and_the_api_cannot_select_what_it_wrote(api: A
                 connection.execute(f"SELECT {column} FROM secret_versions")
 
 
+async def test_a_value_that_is_too_long_is_told_in_bytes(api: Api) -> None:
+    for value, size in (("x" * 70_000, 70_000), ("é" * 40_000, 80_000)):
+        error = await add(api, value=value, status=422)
+        assert error["details"]["fields"] == [{"field": "value", "message": f"it has {size} bytes, and may have 65536"}]
+
+
 async def test_same_request_again_makes_no_other_and_its_key_tells_nothing_of_the_value(api: Api) -> None:
     made = await add(api, **{"Idempotency-Key": "a"})
     assert await add(api, **{"Idempotency-Key": "a"}) == made
@@ -94,6 +100,14 @@ async def test_same_request_again_makes_no_other_and_its_key_tells_nothing_of_th
     assert await ask(api, "POST", "/db/versions", 201, json={"value": "x"}, headers=key) == second
     assert (await ask(api, "POST", "/db/versions", 409, json={"value": "y"}, headers=key))["code"]
     assert (await ask(api, "GET", "/db"))["current_version"] == 2
+    # Also when another master key is the newest by now, as long as that one is there.
+    keys = f"{new_master_key('newer')} {api.app.state.settings.master_keys.get_secret_value()}"
+    api.app.state.settings = Settings(**(api.app.state.settings.model_dump() | {"master_keys": keys}))
+    assert await add(api, **{"Idempotency-Key": "a"}) == made | {"current_version": 2, "version": 2} | {
+        "updated_at": (await ask(api, "GET", "/db"))["updated_at"]
+    }
+    assert await ask(api, "POST", "/db/versions", 201, json={"value": "x"}, headers=key) == second
+    assert (await ask(api, "POST", "/db/versions", 409, json={"value": "y"}, headers=key))["code"]
     # Under another master key the same request leaves another fingerprint: it is no plain hash.
     before = bytes(api.db.one("SELECT fingerprint FROM idempotency_keys WHERE key = 'a'")["fingerprint"])
     api.db.rows("DELETE FROM idempotency_keys")
@@ -183,6 +197,9 @@ async def test_instance_names_secrets_and_keeps_them_from_being_deleted(api: Api
     read = await api.http.get(f"/v1/instances/{instance['id']}")
     assert read.json()["data"]["env"] == shown
     assert api.db.one("SELECT env FROM instances")["env"] == {"PLAIN": "p"}, "as the release before this reads it"
+    listed = ["PLAIN=p", {"name": "K", "secret": "db"}, {"name": "OLD", "secret": "db", "version": 1, "as": "env"}]
+    assert (await launch(api, listed, name="listed"))["env"] == shown
+    api.db.rows("UPDATE instances SET status = 'deleted' WHERE name = 'listed'")
     refused = await ask(api, "DELETE", "/db", 409)
     assert (refused["code"], refused["details"]["instances"]) == ("in_use", ["web"])
     assert (await ask(api, "DELETE", "/db/versions/1", 409))["details"]["instances"] == ["web"]
@@ -213,6 +230,12 @@ async def test_launch_and_delete_at_once_never_leave_an_instance_without_its_sec
         ({"../K": {"secret": "db"}}, "env"),
         ({"K": {"secret": "db"}, "K_FILE": "x"}, "env"),
         ([{"secret": "db"}], "env"),
+        ([{"name": "K", "value": "db"}], "env"),
+        ([{"name": 7, "secret": "db"}], "env"),
+        ([{"name": "K", "secret": "db", "more": 1}], "env.K"),
+        ([{"name": "K", "secret": "nobody"}], "env.K"),
+        (["K=V", {"name": "K", "secret": "db"}], "env"),
+        ([{"name": "K", "secret": "db"}, "K_FILE=x"], "env"),
     ],
 )
 async def test_bad_references(shared_api: Api, env: Any, said: str) -> None:
@@ -298,3 +321,62 @@ async def test_what_is_called_off_before_it_began_forgets_what_was_sealed_for_it
         assert accepted.status_code == 202, accepted.text
         called_off = await api.http.post(f"/v1/workflows/{accepted.json()['meta']['workflow_id']}/cancel")
         assert (called_off.status_code, called_off.json()["data"]["state"]) == (202, "cancelled"), called_off.text
+
+
+LOGIN = {"name": "registry", "value": "me:planted-password"}
+
+
+async def test_login_of_a_registry_is_named_by_images_and_instances_and_kept_for_them(api: Api) -> None:
+    secret = (await api.http.post("/v1/secrets", json=LOGIN)).json()["data"]
+    source = {"type": "registry", "reference": "registry.example/a:1", "registry_secret": secret["id"]}
+    made = await api.http.post("/v1/images", json={"name": "ours", "source": source})
+    assert made.status_code == 202, made.text
+    image = made.json()["data"]
+    assert image["source"]["registry_secret"] == "registry"
+    assert (await ask(api, "DELETE", "/registry", 409))["details"] == {"images": ["ours"]}
+    api.db.rows("UPDATE images SET status = 'available', digest = 'sha256:ab'")
+    by_image = await launch(api, {}, image="ours")
+    by_reference = await launch(api, {}, name="two", image="registry.example/b:1", registry_secret="registry")
+    assert by_image["registry_secret"] == by_reference["registry_secret"] == "registry"
+    assert (await ask(api, "DELETE", "/registry", 409))["details"] == {"images": ["ours"], "instances": ["two", "web"]}
+    await ask(api, "POST", "/registry/rotate", json={"value": "me:another"})
+    await ask(api, "DELETE", "/registry/versions/1", 204)
+    refused = await launch(api, {}, 422, name="three", image="ours", registry_secret="registry")
+    assert refused["details"]["fields"][0]["field"] == "registry_secret"
+    async with api.as_(api.db.key(api.db.project_id, "scoped", "owner", scopes=["instances:*", "images:*"])) as http:
+        body = {"name": "three", "image": "registry.example/b:1", "registry_secret": "registry"}
+        assert (await http.post("/v1/instances", json=body)).status_code == 403
+        assert (await http.post("/v1/images", json={"name": "three", "source": source})).status_code == 403
+        body = {"name": "three", "image": "ours"}
+        assert (await http.post("/v1/instances", json=body)).status_code == 202, "as its importer may"
+    for wrong in ({"registry_secret": "nobody"}, {"registry_secret": str(new_id())}):
+        answer = await api.http.post("/v1/images", json={"name": "no", "source": source | wrong})
+        assert (answer.status_code, answer.json()["error"]["details"]["fields"][0]["field"]) == (
+            422,
+            "source.registry_secret",
+        )
+    for table, status in (("instances", "deleted"), ("images", "deleted")):
+        api.db.rows(f"UPDATE {table} SET status = %s", status)
+    await ask(api, "DELETE", "/registry", 204)
+
+
+async def test_agent_gets_the_login_of_an_import_that_it_was_asked_for_alone(api: Api) -> None:
+    await api.http.post("/v1/secrets", json=LOGIN)
+    source = {"type": "registry", "reference": "registry.example/a:1", "registry_secret": "registry"}
+    image = (await api.http.post("/v1/images", json={"name": "ours", "source": source})).json()["data"]
+    path, params = f"/v1/hosts/registry-logins/{image['id']}", {"project_id": image["project_id"]}
+    async with agent(api) as one, agent(api, "two") as two:
+        assert (await one.get(path, params=params)).status_code == 404
+        api.db.rows(
+            "INSERT INTO image_logins (image_id, project_id, host_id, sealed) VALUES (%s, %s, %s, 'sealed')",
+            *(image["id"], image["project_id"], api.db.hosts["one"]),
+        )
+        assert (await one.get(path, params=params)).json()["data"] == {"sealed": "sealed"}
+        assert (await two.get(path, params=params)).status_code == 404
+        assert (await one.get(path, params={"project_id": str(new_id())})).status_code == 404
+    assert (await api.http.get(path, params=params)).status_code == 401
+    # What is called off before it began is settled by the API.
+    accepted = (await api.http.get("/v1/workflows", params={"resource_id": image["id"]})).json()["data"][0]
+    called_off = await api.http.post(f"/v1/workflows/{accepted['id']}/cancel")
+    assert called_off.json()["data"]["state"] == "cancelled", called_off.text
+    assert api.db.rows("SELECT * FROM image_logins") == []

@@ -6,10 +6,14 @@ import asyncio
 
 import pytest
 
+from api.lockout import ALLOWED
+from model.secrets import digest
 from tests.api.conftest import BODY, Api, served
 from tests.api.people import bearing, logged_in, login, register
 from tests.services import Database, TemporalServer, eventually
 from worker.api import main
+
+MAILED = "a token that a mail once brought"
 
 
 async def test_administrators_alone_see_users(shared_api: Api) -> None:
@@ -22,6 +26,27 @@ async def test_administrators_alone_see_users(shared_api: Api) -> None:
         assert (await http.get("/v1/users")).status_code == 403
         assert (await http.get(path)).status_code == 403
         assert (await http.patch(path, json={"is_admin": True})).status_code == 403
+
+
+async def test_administrator_makes_a_user_who_logs_in_though_nobody_can_register(shared_api: Api) -> None:
+    body = {"email": "Made@example.org", "name": "Made", "password": "a long way to the cairn"}
+    key = {"Idempotency-Key": "made-once"}
+    made = await shared_api.http.post("/v1/users", json=body, headers=key)
+    assert made.status_code == 201, made.text
+    user = made.json()["data"]
+    assert (user["email"], user["verified"], user["is_admin"]) == ("made@example.org", True, False)
+    assert (await shared_api.http.post("/v1/users", json=body, headers=key)).json()["data"] == user
+    again = await shared_api.http.post("/v1/users", json=body)
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "name_taken")
+    assert "log in" not in again.json()["error"]["message"], "it is told to an administrator"
+    weak = await shared_api.http.post("/v1/users", json=body | {"email": "weak@example.org", "password": "password"})
+    assert weak.status_code == 422
+    granted = await shared_api.http.post("/v1/auth/login", json={"email": body["email"], "password": body["password"]})
+    assert granted.json()["data"]["user"]["default_project_id"] == user["default_project_id"]
+    async with bearing(shared_api, granted.json()["data"]["access_token"]) as http:
+        assert (await http.post("/v1/users", json=body | {"email": "other@example.org"})).status_code == 403
+    rows = (await shared_api.http.get("/v1/audit", params={"resource_id": user["id"]})).json()["data"]
+    assert [row["after"] for row in rows] == [{"email": "made@example.org", "name": "Made"}]
 
 
 async def test_deactivated_user_is_refused_on_the_next_request_on_every_process(
@@ -44,6 +69,41 @@ async def test_deactivated_user_is_refused_on_the_next_request_on_every_process(
                 assert (await there.get("/v1/auth/me")).status_code == 401, "its session has ended"
                 assert (await keyed.get("/v1/auth/me")).status_code == 200
         assert (await login(one, "away")).status_code == 200
+
+
+async def test_administrator_sets_the_password_of_another_whose_sessions_end(shared_api: Api) -> None:
+    granted = await logged_in(shared_api, "locked-out")
+    path = f"/v1/users/{granted['user']['id']}"
+    new = "another horse battery staple"
+    weak = await shared_api.http.patch(path, json={"password": "password"})
+    assert weak.status_code == 422
+    for _ in range(ALLOWED):
+        assert (await login(shared_api, "locked-out", "wrong password")).status_code == 401
+    assert (await login(shared_api, "locked-out")).status_code == 401, "it is locked"
+    sent = shared_api.db.rows(
+        "INSERT INTO password_resets (digest, user_id, expires_at) VALUES (%s, %s, now() + interval '1 hour')"
+        " RETURNING user_id",
+        *(digest(MAILED), granted["user"]["id"]),
+    )
+    assert sent
+    changed = await shared_api.http.patch(path, json={"password": new, "name": "Found"})
+    assert (changed.status_code, changed.json()["data"]["name"]) == (200, "Found")
+    assert new not in changed.text and "hash" not in changed.text
+    async with bearing(shared_api, granted["access_token"]) as http:
+        assert (await http.get("/v1/auth/me")).status_code == 401
+    assert (await login(shared_api, "locked-out")).status_code == 401
+    again = await login(shared_api, "locked-out", new)
+    assert again.status_code == 200
+    mailed = {"token": MAILED, "password": "yet another horse"}
+    assert (await shared_api.http.post("/v1/auth/reset-password", json=mailed)).status_code != 204
+    about = {"resource_id": granted["user"]["id"], "platform": "true"}
+    rows = (await shared_api.http.get("/v1/audit", params=about)).json()["data"]
+    assert [set(row["after"]) for row in rows if row["after"]] == [{"name", "password"}]
+    assert new not in repr(rows)
+    async with bearing(shared_api, again.json()["data"]["access_token"]) as http:
+        assert (await http.patch(path, json={"password": new})).status_code == 403
+    me = (await shared_api.http.get("/v1/auth/me")).json()["data"]["user"]["id"]
+    assert (await shared_api.http.patch(f"/v1/users/{me}", json={"password": new})).status_code == 403
 
 
 async def test_last_administrator_stays_one(api: Api) -> None:
@@ -81,7 +141,6 @@ async def test_user_is_deleted_with_keys_and_sessions_where_nothing_is_left_behi
         refused = await api.http.delete(path)
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "in_use")
         assert refused.json()["error"]["details"]["instances"] == 1
-        assert (await api.http.delete(path, params={"cascade": "true"})).status_code == 422
         api.put(launched, "deleted")
         key = (await http.post("/v1/auth/keys", json={"name": "ci"})).json()["data"]["key"]
         assert (await http.post("/v1/secrets", json={"name": "left", "value": "behind"})).status_code == 201
@@ -139,6 +198,40 @@ async def test_last_owner_of_a_project_is_not_deleted(api: Api) -> None:
     answer = await api.http.delete(f"/v1/users/{user['id']}")
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "in_use")
     assert "p-shared" in answer.json()["error"]["message"]
+
+
+async def test_user_with_all_that_nobody_else_owns_is_deleted_by_a_workflow(api: Api) -> None:
+    granted = await logged_in(api, "going")
+    user, cascade = granted["user"]["id"], {"cascade": "true"}
+    async with bearing(api, granted["access_token"]) as http:
+        assert (await http.post("/v1/instances", json=BODY)).status_code == 202
+        assert (await http.post("/v1/projects", json={"name": "of mine alone"})).status_code == 201
+        assert (await api.http.delete(f"/v1/users/{user}")).status_code == 409
+        accepted, again = [await api.http.delete(f"/v1/users/{user}", params=cascade) for _ in range(2)]
+        assert (await http.get("/v1/auth/me")).status_code == 401, "deactivated at once"
+    assert accepted.status_code == again.status_code == 202
+    assert accepted.json()["meta"]["workflow_id"] == again.json()["meta"]["workflow_id"]
+    assert accepted.json()["data"]["active"] is False
+    workflow = (await api.http.get(f"/v1/workflows/{accepted.json()['meta']['workflow_id']}")).json()["data"]
+    assert (workflow["kind"], workflow["resource_id"]) == ("DeprovisionUser", user)
+    written = api.db.one('SELECT "order" FROM workflows WHERE id = %s', workflow["id"])["order"]
+    assert "example.org" not in str(written), "who works in the caller's project does not see whose address it was"
+    off = await api.http.post(f"/v1/workflows/{workflow['id']}/cancel")
+    assert off.status_code == 202
+    assert (await api.http.get(f"/v1/users/{user}")).json()["data"]["active"] is False, "stays so"
+
+
+async def test_project_whose_other_owners_are_asleep_is_not_deleted_with_a_user(api: Api) -> None:
+    user = await register(api, "owner")
+    api.db.project("shared")
+    project = api.db.one("SELECT id FROM projects WHERE name = 'shared'")["id"]
+    api.db.rows("UPDATE bindings SET user_id = %s WHERE project_id = %s AND role_name = 'owner'", user["id"], project)
+    api.db.user(project, "asleep", "owner")
+    api.db.rows("UPDATE users SET deactivated_at = now() WHERE name = 'asleep'")
+    refused = await api.http.delete(f"/v1/users/{user['id']}", params={"cascade": "true"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "in_use")
+    assert "p-shared" in refused.json()["error"]["message"]
+    assert (await api.http.get(f"/v1/users/{user['id']}")).json()["data"]["active"]
 
 
 @pytest.fixture

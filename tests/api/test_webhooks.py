@@ -15,6 +15,7 @@ from psycopg.types.json import Jsonb
 from model.base import new_id
 from model.webhooks import WebhookRef
 from tests.api.conftest import Api
+from tests.vault import sealed_value
 
 # An address of the world: judged without being asked for, and called by nobody here.
 URL = "https://1.1.1.1/hook"
@@ -41,7 +42,8 @@ def deliver(api: Api, hook: dict[str, Any], state: str, number: int = 1) -> str:
 async def test_secret_is_shown_once_and_never_again(api: Api) -> None:
     made = await make(api)
     assert made["secret"].startswith("cairn_hook_")
-    assert api.db.one("SELECT secret FROM webhooks")["secret"] == made["secret"]
+    assert api.db.one("SELECT secret FROM webhooks")["secret"] is None
+    assert sealed_value(api.db, api.keyring, made["id"]) == made["secret"]
     assert (made["events"], made["active"], made["disabled_reason"], made["version"]) == (["*"], True, None, 1)
     path = f"/v1/webhooks/{made['id']}"
     shown = [await api.http.get(path), await api.http.get("/v1/webhooks"), await api.http.patch(path, json={})]
@@ -144,7 +146,7 @@ async def test_change_needs_the_version_it_names(api: Api) -> None:
     taken = await api.http.patch(path, json={"name": "other"})
     assert (taken.status_code, taken.json()["error"]["code"]) == (409, "name_taken")
     assert (await api.http.patch(path, json={"secret": "another-secret-of-it"})).status_code == 200
-    assert api.db.one("SELECT secret FROM webhooks WHERE name = 'chat'")["secret"] == "another-secret-of-it"
+    assert sealed_value(api.db, api.keyring, made["id"]) == "another-secret-of-it"
 
 
 async def test_switched_on_again_begins_with_what_comes(api: Api) -> None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import get_args, get_type_hints
 from uuid import UUID, uuid4
 
+from model.workflows import Kind, Order
 from tests.api.conftest import Api
 from tests.api.test_accept import settle
+from tests.api.test_balancers import balancer, running
+from tests.services import eventually
+from workflows.plans import PLANS
 
 
 async def test_list_filters_and_pages(api: Api) -> None:
@@ -27,6 +32,12 @@ async def test_list_filters_and_pages(api: Api) -> None:
     assert await found(kind="StopInstance") == [ids[0]]
     assert await found(resource_id=first["data"]["id"]) == [ids[0], ids[2]]
     assert await found(resource_id=uuid4()) == []
+    listed = (await api.http.get("/v1/workflows")).json()["data"]
+    assert [row["resource_name"] for row in listed] == ["a", "b", "a"]
+    for name, known in (("kind", "StopInstance"), ("state", "cancelled"), ("resource_type", "host")):
+        refused = await api.http.get("/v1/workflows", params={name: "nah"})
+        assert refused.status_code == 422
+        assert known in refused.json()["error"]["details"]["fields"][0]["message"]
     page = (await api.http.get("/v1/workflows", params={"limit": 2})).json()
     assert await found(limit=2, cursor=page["meta"]["next_cursor"]) == [ids[2]]
 
@@ -77,8 +88,28 @@ async def test_cancel_at_once_by_many_settles_once(api: Api) -> None:
     assert api.db.one("SELECT count(*) AS n FROM events WHERE type = 'workflow.cancelled'")["n"] == 1
 
 
+async def test_cancel_locks_the_balancer_before_its_workflow(api: Api) -> None:
+    front, web = await balancer(api), await running(api)
+    added = await api.http.post(f"/v1/lb/{front['id']}/targets", json={"instance_id": web["id"], "port": 80})
+    workflow_id = added.json()["meta"]["workflow_id"]
+    waits = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    with api.db.connect() as run:
+        with run.transaction():  # as the steps of its run do
+            run.execute("SELECT FROM load_balancers WHERE id = %s FOR UPDATE", [front["id"]])
+            asked = asyncio.create_task(api.http.post(f"/v1/workflows/{workflow_id}/cancel"))
+            assert await eventually(lambda: api.db.rows(waits))
+            run.execute("SELECT FROM workflows WHERE id = %s FOR UPDATE NOWAIT", [workflow_id])
+        answer = await asked
+    assert (answer.status_code, answer.json()["data"]["state"]) == (202, "cancelled")
+
+
 async def test_absent_is_404(api: Api) -> None:
     for absent in (uuid4(), UUID(int=0)):
         for method, path in (("GET", ""), ("GET", "/wait"), ("GET", "/events"), ("POST", "/cancel")):
             answer = await api.http.request(method, f"/v1/workflows/{absent}{path}")
             assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found"), path
+
+
+def test_kinds_that_lists_are_filtered_by_are_the_plans_that_rows_are_of() -> None:
+    of_rows = {plan.__name__ for plan in PLANS if get_type_hints(plan.run).get("order") is Order}
+    assert of_rows == set(get_args(Kind))

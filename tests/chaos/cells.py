@@ -41,6 +41,12 @@ PLANS = {
     ),
     "drain undone": ("instance.stay",),
     "project": ("project.next", "project.forget", "project.settle"),
+    "user": ("user.next", "user.forget", "user.settle"),
+    "group": ("group.next", "group.release", "group.settle", "instance.place", "instance.settle", "instance.delete"),
+    # With their proxies, whose own steps are those of launch and delete.
+    "balancer": ("lb.claim", "lb.configure", "lb.apply", "lb.settle"),
+    "balancer drain": ("lb.configure", "lb.apply", "lb.drain", "lb.drained", "lb.settle"),
+    "balancer delete": ("lb.remove", "lb.settle"),
     "reconcile": ("host.inventory", "host.reconcile"),
     "tick": ("tick.sweep",),
     "samples": ("samples.coarsen",),
@@ -59,6 +65,9 @@ PLANS = {
     "forget": ("restore.claim", "restore.forget", "restore.settle"),
     "finish": ("restore.claim", "restore.finish", "restore.settle"),
     "webhook": ("webhook.take", "webhook.deliver"),
+    "cron": ("cron.begin", "cron.request", "cron.settle"),
+    "cron workflow": ("cron.act", "cron.watch"),
+    "cron compare": ("cron.compare",),
 }
 #: Scenarios that a user asks for, and may call off.
 CHANGES = ("launch", "start", "stop", "restart", "pause", "resume", "resize", "resize off", "resize anew")
@@ -69,11 +78,16 @@ SYSTEM = ("reconcile", "tick", "samples", "purge", "audit", "quotas", "reencrypt
 IMPORTS = ("import", "import of a registry", "import undone")
 #: What is found, and what is decided, after a restore.
 RESTORES = ("survey", "adopt", "discard", "forget", "finish")
+CRON = ("cron", "cron workflow", "cron compare")
+#: What is done with load balancers.
+BALANCERS = ("balancer", "balancer drain", "balancer delete")
 #: What is the same on every engine, whose own steps other scenarios try.
 ON_ONE_ENGINE = (
     *SYSTEM,
+    *BALANCERS,
     *IMPORTS,
     *RESTORES,
+    *CRON,
     "heal",
     "drain",
     "drain undone",
@@ -81,6 +95,8 @@ ON_ONE_ENGINE = (
     "resize anew",
     "webhook",
     "project",
+    "user",
+    "group",
 )
 PROCESSES = ("api", "temporal", "postgres")
 #: What a fault does by itself. An answer can be lost only where there is one.
@@ -119,10 +135,10 @@ def every() -> list[Cell]:
             for point in points_of(activity):
                 whats = [what for what, at in FAULTS.items() if at is None or point.endswith(at)]
                 cells += [Cell(what, plan, point, backend) for what in whats for backend in backends]
-                if plan in (*ASKED, "drain", "import"):
+                if plan in (*ASKED, *BALANCERS, "drain", "import"):
                     cells += [Cell("cancel", plan, point, backend) for backend in backends]
                     cells += [Cell(process, plan, point, "simulated") for process in PROCESSES]
-                if plan in ("webhook", "project"):
+                if plan in ("webhook", "project", "user", "cron", "cron workflow", "group"):
                     cells += [Cell(process, plan, point, "simulated") for process in PROCESSES]
                 if plan in CHANGES:
                     cells.append(Cell("delete", plan, point, "simulated"))
@@ -130,17 +146,17 @@ def every() -> list[Cell]:
 
 
 def sample(fraction: float, seed: int) -> list[Cell]:
-    """A part of it: of every kind of event its share, and of every activity at least one kill."""
+    """A part of it: kills of as many activities as half of it allows, and of every kind of event its share."""
     cells = every()
     chance = random.Random(seed)  # noqa: S311 - a test's choice, to be repeated
     if fraction < 1:
+        activities = sorted({cell.activity for cell in cells})
         chosen = []
-        for activity in sorted({cell.activity for cell in cells}):
+        for activity in chance.sample(activities, min(len(activities), round(fraction * len(cells) / 2))):
             chosen.append(chance.choice([c for c in cells if c.activity == activity and c.what == "kill"]))
         for what in sorted({cell.what for cell in cells}):
             kind = [cell for cell in cells if cell.what == what and cell not in chosen]
-            wanted = round(fraction * sum(cell.what == what for cell in cells))
-            wanted -= sum(cell.what == what for cell in chosen)
+            wanted = round(fraction * len(kind))
             chosen += chance.sample(kind, max(1, min(wanted, len(kind))))
         cells = chosen
     chance.shuffle(cells)

@@ -90,4 +90,4 @@ def _expect_files(stack: Stack) -> None:
         there = {path.name for path in (stack.data / "blobs" / "sha256").rglob("*") if path.is_file()}
         return there == needed
 
-    wait_for("the blob store holds what is needed", as_it_should_be, 20)
+    wait_for("the blob store holds what is needed", as_it_should_be)

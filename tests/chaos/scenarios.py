@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 
 from tests import invariants
-from tests.chaos import imports, projects, restores
-from tests.chaos.cells import IMPORTS, PROCESSES, RESTORES, SYSTEM, Cell
+from tests.chaos import balancers, cron, groups, imports, projects, restores, users
+from tests.chaos.cells import BALANCERS, CRON, IMPORTS, PROCESSES, RESTORES, SYSTEM, Cell
 from tests.receiver import Receiver
 from tests.stack import Json, Stack, wait_for
 
@@ -32,8 +32,15 @@ IMAGES_DUE = {
 RESIZES = {"resize off": 1, "resize anew": 2}
 SMALL, LARGE = "basic-1", "basic-2"
 #: Scenarios that have a module of their own.
-ELSEWHERE = {**dict.fromkeys(IMPORTS, imports.run), **dict.fromkeys(RESTORES, restores.run), "project": projects.run}
-OLD_KEYS = "SELECT id FROM data_keys WHERE master_key_id = 'before'"
+ELSEWHERE = {
+    **dict.fromkeys(IMPORTS, imports.run),
+    **dict.fromkeys(RESTORES, restores.run),
+    **dict.fromkeys(CRON, cron.run),
+    **dict.fromkeys(BALANCERS, balancers.run),
+    **{"project": projects.run, "user": users.run, "group": groups.run},
+}
+IN_CLEAR = "SELECT id FROM instances WHERE user_data IS NOT NULL"
+OLD_KEYS = f"SELECT id FROM data_keys WHERE master_key_id = 'before' UNION ALL {IN_CLEAR}"
 #: What is seen to its end though it was called off.
 TO_THE_END = ("instance.settle", "instance.switch")
 
@@ -351,7 +358,9 @@ def _plant_old_samples(stack: Stack, instance: Json) -> None:
 
 
 def _plant_old_key(stack: Stack, instance: Json) -> None:
-    """A data key of a master key that is the newest no more, under which nothing lies."""
+    """A data key of a master key that is the newest no more, under which nothing lies; and a script in clear."""
+    script = "user_data = '#!/bin/sh', user_data_sha256 = encode(sha256('#!/bin/sh'), 'hex')"
+    stack.sql(f"UPDATE instances SET {script} WHERE id = %s", instance["id"])
     stack.sql(
         "INSERT INTO data_keys (id, project_id, master_key_id, wrapped) VALUES (%s, %s, 'before', '')",
         *(str(uuid.uuid4()), instance["project_id"]),

@@ -1,6 +1,6 @@
 """A platform of many processes under a constant load: each is restarted, one after the other, or killed at random.
 
-``make test`` does a part of it, seeded; ``make chaos`` ten minutes of either.
+``make test`` kills some, seeded; ``make chaos`` does ten minutes of either.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from tests.stack import QUICK
 
 pytestmark = [pytest.mark.chaos, pytest.mark.engine, pytest.mark.timeout(2400)]
 WHOLE = PART == "all"
-USERS = 4
+USERS = 4 if WHOLE else 2
 KILLING_SECONDS, KILL_EVERY = (600.0, 5.0) if WHOLE else (18.0, 3.0)
 #: Machines that run tests are busy.
 ENDING_SECONDS = 600
 #: As the compose file has it.
 LEAVE_SECONDS = 4
-ROLLING_SECONDS = 600.0 if WHOLE else 0.0
+ROLLING_SECONDS = 600.0
 #: The proxy looks every two seconds, and takes an API in again at the first look that it likes.
 SEEN_BY_PROXY = 3.0
 
@@ -48,18 +48,16 @@ def cluster() -> Iterator[Cluster]:
         made.remove()
 
 
+@pytest.mark.skipif(not WHOLE, reason="minutes long: make chaos")
 def test_everything_is_restarted_one_after_the_other_and_no_request_fails(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chance = random.Random(SEED)  # noqa: S311 - to be repeated
-    # All of them, round and round; or one of each kind.
-    some = [chance.choice(kind) for kind in (cluster.apis, cluster.controls, cluster.agents)]
     load = Load(cluster, USERS, SEED, patient=False, docker=True)
     stops: dict[str, list[float]] = {}
     began = time.monotonic()
     with load.running():
-        for n, name in enumerate(itertools.cycle(cluster.services if WHOLE else some)):
-            if n >= len(some) and time.monotonic() - began > ROLLING_SECONDS:
+        for name in itertools.cycle(cluster.services):
+            if time.monotonic() - began > ROLLING_SECONDS:
                 break
             time.sleep(1)
             stops.setdefault(name.rpartition("-")[0] or name, []).append(restart(cluster, name))
@@ -103,7 +101,7 @@ def test_processes_of_the_release_before_work_beside_ours_and_older_agents_may_n
 ) -> None:
     before, older = numbered(BEFORE, tmp_path), numbered((BEFORE[0], BEFORE[1] - 1), tmp_path)
     load = Load(cluster, USERS, SEED, patient=False, docker=False)
-    some = cluster.apis[0], *(cluster.controls if WHOLE else cluster.controls[:1]), "agent-1"
+    some = cluster.apis[0], *cluster.controls, "agent-1"
     with load.running():
         for name in some:
             restart(cluster, name, PYTHONPATH=before)
@@ -150,6 +148,7 @@ def report(cluster: Cluster, load: Load, what: str, capsys: pytest.CaptureFixtur
     rows = {str(id): (kind, state) for id, kind, state in cluster.sql("SELECT id, kind, state FROM workflows")}
     assert load.workflows <= rows.keys(), "what was accepted is there"
     states = Counter(rows[id][1] for id in load.workflows)
+    assert states["completed"], "requests that only wait, and never fail, prove nothing"
     kinds = Counter(rows[id][0] for id in load.workflows)
     ((retried,),) = cluster.sql(
         "SELECT coalesce(sum((step ->> 'attempts')::int - 1), 0) FROM workflows, jsonb_array_elements(steps) AS step"

@@ -17,8 +17,7 @@ from tests import invariants
 from tests.chaos.test_matrix import PART, SEED
 from tests.stack import IMAGE, TERMINAL, Json, Stack, wait_for
 
-SECONDS = 120 if PART == "all" else 15
-CLIENTS = 6
+SECONDS, CLIENTS = (120, 6) if PART == "all" else (10, 4)
 VICTIMS = ("api", "control_worker", "host_agent", "temporal", "postgres")
 VERBS = ["launch"] * 3 + ["start", "stop", "restart", "pause", "resume", "resize", "tag", "delete", "delete", "cancel"]
 #: How often what is asked for comes at an instance that is busy: a defined answer, and not an error of ours.

@@ -24,6 +24,7 @@ WORKFLOW = "0199b3f0-0000-7000-8000-00000000000a"
 HOST = "0199b3f0-0000-7000-8000-000000000002"
 INSTANCE = "0199b3f0-0000-7000-8000-000000000001"
 HOOK = "0199b3f0-0000-7000-8000-00000000000c"
+JOB = "0199b3f0-0000-7000-8000-00000000000e"
 IMAGE = "0199b3f0-0000-7000-8000-000000000009"
 WHEN = "2026-01-01T12:00:00Z"
 
@@ -132,7 +133,7 @@ def _response(answer: Answer) -> Response:
 
 
 def cairn(*args: str, stdin: str | None = None) -> Result:
-    return CliRunner().invoke(app, list(args), input=stdin, catch_exceptions=False)
+    return CliRunner().invoke(app, list(args), input=stdin, catch_exceptions=False, prog_name="cairn")
 
 
 def instance(name: str = "web", **over: Any) -> dict[str, Any]:
@@ -163,6 +164,7 @@ def host(name: str = "rack-1", **over: Any) -> dict[str, Any]:
         "state": "ready",
         "reachable": True,
         "capacity": {"vcpus": 8.0, "memory_mb": 16384},
+        "allocatable": {"vcpus": 32.0, "memory_mb": 16384},
         "allocated": {"vcpus": 2.5, "memory_mb": 1024},
         "ports_held": 3,
         "labels": {"disk": "ssd"},
@@ -236,6 +238,27 @@ def hook(name: str = "chat", **over: Any) -> dict[str, Any]:
         "active": True,
         "disabled_reason": None,
         "version": 1,
+        "created_at": WHEN,
+        "updated_at": WHEN,
+        **over,
+    }
+
+
+def cron_job(name: str = "nightly", **over: Any) -> dict[str, Any]:
+    return {
+        "id": JOB,
+        "name": name,
+        "schedule": "30 2 * * *",
+        "time_zone": "Europe/Berlin",
+        "target": {"http": {"url": "https://example.com/nightly", "method": "POST", "headers": {}}},
+        "overlap": "skip",
+        "catchup_window_seconds": 60,
+        "paused": False,
+        "labels": {"team": "a"},
+        "owner": "user:jo@example.org",
+        "next_runs": ["2026-01-02T01:30:00Z", "2026-01-03T01:30:00Z"],
+        "applied": True,
+        "version": 3,
         "created_at": WHEN,
         "updated_at": WHEN,
         **over,

@@ -41,6 +41,13 @@ def test_list_asks_for_what_is_wanted_and_shows_why_something_was_denied(api: Fa
     assert "denied: forbidden" in result.stdout and "instance i-1" in result.stdout
 
 
+def test_what_has_a_name_is_shown_by_it(api: FakeApi) -> None:
+    named = [{"before": {"name": "old"}, "after": {"name": "new"}}, {"before": {"name": "gone"}, "after": None}]
+    api.on("GET /audit", Answer(200, [row(**one) for one in named]))
+    shown = cairn("audit", "list").stdout
+    assert "instance new" in shown and "instance gone" in shown and "i-1" not in shown
+
+
 def test_verify_prints_the_head_that_is_to_be_kept(api: FakeApi) -> None:
     api.on("POST /audit/verify", Answer(200, verdict()))
     result = cairn("audit", "verify", "--head", f"3:{HASH}")
@@ -70,5 +77,16 @@ def test_export_is_whole_or_fails(api: FakeApi, tmp_path: Path) -> None:
     result = cairn("audit", "export", str(path))
     assert result.exit_code == Exit.OK and f"1 entries; head 1:{HASH}" in result.stderr
     assert path.read_text() == "".join(lines)
+    again = cairn("audit", "export", str(path))
+    assert again.exit_code == Exit.USAGE and "--force" in again.stderr
+    assert path.read_text() == "".join(lines)
     result = cairn("audit", "export")
     assert result.exit_code == Exit.FAILED and "not whole" in result.stderr
+
+
+def test_file_that_cannot_be_made_is_refused_before_anything_is_asked(api: FakeApi, tmp_path: Path) -> None:
+    for path in (tmp_path / "none" / "a", tmp_path):
+        result = cairn("audit", "export", str(path))
+        assert result.exit_code == Exit.USAGE, path
+        assert str(path) in result.stderr and len(result.stderr.splitlines()) == 1
+    assert api.requests == []

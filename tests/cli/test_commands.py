@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +21,7 @@ from tests.cli.fake import (
     FakeApi,
     accepted,
     cairn,
+    cron_job,
     hook,
     host,
     image,
@@ -45,20 +47,31 @@ def _below(words: tuple[str, ...], command: Any) -> Iterator[tuple[str, Any]]:
 
 
 ALL = dict(walk())
+CHANCE = random.Random(int(os.environ["CAIRN_CHAOS_SEED"]))  # noqa: S311 - a test's choice, to be repeated
+DRAWN = CHANCE.choice(list(ALL))
 
 
 @pytest.mark.parametrize("words", [*ALL, *(name for name in COMMANDS if name not in ALL), ""])
-def test_help_is_whole_and_fits_80_columns(words: str) -> None:
-    environ = {**os.environ, "COLUMNS": str(WIDTH)}
-    shown = subprocess.run(
-        [*PROGRAM, *words.split(), "--help"], env=environ, capture_output=True, text=True, timeout=60, check=True
-    ).stdout
+def test_help_is_whole_and_fits_80_columns(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
+    result = cairn(*words.split(), "--help")
+    assert (result.exit_code, result.stderr) == (0, "")
+    shown = result.stdout
     assert "\x1b" not in shown
     assert max(map(len, shown.splitlines())) <= WIDTH
     assert "Usage: cairn" in shown
     if words in ALL:
         assert ALL[words].help.strip()
         assert f"Example: cairn {words}" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("words", ["", "instance", DRAWN])
+def test_help_of_the_program_is_what_is_shown_here(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the test above speaks of what a process of its own shows."""
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
+    command = [*PROGRAM, *words.split(), "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert shown == cairn(*words.split(), "--help").stdout
 
 
 @pytest.mark.parametrize("words", ALL)
@@ -77,7 +90,7 @@ def test_options_that_every_such_command_has(words: str) -> None:
     if words.rsplit(maxsplit=1)[-1] in VIEWS:
         assert "--output" in options
         assert ("--watch" in options) is not local
-    if "--timeout" in options and words != "instance exec":
+    if "--timeout" in options and words not in ("instance exec", "cron create", "cron update"):
         assert "--wait" in options or words == "workflow wait"
 
 
@@ -92,14 +105,23 @@ MADE = {"id": INSTANCE, "created_at": "2026-01-01T00:00:00Z"}
 AUDITED = {**MADE, "at": MADE["created_at"], "actor": "key:laptop", "action": "instances:create", "code": None}
 AUDITED |= {"outcome": "allowed", "resource_type": "instance", "resource_id": INSTANCE, "address": "::1"}
 AUDITED |= {"operation": "POST /v1/instances"}
+GROUPED = {**MADE, "status": "active", "paused": False, "image": "x" * 100, "revision": 1}
 ROWS = {
     "ssh-key list": ("/ssh-keys", {**MADE, "type": "ssh-ed25519", "fingerprint": f"SHA256:{'x' * 43}"}),
     "instance list": ("/instances", instance(labels={"x": "y" * 100})),
     "host list": ("/hosts", host()),
     "workflow list": ("/workflows", workflow(error={"code": "x", "message": "z" * 100})),
     "image list": ("/images", image()),
+    "lb list": (
+        "/lb",
+        {**MADE, "status": "active", "mode": "http", "tls": None, "port": 80, "algorithm": "round-robin"}
+        | {"targets": 2, "targets_up": 1, "host": "x" * 60},
+    ),
     "type list": ("/instance-types", {"name": "", "vcpus": 0.5, "memory_mb": 128, "disk_gb": 4}),
     "webhook list": ("/webhooks", hook()),
+    "cron list": ("/cron/jobs", cron_job()),
+    "group list": ("/autoscaling/groups", GROUPED | {"ready_count": 1, "desired_count": 2}),
+    "deployment list": ("/containers/deployments", GROUPED | {"ready_replicas": 1, "replicas": 2}),
     "project list": ("/projects", {**MADE, "unix_name": "x" * 32, "active": True, "deleting": False}),
     "role list": ("/rbac/roles", {"built_in": False, "permissions": ["instances:read"] * 30}),
     "key list": (
@@ -128,15 +150,23 @@ def scripted(api: FakeApi, words: str, many: int) -> None:
     api.on(f"GET {path}", Answer(200, [{**row, "name": f"thing-{n}"} for n in range(many)]))
 
 
-@pytest.mark.parametrize("output", ["table", "json", "yaml"])
-@pytest.mark.parametrize("words", ROWS)
+#: Each is a process. One notation of each list is tried each time, all of them with CAIRN_CHAOS=all.
+NOTATIONS = ("table", "json", "yaml")
+LEFT = [
+    (words, output)
+    for words in ROWS
+    for output in (NOTATIONS if os.environ.get("CAIRN_CHAOS") == "all" else [CHANCE.choice(NOTATIONS)])
+]
+
+
+@pytest.mark.parametrize(("words", "output"), LEFT)
 def test_a_reader_that_leaves_ends_a_list_quietly(
     api: FakeApi, words: str, output: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # with it, Python itself drops the error
-    scripted(api, words, 1500)
+    scripted(api, words, 3000)
     # Instance types are few, and come in one page.
-    many = ["--limit", "1500"] if any("--limit" in param.opts for param in ALL[words].params) else []
+    many = ["--limit", "3000"] if any("--limit" in param.opts for param in ALL[words].params) else []
     command = [*PROGRAM, *words.split(), *many, "-o", output]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as writer:
         assert writer.stdout
@@ -178,6 +208,8 @@ def test_exit_codes_are_those_of_the_table(api: FakeApi, monkeypatch: pytest.Mon
     api.on(f"POST /instances/{INSTANCE}/stop", accepted(instance()))
     api.on(f"GET /workflows/{WORKFLOW}", Answer(200, failed), Answer(200, workflow("running")))
     api.on("POST /instances", Answer(409, error=taken))
+    late = {"code": "command_timeout", "message": "the command was ended after 30 s"}
+    api.on(f"POST /instances/{INSTANCE}/exec", Answer(504, error=late))
     ends = {
         Exit.OK: cairn("instance", "stop", "web", "--no-wait"),
         Exit.FAILED: cairn("instance", "stop", "web"),
@@ -185,6 +217,7 @@ def test_exit_codes_are_those_of_the_table(api: FakeApi, monkeypatch: pytest.Mon
         Exit.NOT_FOUND: cairn("instance", "stop", "nothing"),
         Exit.REFUSED: cairn("instance", "launch", "web"),
         Exit.TIMED_OUT: cairn("instance", "stop", "web", "--timeout", "0.2"),
+        Exit.COMMAND_TIMED_OUT: cairn("instance", "exec", "web", "--", "sleep", "99"),
         Exit.UNREACHABLE: cairn("instance", "list", "--api-url", "http://127.0.0.1:9/v1"),
     }
     for exit, result in ends.items():
@@ -205,6 +238,7 @@ def test_the_table_of_exit_codes_is_shown_and_documented(request: pytest.Fixture
 
 def test_every_error_of_the_platform_has_a_hint() -> None:
     from cli.errors import of_answer
+    from cli.hints import BY_REQUEST
     from model import errors
 
     def below(family: type[errors.CairnError]) -> Iterator[type[errors.CairnError]]:
@@ -213,7 +247,8 @@ def test_every_error_of_the_platform_has_a_hint() -> None:
             yield from below(each)
 
     codes = {each.code for each in below(errors.CairnError) if each.__module__ == errors.__name__}
-    assert not {code for code in codes if of_answer(409, {"code": code, "message": "m"}).hint is None}
+    without = {code for code in codes if of_answer(409, {"code": code, "message": "m"}).hint is None}
+    assert without == set(BY_REQUEST), "of these each request has its own, or none"
 
 
 def test_every_command_is_documented(request: pytest.FixtureRequest) -> None:

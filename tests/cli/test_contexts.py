@@ -165,6 +165,30 @@ def test_the_first_is_chosen_then_use_and_rm_choose() -> None:
     assert config.read().current is None
 
 
+def test_one_that_cannot_be_reached_is_not_chosen(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: nothing worked after a mistyped address."""
+    assert cairn("context", "add", "bad", "--url", "http://127.0.0.1:1").exit_code == 0
+    assert config.read().current is None and "bad" in config.read().contexts
+    api.on("GET /projects", Answer(200, []))
+    assert cairn("context", "add", "good", "--url", api.url).exit_code == 0
+    assert config.read().current == "good"
+    absent = cairn("context", "add", "lost", "--url", api.url, "--project", PROJECT)
+    assert "not_found" in absent.stderr
+
+
+def test_forgetting_a_context_ends_its_login(api: FakeApi) -> None:
+    login = {"access_token": "access", "refresh_token": "refresh", "expires_at": "9999999999", "email": "jo@x.org"}
+    for number, said in ((204, "its login has ended"), (500, "its login goes on")):
+        with config.changing() as document:
+            document["contexts"] = {"jo": {"url": api.url, **login}}
+        api.scripts["POST /auth/logout"].clear()
+        api.on("POST /auth/logout", Answer(number, error=None if number == 204 else {"code": "internal"}))
+        done = cairn("context", "rm", "jo")
+        assert done.exit_code == 0 and said in done.stderr and "key" not in done.stderr
+        assert api.requests[-1].headers["authorization"] == "Bearer access"
+        assert not config.read().contexts
+
+
 def test_one_of_the_same_name_is_not_overwritten_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     add("a")
     monkeypatch.setenv("CAIRN_API_KEY", "another")

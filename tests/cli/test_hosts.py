@@ -26,8 +26,8 @@ REGISTERED = {
 def test_list_shows_what_is_held_and_who_is_away(api: FakeApi) -> None:
     api.on("GET /hosts", Answer(200, [host(), host("rack-2", state="cordoned", reachable=False, last_seen_at=None)]))
     first, second = cairn("host", "list").stdout.splitlines()[1:]
-    assert "2.5/8" in first
-    assert "1024/16384 MiB" in first
+    assert "2.5 of 32" in first
+    assert "1024 of 16384 MiB" in first
     assert "disk=ssd" in first
     assert "cordoned (unreachable)" in second
     assert "never" in second
@@ -38,7 +38,12 @@ def test_show_by_name_and_by_id(api: FakeApi) -> None:
     api.on(f"GET /hosts/{HOST}", Answer(200, host()))
     assert json.loads(cairn("host", "show", "rack-1", "-o", "json").stdout) == host()
     shown = cairn("host", "show", HOST).stdout
-    for expected in ("2.5 held of 8", "https://10.0.0.2:7000", "agent 0.2.0"):
+    for expected in (
+        "2.5 held of 32 (it has 8, over-committed 4 times: CAIRN_OVERCOMMIT_CPU)",
+        "1024 MiB held of 16384 MiB\n",
+        "https://10.0.0.2:7000",
+        "agent 0.2.0",
+    ):
         assert expected in shown
     assert cairn("host", "show", "rack-2").exit_code == Exit.NOT_FOUND
 

@@ -23,10 +23,16 @@ def test_pull_and_import_name_their_sources(api: FakeApi) -> None:
     api.on(f"GET /workflows/{WORKFLOW}", Answer(200, workflow()))
     api.on(f"GET /images/{IMAGE}", Answer(200, image()))
     assert cairn("image", "pull", "app", "nginx:1.29").exit_code == 0
+    assert cairn("image", "pull", "app", "r.example/a", "--registry-secret", "registry").exit_code == 0
     assert (
         cairn("image", "import", "app", "https://x.example/a.tar", "--checksum", "1" * 64, "--no-wait").exit_code == 0
     )
-    pulled, imported = api.seen("POST /images")
+    pulled, with_login, imported = api.seen("POST /images")
+    assert with_login.body["source"] == {
+        "type": "registry",
+        "reference": "r.example/a",
+        "registry_secret": "registry",
+    }
     assert pulled.body == {"name": "app", "source": {"type": "registry", "reference": "nginx:1.29"}}
     assert imported.body["source"] == {"type": "url", "url": "https://x.example/a.tar", "checksum": "1" * 64}
 

@@ -13,11 +13,13 @@ from tests.cli.fake import INSTANCE, WORKFLOW, Answer, FakeApi, accepted, cairn,
 def test_launch_sends_what_was_asked_for(api: FakeApi) -> None:
     api.on("POST /instances", accepted(instance(status="pending")))
     options = "--type basic-2 -p 8080:80 -p 53/udp -p 0:443 -e A=1=2 -l tier=web --host local --backend docker"
+    options += " --registry-secret registry"
     result = cairn("instance", "launch", "web", *options.split(), "--no-wait", "--", "httpd", "-f")
     assert result.exit_code == 0
     assert api.requests[0].body == {
         "name": "web",
         "image": "cairn/base:latest",
+        "registry_secret": "registry",
         "instance_type": "basic-2",
         "ports": [
             {"host_port": 8080, "container_port": 80, "protocol": "tcp"},
@@ -88,8 +90,11 @@ def test_failed_launch_names_step_cause_and_code(api: FakeApi) -> None:
 def test_time_out_of_wait(api: FakeApi) -> None:
     api.on("POST /instances", accepted(instance(status="pending")))
     api.on(f"GET /workflows/{WORKFLOW}", Answer(200, workflow("running")))
+    api.on(f"GET /instances/{INSTANCE}", Answer(200, instance(status="provisioning")))
     result = cairn("instance", "launch", "web", "--timeout", "0.2")
     assert result.exit_code == Exit.TIMED_OUT
+    assert "within 0.2 s" in result.stderr
+    assert "provisioning" in result.stdout, "how it is by now"
     assert f"cairn workflow wait {WORKFLOW}" in result.stderr
 
 

@@ -14,7 +14,7 @@ import pytest
 from cli import config
 from cli.client import Client
 from cli.given import given
-from tests.cli.fake import Answer, FakeApi, Request, cairn
+from tests.cli.fake import WHEN, WORKFLOW, Answer, FakeApi, Request, cairn, workflow
 
 PASSWORD = "correct horse battery staple"
 ME = {
@@ -71,6 +71,24 @@ def test_login_is_kept_for_its_owner_alone_used_and_ended(here: FakeApi) -> None
     assert sent(here, "/auth/logout")[0].headers["authorization"] == "Bearer access-1"
     assert set(kept()) == {"url"}
     assert cairn("logout").exit_code == 2
+    here.scripts["GET /auth/me"].clear()
+    here.on("GET /auth/me", Answer(401, error={"code": "unauthenticated", "message": "no"}))
+    assert "hint: cairn login" in cairn("whoami").stderr
+
+
+def test_logout_chooses_again_what_was_chosen_before_the_login(here: FakeApi) -> None:
+    here.on("POST /auth/logout", Answer(204))
+    cairn("login", "--email", "jo@x.org", "--into", "jo")
+    assert config.read().current == "jo"
+    assert "context jo is not chosen any more" in cairn("logout").stderr
+    assert config.read().current is None
+    cairn("context", "use", "jo")
+    cairn("login", "--email", "jo@x.org", "--into", "mo")
+    assert "context jo is chosen again" in cairn("logout").stderr
+    cairn("login", "--email", "jo@x.org", "--into", "mo")
+    cairn("context", "use", "mo")
+    cairn("logout")
+    assert config.read().current == "mo"
 
 
 def test_registering_sends_the_name_and_logs_in(here: FakeApi) -> None:
@@ -91,8 +109,21 @@ def test_password_is_a_line_of_stdin_where_there_is_no_terminal(here: FakeApi, m
 def test_wrong_login_keeps_what_there_is(here: FakeApi) -> None:
     here.scripts["POST /auth/login"].clear()
     here.on("POST /auth/login", Answer(401, error={"code": "unauthenticated", "message": "no"}))
-    assert cairn("login", "--email", "jo@x.org").exit_code == 5
+    refused = cairn("login", "--email", "jo@x.org")
+    assert refused.exit_code == 5 and "cairn login --reset" in refused.stderr
     assert config.read().contexts == {}
+
+
+def test_password_is_changed_with_the_old_one(here: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    cairn("login", "--email", "jo@x.org")
+    here.on("PATCH /auth/me", Answer(200, ME))
+    monkeypatch.delenv("CAIRN_PASSWORD")
+    done = cairn("passwd", stdin=f"{PASSWORD}\nanother one\n")
+    assert done.exit_code == 0, done.stderr
+    (request,) = (request for request in here.requests if request.method == "PATCH")
+    assert request.body == {"password": "another one", "old_password": PASSWORD}
+    assert PASSWORD not in done.output and "another one" not in done.output
+    assert cairn("passwd", stdin=f"{PASSWORD}\n").exit_code == 2
 
 
 def test_key_of_the_environment_is_stronger_than_a_login(here: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +167,8 @@ def test_session_that_has_ended_says_to_log_in_and_is_forgotten(here: FakeApi) -
     result = cairn("whoami")
     assert result.exit_code == 5
     assert "cairn login" in result.stderr
-    assert set(kept()) == {"url"}
+    assert set(kept()) == {"url", "chosen_over"}
+    assert "cairn context use --none" in cairn("logout").stderr
     assert len(sent(here, "/auth/refresh")) == 1
 
 
@@ -179,6 +211,49 @@ def test_key_commands_print_a_key_once(here: FakeApi) -> None:
     assert cairn("key", "revoke", "ci").exit_code == 0
 
 
+def test_revoking_by_name_ends_the_rotated_key_too_and_by_id_just_that_one(here: FakeApi) -> None:
+    """Regression: the old key opened things for the rest of its overlap."""
+    new, old, void = (f"0199b3f0-0000-7000-8000-00000000000{number}" for number in (1, 2, 3))
+    key = {
+        "project_id": "p",
+        "name": "ci",
+        "scopes": None,
+        "created_at": WHEN,
+        "expires_at": None,
+        "last_used_at": None,
+    }
+    ends = {new: None, old: "2999-01-01T00:00:00Z", void: "2020-01-01T00:00:00Z"}
+    rows = [key | {"id": id, "revoked_at": end} for id, end in ends.items()]
+    # The key that asks is the newest: ended first, it could not end the others.
+    here.scripts["GET /auth/me"].clear()
+    here.on("GET /auth/me", Answer(200, ME | {"key_id": new}))
+    here.on("GET /auth/keys", Answer(200, rows))
+    here.on("GET /service-accounts", Answer(200, [{"id": "s", "name": "bot"}]))
+    here.on("GET /service-accounts/s/keys", Answer(200, rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CAIRN_API_KEY", "its own")
+        for words, path in ((("key",), "/auth/keys"), (("service-account",), "/service-accounts/s/keys")):
+            for row in rows:
+                after = row | {"revoked_at": min(row["revoked_at"] or WHEN, WHEN)}
+                here.on(f"POST {path}/{row['id']}/revoke", Answer(200, after))
+                here.on(f"GET {path}/{row['id']}", Answer(200, row))
+                here.on(f"DELETE {path}/{row['id']}", Answer(204))
+            account = ["bot"] if words == ("service-account",) else []
+            ended = cairn(*words, "revoke", *account, "ci")
+            assert ended.exit_code == 0, ended.stderr
+            assert old in ended.stderr and new in ended.stderr and void not in ended.stderr
+            sent_to = [one.path.split("/")[-2] for one in here.requests if one.path.endswith("/revoke")]
+            assert sent_to == [old, void, new]
+            here.requests.clear()
+            assert cairn(*words, "revoke", *account, new).exit_code == 0
+            assert [one.path.split("/")[-2] for one in here.requests if one.path.endswith("/revoke")] == [new]
+            here.requests.clear()
+        assert cairn("key", "rm", "ci").exit_code == 0
+        assert [one.path.split("/")[-1] for one in here.requests if one.method == "DELETE"] == [old, void, new]
+        shown = cairn("key", "list").stdout
+    assert [word in shown for word in ("STATE", "live", " left", "void")] == [True] * 4
+
+
 def test_users_are_found_by_address(here: FakeApi) -> None:
     cairn("login", "--email", "jo@x.org")
     user = {"id": "u", "email": "jo@x.org", "name": "Jo", "is_admin": False, "active": True, "default_project_id": "p"}
@@ -190,4 +265,13 @@ def test_users_are_found_by_address(here: FakeApi) -> None:
     assert cairn("user", "deactivate", "jo@x.org").exit_code == 0
     assert sent(here, "/users/u")[0].body == {"active": False}
     assert cairn("user", "set", "jo@x.org").exit_code == 2
+    assert cairn("user", "set", "jo@x.org", "--password").exit_code == 0
+    assert here.requests[-1].body == {"password": PASSWORD}
     assert cairn("user", "rm", "jo@x.org").exit_code == 0
+    here.scripts["DELETE /users/u"].clear()
+    here.on("DELETE /users/u", Answer(202, user, meta={"workflow_id": WORKFLOW}))
+    here.on(f"GET /workflows/{WORKFLOW}", Answer(200, workflow()))
+    begun = cairn("user", "rm", "jo@x.org", "--cascade", "--no-wait")
+    assert f"cairn workflow wait {WORKFLOW}" in begun.stderr and not sent(here, f"/workflows/{WORKFLOW}")
+    ended = cairn("user", "rm", "jo@x.org", "--cascade")
+    assert ended.exit_code == 0 and "removed jo@x.org" in ended.stderr

@@ -9,7 +9,7 @@ import pytest
 
 from cli import config
 from cli.errors import Exit
-from tests.cli.fake import WHEN, Answer, FakeApi, cairn
+from tests.cli.fake import WHEN, WORKFLOW, Answer, FakeApi, cairn, workflow
 
 ID, OTHER = "0199b3f0-0000-7000-8000-0000000000aa", "0199b3f0-0000-7000-8000-0000000000bb"
 PROJECT: dict[str, Any] = {
@@ -51,6 +51,55 @@ def test_project_that_is_chosen_is_that_of_the_context(api: FakeApi, monkeypatch
     assert config.read().contexts["prod"].project == ID
 
 
+GONE = Answer(404, error={"code": "not_found", "message": "there is no such project"})
+
+
+@pytest.fixture
+def in_use(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> FakeApi:
+    """A project is in use, by a context."""
+    with config.changing() as document:
+        document["contexts"] = {"prod": {"url": api.url, "key": "k", "project": OTHER}}
+        document["current"] = "prod"
+    monkeypatch.delenv("CAIRN_API_URL")
+    monkeypatch.delenv("CAIRN_API_KEY")
+    return api
+
+
+def test_project_in_use_is_not_named_beside_another_nor_where_one_asks_about_oneself(in_use: FakeApi) -> None:
+    """Regression: the path named one project and the header another, which is a 404."""
+    in_use.on("GET /projects", Answer(200, [PROJECT]))
+    in_use.on(f"GET /projects/{ID}/members", Answer(200, []))
+    in_use.on(f"GET /projects/{ID}/quotas", Answer(200, {}))
+    in_use.on(f"DELETE /projects/{ID}", Answer(204))
+    in_use.on("GET /instances", Answer(200, []))
+    for words in (("project", "members"), ("quota", "show"), ("project", "rm")):
+        assert cairn(*words, "payments").exit_code == 0
+    asked = [request for request in in_use.requests if request.path.startswith("/projects")]
+    assert len(asked) > 5 and not [request.path for request in asked if "x-project-id" in request.headers]
+    cairn("api", "GET", "/v1/projects")
+    assert "x-project-id" not in in_use.requests[-1].headers
+    cairn("api", "GET", "/projects", "-H", f"X-Project-ID: {ID}")
+    assert in_use.requests[-1].headers["x-project-id"] == ID
+    cairn("instance", "list")
+    assert in_use.requests[-1].headers["x-project-id"] == OTHER
+
+
+def test_project_in_use_that_is_gone_is_told_and_another_can_be_used(in_use: FakeApi) -> None:
+    """Regression: after the project in use was removed every command failed."""
+    in_use.on("GET /projects", Answer(200, [PROJECT]))
+    in_use.on("GET /instances", GONE)
+    in_use.on("GET /auth/me", GONE)
+    told = cairn("instance", "list")
+    assert told.exit_code == Exit.NOT_FOUND
+    assert "the project in use is gone" in told.stderr and "cairn project use NAME" in told.stderr
+    assert cairn("project", "list").exit_code == 0
+    assert cairn("project", "use", "payments").exit_code == 0
+    assert config.read().contexts["prod"].project == ID
+    in_use.on(f"DELETE /projects/{ID}", Answer(204))
+    assert cairn("project", "rm", "payments").exit_code == 0
+    assert config.read().contexts["prod"].project is None
+
+
 def test_members_invitations_and_the_end(api: FakeApi) -> None:
     api.on("GET /projects", Answer(200, [PROJECT]))
     member = {"id": OTHER, "email": "jo@example.org", "name": "Jo", "roles": ["viewer", "admin"], "created_at": WHEN}
@@ -61,8 +110,28 @@ def test_members_invitations_and_the_end(api: FakeApi) -> None:
     assert "cairn_invite_x" in cairn("project", "invite", "jo@example.org", "--role", "developer").stdout
     api.on("POST /invitations/accept", Answer(200, {"project_id": ID, "project_name": "Payments"}))
     assert cairn("project", "join", "cairn_invite_x").exit_code == 0
-    api.on(f"DELETE /projects/{ID}", Answer(202, PROJECT))
-    assert cairn("project", "rm", "payments", "--cascade").exit_code == 0
+    invitation = made | {"id": OTHER, "invited_by": "user:a@x.org", "accepted_at": None, "created_at": WHEN}
+    api.on(f"GET /projects/{ID}/invitations", Answer(200, [invitation]))
+    assert "void" in cairn("project", "invitations").stdout
+    api.on(f"DELETE /projects/{ID}/invitations/{OTHER}", Answer(204))
+    assert cairn("project", "uninvite", "Jo@example.org").exit_code == 0
+    assert len(api.seen(f"DELETE /projects/{ID}/invitations/{OTHER}")) == 1
+    assert cairn("project", "uninvite", "someone@example.org").exit_code == Exit.NOT_FOUND
+
+
+def test_project_that_is_deleted_with_its_workflow_is_deleted(api: FakeApi) -> None:
+    api.on("GET /projects", Answer(200, [PROJECT]))
+    api.on(f"DELETE /projects/{ID}", Answer(202, PROJECT, meta={"workflow_id": WORKFLOW}))
+    begun = cairn("project", "rm", "payments", "--cascade", "--no-wait")
+    assert begun.exit_code == 0 and WORKFLOW in begun.stderr
+    api.on(f"GET /workflows/{WORKFLOW}", Answer(200, workflow("running")), GONE)
+    api.on(f"GET /projects/{ID}", GONE)
+    ended = cairn("project", "rm", "payments", "--cascade")
+    assert ended.exit_code == 0 and "Payments is deleted" in ended.stderr
+    assert {one.headers["x-project-id"] for one in api.seen(f"GET /workflows/{WORKFLOW}")} == {ID}
+    api.scripts[f"GET /workflows/{WORKFLOW}"].clear()
+    api.on(f"GET /workflows/{WORKFLOW}", Answer(200, workflow("failed")))
+    assert cairn("project", "rm", "payments", "--cascade").exit_code == Exit.FAILED
 
 
 def test_roles_and_bindings(api: FakeApi) -> None:
@@ -84,7 +153,7 @@ def test_roles_and_bindings(api: FakeApi) -> None:
 def test_key_of_a_service_account_is_all_that_is_printed(api: FakeApi) -> None:
     account = {"id": ID, "name": "ci", "description": "", "created_at": WHEN}
     api.on("GET /service-accounts", Answer(200, [account]))
-    api.on(f"POST /service-accounts/{ID}/keys", Answer(201, {"name": "one", "key": "cairn_secret"}))
+    api.on(f"POST /service-accounts/{ID}/keys", Answer(201, {"id": OTHER, "name": "one", "key": "cairn_secret"}))
     result = cairn("service-account", "key", "ci", "one", "--scope", "instances:*")
     assert result.stdout == "cairn_secret\n"
     assert api.requests[-1].body == {"name": "one", "scopes": ["instances:*"]}

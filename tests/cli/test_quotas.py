@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from api.project_quotas import QuotaPatch
 from cli.errors import Exit
+from cli.quotas import NAMES
 from tests.cli.fake import HOST, WHEN, Answer, FakeApi, cairn
 
 PROJECT = {"id": HOST, "name": "default", "unix_name": "default", "drift_policy": "report", "created_at": WHEN}
@@ -23,12 +25,17 @@ def test_quotas_are_shown(api: FakeApi) -> None:
     api.on("GET /projects", Answer(200, [PROJECT]))
     api.on(f"GET /projects/{HOST}/quotas", Answer(200, QUOTAS))
     lines = [line.split() for line in cairn("quota", "show").stdout.splitlines()]
-    assert lines[1:] == [
+    assert lines[0] == ["project", "default", "(default)"]
+    assert lines[2:] == [
         ["instances", "50", "3", "1"],
-        ["vCPUs", "none", "2.5", "0"],
-        ["image", "bytes", str(1 << 40), "10000001", "0"],
+        ["vcpus", "none", "2.5", "0"],
+        ["image_bytes", str(1 << 40), "10000001", "0"],
     ]
     assert json.loads(cairn("quota", "show", "-o", "json").stdout) == QUOTAS
+
+
+def test_every_quota_of_the_api_can_be_set() -> None:
+    assert set(NAMES) == set(QuotaPatch.model_fields)
 
 
 def test_quotas_are_set(api: FakeApi) -> None:
@@ -37,6 +44,8 @@ def test_quotas_are_set(api: FakeApi) -> None:
         api.on(f"PATCH /projects/{project}/quotas", Answer(200, QUOTAS))
     assert cairn("quota", "set", "default", "instances=50", "vcpus=none").exit_code == 0
     assert api.requests[-1].body == {"instances": 50, "vcpus": None}
+    assert cairn("quota", "set", "default", "load_balancers=1").exit_code == 0
+    assert api.requests[-1].body == {"load_balancers": 1}
     assert cairn("quota", "set", OTHER, "vcpus=2.5").exit_code == 0
     assert api.requests[-1].path.endswith(f"{OTHER}/quotas")
 

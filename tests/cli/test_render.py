@@ -54,6 +54,27 @@ def test_a_wide_column_goes_before_another_is_cut(monkeypatch: pytest.MonkeyPatc
     assert lines[1].endswith("x" * 100)
 
 
+@pytest.mark.parametrize("columns", [40, 60, 80, 119])
+def test_ids_are_never_cut_and_names_come_before_what_is_only_read(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headers = ["ID", "KIND", "RESOURCE", "STATE", "ERROR"]
+    rows = [[INSTANCE, "DeprovisionInstance", "n" * 63, "completed", "no_capacity"]]
+    lines = shown(monkeypatch, columns, headers, rows)
+    assert lines[1].startswith(INSTANCE)
+    assert max(len(line) for line in lines) <= columns
+    assert "DeprovisionInstance" in lines[1] or "KIND" not in lines[0]
+    named = shown(monkeypatch, columns, ["NAME", "STATE", "NOTE"], [["n" * 40, "running", "word " * 9]])
+    assert named[1].startswith("n" * 40)
+
+
+def test_a_pipe_gets_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys, "stdout", pipe := io.StringIO())
+    render.print_table(["NAME", "NOTE", "ID"], [["n" * 63, "x" * 300, INSTANCE]], wide=["ID"])
+    assert pipe.getvalue().splitlines()[1].split() == ["n" * 63, "x" * 300, INSTANCE]
+
+
 def test_an_empty_table_is_its_head(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(monkeypatch, 80, ["NAME", "ID"], []) == ["NAME  ID"]
 
@@ -68,6 +89,11 @@ def test_others_text_steers_no_terminal(api: FakeApi) -> None:
         assert "\u009b" not in text
         assert "owned" in text
     assert len(run("instance", "list").stdout.splitlines()) == 2
+    refusal = {"code": "x", "message": nasty, "details": {"fields": [{"field": nasty, "message": "\u202e" + nasty}]}}
+    api.on("POST /instances", Answer(422, error=refusal))
+    refused = run("instance", "launch", "web").stderr
+    assert not re.search("[\x1b\u009b\u202e]", refused)
+    assert "owned" in refused
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,22 @@ def test_exec_ends_as_the_command_did(api: FakeApi) -> None:
     assert result.exit_code == 3
 
 
+def test_exec_says_that_what_is_piped_is_lost(api: FakeApi) -> None:
+    api.on("GET /instances", Answer(200, [instance()]))
+    done = {"exit_code": 0, "stdout": "", "stderr": "", "truncated": False}
+    api.on(f"POST /instances/{INSTANCE}/exec", Answer(200, done))
+    for piped, warned in ((b"hi\n", True), (b"", False)):
+        result = subprocess.run(
+            [*PROGRAM, "instance", "exec", "web", "--", "cat"],
+            input=piped,
+            capture_output=True,
+            timeout=20,
+            check=False,
+        )
+        assert result.returncode == 0
+        assert (b"cairn instance terminal web" in result.stderr) is warned
+
+
 def test_exec_whose_outcome_nobody_knows_says_what_to_do(api: FakeApi) -> None:
     api.on("GET /instances", Answer(200, [instance()]))
     api.on(f"POST /instances/{INSTANCE}/exec", Answer(502, error={"code": "outcome_unknown", "message": "cut off"}))
@@ -286,3 +302,19 @@ def test_a_pipe_is_typed_and_its_end_is_the_end_of_input(streams: Make) -> None:
     )
     assert (result.returncode, result.stdout) == (0, b"done\n"), result.stderr
     assert b"".join(got) == b"~.\nls\n\x04"
+
+
+def test_the_end_of_input_reaches_a_program_that_listens_late(streams: Make) -> None:
+    ends: list[str | bytes] = []
+
+    def serve(connection: ServerConnection) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            for frame in connection:
+                ends.append(frame)
+                if len(ends) == 3:
+                    connection.send('{"exit_code": 0}')
+
+    streams(serve)
+    done = subprocess.run([*PROGRAM, "instance", "terminal", "web"], input=b"", timeout=20, check=False)
+    assert done.returncode == 0
+    assert ends == [b"\x04"] * 3

@@ -118,7 +118,8 @@ def test_a_pipe_gets_what_changed(api: FakeApi, happening: Happening) -> None:
     program.until(lambda shown: "no longer" in shown)
     assert program.interrupt() == Exit.INTERRUPTED
     lines = [line.split()[0] for line in program.shown.splitlines()]
-    assert lines == ["NAME", "db", "web", "web", OTHER]
+    assert lines == ["NAME", "db", "web", "web", "db"]
+    assert program.shown.splitlines()[-1].split() == ["db", f"({OTHER})", "is", "no", "longer", "listed"]
 
 
 def test_a_pipe_gets_data_line_by_line(api: FakeApi, happening: Happening) -> None:

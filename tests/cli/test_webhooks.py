@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cli.errors import Exit
+from cli.webhooks import NOUNS
 from tests.cli.fake import HOOK, INSTANCE, WHEN, WORKFLOW, Answer, FakeApi, cairn, hook, instance
 
 DELIVERY = "0199b3f0-0000-7000-8000-00000000000d"
@@ -135,13 +138,28 @@ def test_dashboard(api: FakeApi) -> None:
         "running_workflows": [running],
         "hosts": {"total": 2, "by_state": {"ready": 2}, "reachable": 1},
         "capacity": {"vcpus": 16, "memory_mb": 32768},
+        "allocatable": {"vcpus": 64, "memory_mb": 1032768},
         "allocated": {"vcpus": 2.5, "memory_mb": 1024},
     }
     api.on("GET /dashboard/summary", Answer(200, summary))
     shown = cairn("dashboard").stdout
     for expected in (
         *("5 (3 running, 2 stopped)", "1 running, 0 accepted, 2 failed in 24 h", "2 (2 ready); 1 reachable"),
-        *("2.5 held of 16", "1024 held of 32768 MiB", "ProvisionInstance", "instance web"),
+        *("2.5 held of 64", "1024 held of 1032768 MiB", "ProvisionInstance", "instance web"),
     ):
         assert expected in shown
     assert json.loads(cairn("dashboard", "-o", "json").stdout) == summary
+
+
+def test_events_that_never_come_are_warned_of(api: FakeApi) -> None:
+    api.on("POST /webhooks", Answer(201, hook()))
+    url = "https://example.com/hook"
+    told = cairn("webhook", "create", "chat", url, "-e", "bogus.type", "-e", "instance.", "-e", "*")
+    assert told.exit_code == 0
+    assert told.stderr.count("warning") == 1 and "'bogus.type'" in told.stderr
+
+
+def test_the_beginnings_of_events_are_those_of_the_page_about_them() -> None:
+    page = Path("docs/events.md").read_text()
+    rows = page.partition("| begins with |")[2].partition("## Streams")[0].splitlines()
+    assert {noun for row in rows for noun in re.findall(r"`([a-z_]+)\.`", row)} == set(NOUNS)

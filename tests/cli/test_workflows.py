@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import threading
 import time
@@ -119,3 +120,19 @@ def test_waiting_ends_in_time_where_the_api_takes_requests_and_says_nothing(api:
     over.set()
     assert result.exit_code == Exit.TIMED_OUT
     assert took < 4
+
+
+@pytest.mark.parametrize("words", [("workflow", "list"), ("audit", "list")])
+def test_since_is_a_time_or_how_long_ago(api: FakeApi, words: tuple[str, str]) -> None:
+    path, name = {"workflow": ("/workflows", "created_after"), "audit": ("/audit", "since")}[words[0]]
+    api.on(f"GET {path}", Answer(200, []), Answer(200, []))
+    assert cairn(*words, "--since", "1h").exit_code == Exit.OK
+    ago = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(api.requests[-1].query[name])
+    assert 3600 <= ago.total_seconds() < 3660
+    written = "2026-01-31T00:00:00Z"
+    assert cairn(*words, "--since", written).exit_code == Exit.OK
+    assert api.requests[-1].query[name] == written
+    for odd in ("1y", "0h", "yesterday", "2026-01-31", "999999999d"):
+        refused = cairn(*words, "--since", odd)
+        assert refused.exit_code == Exit.USAGE and f"--since {odd}: " in refused.stderr
+    assert len(api.requests) == 2

@@ -16,13 +16,27 @@ _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
 def read(**variables: str) -> dict[str, Any]:
-    """The file, with ``${NAME:-default}`` replaced as compose does it."""
+    """The file as compose reads it: ``${NAME:-default}`` replaced, and what is only named taken from ``variables``."""
 
     def value(found: re.Match[str]) -> str:
         return variables.get(found[1]) or found[2] or ""
 
     document: dict[str, Any] = yaml.safe_load(_VARIABLE.sub(value, FILE.read_text()))
+    for service in document["services"].values():
+        environment = service.get("environment", {})
+        named = {name: variables.get(name) for name, value in environment.items() if value is None}
+        environment = {name: value for name, value in environment.items() if value is not None}
+        if environment or named:
+            service["environment"] = environment | {name: value for name, value in named.items() if value is not None}
     return document
+
+
+def passed_on() -> dict[str, set[str]]:
+    """Of each service of ours, the variables that it is given where ``.env`` or the shell has them."""
+    return {
+        name: {variable for variable, value in service["environment"].items() if value is None}
+        for name, service in ours(yaml.safe_load(FILE.read_text())).items()
+    }
 
 
 def ours(document: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from importlib.metadata import version
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from model.settings import Settings
 from tests.deploy import compose
 from worker.database import ROLES
 
@@ -102,8 +104,12 @@ def test_page_names_the_units_that_there_are() -> None:
     assert {re.sub("@.*", "@", word) for word in enabled} == units
     users = {words[-1] for words in commands if words[0] == "useradd"}
     assert users == set(re.findall(r"^User=(.+)$", text, re.MULTILINE))
-    folders = {folder for words in commands if words[0] == "install" for folder in words[4:]}
-    assert {str(Path(path).parent) for path in re.findall(r"/etc/cairn/\S+", text)} == folders
+    folders = {folder: int(words[3], 8) for words in commands if words[0] == "install" for folder in words[4:]}
+    assert {str(Path(path).parent) for path in re.findall(r"/etc/cairn/\S+", text)} == folders.keys()
+    # What no credential of systemd's is, a process opens itself, as a user that the folder does not belong to.
+    opened = re.findall(r"^Environment=CAIRN_\w+_FILE=(/etc/\S+)$", text, re.MULTILINE)
+    assert opened and all(folders[str(Path(path).parent)] & 0o001 for path in opened)
+    assert folders["/etc/cairn/secrets"] == 0o700
     secrets = {words[-1] for words in compose.commands_of(PAGE, "### Secrets") if words[0] == "touch"}
     secrets |= {word for words in compose.commands_of(PAGE, "### Secrets") for word in words if "secrets/" in word}
     made = {Path(path).name for path in secrets}
@@ -111,11 +117,47 @@ def test_page_names_the_units_that_there_are() -> None:
 
 
 def test_page_names_the_variables_that_the_file_reads() -> None:
-    table = PAGE.read_text().partition("### Start")[2].partition("**Only the proxy")[0]
-    named = set(
-        re.findall(r"`([A-Z_]+)`", "".join(line.split("|")[1] for line in table.splitlines() if line[:1] == "|"))
+    start = PAGE.read_text().partition("### Start")[2].partition("**Only the proxy")[0]
+    table, passed = start.partition("| passed on from")[::2]
+    assert {name for cells in _rows(table) for name in _variables(cells[0])} == set(
+        re.findall(r"\$\{(\w+)", compose.FILE.read_text())
     )
-    assert named == set(re.findall(r"\$\{(\w+)", compose.FILE.read_text()))
+    said: dict[str, set[str]] = {}
+    for variables, whom, *_ in _rows(passed):
+        for one in whom.split(", "):
+            said.setdefault(one.strip(), set()).update(_variables(variables))
+    given = compose.passed_on()
+    assert given["api-1"] == given["api-2"] and given["control-1"] == given["control-2"]
+    named = {"APIs": "api-1", "control workers": "control-1", "set-up": "setup", "agent": "agent"}
+    assert said == {who: given[service] for who, service in named.items()}
+
+
+def test_what_is_passed_on_is_a_setting_and_nothing_where_nothing_is_said() -> None:
+    known = {f"CAIRN_{name.upper()}" for name in Settings.model_fields}
+    for service, variables in compose.passed_on().items():
+        assert {name.removesuffix("_FILE") for name in variables} <= known, service
+        assert not variables & set(SERVICES[service]["environment"]), service
+    mine = compose.read(CAIRN_MAIL_FROM="me@example.org")["services"]
+    assert mine["api-1"]["environment"]["CAIRN_MAIL_FROM"] == "me@example.org"
+
+
+def test_example_of_an_environment_is_one_that_an_api_starts_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = [part.partition("```")[0] for part in PAGE.read_text().split("```ini\n")[1:]]
+    lines = [line.partition("=") for line in block.splitlines() if not line.startswith("#")]
+    for name in [name for name in os.environ if name.startswith("CAIRN_")]:
+        monkeypatch.delenv(name)
+    for name, _, value in lines:
+        monkeypatch.setenv(name, value.strip('"'))
+    settings = Settings()
+    assert {name.removeprefix("CAIRN_").lower() for name, _, _ in lines} == settings.model_fields_set
+
+
+def _rows(table: str) -> list[list[str]]:
+    return [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| `")]
+
+
+def _variables(cell: str) -> list[str]:
+    return re.findall(r"`([A-Z_]+)`", cell)
 
 
 def test_upgrade_replaces_each_of_ours_one_after_the_other() -> None:
@@ -123,11 +165,13 @@ def test_upgrade_replaces_each_of_ours_one_after_the_other() -> None:
     page = compose.ROOT / "docs" / "upgrading.md"
     commands = compose.commands_of(page, "### With containers")
     replaced = [words[-1] for words in commands if "--wait" in words or "run" in words]
-    order = ["setup", "api-1", "api-2", "control-1", "control-2", "agent"]
+    order = ["setup", "control-1", "control-2", "api-1", "api-2", "agent"]
     assert replaced == order and set(order) == set(compose.ours(DOCUMENT))
     assert all("--no-deps" in words for words in commands if words[-1] in order)
     restarted = [
         words[2] for words in compose.commands_of(page, "### With systemd") if words[:2] == ["systemctl", "restart"]
     ]
     enabled = [words[3:] for words in compose.commands_of(PAGE, "### Units") if words[:2] == ["systemctl", "enable"]]
-    assert restarted == [unit for units in enabled for unit in units]
+    assert sorted(restarted) == sorted(unit for units in enabled for unit in units)
+    kinds = [unit.partition("@")[0] for unit in restarted]
+    assert kinds == ["cairn-setup", *["cairn-control"] * 2, *["cairn-api"] * 2, "cairn-agent"]

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.deploy import compose
+from tests.deploy import compose, servers
 from tests.deploy.production import HOST, Production
 from tests.services import until
 
@@ -94,6 +94,8 @@ def test_unit_is_valid_and_its_program_is_in_the_wheel(unit: Path, programs: Pat
 @pytest.mark.engine
 def test_from_nothing_to_production(production: Production) -> None:
     it, http = production, production.client()
+    figures = servers.free_port()
+    it.more["control-1"] = {"CAIRN_METRICS_PORT": str(figures)}
     waits_for_what_is_missing(it, http)
     is_set_up_once(it)
     # What waited goes on by itself; the others join in.
@@ -102,6 +104,11 @@ def test_from_nothing_to_production(production: Production) -> None:
     it.becomes_healthy(*APIS, *CONTROLS)
     assert until(lambda: http.get("/health/ready").status_code == 200, PATIENCE)
     assert ready(http) == {"status": "ok", "checks": {"database": "ok", "temporal": "ok"}}
+    for path in ("/metrics", "/%6detrics", "//metrics"):
+        assert http.get(f"https://{it.at('public')}{path}").status_code == 404
+    assert httpx.get(f"http://{it.at('private')}/metrics", trust_env=False).is_success
+    shown = httpx.get(f"http://127.0.0.1:{figures}/metrics", trust_env=False).text
+    assert "cairn_database_up 1.0" in shown, "it has the password, too"
     it.follow("### Start")
     it.follow("### The program")
     # This machine becomes a host.

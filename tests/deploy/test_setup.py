@@ -146,3 +146,25 @@ def test_it_waits_no_longer_than_it_is_told_and_says_for_what(setup: Setup) -> N
     assert "wrong" not in told.stderr
     told = setup.run(CAIRN_DATABASE_PASSWORD="", CAIRN_DATABASE_PASSWORD_FILE="/nowhere/it")
     assert told.returncode == 1
+
+
+def test_check_without_servers_answers_soon_and_says_what_it_waits_for(installed: None, setup: Setup) -> None:
+    absent = ("CAIRN_SETUP_PATIENCE", "CAIRN_API_KEY_FILE", "CAIRN_TICKET_KEY_FILE")
+    environ = {name: value for name, value in setup.environ.items() if name not in absent}
+    environ["CAIRN_DATABASE_URL"] = f"postgresql://maker@127.0.0.1:{free_port()}/postgres"
+    done = subprocess.run(
+        setup.command("--check"), env=environ, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "each for at most 5 s" in done.stderr and "PostgreSQL: not within 5 s" in done.stderr
+    assert "postgres.waiting" not in done.stderr and "cairn up" not in done.stderr
+    environ = {name: value for name, value in environ.items() if not name.startswith("CAIRN_DATABASE_")}
+    done = subprocess.run(
+        setup.command("--check"),
+        env=environ | {"PGHOST": "/nowhere", "CAIRN_SETUP_PATIENCE": "0.1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1 and "CAIRN_DATABASE_URL is not set" in done.stderr

@@ -53,10 +53,9 @@ def test_entries_say_the_status_whether_it_may_pass_and_what_to_do() -> None:
 
 
 def test_program_has_a_hint_for_every_code_that_a_user_meets() -> None:
-    from cli.errors import _HINTS
+    from cli.hints import BY_REQUEST, HINTS
 
     # What is over for a user who sees it: nothing to do, or a workflow's own affair.
-    assert set(codes()) - set(_HINTS) <= {"cancelled", "run_ended", "seal_broken", "fence_failed", "slow_consumer"} | {
-        "method_not_allowed"
-    }
-    assert set(_HINTS) <= set(codes())
+    over = {"cancelled", "run_ended", "seal_broken", "fence_failed", "slow_consumer", "method_not_allowed"}
+    assert set(codes()) - set(HINTS) - set(BY_REQUEST) <= over
+    assert set(HINTS) | set(BY_REQUEST) <= set(codes())

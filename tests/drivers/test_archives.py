@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import struct
 import tarfile
 import time
@@ -412,6 +413,13 @@ def test_many_names_take_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_name_that_is_too_long() -> None:
     with pytest.raises(ImageRefused, match="4096 characters"):
         inspect(header(tarfile.GNUTYPE_LONGNAME, b"a" * 5000 + b"\0") + FILE + END)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_what_ends_early_is_said_to(pack: Callable[[bytes], bytes]) -> None:
+    whole = pack(tar_of(ROOT | {"random": os.urandom(200_000)}))
+    with pytest.raises(ImageRefused, match=r"ends early|unexpected end"):
+        inspect(whole[: len(whole) // 2])
 
 
 def test_gzip_with_a_name_without_end_is_read_quickly() -> None:

@@ -90,3 +90,8 @@ def test_what_an_engine_says_is_told_in_our_words(failure: str, kind: type[Excep
     assert type(error) is kind
     assert "secret" not in str(error)
     assert "r.invalid/web:1" in str(error)
+
+
+def test_a_host_that_is_not_known_is_named() -> None:
+    failure = "Get https://r.invalid:5000/v2/: dial tcp: lookup r.invalid on 10.0.0.2:53: no such host"
+    assert "its host r.invalid:5000 is not known" in str(refusal("r.invalid:5000/web:1", failure, []))

@@ -12,11 +12,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import docker
 import docker.errors
 import pytest
+import structlog.testing
 
 from drivers import docker_pull
 from drivers.docker import DockerMachines
@@ -298,3 +299,65 @@ def test_image_that_is_being_removed_is_not_found(registry: Registry, tmp_path: 
     with alone(of_engine(engine.SOCKET, wanted(registry).reference), never):
         assert images.find(wanted(registry)) is None
     assert images.find(wanted(registry)) is not None
+
+
+LOGIN = {"username": "me", "password": "planted:7fK2qP9sV4xT"}
+
+
+def as_project(image: ImageWanted, project: UUID) -> ImageWanted:
+    return image.model_copy(update={"project_id": project})
+
+
+def test_image_of_a_registry_that_asks_for_a_login(
+    registry: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry.login = ":".join(LOGIN.values())
+    digest = registry.push("web", {"run": b"one"}, "1")
+    images, mine = image_driver(tmp_path), as_project(wanted(registry), uuid4())
+    with structlog.testing.capture_logs() as said, caplog.at_level("DEBUG"):
+        for login, why in ((None, "without a login"), (lambda: LOGIN | {"password": "x"}, "who has this login")):
+            with pytest.raises(ImageNotFound, match=why) as refused:
+                images.ensure(mine, never, login)
+            assert not refused.value.retryable
+        assert images.ensure(mine, never, lambda: LOGIN).digest == digest
+    assert images.find(mine) is not None
+    for text in (str(said), caplog.text, *(path.read_text() for path in tmp_path.rglob("*") if path.is_file())):
+        assert LOGIN["password"] not in text
+
+
+def test_what_came_with_a_login_is_there_for_those_alone_who_have_one(registry: Registry, tmp_path: Path) -> None:
+    """Also by its digest, whose manifest and layers the engine has, and by another tag."""
+    registry.login = ":".join(LOGIN.values())
+    digest = registry.push("web", {"run": b"one"}, "1")
+    images, owner, other = image_driver(tmp_path), uuid4(), uuid4()
+    images.ensure(as_project(wanted(registry), owner), never, lambda: LOGIN)
+    by_digest = ImageWanted(reference=f"{registry.host}/web@{digest}")
+    forms = (wanted(registry), wanted(registry, digest=digest), by_digest)
+    for form in forms:
+        for stranger in (form, as_project(form, other)):
+            assert images.find(stranger) is None
+            with pytest.raises(ImageNotFound):
+                images.ensure(stranger, never)
+            with pytest.raises(ImageNotFound):
+                images.ensure(stranger, never, lambda: LOGIN | {"password": "guessed"})
+        assert images.ensure(as_project(form, owner), never).digest == digest
+    assert images.ensure(as_project(wanted(registry), other), never, lambda: LOGIN).digest == digest
+    assert images.find(as_project(by_digest, other)) is not None, "its registry has shown it"
+    # What was marked for a login is there for everybody again whom its registry lets.
+    registry.login = None
+    assert images.ensure(as_project(wanted(registry), uuid4()), never).digest == digest
+
+
+def test_image_that_was_there_before_is_not_brought_by_a_look(
+    registry: Registry, sdk: docker.APIClient, tmp_path: Path
+) -> None:
+    registry.login = ":".join(LOGIN.values())
+    for tag in ("1", "2"):
+        registry.push("web", {"run": tag.encode()}, tag)
+    sdk.pull(f"{registry.host}/web", tag="1", auth_config=LOGIN)
+    images, owner = image_driver(tmp_path), uuid4()
+    images.ensure(as_project(wanted(registry, tag="2"), owner), never, lambda: LOGIN)
+    images.ensure(as_project(wanted(registry), uuid4()), never, lambda: LOGIN)
+    kept = images.collect(dt.timedelta(0), never)
+    assert kept == []
+    assert sdk.inspect_image(wanted(registry).reference)["Id"]

@@ -16,6 +16,8 @@ from tests.drivers.conftest import never, spec
 from tests.services import until
 
 pytestmark = pytest.mark.engine
+#: Other tests run on this engine too.
+TRIES = 5
 SLOW = "while :; do { read line; sleep 100; } | nc -l -p 80; done"
 
 
@@ -82,15 +84,18 @@ def test_only_what_runs_is_looked_at(machines: DockerMachines) -> None:
     assert (look.failure is not None, look.started_at) == (True, None)
 
 
-def take_over(machines: DockerMachines, address: str) -> None:
-    """Start others until one has this address: the engine gives the lowest that is free."""
-    for _ in range(12):
-        other = spec()
+def take_over(machines: DockerMachines, address: str) -> bool:
+    """Start others until one has this address: the engine gives the lowest that is free. False: what else runs on this
+    engine has it."""
+    others = [spec() for _ in range(6)]
+    for other in others:
         machines.create(other)
         if machines.start(other.id, never).private_ip == address:
             time.sleep(0.3)  # it listens
-            return
-    raise AssertionError(f"nobody got {address}")
+            return True
+    for other in others:
+        machines.delete(other.id)
+    return False
 
 
 @pytest.mark.parametrize("type", ["http", "tcp"])
@@ -98,33 +103,43 @@ def test_machine_that_ended_is_not_taken_for_the_one_that_has_its_address_now(
     machines: DockerMachines, type: str
 ) -> None:
     """Whoever comes next has the address: it may be somebody else's."""
-    machine = checked(machines, {"type": type, "port": 80}, "sleep 1000")
-    assert machines.look(machine).failure is not None
-    address = machines.start(machine.id, never).private_ip
-    assert address is not None
-    machines.stop(machine.id, 0, never)
-    take_over(machines, address)
-    look = machines.look(machine)
-    assert (look.failure is not None, look.started_at) == (True, None)
+    for _ in range(TRIES):
+        machine = checked(machines, {"type": type, "port": 80}, "sleep 1000")
+        assert machines.look(machine).failure is not None
+        address = machines.start(machine.id, never).private_ip
+        assert address is not None
+        machines.stop(machine.id, 0, never)
+        taken = take_over(machines, address)
+        look = machines.look(machine)
+        assert (look.failure is not None, look.started_at) == (True, None)
+        if taken:
+            return
+    pytest.fail("others on this engine had the address each time")
 
 
 @pytest.mark.parametrize("type", ["http", "tcp"])
 def test_answer_of_who_got_the_address_during_a_look_is_not_its_own(
     machines: DockerMachines, monkeypatch: pytest.MonkeyPatch, type: str
 ) -> None:
-    machine = checked(machines, {"type": type, "port": 80})
-    assert until(lambda: machines.look(machine).failure is None)
-    ask = docker_health._ask
+    ask, taken = docker_health._ask, False
 
     async def too_late(check: HealthCheck, address: str) -> str | None:
+        nonlocal taken
         machines.stop(machine.id, 0, never)
-        await asyncio.to_thread(take_over, machines, address)
-        assert await ask(check, address) is None
+        taken = await asyncio.to_thread(take_over, machines, address)
+        assert not taken or await ask(check, address) is None
         return None
 
-    monkeypatch.setattr(docker_health, "_ask", too_late)
-    look = machines.look(machine)
-    assert (look.failure is not None, look.started_at) == (True, None)
+    for _ in range(TRIES):
+        machine = checked(machines, {"type": type, "port": 80})
+        assert until(lambda machine=machine: machines.look(machine).failure is None)
+        with monkeypatch.context() as patched:
+            patched.setattr(docker_health, "_ask", too_late)
+            look = machines.look(machine)
+        assert (look.failure is not None, look.started_at) == (True, None)
+        if taken:
+            return
+    pytest.fail("others on this engine had the address each time")
 
 
 def test_machine_that_waits_to_be_started_again_is_not_well(machines: DockerMachines) -> None:

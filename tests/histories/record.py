@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from temporalio.client import WorkflowHandle
 
 from activities.audit import Sealed
 from activities.drains import Round
-from activities.project_ends import Emptying
+from activities.groups import GroupRound
 from activities.purge import Purged
 from activities.reencryption import Reencrypted
+from activities.rounds import Emptying
 from activities.runs import CONTROL, RunEnded
 from model.base import new_id
+from model.cron import CronTime, TargetKind
 from model.errors import (
     EngineRefused,
     EngineUnavailable,
@@ -38,6 +41,7 @@ from model.errors import (
 )
 from model.instances import OwnedMachine
 from model.webhooks import WebhookRef
+from model.workflows import Failure
 from tests.services import eventually
 from tests.workflows.stage import HOST, Gate, Stage, Theatre, fails, order, server, theatre
 
@@ -63,6 +67,12 @@ MIDDLE = {
     "ForgetDifference": "restore.forget",
     "FinishRestore": "restore.finish",
     "DeprovisionProject": "project.forget",
+    "DeprovisionUser": "user.forget",
+    "ScaleGroup": "group.next",
+    "DeprovisionGroup": "group.next",
+    "ProvisionLoadBalancer": "lb.apply",
+    "UpdateLoadBalancer": "lb.apply",
+    "DeprovisionLoadBalancer": "lb.remove",
 }
 FIRST = {
     "ProvisionInstance": "instance.place",
@@ -72,8 +82,18 @@ FIRST = {
     "ImportImage": "image.claim",
     "DeleteImage": "image.claim",
     "DeprovisionProject": "project.next",
+    "DeprovisionUser": "user.next",
+    **dict.fromkeys(("ScaleGroup", "DeprovisionGroup"), "group.next"),
+    "ProvisionLoadBalancer": "lb.claim",
+    "UpdateLoadBalancer": "lb.configure",
+    "DeprovisionLoadBalancer": "lb.remove",
     **dict.fromkeys(("AdoptInstance", "DiscardMachine", "ForgetDifference", "FinishRestore"), "restore.claim"),
 }
+#: What has begun runs to its end.
+UNSTOPPED = (
+    *("DeprovisionInstance", "DeprovisionProject", "DeprovisionUser", "DeprovisionGroup", "DeprovisionLoadBalancer"),
+    "DeleteImage",
+)
 HOOK = WebhookRef(project_id=new_id(), webhook_id=new_id())
 Prepare = Callable[[Stage], object]
 Case = tuple[str, str, Prepare, dict[str, Any]]
@@ -91,8 +111,8 @@ def of_every_plan() -> list[Case]:
         def retried(stage: Stage, step: str = step, first: str = first) -> None:
             stage.script[first].append(fails(ConnectionError("database away")))
             stage.script[step] += [fails(EngineUnavailable("away")), fails(EngineUnavailable("away"))]
-            for settle in ("instance.settle", "drain.settle", "image.settle", "restore.settle", "project.settle"):
-                stage.script[settle].append(fails(ConnectionError("database away")))
+            for noun in ("instance", "drain", "image", "restore", "project", "user", "group", "lb"):
+                stage.script[f"{noun}.settle"].append(fails(ConnectionError("database away")))
 
         def late(stage: Stage, step: str = step) -> None:
             stage.always[step] = fails(EngineUnavailable("away"))
@@ -186,8 +206,8 @@ def particular_cases() -> list[Case]:
     def uploaded(stage: Stage) -> None:
         stage.source = {"source": "upload", "digest": f"sha256:{'3' * 64}"}
 
-    def of_registry(stage: Stage) -> None:
-        stage.source = {"source": "registry", "reference": "web:1", "host": HOST}
+    def of_registry(stage: Stage, **more: Any) -> None:
+        stage.source = {"source": "registry", "reference": "web:1", "host": HOST} | more
 
     def bad_upload(stage: Stage) -> None:
         uploaded(stage)
@@ -198,6 +218,7 @@ def particular_cases() -> list[Case]:
         ("ImportImage", "uploaded", uploaded, {}),
         ("ImportImage", "uploaded-failed", bad_upload, {}),
         ("ImportImage", "of-registry", of_registry, {}),
+        ("ImportImage", "of-registry-with-login", partial(of_registry, login=True), {}),
         ("HealInstance", "recreated", lambda stage: None, {"recreate": True}),
         ("HealInstance", "stopped", stopped, {}),
         ("HealInstance", "paused", paused, {}),
@@ -247,10 +268,99 @@ def cases_of_projects() -> list[Case]:
     def long(stage: Stage) -> None:
         stage.emptying = [Emptying(deletions=[order("DeprovisionInstance") for _ in range(6)]) for _ in range(8)]
 
+    def left(stage: Stage) -> None:
+        """Two projects at once, one that is deleted already, and then the personal one."""
+        project = {"resource_type": "project"}
+        first = Emptying(deletions=[order("DeprovisionProject", **project), order("DeprovisionProject", **project)])
+        last = Emptying(deletions=[order("DeprovisionProject", **project)])
+        stage.leaving = [first, Emptying(busy=1), last]
+
+    def not_left(stage: Stage) -> None:
+        stage.leaving = [Emptying(stuck=["project 1"], left=1)]
+
+    def back(stage: Stage) -> None:
+        stage.forgotten = [False]
+
     return [
+        ("DeprovisionUser", "emptied", left, {}),
+        ("DeprovisionUser", "not-emptied", not_left, {}),
+        ("DeprovisionUser", "activated", back, {}),
         ("DeprovisionProject", "emptied", emptied, {}),
         ("DeprovisionProject", "not-emptied", not_emptied, {}),
         ("DeprovisionProject", "continued", long, {}),
+    ]
+
+
+def cases_of_groups() -> list[Case]:
+    def launches(number: int) -> GroupRound:
+        return GroupRound(launches=[order("ProvisionInstance") for _ in range(number)])
+
+    def scaled(stage: Stage) -> None:
+        """Out, and then in; the second round has some of the first again, and something to wait for."""
+        first = launches(6)
+        second = GroupRound(launches=[*first.launches[4:], order("ProvisionInstance")])
+        removed = GroupRound(removals=[order("DeprovisionInstance"), order("DeprovisionInstance")])
+        stage.group_rounds = [first, second, GroupRound(waits=True), removed]
+
+    def replaced(stage: Stage) -> None:
+        """A launch that fails is deleted, and another takes its place."""
+        stage.script["instance.start"].append(fails(InstanceExited("gone")))
+        both = GroupRound(launches=launches(1).launches, removals=[order("DeprovisionInstance")])
+        stage.group_rounds = [launches(1), both]
+
+    def given_up(stage: Stage) -> None:
+        replaced(stage)
+        why = Failure(code="instance_exited", message="gave up")
+        stage.group_rounds.append(GroupRound(failure=why))
+
+    def released(stage: Stage) -> None:
+        """Members leave two balancers, one of which is asked again."""
+        stage.group_rounds = [GroupRound(removals=[order("DeprovisionInstance"), order("DeprovisionInstance")])]
+        stage.draining = [["t-1"], ["t-2"]]
+        stage.releases = [[order("UpdateLoadBalancer"), order("UpdateLoadBalancer")], [order("UpdateLoadBalancer")]]
+
+    def long(stage: Stage) -> None:
+        stage.group_rounds = [launches(4) for _ in range(8)]
+
+    return [
+        ("ScaleGroup", "scaled", scaled, {}),
+        ("ScaleGroup", "replaced", replaced, {}),
+        ("ScaleGroup", "given-up", given_up, {}),
+        ("ScaleGroup", "released", released, {}),
+        ("ScaleGroup", "continued", long, {}),
+        ("DeprovisionGroup", "scaled", scaled, {}),
+        ("DeprovisionGroup", "continued", long, {}),
+    ]
+
+
+def cases_of_balancers() -> list[Case]:
+    def draining(stage: Stage) -> None:
+        stage.draining = [["t-1", "t-2"]]
+
+    def not_launched(stage: Stage) -> None:
+        stage.script["instance.create"].append(fails(EngineRefused("no")))
+
+    def waited(stage: Stage) -> None:
+        stage.script["lb.configure"] += [fails(NotReady("its instance moves"))] * 2
+
+    def same(stage: Stage) -> None:
+        stage.placed = False
+
+    def draining_failed(stage: Stage) -> None:
+        draining(stage)
+        stage.script["lb.drain"].append(fails(EngineRefused("no")))
+
+    def not_deleted(stage: Stage) -> None:
+        stage.script["instance.delete"].append(fails(EngineRefused("no")))
+
+    return [
+        ("ProvisionLoadBalancer", "not-launched", not_launched, {}),
+        ("UpdateLoadBalancer", "waited", waited, {}),
+        ("UpdateLoadBalancer", "nothing-to-do", same, {}),
+        ("UpdateLoadBalancer", "drained", draining, {}),
+        ("UpdateLoadBalancer", "drained-failed", draining_failed, {}),
+        ("DeprovisionLoadBalancer", "gone", same, {}),
+        ("DeprovisionLoadBalancer", "not-deleted", not_deleted, {}),
     ]
 
 
@@ -263,7 +373,7 @@ async def record(play: Theatre, kind: str, outcome: str, prepare: Prepare, value
         assert isinstance(gate, Gate)
         await gate.reached.wait()
         await handle.cancel()
-        if kind in ("DeprovisionInstance", "DeleteImage", "DeprovisionProject"):  # which is not cancelled by it
+        if kind in UNSTOPPED:
             await asyncio.sleep(0.5)
             gate.opened.set()
     await asyncio.wait([asyncio.ensure_future(handle.result())], timeout=30)
@@ -276,6 +386,47 @@ async def record_system(play: Theatre, name: str, prepare: Prepare, *args: Any) 
     handle = await play.client.start_workflow(name, args=list(args), id=str(new_id()), task_queue=CONTROL)
     await handle.result()
     return await written(handle)
+
+
+async def record_cron(play: Theatre, kind: TargetKind | None, prepare: Prepare, held: str | None = None) -> str:
+    """A run of a cron job; ``held``: the step in which it is called off."""
+    play.stage.cron_kind = kind
+    prepare(play.stage)
+    time = CronTime(project_id=new_id(), job_id=new_id(), run_id=new_id())
+    gate = Gate()
+    if held is not None:
+        play.stage.script[held].append(gate)
+    handle = await play.client.start_workflow("RunCronJob", time, id=str(new_id()), task_queue=CONTROL)
+    if held is not None:
+        await gate.reached.wait()
+        await handle.cancel()
+    await asyncio.wait([asyncio.ensure_future(handle.result())], timeout=30)
+    return await written(handle)
+
+
+def of_cron_jobs() -> dict[str, Callable[[Theatre], Awaitable[str]]]:
+    def nothing(stage: Stage) -> None: ...
+
+    def failed(stage: Stage) -> None:
+        stage.script["cron.request"].append(fails(EngineRefused("no")))
+        stage.script["cron.act"].append(fails(EngineRefused("no")))
+
+    def ended_badly(stage: Stage) -> None:
+        stage.cron_failure = Failure(code="no_capacity", message="full")
+
+    return {
+        "RunCronJob-completed": lambda play: record_cron(play, "http", nothing),
+        "RunCronJob-nothing-to-do": lambda play: record_cron(play, None, nothing),
+        "RunCronJob-failed": lambda play: record_cron(play, "http", failed),
+        "RunCronJob-retried": lambda play: record_cron(play, "workflow", passing),
+        "RunCronJob-cancelled": lambda play: record_cron(play, "http", nothing, "cron.request"),
+        "RunCronJob-exec": lambda play: record_cron(play, "exec", nothing),
+        "RunCronJob-workflow-refused": lambda play: record_cron(play, "workflow", failed),
+        "RunCronJob-workflow-failed": lambda play: record_cron(play, "workflow", ended_badly),
+        "RunCronJob-workflow-cancelled": lambda play: record_cron(play, "workflow", nothing, "cron.watch"),
+        "CompareCronJobs-completed": lambda play: record_system(play, "CompareCronJobs", nothing),
+        "CompareCronJobs-retried": lambda play: record_system(play, "CompareCronJobs", passing),
+    }
 
 
 async def written(handle: WorkflowHandle[Any, Any]) -> str:
@@ -318,6 +469,12 @@ def passing(stage: Stage) -> None:
         "tick.sweep",
         "webhook.take",
         "webhook.deliver",
+        "cron.begin",
+        "cron.request",
+        "cron.act",
+        "cron.watch",
+        "cron.settle",
+        "cron.compare",
     ):
         stage.script[name].append(fails(EngineUnavailable("away")))
 
@@ -333,7 +490,10 @@ async def main(version: str) -> None:
     folder.mkdir(exist_ok=True)
     recorders: dict[str, Callable[[Theatre], Awaitable[str]]] = {
         f"{kind}-{outcome}": lambda play, case=(kind, outcome, prepare, values): record(play, *case)
-        for kind, outcome, prepare, values in [*of_every_plan(), *particular_cases(), *cases_of_projects()]
+        for kind, outcome, prepare, values in [
+            *(*of_every_plan(), *particular_cases(), *cases_of_projects()),
+            *(*cases_of_groups(), *cases_of_balancers()),
+        ]
     } | {
         "SurveyHost-completed": lambda play: record_system(play, "SurveyHost", lambda _: None, HOST),
         "SurveyHost-retried": lambda play: record_system(play, "SurveyHost", passing, HOST),
@@ -362,6 +522,7 @@ async def main(version: str) -> None:
         "ReconcileHost-retried": lambda play: record_system(play, "ReconcileHost", passing, HOST),
         "ReconcileHost-leftovers": lambda play: record_system(play, "ReconcileHost", leftovers, HOST),
     }
+    recorders |= of_cron_jobs()
     async with server() as environment:
         for name, recorder in recorders.items():
             path = folder / f"{name}.json"

@@ -21,42 +21,50 @@ from worker.database import HostSeed, driver_url, migrate, seed
 READ = "installation projects hosts host_ports host_tokens instance_types instances workflows events idempotency_keys"
 READ_BY_ALL = (
     f"{READ} alembic_version restores restore_differences quotas pulses samples event_horizons images image_caches"
-    " webhook_deliveries audit audit_links audit_heads"
+    " webhook_deliveries audit audit_links audit_heads cron_runs"
+    " scaling_groups group_configurations group_activities group_policies"
 )
-PEOPLE = "users service_accounts roles bindings invitations"
+GROUPS = "scaling_groups group_configurations group_activities group_policies"
+PEOPLE = "users service_accounts roles bindings invitations login_addresses"
 #: Of secrets: no ciphertext.
-SEEN_BY_API = "data_keys secrets instance_secrets"
-OF_SECRETS = f"{SEEN_BY_API} secret_versions"
+SEEN_BY_API = "data_keys secrets instance_secrets image_logins"
+OF_SECRETS = f"{SEEN_BY_API} secret_versions sealed_values"
+BALANCERS = "load_balancers lb_targets lb_samples"
 #: Rights on whole tables; those on single columns are tried below.
 RIGHTS = {
-    ("cairn_api", "SELECT"): f"{READ_BY_ALL} api_keys ssh_keys {PEOPLE} sessions refresh_tokens password_resets mails"
-    f" rate_limits {SEEN_BY_API}",
+    (
+        "cairn_api",
+        "SELECT",
+    ): f"{READ_BY_ALL} api_keys ssh_keys {PEOPLE} sessions refresh_tokens password_resets mails"
+    f" rate_limits {SEEN_BY_API} {BALANCERS}",
     ("cairn_api", "INSERT"): (
-        "data_keys secrets secret_versions "
+        f"{GROUPS} data_keys secrets secret_versions sealed_values {BALANCERS} "
         "host_tokens instance_types instances workflows events idempotency_keys pulses samples images ssh_keys"
-        f" projects quotas api_keys {PEOPLE} sessions refresh_tokens password_resets mails audit rate_limits"
+        f" projects quotas api_keys {PEOPLE} sessions refresh_tokens password_resets mails rate_limits cron_runs"
     ),
     ("cairn_api", "UPDATE"): (
-        "secrets "
+        f"{GROUPS} secrets load_balancers lb_targets "
         "images host_tokens instance_types instances workflows idempotency_keys quotas pulses webhook_deliveries"
-        f" projects api_keys {PEOPLE} sessions refresh_tokens mails rate_limits"
+        f" projects api_keys {PEOPLE} sessions refresh_tokens mails rate_limits cron_runs"
     ),
     ("cairn_api", "DELETE"): f"hosts host_tokens webhooks ssh_keys {PEOPLE} password_resets api_keys mails rate_limits"
-    " secrets instance_secrets",
-    ("cairn_worker", "SELECT"): f"{READ_BY_ALL} webhooks restore_hosts {OF_SECRETS}",
+    " group_policies secrets instance_secrets image_logins sealed_values lb_targets lb_samples",
+    ("cairn_worker", "SELECT"): f"{READ_BY_ALL} webhooks restore_hosts cron_jobs {OF_SECRETS} {BALANCERS}",
     ("cairn_worker", "INSERT"): (
-        "data_keys instance_secrets "
+        "group_activities data_keys instance_secrets image_logins sealed_values lb_targets "
         "image_caches host_ports workflows events pulses samples event_horizons webhook_deliveries instances"
-        " restore_hosts restore_differences audit_links audit_heads"
+        " restore_hosts restore_differences audit_links audit_heads cron_runs"
     ),
     ("cairn_worker", "UPDATE"): (
-        "secret_versions instance_secrets audit_heads restores restore_hosts restore_differences"
-        " images image_caches hosts instances workflows quotas pulses event_horizons webhooks webhook_deliveries"
+        f"{GROUPS} secret_versions sealed_values instance_secrets image_logins audit_heads restores restore_hosts"
+        " restore_differences images image_caches hosts instances workflows quotas pulses event_horizons webhooks"
+        " webhook_deliveries cron_jobs cron_runs load_balancers lb_targets"
     ),
     ("cairn_worker", "DELETE"): (
-        "data_keys instance_secrets restore_hosts restore_differences"
+        "scaling_groups group_configurations group_activities data_keys instance_secrets image_logins sealed_values"
+        f" restore_hosts restore_differences {BALANCERS}"
         " image_caches host_ports host_tokens idempotency_keys samples instances workflows events webhook_deliveries "
-        "images sessions password_resets api_keys"
+        "images sessions password_resets login_addresses api_keys cron_jobs cron_runs"
     ),
 }
 PER_PROJECT = {
@@ -71,6 +79,8 @@ PER_PROJECT = {
     "image_caches",
     "webhooks",
     "webhook_deliveries",
+    "cron_jobs",
+    "cron_runs",
     "ssh_keys",
     "api_keys",
     "service_accounts",
@@ -81,6 +91,8 @@ PER_PROJECT = {
     "audit_links",
     "audit_heads",
     *OF_SECRETS.split(),
+    *GROUPS.split(),
+    *BALANCERS.split(),
 }
 #: Of which workers see nothing; and of API keys those that are void, to clear them away.
 OF_PEOPLE = {"service_accounts", "roles", "bindings", "invitations"}
@@ -146,12 +158,15 @@ def test_role_is_no_more_than_a_role(database: Database, role: str) -> None:
         ("cairn_worker", "SELECT identify(NULL, NULL, NULL)"),
         ("cairn_api", "SELECT secret FROM webhooks"),
         ("cairn_api", "SELECT ciphertext FROM secret_versions"),
+        ("cairn_api", "SELECT ciphertext FROM sealed_values"),
         ("cairn_worker", "UPDATE secrets SET name = 'x'"),
         ("cairn_api", "UPDATE ssh_keys SET public_key = 'x'"),
         ("cairn_worker", "SELECT * FROM api_keys"),
         ("cairn_worker", "UPDATE installation SET epoch = 0"),
         ("cairn_api", "UPDATE audit SET actor = 'x'"),
         ("cairn_api", "DELETE FROM audit"),
+        ("cairn_api", "INSERT INTO audit (at) VALUES (now())"),
+        ("cairn_api", "INSERT INTO audit (xid) VALUES (1)"),
         ("cairn_api", "INSERT INTO audit_links SELECT"),
         ("cairn_worker", "INSERT INTO audit SELECT"),
         ("cairn_worker", "UPDATE audit SET actor = 'x'"),
@@ -195,11 +210,19 @@ def test_tables_of_projects_are_guarded_row_by_row(database: Database) -> None:
         "image_caches",
         "webhooks",
         "webhook_deliveries",
+        "cron_jobs",
+        "cron_runs",
         "events",
         "audit",  # for reading alone
         "audit_links",
         "audit_heads",
         "data_keys",
+        "scaling_groups",
+        "group_activities",
+        "group_policies",
+        "load_balancers",
+        "lb_targets",
+        "lb_samples",
     }
     # Workers read the events of all projects, and write them in one.
     assert all(
@@ -223,7 +246,9 @@ def test_forgotten_filter_shows_nothing_of_another_project(database: Database, t
     nowhere = database.rows("SELECT id FROM projects WHERE name = 'stranger'")[0]["id"]
     with database.connect("cairn_api") as connection:
         connection.execute("SELECT set_config('cairn.isolation', 'on', false)")
-        columns = "*" if table not in ("webhooks", "secret_versions") else "id, project_id"
+        columns = (
+            "*" if table not in ("webhooks", "secret_versions", "sealed_values", "cron_jobs") else "id, project_id"
+        )
         assert connection.execute(f"SELECT {columns} FROM {table}").fetchall() == []
         connection.execute("SELECT set_config('cairn.project', %s, false)", [str(nowhere)])
         seen = connection.execute(f"SELECT {columns} FROM {table}").fetchall()

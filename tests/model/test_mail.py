@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+import structlog.testing
 from pydantic import SecretStr
 
 from model.mail import Letter, send
@@ -54,8 +55,9 @@ def server() -> Iterator[Server]:
         made.shutdown()
 
 
-def settings(server: Server, user: str = "", host: str = "127.0.0.1") -> Settings:
-    return Settings(smtp_url=SecretStr(f"smtp://{user}{host}:{server.server_address[1]}"), mail_from="Cairn <c@x.org>")
+def settings(server: Server, user: str = "", query: str = "") -> Settings:
+    url = f"smtp://{user}127.0.0.1:{server.server_address[1]}{query}"
+    return Settings(smtp_url=SecretStr(url), mail_from="Cairn <c@x.org>")
 
 
 def test_mail_reaches_its_recipient_with_the_link_whole(server: Server) -> None:
@@ -67,14 +69,32 @@ def test_mail_reaches_its_recipient_with_the_link_whole(server: Server) -> None:
     assert LETTER.link in server.said
 
 
-def test_password_of_the_server_is_not_sent_in_clear(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("user", ["me:secret@", ""])
+def test_nothing_is_sent_in_clear(server: Server, monkeypatch: pytest.MonkeyPatch, user: str) -> None:
     monkeypatch.setattr("model.mail._LOOPBACK", ())
     with pytest.raises(smtplib.SMTPException):
-        send(settings(server, "me:secret@"), LETTER)
-    assert not any("AUTH" in line for line in server.said)
+        send(settings(server, user), LETTER)
+    assert not any("AUTH" in line or "RCPT" in line.upper() for line in server.said)
 
 
-@pytest.mark.parametrize("url", ["http://x", "smtp://", "x"])
+def test_in_clear_where_the_operator_says_so(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.mail._LOOPBACK", ())
+    send(settings(server, query="?tls=off"), LETTER)
+    assert LETTER.link in server.said
+
+
+@pytest.mark.parametrize(
+    "url", ["http://x", "smtp://", "x", "smtp://h?tls=no", "smtps://h?tls=off", "smtp://u:p@h?tls=off"]
+)
 def test_what_is_no_server_is_said(url: str) -> None:
-    with pytest.raises(ValueError, match="CAIRN_SMTP_URL"):
-        send(Settings(smtp_url=SecretStr(url)), LETTER)
+    with pytest.raises(ValueError, match="smtp_url"):
+        Settings(smtp_url=SecretStr(url))
+
+
+def test_links_are_logged_in_development_alone() -> None:
+    with structlog.testing.capture_logs() as logged:
+        with pytest.raises(OSError, match="CAIRN_SMTP_URL"):
+            send(Settings(), LETTER)
+        assert logged == []
+        send(Settings(mailer="log"), LETTER)
+    assert [line["link"] for line in logged] == [LETTER.link]

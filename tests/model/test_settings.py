@@ -4,7 +4,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import ValidationError
 
-from model.settings import Settings, SetupSettings, of_process, table, with_password
+from model.settings import Settings, SetupSettings, of_process, problem_of, table, with_password
 from model.tickets import new_signing_key, verifying_key
 
 DOCS = Path(__file__).parents[2] / "docs" / "configuration.md"
@@ -46,6 +46,40 @@ def test_password_of_the_database_is_put_into_its_url(monkeypatch, password: str
     assert (found["host"], found["dbname"], found["sslmode"]) == ("::1", "cairn", "require")
     with pytest.raises(ValueError, match="name a role"):
         with_password("postgresql:///cairn", password)
+
+
+SECRETS = [name for name, field in SetupSettings.model_fields.items() if "SecretStr" in str(field.annotation)]
+
+
+@pytest.mark.parametrize("name", SECRETS)
+@pytest.mark.parametrize("empty", ["", " \n"])
+def test_a_secret_that_is_empty_is_none_and_refused(monkeypatch, tmp_path: Path, name: str, empty: str) -> None:
+    """As a file is that was touched, and never written: whoever shows nothing would show the right password."""
+    variable, file = f"CAIRN_{name.upper()}", tmp_path / "empty"
+    file.write_text(empty)
+    monkeypatch.setenv(f"{variable}_FILE", str(file))
+    with pytest.raises(ValidationError) as error:
+        SetupSettings()
+    assert problem_of(error.value).startswith(f"{variable}: ")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("CAIRN_DATABASE_URL", "host=db password=verysecret"),
+        ("CAIRN_OTLP_ENDPOINT", "collector:4318"),
+        ("CAIRN_OTLP_ENDPOINT", "http://"),
+        ("CAIRN_TICK_SECONDS", "inf"),
+        ("CAIRN_PURGE_INTERVAL", "1e30"),
+        ("CAIRN_SETUP_PATIENCE", "1e6"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_at_the_start_by_its_name(monkeypatch, variable: str, value: str) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValidationError) as error:
+        SetupSettings()
+    assert problem_of(error.value).startswith(f"{variable}: ")
+    assert "verysecret" not in problem_of(error.value)
 
 
 def test_port_range_is_written_with_a_dash(monkeypatch) -> None:

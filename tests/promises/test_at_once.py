@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,6 +10,8 @@ import httpx
 import pytest
 
 from tests.stack import IMAGE, Stack, wait_for
+
+ALL = os.environ.get("CAIRN_CHAOS") == "all"
 
 
 def test_one_key_a_hundred_times_at_once_is_one_instance(stack: Stack) -> None:
@@ -27,20 +30,22 @@ def test_one_key_a_hundred_times_at_once_is_one_instance(stack: Stack) -> None:
     assert len(stack.containers()) == 1
 
 
-def test_two_hundred_launches_at_once_share_no_port(stack: Stack) -> None:
+def test_many_launches_at_once_share_no_port(stack: Stack) -> None:
+    many = 200 if ALL else 80
     with ThreadPoolExecutor(50) as threads:
-        launched = list(threads.map(lambda n: stack.launch(f"many-{n}"), range(200)))
+        launched = list(threads.map(lambda n: stack.launch(f"many-{n}"), range(many)))
     for one in launched:
         stack.completed(one, 120)
     rows = stack.list("/instances")
     ports = Counter((row["host"], port["host_port"]) for row in rows for port in row["ports"])
-    assert len(rows) == len(ports) == 200
+    assert len(rows) == len(ports) == many
     assert set(ports.values()) == {1}
     with ThreadPoolExecutor(20) as threads:
         list(threads.map(lambda row: stack.act("delete", row), rows))
     wait_for("all are gone", lambda: not stack.list("/instances"), 120)
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("killed", [(), ("control_worker", "host_agent", "control_worker")], ids=["", "killed"])
 def test_two_hundred_launches_at_once_get_fifty_places(stack: Stack, killed: tuple[str, ...]) -> None:
     (project,) = stack.get("/projects")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import threading
@@ -24,8 +25,11 @@ from worker import engine
 #: Its first test sets all of it up.
 pytestmark = pytest.mark.timeout(300)
 FENCE_AFTER = 8
+ALL = os.environ.get("CAIRN_CHAOS") == "all"
+#: So many at once, on Docker engines and on simulated ones: more than there is room for.
+BURST = {"docker": 40, "simulated": 160} if ALL else {"docker": 24, "simulated": 40}
 #: What all hosts have for instances of one vCPU: those on Docker engines, and simulated ones.
-DOCKER_CPUS, SIMULATED_CPUS, SIMULATED_HOSTS = 4, 20, 4
+DOCKER_CPUS, SIMULATED_CPUS, SIMULATED_HOSTS = 4, 20 if ALL else 6, 4
 HOSTS = ("local", "own-engine", "cut-from-temporal", "cut-from-api")
 #: Lease and margin, a tick, and the start of a run that nobody asked for.
 LOST_SECONDS = 60
@@ -130,11 +134,11 @@ def test_launches_spread_over_hosts_with_engines_and_networks_of_their_own(fleet
     assert there == {instance["id"] for instance in instances if instance["host"] == "own-engine"}
 
 
-def test_two_hundred_launches_at_once_fill_the_fleet_exactly_and_no_further(fleet: Fleet) -> None:
+def test_many_launches_at_once_fill_the_fleet_exactly_and_no_further(fleet: Fleet) -> None:
     stack = fleet.stack
     stack.sql("UPDATE hosts SET cpus = %s WHERE backend = 'simulated'", SIMULATED_CPUS)
     room = {"docker": DOCKER_CPUS * len(HOSTS), "simulated": SIMULATED_CPUS * SIMULATED_HOSTS}
-    wanted = ["docker"] * 40 + ["simulated"] * 160
+    wanted = [backend for backend, count in BURST.items() for _ in range(count)]
 
     def launch(number: int) -> tuple[str, Json | None, str]:
         backend = wanted[number]

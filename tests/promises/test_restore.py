@@ -276,7 +276,7 @@ def test_restore_and_backup_that_are_killed_leave_the_old_or_the_new(platform: S
     platform.running(name="since")
     backups, restores = [], []
     for seconds in _ever_longer():
-        whole = _killed_after(seconds, platform, "backup", str(file))
+        whole = _killed_after(seconds, platform, "backup", "--force", str(file))
         cairn(platform, "backup", "--verify", str(file))
         backups.append(whole)
         if whole:

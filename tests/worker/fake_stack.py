@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from model.settings import Settings
-from worker import stack
+from worker import stack, stack_plan, stack_programs
 from worker.data_folder import StackError
 
 SERVES = """
@@ -30,9 +30,9 @@ def main(folder: Path, api: str, agent: str) -> None:
         script = folder / name
         script.write_text(f"#!{sys.executable}\n{code}")
         script.chmod(0o755)
-    stack._script = lambda name: str(folder / name)
+    stack_programs._script = lambda name: str(folder / name)
     try:
-        with stack.planned(Settings(), None) as plan:
+        with stack_plan.planned(Settings(), None) as plan:
             asyncio.run(stack.run(plan, lambda endpoint: print(f"ready {endpoint.api_url}", flush=True)))
     except StackError as error:
         raise SystemExit(str(error)) from None

@@ -12,23 +12,23 @@ import pytest
 from model.base import new_id
 from model.secrets import new_key
 from model.settings import Settings
-from worker import data_folder, identity, ports, postgres, stack
+from worker import data_folder, identity, ports, postgres, stack_plan, stack_programs
 from worker.data_folder import StackError
 
 NOTHING = (0, 0)
 
 
 @pytest.fixture
-def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> stack.Plan:
-    monkeypatch.setattr(stack, "_script", lambda name: name)
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> stack_plan.Plan:
+    monkeypatch.setattr(stack_programs, "_script", lambda name: name)
     settings = Settings(data_dir=tmp_path / "d", api_port=0, temporal_port=0, temporal_ui_port=0, simulated_hosts=2)
-    with stack.planned(settings, "unix:///docker.sock") as plan:
+    with stack_plan.planned(settings, "unix:///docker.sock") as plan:
         return plan
 
 
-def test_only_who_needs_the_database_is_told_where_it_is(plan: stack.Plan) -> None:
+def test_only_who_needs_the_database_is_told_where_it_is(plan: stack_plan.Plan) -> None:
     told = {"CAIRN_DATABASE_URL": "postgresql://outer", "CAIRN_FAULTS_FILE": "/f", "CAIRN_OVERCOMMIT_CPU": "3"}
-    programs = stack.programs(plan, told)
+    programs = stack_programs.programs(plan, told)
     urls = {name: program.env.get("CAIRN_DATABASE_URL") for name, program in programs.items()}
     assert [name for name, url in urls.items() if url] == ["api", "control_worker"]
     assert str(urls["api"]).startswith("postgresql://cairn_api@")
@@ -39,16 +39,16 @@ def test_only_who_needs_the_database_is_told_where_it_is(plan: stack.Plan) -> No
         assert program.env["CAIRN_OVERCOMMIT_MEMORY"] == "10"
 
 
-def test_only_who_opens_secrets_has_master_keys(plan: stack.Plan) -> None:
+def test_only_who_opens_secrets_has_master_keys(plan: stack_plan.Plan) -> None:
     told = {"CAIRN_MASTER_KEYS": "outer", "CAIRN_MASTER_KEYS_FILE": "/outer", "CAIRN_ADMIN_PASSWORD": "outer"}
-    for name, program in stack.programs(plan, told).items():
+    for name, program in stack_programs.programs(plan, told).items():
         known = plan.master_keys if name in ("api", "control_worker") else None
         assert program.env.get("CAIRN_MASTER_KEYS") == known, name
         assert "outer" not in " ".join(program.env.values()), name
 
 
-def test_agent_serves_this_machine_and_the_simulated_hosts(plan: stack.Plan) -> None:
-    agent = stack.programs(plan, {})["host_agent"].env
+def test_agent_serves_this_machine_and_the_simulated_hosts(plan: stack_plan.Plan) -> None:
+    agent = stack_programs.programs(plan, {})["host_agent"].env
     known = identity.read(Path(agent["CAIRN_AGENT_IDENTITY"]))
     assert known is not None
     assert known.membership is not None
@@ -87,7 +87,7 @@ def test_deleting_a_folder_leaves_what_is_not_ours(tmp_path: Path) -> None:
 def test_same_port_twice_is_refused(tmp_path: Path) -> None:
     port = ports.choose("127.0.0.1", set(), NOTHING)
     settings = Settings(data_dir=tmp_path, api_port=port, temporal_port=port)
-    with pytest.raises(StackError, match=f"port {port} is asked for twice"), stack.planned(settings, None):
+    with pytest.raises(StackError, match=f"port {port} is asked for twice"), stack_plan.planned(settings, None):
         pass
 
 
@@ -149,3 +149,21 @@ class TestLeftovers:
                 server.prepare()
             assert lock.exists()
             process.kill()
+
+
+def test_what_a_refused_start_left_is_known_and_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    assert not data_folder.is_of_a_refused_start(folder)
+    port = ports.choose("127.0.0.1", set(), NOTHING)
+    settings = Settings(data_dir=folder, api_port=port, temporal_port=port)
+    with pytest.raises(StackError), stack_plan.planned(settings, None):
+        pass
+    assert data_folder.is_of_a_refused_start(folder)
+    (folder / "logs" / "mine.log").touch()
+    assert not data_folder.is_of_a_refused_start(folder), "somebody else's"
+    (folder / "logs" / "mine.log").unlink()
+    (folder / "thesis.txt").touch()
+    assert not data_folder.is_of_a_refused_start(folder)
+    (folder / "thesis.txt").unlink()
+    data_folder.installation(folder, None, 0)
+    assert not data_folder.is_of_a_refused_start(folder), "a platform's"

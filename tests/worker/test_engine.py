@@ -14,6 +14,7 @@ import docker
 import docker.errors
 import pytest
 
+from drivers.brought import Brought, brought_folder
 from model.settings import Settings
 from worker import busybox, engine
 from worker.data_folder import StackError
@@ -98,6 +99,25 @@ class TestOnAnEngine:
         client = docker.DockerClient(base_url=url)
         assert client.containers.run(engine.IMAGE, ["cat", "/www/index.html"], remove=True).startswith(b"<!doctype")
         client.close()
+
+    def test_only_images_that_this_data_folder_brought_are_forgotten(self, url: str, tmp_path: Path) -> None:
+        host = uuid4()
+        ours, theirs, simulated = (f"cairn/{uuid4()}:0123456789ab" for _ in range(3))
+        Brought(brought_folder(tmp_path / "agents", host)).note(ours)
+        Brought(brought_folder(tmp_path / "agents", host)).note(engine.IMAGE)
+        Brought(brought_folder(tmp_path / "agents", uuid4())).note(simulated)
+        client = docker.DockerClient(base_url=url)
+        for name in (ours, theirs, simulated):
+            assert client.images.get(engine.IMAGE).tag(*name.split(":"))
+        try:
+            assert engine.brought_images(url, tmp_path, host) == [ours]
+            engine.forget_images(url, [ours, ours])
+            assert engine.brought_images(url, tmp_path, host) == []
+            assert client.images.list(name=theirs) and client.images.list(name=engine.IMAGE)
+        finally:
+            for name in (theirs, simulated):
+                client.images.remove(name)
+            client.close()
 
     def test_only_this_installations_containers_are_removed(self, url: str) -> None:
         engine.ensure_base_image(url, print)

@@ -14,13 +14,15 @@ import pytest
 
 from model.errors import EngineUnavailable, Superseded, Unavailable
 from model.health import Checked, HealthCheck, Look
+from model.images import ImageWanted
 from model.instances import MachineSpec
 from model.sealing import SealBroken, new_private_key, seal
+from model.vault import REGISTRY
 from tests.services import eventually
 from worker import health
 from worker.health import HealthLooks, Standing
 from worker.identity import Keys, Membership
-from worker.user_data import fetcher
+from worker.sealed import Sealed
 
 CHECK = HealthCheck(type="tcp", port=80, interval_seconds=1, retries=2, start_period_seconds=20)
 KEYS, OTHERS = (
@@ -217,13 +219,13 @@ def test_script_is_fetched_for_its_instance_and_proved() -> None:
         purpose = f"user_data:{request.url.path.rpartition('/')[2]}"
         return httpx.Response(200, json={"data": {"sealed": seal(b"abc", purpose=purpose, key=KEYS.public_key)}})
 
-    fetch = fetcher(MEMBERSHIP, KEYS, httpx.MockTransport(answer))
+    fetch = Sealed(MEMBERSHIP, KEYS, httpx.MockTransport(answer)).script
     assert fetch(wanted) == b"abc"
     assert asked == [(f"/v1/hosts/user-data/{wanted.id}", str(wanted.project_id), "Bearer c")]
     with pytest.raises(Superseded):
         fetch(spec(user_data="00" * 32))
     with pytest.raises(SealBroken):
-        fetcher(MEMBERSHIP, OTHERS, httpx.MockTransport(answer))(wanted)
+        Sealed(MEMBERSHIP, OTHERS, httpx.MockTransport(answer)).script(wanted)
 
 
 @pytest.mark.parametrize(
@@ -244,4 +246,29 @@ def test_script_that_cannot_be_had(answer: httpx.Response | Exception, error: ty
         return answer
 
     with pytest.raises(error):
-        fetcher(MEMBERSHIP, KEYS, httpx.MockTransport(handle))(spec())
+        Sealed(MEMBERSHIP, KEYS, httpx.MockTransport(handle)).script(spec())
+
+
+def test_secrets_and_logins_are_fetched_from_where_they_lie() -> None:
+    wanted, image = spec(secrets={"K": "file"}, user_data=None), uuid4()
+    values = {"K": "value", REGISTRY: '{"username": "me", "password": "p"}'}
+    told = {
+        f"/v1/hosts/secrets/{wanted.id}": (orjson.dumps(values), f"secrets:{wanted.id}:1"),
+        f"/v1/hosts/registry-logins/{image}": (b'{"username": "you", "password": "q"}', f"registry:{image}"),
+    }
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        value, purpose = told[request.url.path]
+        assert request.url.params["project_id"] == str(wanted.project_id)
+        return httpx.Response(200, json={"data": {"sealed": seal(value, purpose=purpose, key=KEYS.public_key)}})
+
+    sealed = Sealed(MEMBERSHIP, KEYS, httpx.MockTransport(answer))
+    assert sealed.secrets(wanted) == {"K": b"value"}
+    assert sealed.login(wanted) == {"username": "me", "password": "p"}
+    imported = ImageWanted(reference="a", project_id=wanted.project_id, login_of=image)
+    assert sealed.login(imported) == {"username": "you", "password": "q"}
+    values.pop(REGISTRY)
+    told[f"/v1/hosts/secrets/{wanted.id}"] = orjson.dumps(values), f"secrets:{wanted.id}:1"
+    for nothing in (wanted, ImageWanted(reference="a")):
+        with pytest.raises(Superseded):
+            sealed.login(nothing)

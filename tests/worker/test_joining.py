@@ -190,9 +190,11 @@ def test_where_temporal_is_now_is_remembered_with_all_else(path: Path, platform:
 def test_an_agent_gets_its_options_and_no_key_of_the_platform(path: Path, platform: Platform) -> None:
     kept = join(path, platform, options={"CAIRN_TEMPORAL_ADDRESS": "temporal:7233"})
     keys = ("CAIRN_API_KEY", "CAIRN_JOIN_TOKEN", "CAIRN_DATABASE_URL", "CAIRN_TICKET_KEY", "cairn_ticket_key_other")
-    environ = dict.fromkeys(keys, "k") | {"CAIRN_LOG_LEVEL": "debug"}
+    more = ("CAIRN_MASTER_KEYS", "CAIRN_MASTER_KEYS_FILE", "CAIRN_OWNER_PASSWORD_FILE", "CAIRN_SMTP_URL")
+    environ = dict.fromkeys((*keys, *more), "k") | {"CAIRN_LOG_LEVEL": "debug", "CAIRN_METRICS_TOKEN": "its own"}
     assert joining.agent_environ(path, kept, environ) == {
         "CAIRN_LOG_LEVEL": "debug",
+        "CAIRN_METRICS_TOKEN": "its own",
         "CAIRN_TEMPORAL_ADDRESS": "temporal:7233",
         "CAIRN_TEMPORAL_NAMESPACE": "fleet",
         "CAIRN_AGENT_IDENTITY": str(path),

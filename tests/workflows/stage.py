@@ -21,28 +21,37 @@ from temporalio.worker import Worker
 
 import activities.interceptor
 from activities.audit import Sealed
+from activities.balancer_ends import BalancerEnd
+from activities.balancers import Configuration
+from activities.cron_calls import API, CRON
 from activities.drains import DrainEnd, Round
+from activities.groups import GroupEnd, GroupRound, Release
 from activities.hosts import Inventory
 from activities.image_records import ImageEnd, Import
 from activities.images import IMAGES, HostImages, ImageFacts
 from activities.instances import Placement, PlaceRequest, Settlement, StopRequest
-from activities.project_ends import Emptying, ProjectEnd
+from activities.project_ends import ProjectEnd
 from activities.purge import Purged
 from activities.quotas import Compared
 from activities.reencryption import Reencrypted
 from activities.registry import methods
 from activities.restores import Adoption, Decision, RestoreEnd, Survey
+from activities.rounds import Emptying
 from activities.runs import CONTROL, host_queue, start
 from activities.samples import Coarsened
 from activities.sweeper import Swept
+from activities.user_ends import UserEnd
 from activities.webhooks import WEBHOOKS, Batch
+from model.balancers import AppliedSpec, BalancerSettings, BalancerSpec, DrainRequest
 from model.base import new_id
+from model.cron import CronEnd, CronTurn, TargetKind
 from model.health import HealthCheck
 from model.images import ImageFound, ImageWanted
 from model.instances import MachineSpec, MachineState, OwnedMachine, Port
 from model.restores import FoundMachine
 from model.webhooks import WebhookRef
 from model.workflows import Failure, Order
+from tests.workflows.cron_stage import CronApi, CronControl, CronTargets
 from worker.temporal import DYNAMIC_CONFIG, SEARCH_ATTRIBUTES, find_binary
 from worker.temporal_client import DATA_CONVERTER
 from workflows.plans import PLANS
@@ -100,6 +109,7 @@ class Stage:
         self.leaves: str | None = HOST
         #: What is to be imported, and how it ended.
         self.source: dict[str, Any] = {"source": "url", "url": "https://images.example.org/base.tar"}
+        self.pulled: list[ImageWanted] = []
         self.imported: list[ImageEnd] = []
         self.rounds: list[Round] = []
         self.drained: list[DrainEnd] = []
@@ -107,12 +117,28 @@ class Stage:
         self.emptying: list[Emptying] = []
         self.forgotten: list[bool] = []
         self.projects_ended: list[ProjectEnd] = []
+        #: The same of a user.
+        self.leaving: list[Emptying] = []
+        self.users_ended: list[UserEnd] = []
+        #: What a run of a group does, round by round.
+        self.group_rounds: list[GroupRound] = []
+        self.groups_ended: list[GroupEnd] = []
+        #: The changes of balancers that members wait for before they go, look by look.
+        self.releases: list[list[Order]] = []
         self.leftovers: list[list[OwnedMachine]] = []
         self.purged: list[Purged] = []
         self.sealed: list[Sealed] = []
         self.reencrypted: list[Reencrypted] = []
         #: What a webhook still has to be sent, in rounds: seconds that each of them asks to wait.
         self.rounds_of_deliveries: list[float] = []
+        #: What a cron job calls (None: the time has had its run), and how the workflow that it starts ends.
+        self.cron_kind: TargetKind | None = "http"
+        self.cron_failure: Failure | None = None
+        self.turns: list[CronTurn] = []
+        self.cron_ends: list[CronEnd] = []
+        #: The servers that leave a balancer, look by look; how its runs ended.
+        self.draining: list[list[str]] = []
+        self.balanced: list[BalancerEnd] = []
         #: Whether a cancelled activity ends as if nothing had happened.
         self.swallow = False
 
@@ -125,6 +151,10 @@ class Stage:
             await script.pop(0)()
         elif ((act := self.always.get(name)) and not undo) or (undo and (act := self.always.get(f"undo {name}"))):
             await act()
+
+    def part(self, kind: str) -> Order | None:
+        """What a balancer's run does to its proxy; None where that is gone."""
+        return order(kind) if self.placed else None
 
     def spec(self, order: Order, generation: int, port: int | None = None) -> MachineSpec:
         ports = [Port(host_port=port, container_port=80)] if port else []
@@ -222,6 +252,66 @@ class Control:
     async def settle_project(self, ended: ProjectEnd) -> None:
         await self._stage.play(f" {ended.outcome}")
         self._stage.projects_ended.append(ended)
+
+    @activity.defn(name="user.next")
+    async def next_projects(self, order: Order) -> Emptying:
+        await self._stage.play()
+        return self._stage.leaving.pop(0) if self._stage.leaving else Emptying()
+
+    @activity.defn(name="user.forget")
+    async def forget_user(self, order: Order) -> bool:
+        await self._stage.play()
+        return self._stage.forgotten.pop(0) if self._stage.forgotten else True
+
+    @activity.defn(name="user.settle")
+    async def settle_user(self, ended: UserEnd) -> None:
+        await self._stage.play(f" {ended.outcome}")
+        self._stage.users_ended.append(ended)
+
+    @activity.defn(name="group.next")
+    async def next_of_group(self, order: Order) -> GroupRound:
+        await self._stage.play()
+        return self._stage.group_rounds.pop(0) if self._stage.group_rounds else GroupRound()
+
+    @activity.defn(name="group.release")
+    async def release(self, release: Release) -> list[Order]:
+        await self._stage.play(f" {len(release.removals)}")
+        return self._stage.releases.pop(0) if self._stage.releases else []
+
+    @activity.defn(name="group.settle")
+    async def settle_group(self, ended: GroupEnd) -> None:
+        await self._stage.play(f" {ended.outcome}")
+        self._stage.groups_ended.append(ended)
+
+    @activity.defn(name="lb.claim")
+    async def claim_balancer(self, order: Order) -> Order | None:
+        await self._stage.play()
+        return self._stage.part("ProvisionInstance")
+
+    @activity.defn(name="lb.configure")
+    async def configure(self, order: Order) -> Configuration:
+        await self._stage.play()
+        stage = self._stage
+        spec = BalancerSpec(
+            machine=stage.spec(order, 1), revision=1, text="", structure="", weights={}, settle_seconds=0
+        )
+        draining = stage.draining.pop(0) if stage.draining else []
+        about = {"host": HOST, "digest": "1", "settings": BalancerSettings(drain_seconds=1), "draining": draining}
+        return Configuration(spec=spec if stage.placed else None, **about)
+
+    @activity.defn(name="lb.drained")
+    async def drained(self, order: Order) -> None:
+        await self._stage.play()
+
+    @activity.defn(name="lb.remove")
+    async def remove_proxy(self, order: Order) -> Order | None:
+        await self._stage.play()
+        return self._stage.part("DeprovisionInstance")
+
+    @activity.defn(name="lb.settle")
+    async def settle_balancer(self, ended: BalancerEnd) -> None:
+        await self._stage.play(f" {ended.outcome}")
+        self._stage.balanced.append(ended)
 
     @activity.defn(name="instance.settle")
     async def settle(self, settlement: Settlement) -> None:
@@ -360,6 +450,7 @@ class Engine:
 
     @activity.defn(name="image.pull")
     async def pull(self, wanted: ImageWanted) -> ImageFound:
+        self._stage.pulled.append(wanted)
         await self._stage.play()
         return ImageFound(digest=self._stage.digest)
 
@@ -367,6 +458,15 @@ class Engine:
     async def collect(self, unused_for: timedelta) -> HostImages:
         await self._stage.play()
         return HostImages(host=HOST, images=[])
+
+    @activity.defn(name="lb.apply")
+    async def apply(self, spec: BalancerSpec) -> AppliedSpec:
+        await self._stage.play()
+        return AppliedSpec(engine_id="e-1", revision=spec.revision)
+
+    @activity.defn(name="lb.drain")
+    async def drain(self, request: DrainRequest) -> None:
+        await self._stage.play(f" {len(request.servers)}")
 
     @activity.defn(name="instance.create")
     async def create(self, spec: MachineSpec) -> str:
@@ -490,14 +590,15 @@ async def theatre(client: Client, *, cached: int = 100, agent: bool = True) -> A
         client,
         task_queue=CONTROL,
         workflows=PLANS,
-        activities=methods(Control(stage)),  # type: ignore[arg-type]
+        activities=[*methods(Control(stage)), *methods(CronControl(stage))],  # type: ignore[list-item]
         max_cached_workflows=cached,
         **common,
     )
     with quick_heartbeats():
         async with AsyncExitStack() as workers:
             await workers.enter_async_context(control)
-            for queue, stands_in in ((WEBHOOKS, Receivers(stage)), (IMAGES, Importer(stage))):
+            elsewhere = {WEBHOOKS: Receivers(stage), IMAGES: Importer(stage), CRON: CronTargets(stage)}
+            for queue, stands_in in (elsewhere | {API: CronApi(stage)}).items():
                 served = methods(stands_in)
                 one = Worker(client, task_queue=queue, activities=served, **common)  # type: ignore[arg-type]
                 await workers.enter_async_context(one)

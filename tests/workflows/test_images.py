@@ -7,6 +7,7 @@ from temporalio.client import WorkflowFailureError
 
 from activities.runs import summarise
 from model.errors import ImageRefused, Unavailable
+from model.images import ImageWanted
 from tests.services import eventually
 from tests.workflows.stage import HOST, Gate, Theatre, fails
 
@@ -39,6 +40,15 @@ async def test_registry_is_asked_by_a_host(play: Theatre) -> None:
     facts = play.stage.imported[-1].facts
     assert facts is not None
     assert (facts.digest, facts.host) == (play.stage.digest, HOST)
+    assert play.stage.pulled[-1] == ImageWanted(reference="web:1")
+
+
+async def test_host_that_is_to_pull_with_a_login_is_told_whose_and_not_which(play: Theatre) -> None:
+    play.stage.source = {"source": "registry", "reference": "web:1", "host": HOST, "login": True}
+    assert await run(play) == "image.claim; image.pull; image.settle completed"
+    (wanted,) = play.stage.pulled
+    assert wanted.login_of == play.stage.imported[-1].order.resource_id
+    assert wanted.project_id == play.stage.imported[-1].order.project_id
 
 
 async def test_what_is_refused_is_discarded(play: Theatre) -> None:

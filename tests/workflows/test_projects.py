@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from temporalio.client import WorkflowFailureError
 
-from activities.project_ends import Emptying
+from activities.rounds import Emptying
 from model.errors import EngineRefused
 from tests.workflows.stage import Gate, Theatre, fails, order
 
@@ -55,3 +55,23 @@ async def test_long_one_goes_on_in_a_new_run(play: Theatre) -> None:
     assert play.stage.calls.count("instance.delete generation 1") == 48
     (end,) = play.stage.projects_ended
     assert end.order.first_run_id == first.first_execution_run_id
+
+
+async def test_user_goes_after_the_projects(play: Theatre) -> None:
+    gone = [Emptying(deletions=[order("DeprovisionProject", resource_type="project")]) for _ in range(2)]
+    play.stage.leaving = [gone[0], Emptying(busy=1), gone[1]]
+    await (await play.start("DeprovisionUser", resource_type="user")).result()
+    calls = [call for call in play.stage.calls if not call.startswith("project.next")]
+    assert calls == [
+        *("user.next", "project.forget", "project.settle completed", "user.next", "user.next"),
+        *("project.forget", "project.settle completed", "user.next", "user.forget", "user.settle completed"),
+    ]
+
+
+async def test_user_whose_projects_cannot_be_deleted_stays(play: Theatre) -> None:
+    play.stage.leaving = [Emptying(stuck=["project 1"], left=1)]
+    with pytest.raises(WorkflowFailureError):
+        await (await play.start("DeprovisionUser", resource_type="user")).result()
+    (end,) = play.stage.users_ended
+    assert end.failure is not None and end.failure.code == "not_emptied" and "project 1" in end.failure.message
+    assert "user.forget" not in play.stage.calls

@@ -1,0 +1,306 @@
+"""``cairn lb``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from cli import render
+from cli.client import Client
+from cli.completion import balancers as balancer_names
+from cli.completion import hosts as host_names
+from cli.completion import instances as instance_names
+from cli.ending import Ending, Kind, each, finish
+from cli.errors import usage
+from cli.listing import Listing, Table, print_list
+from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
+from cli.render import All, Format, Limit, Output
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Load balancers: one address for many instances.")
+
+Name = Annotated[str, typer.Argument(help="Name or id.", show_default=False, autocompletion=balancer_names)]
+Names = Annotated[
+    list[str],
+    typer.Argument(metavar="NAME...", help="Names or ids.", show_default=False, autocompletion=balancer_names),
+]
+Instance = Annotated[
+    str, typer.Argument(help="Name or id of an instance.", show_default=False, autocompletion=instance_names)
+]
+Algorithm = Annotated[
+    str | None, typer.Option(help="round-robin, least-conn, source or random (of a new one: round-robin).")
+]
+Check = Annotated[str | None, typer.Option(help="How targets are asked: tcp, or http:/PATH.")]
+Interval = Annotated[float | None, typer.Option(help="Seconds between two checks of a target.")]
+Drain = Annotated[int | None, typer.Option(help="Seconds that a target which leaves may take to end what it began.")]
+Certificate = Annotated[str | None, typer.Option(help="Secret with certificate and key, as PEM: NAME[@VERSION].")]
+Weight = Annotated[int, typer.Option(help="Share of the requests, 0 to 256.")]
+
+
+@app.command(epilog="Example: cairn lb create front --port 80 --check http:/ready")
+def create(
+    name: Annotated[str, typer.Argument(help="What it is to be called.", show_default=False)],
+    port: Annotated[
+        int, typer.Option(help="Port on which it listens, on its own address and on its host's (see --host-port).")
+    ],
+    host_port: Annotated[
+        int | None, typer.Option(help="Port of its host (default: that of --port, and no other); 0: any that is free.")
+    ] = None,
+    mode: Annotated[str, typer.Option(help="http or tcp.")] = "http",
+    algorithm: Algorithm = None,
+    check: Check = None,
+    interval: Interval = None,
+    cookie: Annotated[str | None, typer.Option(help="Name of a cookie that binds users to targets.")] = None,
+    tls: Certificate = None,
+    drain: Drain = None,
+    size: Annotated[str, typer.Option("--type", help="Instance type of its own instance.")] = "basic-1",
+    host: Annotated[str | None, typer.Option(help="Host that it is to run on.", autocompletion=host_names)] = None,
+    backend: Annotated[str, typer.Option(help="docker, or simulated.")] = "docker",
+    wait: Wait = True,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    output: Output = Format.TABLE,
+) -> None:
+    """Create a load balancer; its targets are added next."""
+    body: dict[str, Any] = {"name": name, "port": port, "mode": mode, "instance_type": size, "backend": backend}
+    body |= _settings(algorithm, check, interval, cookie, tls, drain)
+    body |= {what: value for what, value in {"host_port": host_port, "host": host}.items() if value is not None}
+    with Client() as client:
+        envelope = client.request("POST", "/lb", body=body)
+        finish(client, [envelope], "creation of", Ending(wait, timeout, output), _KIND)
+
+
+@app.command("list", epilog="Example: cairn lb list")
+def list_(limit: Limit = 50, everything: All = False, output: Output = Format.TABLE) -> None:
+    """List load balancers, newest first."""
+    table = Table(
+        ["NAME", "STATUS", "MODE", "PORT", "ALGORITHM", "UP", "HOST", "AGE", "ID"],
+        lambda row: [
+            row["name"],
+            row["status"],
+            row["mode"] + (" tls" if row["tls"] else ""),
+            str(row["port"]),
+            row["algorithm"],
+            f"{row['targets_up']}/{row['targets']}",
+            row["host"] or "",
+            render.age(row["created_at"]),
+            row["id"],
+        ],
+        wide=["ID"],
+    )
+    with Client() as client:
+        print_list(client, "/lb", {}, Listing(limit, everything, output), table)
+
+
+@app.command(epilog="Example: cairn lb show front")
+def show(name: Name, output: Output = Format.TABLE) -> None:
+    """Show one load balancer."""
+    with Client() as client:
+        _print(client.balancer(name), output)
+
+
+@app.command(epilog="Example: cairn lb update front --algorithm least-conn")
+def update(
+    name: Name,
+    rename: Annotated[str | None, typer.Option("--name", help="Another name.")] = None,
+    algorithm: Algorithm = None,
+    check: Check = None,
+    interval: Interval = None,
+    cookie: Annotated[str | None, typer.Option(help="Name of a cookie that binds users to targets; '': none.")] = None,
+    tls: Certificate = None,
+    drain: Drain = None,
+    wait: Wait = True,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    output: Output = Format.TABLE,
+) -> None:
+    """Change a load balancer as it works; what is not named stays."""
+    body = _settings(algorithm, check, interval, cookie, tls, drain) | ({"name": rename} if rename else {})
+    if not body:
+        raise usage("nothing to change", "name what: --algorithm, --check, --cookie, --tls, --drain, --name")
+    with Client() as client:
+        found = client.balancer(name)
+        if "health_check" in body and check is None:
+            body["health_check"] = found["health_check"] | body["health_check"]
+        envelope = client.request("PATCH", f"/lb/{found['id']}", body=body)
+        finish(client, [envelope], "change of", Ending(wait, timeout, output), _KIND)
+
+
+@app.command(epilog="Example: cairn lb rm front")
+def rm(
+    names: Names,
+    wait: Wait = True,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    output: Output = Format.TABLE,
+) -> None:
+    """Delete load balancers; their targets stay as they are."""
+    ending = Ending(wait, timeout, output)
+    each(_KIND, names, "delete of", lambda client, path: client.request("DELETE", path), ending)
+
+
+@app.command(epilog="Example: cairn lb targets front")
+def targets(name: Name, output: Output = Format.TABLE) -> None:
+    """The targets of a load balancer, and how its own checks find them."""
+    with Client() as client:
+        rows = client.get(f"/lb/{client.balancer(name)['id']}/targets")
+    if output is not Format.TABLE:
+        render.print_json(rows)
+        return
+    render.print_table(
+        ["INSTANCE", "PORT", "WEIGHT", "STATE", "HEALTH", "SINCE", "CHECK"],
+        [
+            [
+                row["name"],
+                str(row["port"]),
+                str(row["weight"]),
+                row["state"],
+                row["health"],
+                render.age(row["health_at"]),
+                row["check"] or "",
+            ]
+            for row in rows
+        ],
+    )
+
+
+@app.command(epilog="Example: cairn lb add front web-1 --port 80")
+def add(
+    name: Name,
+    instance: Instance,
+    port: Annotated[int, typer.Option(help="Port inside the instance.")],
+    weight: Weight = 100,
+    wait: Wait = True,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    output: Output = Format.TABLE,
+) -> None:
+    """Send requests to an instance too."""
+    with Client() as client:
+        path = f"/lb/{client.balancer(name)['id']}/targets"
+        body = {"instance_id": client.resource_id(instance), "port": port, "weight": weight}
+        envelope = client.request("POST", path, body=body)
+        finish(client, [envelope], "new target", Ending(wait, timeout, output), _target(path))
+
+
+@app.command(epilog="Example: cairn lb weigh front web-1 --weight 10")
+def weigh(
+    name: Name,
+    instance: Instance,
+    weight: Weight,
+    wait: Wait = True,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    output: Output = Format.TABLE,
+) -> None:
+    """Give a target another share of the requests; 0: it takes no new users."""
+    with Client() as client:
+        path = f"/lb/{client.balancer(name)['id']}/targets"
+        envelope = client.request("PATCH", f"{path}/{client.resource_id(instance)}", body={"weight": weight})
+        finish(client, [envelope], "weight of", Ending(wait, timeout, output), _target(path))
+
+
+@app.command(epilog="Example: cairn lb remove front web-1")
+def remove(
+    name: Name,
+    instance: Instance,
+    wait: Wait = True,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    output: Output = Format.TABLE,
+) -> None:
+    """Send no more requests to an instance; what it has begun, it may end."""
+    with Client() as client:
+        path = f"/lb/{client.balancer(name)['id']}/targets"
+        envelope = client.request("DELETE", f"{path}/{client.resource_id(instance)}")
+        finish(client, [envelope], "drain of", Ending(wait, timeout, output), _target(path))
+
+
+@app.command(epilog="Example: cairn lb stats front")
+def stats(name: Name, output: Output = Format.TABLE) -> None:
+    """What a load balancer did in the last ten minutes, ten seconds a line."""
+    with Client() as client:
+        rows = client.get(f"/lb/{client.balancer(name)['id']}/stats")
+    if output is not Format.TABLE:
+        render.print_json(rows)
+        return
+    render.print_table(
+        ["AT", "REQUESTS/S", "SESSIONS", "IN", "OUT", "ERRORS"],
+        [
+            [
+                row["at"],
+                f"{row['requests_per_second']:g}",
+                str(row["sessions"]),
+                render.size(row["bytes_in"]),
+                render.size(row["bytes_out"]),
+                str(row["errors"]),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _settings(
+    algorithm: str | None,
+    check: str | None,
+    interval: float | None,
+    cookie: str | None,
+    tls: str | None,
+    drain: int | None,
+) -> dict[str, Any]:
+    """Those that were given, as the API takes them."""
+    found: dict[str, Any] = {"algorithm": algorithm, "drain_seconds": drain}
+    found = {what: value for what, value in found.items() if value is not None}
+    if cookie is not None:
+        found["cookie"] = cookie or None
+    asked: dict[str, Any] = {} if interval is None else {"interval_seconds": interval}
+    if check is not None:
+        kind, _, path = check.partition(":")
+        asked |= {"type": kind} | ({"path": path} if path else {})
+    if asked:
+        found["health_check"] = asked
+    if tls is not None:
+        secret, _, version = tls.partition("@")
+        if version and not version.isdigit():
+            raise usage(f"'{tls}' is not NAME or NAME@VERSION", "cairn secret list")
+        found["tls"] = {"secret": secret} | ({"version": int(version)} if version else {})
+    return found
+
+
+def _print(balancer: dict[str, Any], output: Format) -> None:
+    if output is not Format.TABLE:
+        render.print_json(balancer)
+        return
+    error, check = balancer.get("error") or {}, balancer["health_check"]
+    ports = ", ".join(f"{port['host_port']}" for port in balancer["ports"] if port["host_port"] is not None)
+    asked = " ".join(filter(None, (check["type"], check["path"])))
+    render.print_facts(
+        [
+            ("name", balancer["name"]),
+            ("id", balancer["id"]),
+            ("status", balancer["status"]),
+            ("error", error.get("message", "")),
+            ("listens", f"{balancer['mode']} {balancer['port']}" + (" (TLS)" if balancer["tls"] else "")),
+            ("host", f"{balancer['host'] or ''} {ports}".strip()),
+            ("algorithm", balancer["algorithm"]),
+            ("check", f"{asked} every {check['interval_seconds']:g} s"),
+            ("cookie", balancer["cookie"] or ""),
+            ("targets", f"{balancer['targets']}, of which {balancer['targets_up']} are up"),
+            ("instance", balancer["instance_id"]),
+            ("created", f"{balancer['created_at']} ({render.age(balancer['created_at'])} ago)"),
+        ]
+    )
+
+
+def _print_target(target: dict[str, Any], output: Format) -> None:
+    if output is not Format.TABLE:
+        render.print_json(target)
+        return
+    shown = ("name", "instance_id", "port", "weight", "state", "health")
+    render.print_facts([(name.partition("_")[0], str(target.get(name, ""))) for name in shown])
+
+
+def _target(path: str) -> Kind:
+    """Targets of one balancer: they have no id but their instance's. One that is not there any more is removed."""
+
+    def find(client: Client, instance: str) -> dict[str, Any]:
+        return next(row for row in client.get(path) if row["instance_id"] == instance)
+
+    return Kind(path, find, _print_target)
+
+
+_KIND = Kind("/lb", Client.balancer, _print)

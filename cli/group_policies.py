@@ -1,0 +1,84 @@
+"""``cairn group policy``, ``policies``, ``metric`` and ``remove-policy``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from cli import render
+from cli.client import Client
+from cli.errors import usage
+from cli.groups import GROUP, Name, groups
+from cli.listing import Listing, Table, print_list
+from cli.render import Format, Output
+
+__all__ = ["groups"]
+
+
+@groups.command(epilog="Example: cairn group policy web cpu --metric cpu --target 60")
+def policy(
+    group: Name,
+    name: Annotated[str, typer.Argument(help="What it is called.", show_default=False)],
+    target: Annotated[float, typer.Option(help="Of the mean of all members.", show_default=False)],
+    metric: Annotated[
+        str, typer.Option(help="cpu or memory, in percent; requests a second; or what is pushed.")
+    ] = "cpu",
+    out: Annotated[int | None, typer.Option("--out", help="So many more at once.")] = None,
+    in_: Annotated[int | None, typer.Option("--in", help="So many fewer at once.")] = None,
+    cooldown: Annotated[int, typer.Option(help="Seconds between two changes.")] = 60,
+    output: Output = Format.TABLE,
+) -> None:
+    """Scale a group by what is measured."""
+    body: dict[str, Any] = {"name": name, "metric_type": metric, "target_value": target, "cooldown_sec": cooldown}
+    body |= {field: value for field, value in (("scale_out_step", out), ("scale_in_step", in_)) if value is not None}
+    with Client() as client:
+        path = f"{GROUP.path}/{GROUP.find(client, group)['id']}/policies"
+        made = client.request("POST", path, body=body)["data"]
+    if output is Format.JSON:
+        render.print_json(made)
+    else:
+        render.say(f"policy {name} of {group}: {made['id']}")
+
+
+@groups.command(epilog="Example: cairn group policies web")
+def policies(group: Name, output: Output = Format.TABLE) -> None:
+    """List a group's policies."""
+    table = Table(
+        ["NAME", "METRIC", "TARGET", "ACTED", "ID"],
+        lambda row: [row["name"], row["metric_type"], f"{row['target_value']:g}", row["acted_at"] or "", row["id"]],
+        wide=["ID"],
+    )
+    with Client() as client:
+        path = f"{GROUP.path}/{GROUP.find(client, group)['id']}/policies"
+        print_list(client, path, {}, Listing(50, True, output), table)
+
+
+@groups.command(epilog="Example: cairn group metric web queue_length 17")
+def metric(
+    group: Name,
+    name: Annotated[str, typer.Argument(metavar="METRIC", help="As its policies call it.", show_default=False)],
+    value: Annotated[float, typer.Argument(min=0, help="The mean of all members.", show_default=False)],
+) -> None:
+    """Say what a metric of your own is now. It is of use for two minutes."""
+    with Client() as client:
+        path = f"{GROUP.path}/{GROUP.find(client, group)['id']}/metrics"
+        taken = client.request("POST", path, body={"metric_type": name, "value": value})["data"]["policies"]
+    if taken:
+        render.say(f"{name} of {group} is {value:g}; policies that go by it: {taken}")
+    else:
+        render.say(f"warning: no policy of {group} goes by {name}: see them with cairn group policies {group}")
+
+
+@groups.command("remove-policy", epilog="Example: cairn group remove-policy web cpu")
+def remove_policy(
+    group: Name, name: Annotated[str, typer.Argument(help="What it is called.", show_default=False)]
+) -> None:
+    """Delete a policy; the group stays as it is."""
+    with Client() as client:
+        path = f"{GROUP.path}/{GROUP.find(client, group)['id']}/policies"
+        found = [row["id"] for row in client.get(path) if name in (row["name"], row["id"])]
+        if not found:
+            raise usage(f"group {group} has no policy '{name}'", f"see them: cairn group policies {group}")
+        client.request("DELETE", f"/autoscaling/policies/{found[0]}")
+        render.say(f"policy {name} of {group} is deleted")

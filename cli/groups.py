@@ -1,0 +1,384 @@
+"""``cairn group`` and ``cairn deployment``: the same, of which each has its own names for its numbers."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from cli import lifetimes, render
+from cli.client import Client
+from cli.completion import balancers as balancer_names
+from cli.completion import groups as group_names
+from cli.completion import images as image_names
+from cli.completion import secrets as secret_names
+from cli.completion import types as type_names
+from cli.ending import Ending, Kind, each, finish
+from cli.errors import usage
+from cli.instances import OnHostLost, port_of
+from cli.listing import Listing, Table, print_list
+from cli.options import pairs
+from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
+from cli.render import All, Format, Limit, Output
+from cli.secrets import references
+from cli.taking import taking
+
+groups = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Instances from one template, as many as desired."
+)
+deployments = typer.Typer(no_args_is_help=True, add_completion=False, help="An image, so many times.")
+
+
+class Noun(NamedTuple):
+    """``desired``, ``ready``, ``updated``: the fields that say how many."""
+
+    app: typer.Typer
+    noun: str
+    path: str
+    desired: str
+    ready: str
+    updated: str
+
+    @property
+    def kind(self) -> Kind:
+        return Kind(self.path, self.find, self.show, _status)
+
+    def find(self, client: Client, wanted: str) -> dict[str, Any]:
+        return client.named(self.path, self.noun, wanted)
+
+    def numbers(self, row: dict[str, Any]) -> str:
+        return f"{row[self.ready]}/{row[self.desired]}"
+
+    def show(self, row: dict[str, Any], output: Format) -> None:
+        if output is Format.JSON:
+            render.print_json(row)
+            return
+        error = row.get("error") or {}
+        bounds = f", {row['min_instances']} to {row['max_instances']}" if "min_instances" in row else ""
+        render.print_facts(
+            [
+                ("name", row["name"]),
+                ("id", row["id"]),
+                ("status", _status(row)),
+                ("error", f"{error.get('message')} ({error.get('code')})" if error else ""),
+                ("not before", row.get("backoff_until") or ""),
+                ("ready", f"{self.numbers(row)}{bounds}"),
+                ("configuration", f"{row['revision']}, which {row[self.updated]} have"),
+                ("replacing", f"{row['max_surge']} more, {row['max_unavailable']} fewer"),
+                ("image", row["image"]),
+                ("type", row["instance_type"]),
+                ("health check", lifetimes.shown_check(row["health_check"]) if row.get("health_check") else ""),
+                ("load balancer", row.get("load_balancer_id") or ""),
+                ("labels", render.pairs(row.get("labels"))),
+                ("created", f"{row['created_at']} ({render.age(row['created_at'])} ago)"),
+                ("workflow", row["workflow_id"]),
+            ]
+        )
+
+
+GROUP = Noun(groups, "group", "/autoscaling/groups", "desired_count", "ready_count", "updated_count")
+DEPLOYMENT = Noun(
+    deployments, "deployment", "/containers/deployments", "replicas", "ready_replicas", "updated_replicas"
+)
+
+Names = Annotated[
+    list[str], typer.Argument(metavar="NAME...", help="Names or ids.", show_default=False, autocompletion=group_names)
+]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name or id.", show_default=False, autocompletion=group_names)
+]
+Command = Annotated[
+    list[str] | None, typer.Argument(metavar="-- CMD...", help="What members run, after --.", show_default=False)
+]
+Image = Annotated[str | None, typer.Option(help="Image to run.", show_default=False, autocompletion=image_names)]
+Type = Annotated[str | None, typer.Option("--type", help="Instance type, such as basic-1.", autocompletion=type_names)]
+Ports = Annotated[list[str] | None, typer.Option("--port", "-p", help="Port in a member; its host's is chosen.")]
+Env = Annotated[list[str] | None, typer.Option("--env", "-e", help="K=V; may be repeated.")]
+Secret = Annotated[
+    list[str] | None,
+    typer.Option("--secret", metavar="K=NAME[@VERSION][:env]", help="A secret, as for an instance; may be repeated."),
+]
+Label = Annotated[list[str] | None, typer.Option("--label", "-l", help="k=v of each member; may be repeated.")]
+Backend = Annotated[str | None, typer.Option(help="Kind of engine, such as docker.")]
+Lost = Annotated[OnHostLost | None, typer.Option(help="What happens to members where their host is lost.")]
+Surge = Annotated[str | None, typer.Option(help="So many more, or 25%, while members are replaced.")]
+Unavailable = Annotated[str | None, typer.Option(help="So many fewer, or 25%, while members are replaced.")]
+MinReady = Annotated[int | None, typer.Option(help="Seconds that a new member runs before it counts as ready.")]
+Login = Annotated[
+    str | None,
+    typer.Option(help="Secret to pull the image with: USERNAME:PASSWORD, or JSON.", autocompletion=secret_names),
+]
+Balancer = Annotated[
+    str | None,
+    typer.Option("--lb", help="Load balancer that sends members requests; '': none.", autocompletion=balancer_names),
+]
+Least = Annotated[int | None, typer.Option("--min", help="Fewest members.")]
+Most = Annotated[int | None, typer.Option("--max", help="Most members.")]
+
+
+def _said(
+    command: Command = None,
+    instance_type: Type = None,
+    port: Ports = None,
+    env: Env = None,
+    secret: Secret = None,
+    label: Label = None,
+    on_host_lost: Lost = None,
+    health: lifetimes.HealthOption = None,
+    health_interval: lifetimes.Interval = None,
+    health_timeout: lifetimes.Timeout = None,
+    max_surge: Surge = None,
+    max_unavailable: Unavailable = None,
+    min_ready: MinReady = None,
+    registry_secret: Login = None,
+    lb: Balancer = None,
+) -> dict[str, Any]:
+    """The fields of a request that were named."""
+    fields = {
+        "registry_secret": registry_secret,
+        "instance_type": instance_type,
+        "ports": [port_of(value) for value in port or []] or None,
+        "env": pairs("--env", env) | references(secret, env) or None,
+        "labels": pairs("--label", label) or None,
+        "cmd": command or None,
+        "on_host_lost": on_host_lost.value if on_host_lost else None,
+        "health_check": lifetimes.health_check(
+            health, interval=health_interval, timeout=health_timeout, retries=None, start_period=None
+        ),
+        "max_surge": _amount(max_surge),
+        "max_unavailable": _amount(max_unavailable),
+        "min_ready_seconds": min_ready,
+    }
+    return _named(fields) | ({} if lb is None else {"load_balancer_id": _balancer(lb)})
+
+
+def _named(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _balancer(name: str) -> str | None:
+    """Its id, where there is a name."""
+    with Client() as client:
+        return str(client.balancer(name)["id"]) if name else None
+
+
+def _amount(value: str | None) -> int | str | None:
+    return int(value) if value is not None and value.isdecimal() else value
+
+
+def _status(row: dict[str, Any]) -> str:
+    return f"{row['status']} (paused)" if row.get("paused") and row["status"] != "deleted" else str(row["status"])
+
+
+@groups.command("create", epilog="Example: cairn group create web --image cairn/base:latest --max 5 --desired 2")
+@taking(_said)
+def create_group(
+    name: Annotated[str, typer.Argument(help="Its name; members are named after it.")],
+    *,
+    image: Image = "cairn/base:latest",
+    least: Least = None,
+    most: Annotated[
+        int | None,
+        typer.Option("--max", help="Most members (default: as many as desired, or 1).", show_default=False),
+    ] = None,
+    desired: Annotated[int | None, typer.Option(help="Members that there should be (default: the fewest).")] = None,
+    backend: Backend = None,
+    given: dict[str, Any],
+    wait: Wait = True,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    output: Output = Format.TABLE,
+) -> None:
+    """Make a group, and launch its members."""
+    most = max(1, least or 0, desired or 0) if most is None else most
+    numbers = {"min_instances": least, "max_instances": most, "desired_count": desired}
+    body = {"name": name} | given | _named({"image": image, "backend": backend} | numbers)
+    _send(GROUP, "POST", GROUP.path, body, "create", Ending(wait, timeout, output))
+
+
+@deployments.command("create", epilog="Example: cairn deployment create web --image cairn/base:latest --replicas 3")
+@taking(_said)
+def create_deployment(
+    name: Annotated[str, typer.Argument(help="Its name; replicas are named after it.")],
+    *,
+    image: Image = "cairn/base:latest",
+    replicas: Annotated[int, typer.Option(help="How many there should be.")] = 1,
+    backend: Backend = None,
+    given: dict[str, Any],
+    wait: Wait = True,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    output: Output = Format.TABLE,
+) -> None:
+    """Make a deployment, and launch its replicas."""
+    body = {"name": name} | given | _named({"image": image, "backend": backend, "replicas": replicas})
+    _send(DEPLOYMENT, "POST", DEPLOYMENT.path, body, "create", Ending(wait, timeout, output))
+
+
+@groups.command("update", epilog="Example: cairn group update web --image cairn/base:2 --max 8")
+@taking(_said)
+def update_group(
+    name: Name,
+    *,
+    image: Image = None,
+    least: Least = None,
+    most: Most = None,
+    given: dict[str, Any],
+    wait: Wait = True,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    output: Output = Format.TABLE,
+) -> None:
+    """Change a group; members of another image, type, environment … are replaced. What is not named stays."""
+    body = given | _named({"image": image, "min_instances": least, "max_instances": most})
+    _change(GROUP, name, body, Ending(wait, timeout, output))
+
+
+@deployments.command("update", epilog="Example: cairn deployment update web --image cairn/base:2")
+@taking(_said)
+def update_deployment(
+    name: Name,
+    *,
+    image: Image = None,
+    given: dict[str, Any],
+    wait: Wait = True,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    output: Output = Format.TABLE,
+) -> None:
+    """Change a deployment; replicas of another image, type, environment … are replaced. What is not named stays."""
+    _change(DEPLOYMENT, name, given | _named({"image": image}), Ending(wait, timeout, output))
+
+
+def _change(noun: Noun, name: str, body: dict[str, Any], ending: Ending) -> None:
+    if not body:
+        raise usage("nothing to change: say what")
+    with Client() as client:
+        path = f"{noun.path}/{noun.find(client, name)['id']}"
+    _send(noun, "PATCH", path, body, "update", ending)
+
+
+def _send(noun: Noun, method: str, path: str, body: dict[str, Any], verb: str, ending: Ending) -> None:
+    with Client() as client:
+        finish(client, [client.request(method, path, body=body)], verb, ending, noun.kind)
+
+
+def _common(noun: Noun) -> None:
+    """The commands that both have."""
+    app, kind, example = noun.app, noun.kind, f"Example: cairn {noun.noun}"
+
+    @app.command("list", epilog=f"{example} list")
+    def list_(
+        status: Annotated[str | None, typer.Option(help="Only in this state.")] = None,
+        limit: Limit = 50,
+        everything: All = False,
+        output: Output = Format.TABLE,
+    ) -> None:
+        """List them, newest first."""
+        table = Table(
+            ["NAME", "STATUS", "READY", "IMAGE", "CONFIGURATION", "AGE", "ID"],
+            lambda row: [
+                *(row["name"], _status(row), noun.numbers(row), row["image"], str(row["revision"])),
+                *(render.age(row["created_at"]), row["id"]),
+            ],
+            wide=["ID"],
+        )
+        with Client() as client:
+            print_list(client, noun.path, {"status": status}, Listing(limit, everything, output), table)
+
+    @app.command(epilog=f"{example} show web")
+    def show(name: Name, output: Output = Format.TABLE) -> None:
+        """Show one."""
+        with Client() as client:
+            noun.show(noun.find(client, name), output)
+
+    @app.command(epilog=f"{example} scale web 5")
+    def scale(
+        name: Name,
+        number: Annotated[int, typer.Argument(help="How many there should be.", show_default=False)],
+        wait: Wait = True,
+        timeout: Timeout = DEFAULT_TIMEOUT,
+        output: Output = Format.TABLE,
+    ) -> None:
+        """Another number of members. A newer wish takes the place of one that is under way."""
+        with Client() as client:
+            path = f"{noun.path}/{noun.find(client, name)['id']}/scale"
+        _send(noun, "PUT", path, {noun.desired: number}, "scale", Ending(wait, timeout, output))
+
+    @app.command(epilog=f"{example} configurations web")
+    def configurations(name: Name, output: Output = Format.TABLE) -> None:
+        """What members are made from, and what rollback can go back to, newest first."""
+        with Client() as client:
+            rows = client.get(f"{noun.path}/{noun.find(client, name)['id']}/configurations")
+        if output is not Format.TABLE:
+            render.print_json(rows)
+            return
+        render.print_table(
+            ["REVISION", "IMAGE", "TYPE", "CMD", "NOW", "ALL HAD IT", "AGE"],
+            [
+                [
+                    *(str(row["revision"]), row["image"], row["instance_type"], " ".join(row["cmd"] or [])),
+                    *("*" if row["current"] else "", render.age(row["rolled_out_at"]), render.age(row["created_at"])),
+                ]
+                for row in rows
+            ],
+        )
+
+    @app.command(epilog=f"{example} rollback web --revision 1")
+    def rollback(
+        name: Name,
+        revision: Annotated[int | None, typer.Option(help="Which (default: what all members had last).")] = None,
+        wait: Wait = True,
+        timeout: Timeout = DEFAULT_TIMEOUT,
+        output: Output = Format.TABLE,
+    ) -> None:
+        """Back to an earlier configuration; which there are: configurations."""
+        body = {} if revision is None else {"revision": revision}
+        with Client() as client:
+            path = f"{noun.path}/{noun.find(client, name)['id']}/rollback"
+        _send(noun, "POST", path, body, "rollback", Ending(wait, timeout, output))
+
+    @app.command(epilog=f"{example} pause web")
+    def pause(names: Names, output: Output = Format.TABLE) -> None:
+        """Replace no member for its configuration any more."""
+        send = partial(_post, verb="pause")
+        each(kind, names, "pause", send, Ending(False, 0, output))
+
+    @app.command(epilog=f"{example} resume web")
+    def resume(
+        names: Names, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT, output: Output = Format.TABLE
+    ) -> None:
+        """Replace members for their configuration again."""
+        each(kind, names, "resume", partial(_post, verb="resume"), Ending(wait, timeout, output))
+
+    @app.command(epilog=f"{example} activities web")
+    def activities(name: Name, limit: Limit = 50, everything: All = False, output: Output = Format.TABLE) -> None:
+        """What was done, and why, newest first."""
+        table = Table(
+            ["WHAT", "WHY", "DESIRED", "CONFIGURATION", "LAUNCHED", "REMOVED", "RESULT", "AGE"],
+            lambda row: [
+                *(row["action"], row["cause"], f"{row['desired_before']} → {row['desired_after']}"),
+                *(f"{row['revision_before']} → {row['revision_after']}", str(row["launched"]), str(row["removed"])),
+                *(_result(row), render.age(row["created_at"])),
+            ],
+            wide=["WHY"],
+        )
+        with Client() as client:
+            path = f"{noun.path}/{noun.find(client, name)['id']}/activities"
+            print_list(client, path, {}, Listing(limit, everything, output), table)
+
+    @app.command(epilog=f"{example} rm web")
+    def rm(names: Names, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT, output: Output = Format.TABLE) -> None:
+        """Remove them with all their members."""
+        each(kind, names, "rm", lambda client, path: client.request("DELETE", path), Ending(wait, timeout, output))
+
+
+def _post(client: Client, path: str, verb: str) -> dict[str, Any]:
+    return client.request("POST", f"{path}/{verb}")
+
+
+def _result(row: dict[str, Any]) -> str:
+    if row["error"] is None:
+        return str(row["state"])
+    return f"{row['state']}{', rolled back' if row['rolled_back'] else ''}: {row['error']['message']}"
+
+
+_common(GROUP)
+_common(DEPLOYMENT)

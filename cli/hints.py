@@ -1,0 +1,146 @@
+"""What a person may do about an error: by its code, and by what was asked for. None is better than a wrong one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cli.routes import listing_of
+
+#: States in which nothing is under way, though a workflow was the last to change them.
+SETTLED = ("running", "stopped", "paused", "error", "deleted", "completed", "failed", "cancelled")
+#: Codes of which nothing can be said that is right for every request.
+BY_REQUEST = ("not_found", "in_use", "invalid_state", "quota_exceeded")
+_START, _RESUME = "start it first: cairn instance start NAME", "let it go on: cairn instance resume NAME"
+#: By code, what is asked of what kind, and the state that it is in.
+_OF_STATES = {
+    ("invalid_state", "instances", "start", "paused"): _RESUME,
+    ("invalid_state", "instances", "restart", "paused"): f"{_RESUME}; or stop it: cairn instance stop NAME",
+    ("invalid_state", "instances", "resize", "paused"): f"{_RESUME}; or stop it: cairn instance stop NAME",
+    ("invalid_state", "instances", "restart", "stopped"): _START,
+    ("invalid_state", "instances", "pause", "stopped"): _START,
+    ("invalid_state", "instances", "resume", "stopped"): _START,
+    ("invalid_state", "instances", "exec", "stopped"): _START,
+    ("invalid_state", "instances", "terminal", "stopped"): _START,
+    ("invalid_state", "instances", "exec", "paused"): _RESUME,
+    ("invalid_state", "instances", "terminal", "paused"): _RESUME,
+    ("invalid_state", "users", "", "last_administrator"): "make somebody else one: cairn user set USER --admin",
+    ("name_taken", "instances", "", "error"): "remove that one: cairn instance rm NAME; or choose another name",
+}
+#: By code, and by the beginning of a path.
+_OF_REQUESTS = {
+    ("not_found", "rbac/bindings"): "see what roles there are: cairn role list; invite who is not here yet:"
+    " cairn project invite ADDRESS",
+    ("not_found", "rbac/roles"): "see what there is: cairn role list",
+    ("in_use", "hosts"): "what is on it moves away with: cairn host drain NAME",
+    ("in_use", "images"): "remove what uses it: cairn instance rm NAME",
+    ("in_use", "secrets"): "remove what uses it, or give that another",
+    ("in_use", "secret versions"): "see which there are: cairn secret versions NAME",
+    ("in_use", "instance-types"): "see which have it: cairn instance list",
+    ("in_use", "rbac/roles"): "see who has it: cairn role bindings",
+    ("invalid_state", "instances"): "see how it is: cairn instance show NAME",
+    ("invalid_state", "images"): "see how it is: cairn image show NAME",
+    ("invalid_state", "hosts"): "see how it is: cairn host show NAME",
+    ("invalid_state", "workflows"): "see how it is: cairn workflow show ID",
+    ("invalid_state", "webhooks"): "see how it is: cairn webhook show NAME",
+    ("invalid_state", "cron"): "see how it is: cairn cron show NAME",
+    ("invalid_state", "operations/restore"): "see how far it is: cairn restore status",
+    (
+        "checksum_mismatch",
+        "images",
+    ): "get the file again; where the checksum was wrong, remove the image first (cairn image"
+    " rm NAME) and upload with the right --checksum: it keeps what was announced",
+    ("port_taken", "lb"): "choose another port of the host: --host-port PORT; 0: any that is free",
+    (
+        "in_use",
+        "lb",
+    ): "take it from its groups, with: cairn group update NAME --lb ''; or remove them: cairn group rm NAME",
+    (
+        "invalid_state",
+        "lb targets",
+    ): "see its targets: cairn lb targets NAME; another weight: cairn lb weigh NAME INSTANCE --weight WEIGHT",
+    ("quota_exceeded", "instances"): "see what there is of it: cairn quota show; remove something, or ask for more",
+    ("quota_exceeded", "images"): "see what there is of it: cairn quota show; remove something, or ask for more",
+    ("quota_exceeded", "workflows"): "see what there is of it: cairn quota show; remove something, or ask for more",
+    ("quota_exceeded", "projects"): "delete one that is not needed: cairn project list",
+    ("name_taken", "users"): "see who it is: cairn user show ADDRESS",
+    ("name_taken", "auth"): "log in, or set another password: cairn login --reset",
+}
+HINTS = {
+    "unauthenticated": "see whose key is used: cairn context show; give another with CAIRN_API_KEY or a context",
+    "registration_closed": "ask an administrator of the platform to let you in",
+    "mails_off": "ask an administrator of the platform: CAIRN_SMTP_URL is not set",
+    "address_unproved": "invite them: cairn project invite ADDRESS",
+    "project_inactive": "ask an administrator of the platform; or use another project (X-Project-ID)",
+    "key_unknown": "give the processes the master key that it names: CAIRN_MASTER_KEYS",
+    "forbidden": "use a key whose role allows this: cairn context list, or CAIRN_API_KEY",
+    "validation_failed": "see what is expected: the command with --help, or /docs of the API",
+    "restored": "its operator decides what differs: cairn restore status",
+    "unresolved": "decide about each (cairn restore adopt|forget|discard ID), or cairn restore finish --leave ID",
+    "version_refused": "see which agents a platform works with: docs/upgrading.md",
+    "last_owner": "make somebody else an owner: cairn role bind owner NAME",
+    "name_taken": "choose another name, or remove what has it",
+    "port_taken": "choose another host port, or give only the container's and let Cairn choose: --port 80",
+    "no_capacity": "see what hosts there are, their state, their labels and what they have left: cairn host list",
+    "needs_stop": "resume or stop it first",
+    "needs_recreate": "where what it wrote outside of volumes may be lost: --recreate",
+    "unhealthy": "see what its check asks for: cairn instance show NAME; give it longer with --health-timeout",
+    "image_not_found": "see what there is: cairn image list; of a registry or a URL, check how it is written",
+    "idempotency_mismatch": "a key stands for one request: give another --idempotency-key",
+    "internal": "see the API's log for the request id: --debug shows it",
+    "precondition_failed": "it has changed meanwhile: look again, then repeat",
+    "managed": "it belongs to a load balancer: change that, with cairn lb",
+    "unreachable_target": "publish the port (--port), or launch it on the balancer's host: cairn lb show NAME",
+    "unavailable": "the platform is starting, or its database is away: see cairn doctor, then repeat",
+    "host_unreachable": "see whether its agent runs and reaches the platform: cairn host list",
+    "malformed": "see what is expected: /docs of the API",
+    "body_too_large": "send less: see /docs of the API",
+    "unsupported_media_type": "send JSON, or say what it is with -H 'Content-Type: …'",
+    "workflow_failed": "see what happened: cairn workflow list --state failed",
+    "rate_limited": "wait as long as it says; follow what changes with: cairn events",
+    "too_many_streams": "close another log, terminal or event stream first",
+    "too_many_imports": "wait for one of them, or delete it: cairn image list --status importing",
+    "host_busy": "nothing has to be done: it takes its turn by itself",
+    "others_first": "nothing has to be done: it takes its turn by itself",
+    "call_failed": "see what was answered: cairn cron runs NAME RUN",
+    "call_again": "nothing has to be done: it is tried again by itself",
+    "command_timeout": "give it longer with --timeout, at most 600 s",
+    "outcome_unknown": "look whether it ran before you run it again",
+    "foreign_object": "something of this name is on the host's engine and not ours: rename or remove it there",
+    "instance_exited": "see what was done before, step by step: cairn workflow show ID",
+    "engine_refused": "see its cause: cairn workflow show ID; then change the request",
+    "unsupported": "choose another --backend, or another host: cairn host list",
+    "deadline_exceeded": "see which step: cairn workflow show ID; and whether its host answers: cairn host list",
+    "not_ready": "repeat in a moment",
+    "host_is_back": "nothing has to be done: it stays where it is",
+    "secret_unusable": "see which versions there are: cairn secret versions NAME",
+    "envelope_broken": "give the secret its value again: cairn secret set NAME",
+    "superseded": "something later took its place: cairn workflow list",
+    "lease_lapsed": "its host has lost the platform, and starts nothing exclusive meanwhile: cairn host list",
+    "registry_busy": "the registry asks for time: it is tried again by itself",
+    "image_refused": "see what its file may hold: docs/images.md",
+    "checksum_mismatch": "the file is not what was announced: get it again, or correct the checksum",
+    "url_refused": "it must be http or https and lead to a public address, or one of CAIRN_OUTBOUND_ALLOW",
+    "fault_injected": "a test asked for it: see cairn faults list",
+    "engine_unavailable": "see whether the engine of the host runs: cairn doctor",
+}
+
+
+def hint_of(code: str, path: str, details: dict[str, Any]) -> str | None:
+    """``path``: of the request, without the root of the API; or the list of what a workflow was about."""
+    state = details.get("state")
+    if details.get("workflow_id") and state not in SETTLED:
+        return f"wait for what is under way: cairn workflow wait {details['workflow_id']}"
+    parts = path.partition("?")[0].strip("/").split("/")
+    kind, last = parts[0], parts[-1]
+    about = "secret versions" if "versions" in parts else "/".join(parts[:2])
+    if kind == "lb" and "targets" in parts:
+        about = "lb targets"
+    found = (
+        _OF_STATES.get((code, kind, last, str(state)))
+        or _OF_STATES.get((code, kind, "", str(state)))
+        or _OF_REQUESTS.get((code, about))
+        or _OF_REQUESTS.get((code, kind))
+    )
+    if found is None and code == "not_found" and len(parts) > 1 and (listing := listing_of(path)):
+        return f"see what there is: {listing}"
+    return found or HINTS.get(code)

@@ -1,0 +1,81 @@
+"""What the API calls a request, as the command that sends it."""
+
+from __future__ import annotations
+
+import re
+
+_ROUTE = re.compile(r"`?\b(GET|POST|PUT|PATCH|DELETE) /v1(/[^\s`,;:)?]*[^\s`,;:)?.])`?")
+#: ``{}`` is one part of a path, and is put into the command in its turn; ``ID`` where it is not known.
+_COMMANDS = {
+    "GET /secrets": "cairn secret list",
+    "GET /ssh-keys": "cairn ssh-key list",
+    "GET /hosts": "cairn host list",
+    "GET /instance-types": "cairn type list",
+    "GET /instances": "cairn instance list",
+    "GET /images": "cairn image list",
+    "GET /lb": "cairn lb list",
+    "GET /workflows": "cairn workflow list",
+    "GET /projects/{}/quotas": "cairn quota show",
+    "GET /operations/restore": "cairn restore status",
+    "GET /operations/keys": "cairn secret keys",
+    "GET /rbac/roles": "cairn role list",
+    "GET /service-accounts": "cairn service-account list",
+    "GET /webhooks": "cairn webhook list",
+    "DELETE /images/{}": "cairn image rm {}",
+    "POST /hosts/{}/drain": "cairn host drain {}",
+    "POST /auth/keys/{}/revoke": "cairn key revoke {}",
+    "PATCH /auth/me": "cairn passwd",
+    "POST /auth/login": "cairn login",
+    "POST /auth/forgot-password": "cairn login --reset",
+    "POST /auth/reset-password": "cairn login --reset",
+    "POST /rbac/bindings": "cairn role bind",
+    "POST /projects/{}/invitations": "cairn project invite",
+    "POST /invitations/accept": "cairn project join",
+    "POST /workflows/{}/cancel": "cairn workflow cancel {}",
+    "POST /workflows/{}/retry": "cairn workflow retry {}",
+}
+
+
+#: The first part of a path, and the command that lists what is below it.
+_LISTS = {
+    "instances": "cairn instance list",
+    "images": "cairn image list",
+    "hosts": "cairn host list",
+    "instance-types": "cairn type list",
+    "secrets": "cairn secret list",
+    "ssh-keys": "cairn ssh-key list",
+    "webhooks": "cairn webhook list",
+    "cron": "cairn cron list",
+    "lb": "cairn lb list",
+    "autoscaling": "cairn group list",
+    "containers": "cairn deployment list",
+    "workflows": "cairn workflow list",
+    "projects": "cairn project list",
+    "users": "cairn user list",
+    "service-accounts": "cairn service-account list",
+}
+
+
+def listing_of(path: str) -> str | None:
+    """The command that lists what such a path is one of."""
+    return _LISTS.get(path.strip("/").partition("/")[0])
+
+
+def as_commands(text: str) -> str:
+    """With each request that it names (``POST /v1/hosts/ID/drain``) as a command, where one sends it, and
+    ``?cascade=true`` as the option."""
+    said = _ROUTE.sub(lambda found: _command(found[1], found[2]) or found[0], text)
+    return said.replace("?cascade=true", "--cascade")
+
+
+def _command(method: str, path: str) -> str | None:
+    parts = path.strip("/").split("/")
+    for route, command in _COMMANDS.items():
+        known_method, _, known = route.partition(" ")
+        pattern = known.strip("/").split("/")
+        if known_method == method and len(pattern) == len(parts):
+            pairs = list(zip(pattern, parts, strict=True))
+            if all(of in ("{}", part) for of, part in pairs):
+                named = ["ID" if part.startswith("{") else part for of, part in pairs if of == "{}"]
+                return command.format(*named)
+    return None

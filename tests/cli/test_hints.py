@@ -1,0 +1,94 @@
+"""What a person is told to do about an error fits what was asked for; where nothing fits, nothing is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cli.errors import of_answer, of_outcome
+from tests.cli.fake import WORKFLOW, Answer, FakeApi, cairn, instance, workflow
+
+
+@pytest.mark.parametrize(
+    ("code", "path", "details", "told"),
+    [
+        ("not_found", "/rbac/bindings", {}, "cairn project invite"),
+        ("not_found", "/webhooks/x", {}, "cairn webhook list"),
+        ("not_found", "/nothing/x", {}, None),
+        ("in_use", "/hosts/x", {}, "cairn host drain"),
+        ("in_use", "/images/x", {}, "cairn instance rm"),
+        ("in_use", "/secrets/x", {"instances": ["web"]}, "remove what uses it"),
+        ("in_use", "/secrets/x/versions/1", {"version": 1}, "cairn secret versions"),
+        ("in_use", "/projects/x", {"instances": 1}, None),
+        ("in_use", "/users/x?cascade=true", {}, None),
+        ("invalid_state", "/instances/x/start", {"state": "paused"}, "cairn instance resume"),
+        ("invalid_state", "/instances/x/pause", {"state": "stopped"}, "cairn instance start"),
+        ("invalid_state", "/instances/x/start", {"state": "error"}, "cairn instance show"),
+        ("invalid_state", "/instances/x/start", {"state": "stopping", "workflow_id": "w"}, "cairn workflow wait w"),
+        ("invalid_state", "/users/x", {"state": "last_administrator"}, "cairn user set"),
+        ("invalid_state", "/auth/logout", {}, None),
+        ("name_taken", "/instances", {"state": "error"}, "cairn instance rm"),
+        ("name_taken", "/instances", {}, "another name"),
+        ("name_taken", "/users", {}, "cairn user show"),
+        ("port_taken", "/lb", {}, "--host-port"),
+        ("checksum_mismatch", "/images/x/upload", {}, "cairn image rm NAME"),
+        ("port_taken", "/instances", {}, "--port 80"),
+        ("in_use", "/lb/x", {}, "cairn group update NAME --lb ''"),
+        ("invalid_state", "/lb/x/targets", {"state": "in"}, "cairn lb weigh"),
+        ("quota_exceeded", "/instances", {}, "cairn quota show"),
+        ("quota_exceeded", "/cron/jobs", {}, None),
+    ],
+)
+def test_hints_are_about_what_was_asked_for(code: str, path: str, details: dict[str, Any], told: str | None) -> None:
+    hint = of_answer(409, {"code": code, "message": "m", "details": details}, path).hint
+    assert (hint is None) if told is None else (told in (hint or "")), hint
+
+
+def test_hints_of_workflows_name_the_workflow() -> None:
+    for code in ("instance_exited", "no_such_code"):
+        told = of_outcome(workflow("failed", error={"code": code, "message": "m"})).hint
+        assert f"cairn workflow show {WORKFLOW}" in str(told)
+    told = of_outcome(workflow("failed", error={"code": "no_capacity", "message": "no docker host has the label a=b"}))
+    assert "less" not in str(told.hint)
+
+
+def test_a_command_tells_the_hint_of_its_request(api: FakeApi) -> None:
+    paused = {"code": "invalid_state", "message": "instance web is paused, not stopped", "details": {"state": "paused"}}
+    api.on("GET /instances", Answer(200, [instance(status="paused")]))
+    api.on(f"POST /instances/{instance()['id']}/start", Answer(409, error=paused))
+    assert "hint: let it go on: cairn instance resume web" in cairn("instance", "start", "web").stderr
+    unknown = {"code": "not_found", "message": "there is no user nobody@example.org"}
+    api.on("POST /rbac/bindings", Answer(404, error=unknown))
+    told = cairn("role", "bind", "viewer", "nobody@example.org").stderr
+    assert "cairn project invite" in told and "workflow" not in told
+
+
+def test_options_and_what_was_given_are_named_as_they_were_written(api: FakeApi) -> None:
+    api.on("GET /projects", Answer(200, [{"id": WORKFLOW, "name": "a", "unix_name": "a"}]))
+    inside = {"code": "in_use", "message": "project a holds 1 instance: delete these first, or all with ?cascade=true"}
+    api.on(f"DELETE /projects/{WORKFLOW}", Answer(409, error=inside))
+    told = cairn("project", "rm", "a").stderr
+    assert "all with --cascade (in_use)" in told and "hint" not in told
+    fields = [{"field": "Last-Event-ID", "message": "expected an event's id"}]
+    wrong = {"code": "validation_failed", "message": "Last-Event-ID: not one of ours", "details": {"fields": fields}}
+    api.on("GET /events", Answer(422, error=wrong))
+    told = cairn("events", "--after", "foo").stderr
+    assert "--after foo: expected the id of an event" in told and "Last-Event-ID" not in told
+    before = len(api.requests)
+    refused = cairn("image", "import", "n", "./file.tar")
+    assert refused.exit_code == 2 and len(api.requests) == before
+    assert "'./file.tar'" in refused.stderr and "cairn image upload n ./file.tar" in refused.stderr
+
+
+def test_an_instance_shows_the_names_of_what_it_is_given(api: FakeApi) -> None:
+    env = {
+        "MODE": "test",
+        "PASSWORD": {"secret": "db", "version": 2, "as": "env"},
+        "TOKEN": {"secret": "t", "as": "file"},
+    }
+    check = {"type": "tcp", "port": 80, "interval_seconds": 5}
+    api.on("GET /instances", Answer(200, [instance(env=env, health_check=check, status="deleted")]))
+    shown = cairn("instance", "show", "web").stdout
+    assert "MODE=test" in shown and "PASSWORD=db@2:env, TOKEN=t" in shown
+    assert "not known" not in shown
