@@ -50,11 +50,16 @@ def together(path: Path) -> Iterator[bool]:
 
 
 def of_engine(base_url: str, what: str) -> Path:
-    """The lock file of one thing on one engine: the same in every process of this user, whatever its data folder."""
+    """The lock file of one thing on one engine."""
+    socket = base_url.removeprefix("unix://")
+    place = os.path.realpath(socket) if socket != base_url else base_url
+    return of_machine(f"{place}\n{what}")
+
+
+def of_machine(what: str) -> Path:
+    """The lock file of one thing: the same in every process of this user, whatever its data folder."""
     folder = Path(tempfile.gettempdir()) / f"cairn-locks-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
         raise PermissionError(f"{folder} belongs to somebody else: remove it")
-    socket = base_url.removeprefix("unix://")
-    place = os.path.realpath(socket) if socket != base_url else base_url
-    return folder / hashlib.sha256(f"{place}\n{what}".encode()).hexdigest()[:40]
+    return folder / hashlib.sha256(what.encode()).hexdigest()[:40]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
+
+from worker import packages
 
 TOOL = "promtool"
 
@@ -16,9 +17,7 @@ def is_installed() -> bool:
 
 def install() -> None:
     """From the distribution, as root; raises where that is not possible. Its service does not start."""
-    environ = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-    for command in (["update"], ["install", "-y", "--no-install-recommends", "prometheus"]):
-        subprocess.run(["apt-get", "-q", *command], env=environ, stdin=subprocess.DEVNULL, check=True, timeout=400)
+    packages.install("prometheus", start=False)
 
 
 def promtool(*words: str, folder: Path) -> str:

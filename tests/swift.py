@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
@@ -15,6 +14,7 @@ import httpx
 from botocore.config import Config
 
 from tests.services import child, until
+from worker import packages
 
 ACCESS_KEY, SECRET_KEY, BUCKET = "cairn:images", "a-secret", "images"
 PACKAGES = ("swift-proxy", "swift-account", "swift-container", "swift-object", "memcached")
@@ -70,9 +70,7 @@ def is_installed() -> bool:
 
 def install() -> None:
     """From the distribution, as root; raises where that is not possible."""
-    environ = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
-        subprocess.run(["apt-get", "-q", *command], env=environ, stdin=subprocess.DEVNULL, check=True, timeout=400)
+    packages.install(*PACKAGES)
 
 
 class Swift:

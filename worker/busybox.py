@@ -10,6 +10,7 @@ import tarfile
 from pathlib import Path
 
 from worker.data_folder import StackError
+from worker.packages import apt_get
 
 PACKAGE = "busybox-static"
 FETCH_SECONDS = 300
@@ -29,9 +30,9 @@ def find(scratch: Path) -> Path:
         if found and is_static(Path(found)):
             return Path(found)
     if shutil.which("apt-get") and shutil.which("dpkg"):
-        download, update = ["apt-get", "-q", "download", PACKAGE], ["apt-get", "-q", "update"]
-        for commands in ([download], [update, download]):
-            if all(ran(command, scratch) for command in commands) and (unpacked := _unpack(scratch)):
+        download = ("download", PACKAGE)
+        for commands in ([download], [("update",), download]):
+            if all(got(scratch, *words) for words in commands) and (unpacked := _unpack(scratch)):
                 return unpacked
     raise StackError(
         "the base image is made of a static busybox, and none is here: install the package busybox-static "
@@ -39,10 +40,11 @@ def find(scratch: Path) -> Path:
     )
 
 
-def ran(command: list[str], folder: Path) -> bool:
+def got(folder: Path, *words: str) -> bool:
+    """Whether apt-get did in ``folder`` what it was told."""
     try:
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=FETCH_SECONDS)
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+        apt_get(*words, folder=folder)
+    except subprocess.SubprocessError:
         return False
     return True
 

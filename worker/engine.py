@@ -22,6 +22,7 @@ from drivers.ownership import KIND, PREFIX
 from model.settings import Settings
 from worker import busybox
 from worker.data_folder import StackError, is_alive
+from worker.packages import can_install, install
 
 IMAGE = "cairn/base:latest"
 SOCKET = "unix:///var/run/docker.sock"
@@ -33,7 +34,7 @@ DAEMON_LOG = Path("/var/log/cairn-dockerd.log")
 PID_FILE = Path("/var/run/docker.pid")
 #: Where killed engines leave the numbers of their processes; one that still "exists" keeps the next from starting.
 PID_FILES = {PID_FILE: "dockerd", Path("/var/run/docker/containerd/containerd.pid"): "containerd"}
-ANSWER_SECONDS, START_SECONDS, INSTALL_SECONDS = 5, 45.0, 900
+ANSWER_SECONDS, START_SECONDS = 5, 45.0
 CHANGES = ['CMD ["/bin/busybox","httpd","-f","-p","80","-h","/www"]', "EXPOSE 80"]
 
 Report = Callable[[str], None]
@@ -103,7 +104,7 @@ def _install(reason: str, report: Report) -> None:
     if not (shutil.which("apt-get") and Path("/etc/debian_version").exists()):
         raise StackError(f"{reason}: install and start Docker (https://docs.docker.com/engine/install)")
     report(f"No Docker engine here: installing {', '.join(PACKAGES)} from the distribution.")
-    _apt_get(PACKAGES)
+    _apt_install(PACKAGES)
 
 
 def missing_programs() -> dict[str, str]:
@@ -115,26 +116,18 @@ def missing_programs() -> dict[str, str]:
 def ensure_programs(settings: Settings, report: Report) -> None:
     """Install what is missing, where that is possible and allowed; raises StackError where it fails."""
     packages = sorted(missing_programs().values())
-    if not packages or os.geteuid() or not settings.install_engine or not shutil.which("apt-get"):
+    if not packages or not settings.install_engine or not can_install():
         return
     report(f"Installing {', '.join(packages)} from the distribution.")
-    _apt_get(packages)
+    _apt_install(packages)
 
 
-def _apt_get(packages: Iterable[str]) -> None:
-    environ = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
-        result = subprocess.run(
-            ["apt-get", "-q", *command],
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=INSTALL_SECONDS,
-            check=False,
-        )
-        if result.returncode:
-            raise StackError(f"apt-get {command[0]} failed: {(result.stderr or result.stdout).strip()[-1500:]}")
+def _apt_install(packages: Iterable[str]) -> None:
+    try:
+        install(*packages)
+    except subprocess.SubprocessError as error:
+        said = getattr(error, "stderr", None) or getattr(error, "stdout", None) or str(error)
+        raise StackError(f"apt-get failed: {said.strip()[-1500:]}") from error
 
 
 def _start(report: Report) -> None:

@@ -16,7 +16,7 @@ import docker.errors
 
 from model.haproxy import HOME
 from worker import busybox
-from worker.busybox import FETCH_SECONDS, add, ran
+from worker.busybox import FETCH_SECONDS, add, got
 from worker.data_folder import StackError
 from worker.engine import Report
 
@@ -96,9 +96,8 @@ def find(scratch: Path) -> tuple[Path, dict[str, Path]]:
         return Path(installed), _libraries(Path(installed), None)
     if shutil.which("apt-get") and shutil.which("apt-cache") and shutil.which("dpkg"):
         root = scratch / "root"
-        update = ["apt-get", "-q", "update"]
-        for commands in ([], [update]):
-            if all(ran(command, scratch) for command in commands) and _download(scratch):
+        for words in ((), ("update",)):
+            if (not words or got(scratch, *words)) and _download(scratch):
                 for package in scratch.glob("*.deb"):
                     unpack = ["dpkg", "-x", "--", str(package), str(root)]
                     subprocess.run(unpack, check=True, capture_output=True, timeout=FETCH_SECONDS)
@@ -115,7 +114,7 @@ def _download(scratch: Path) -> bool:
     asked += ["--no-replaces", "--no-enhances", PACKAGE]
     listed = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
     names = sorted({line for line in listed.stdout.splitlines() if re.fullmatch(r"lib[a-z0-9.+-]+|gcc-\S+-base", line)})
-    return ran(["apt-get", "-q", "download", PACKAGE, *names], scratch) and any(scratch.glob(f"{PACKAGE}_*.deb"))
+    return got(scratch, "download", PACKAGE, *names) and any(scratch.glob(f"{PACKAGE}_*.deb"))
 
 
 def _libraries(program: Path, root: Path | None) -> dict[str, Path]:

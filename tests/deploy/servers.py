@@ -26,7 +26,7 @@ from cryptography.x509.oid import NameOID
 
 from model.settings import with_password
 from tests.services import child, until
-from worker import ports, temporal
+from worker import packages, ports, temporal
 
 PACKAGES = ("postgresql", "haproxy", "docker-compose")
 #: Whom PostgreSQL runs as, where the tests run as root.
@@ -39,9 +39,7 @@ def install(*more: str) -> None:
     """From the distribution, as root; raises where that is not possible. ``more``: packages that are programs."""
     if all(shutil.which(program) for program in ("haproxy", "docker-compose", *more)) and postgres_folders():
         return
-    environ = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES, *more]):
-        subprocess.run(["apt-get", "-q", *command], env=environ, stdin=subprocess.DEVNULL, check=True, timeout=400)
+    packages.install(*PACKAGES, *more)
 
 
 def postgres_folders() -> list[Path]:
