@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from fastapi import Request, Response
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from sqlalchemy import Row, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
@@ -16,15 +16,15 @@ from api import lifetimes, vault
 from api.accept import Acceptance, Answered, check_if_match, etag
 from api.caller import Caller
 from api.envelope import answer
-from api.group_balancers import check_balancer, check_needless, check_port
+from api.group_balancers import check_balancer, check_needless
+from api.group_configurations import ROLLOUT, asked_of, check_fits, configure, merged_with, with_script
 from api.group_numbers import NUMBERS, check_numbers, scaled
 from api.group_rows import find, lock, showing
 from api.group_schemas import Members, MembersPatch
 from api.instance_changes import cancel_others
-from api.instance_schemas import InstanceCreate
 from api.launches import template_of
 from model.base import new_id
-from model.errors import InvalidState, NameTaken, NotFound, QuotaExceeded, ValidationFailed
+from model.errors import InvalidState, NameTaken, NotFound, QuotaExceeded
 from model.groups import (
     DELETE,
     REACHABLE,
@@ -41,8 +41,6 @@ from model.groups import (
 from model.settings import Settings
 from model.workflows import TERMINAL, Event, Order, Workflow
 
-#: Of the whole group, and not of its members.
-ROLLOUT = ("max_surge", "max_unavailable", "min_ready_seconds", "load_balancer_id")
 _COUNT = text("SELECT count(*) FROM scaling_groups WHERE project_id = :project AND status <> 'deleted'")
 _KNOWN = text(
     "SELECT c.revision, c.rolled_out_at, c.asked FROM scaling_groups g JOIN group_configurations c ON c.group_id = g.id"  # noqa: S608 - nothing but text of this program
@@ -86,8 +84,8 @@ async def create(request: Request, caller: Caller, kind: Kind, body: Members, nu
         await caller.execute(insert(Group).values(**values))
     except IntegrityError as error:
         raise _name_taken(error, body.name) from error
-    template = await _with_script(request, caller, group_id, body.user_data, template)
-    await _configure(caller, group_id, 1, _asked(body), template)
+    template = await with_script(request, caller, group_id, body.user_data, template)
+    await configure(caller, group_id, 1, asked_of(body), template)
     told = {"image": body.image, "instance_type": body.instance_type, **numbers}
     caller.changed(kind, group_id, after=told)
     desired = numbers["desired_count"]
@@ -135,7 +133,7 @@ async def patch(
     )
     before = (await caller.execute(now)).one()
     asked = body.model_dump(mode="json", by_alias=True, exclude_unset=True, include=set(MembersPatch.model_fields))
-    merged = _merged(before.asked | {name: getattr(group, name) for name in ROLLOUT}, group, known, asked)
+    merged = merged_with(before.asked | {name: getattr(group, name) for name in ROLLOUT}, group, known, asked)
     values: dict[str, Any] = {name: value for name, value in numbers.items() if value != getattr(group, name)}
     values |= {name: new for name in ROLLOUT if (new := getattr(merged, name)) != getattr(group, name)}
     if merged.load_balancer_id is not None and (asked.keys() & {"load_balancer_id", "ports"}):
@@ -144,7 +142,7 @@ async def patch(
         await check_needless(caller, group)
     if merged.name != group.name:
         values["name"] = merged.name
-    new = _asked(merged)
+    new = asked_of(merged)
     script = lifetimes.sha256_of(body.user_data) if "user_data" in asked else before.template["user_data_sha256"]
     status = GroupStatus.SCALING
     if new != before.asked or script != before.template["user_data_sha256"]:
@@ -153,10 +151,10 @@ async def patch(
             kept = {name: before.template[name] for name in ("user_data_id", "user_data_sha256")}
             template = Template.model_validate(template.model_dump() | kept)
         else:
-            template = await _with_script(request, caller, group_id, body.user_data, template)
+            template = await with_script(request, caller, group_id, body.user_data, template)
         newest = select(func.max(Configuration.revision)).where(Configuration.group_id == group_id)
         values["revision"] = (await caller.execute(newest)).scalar_one() + 1
-        await _configure(caller, group_id, values["revision"], new, template)
+        await configure(caller, group_id, values["revision"], new, template)
         status = GroupStatus.UPDATING
     action = "update" if status is GroupStatus.UPDATING else "scale"
     if status is GroupStatus.UPDATING or "desired_count" in values:
@@ -183,7 +181,7 @@ async def roll_back(
         said = f"the newest {REMEMBERED} are remembered, and that which all members had last"
         raise NotFound(f"{kind} {group.name} has no configuration {revision} to go back to: {said}")
     (before,) = (row.asked for row in known if row.revision == revision)
-    _check_fits(group, before)
+    check_fits(group, before)
     values = {"revision": revision, "paused": False}
     return await _accept(request, caller, group, Wished("rollback", values, GroupStatus.UPDATING), acceptance)
 
@@ -303,27 +301,6 @@ async def _update(caller: Caller, group: Row[Any], values: dict[str, Any]) -> No
         raise _name_taken(error, values.get("name", group.name)) from error
 
 
-async def _with_script(
-    request: Request, caller: Caller, group_id: UUID, script: str | None, template: Template
-) -> Template:
-    """The same, with what its members run first: sealed, once for all of them. Raises Unavailable."""
-    if script is None:
-        return template
-    kept = await vault.keep_of_group(caller, vault.keyring(request), script, group_id)
-    return template.model_copy(update={"user_data_id": kept})
-
-
-async def _configure(caller: Caller, group_id: UUID, revision: int, asked: dict[str, Any], template: Template) -> None:
-    row = {
-        "group_id": group_id,
-        "revision": revision,
-        "project_id": caller.project_id,
-        "asked": asked,
-        "template": template.model_dump(mode="json"),
-    }
-    await caller.execute(insert(Configuration).values(**row))
-
-
 async def _begin(
     caller: Caller, order: Order, action: str, desired: tuple[int, int], revision: tuple[int, int]
 ) -> None:
@@ -356,37 +333,6 @@ def _order(
         request_id=request.state.request_id,
         deadline_seconds=RUN_SECONDS,
     )
-
-
-def _asked(body: InstanceCreate) -> dict[str, Any]:
-    """Of a request what members are made from, so that another can change a part of it: all but the script, which is
-    not kept in clear."""
-    asked: dict[str, Any] = body.model_dump(mode="json", by_alias=True, include=set(InstanceCreate.model_fields))
-    del asked["name"], asked["user_data"]
-    return asked
-
-
-def _check_fits(group: Row[Any], before: dict[str, Any]) -> None:
-    """That members may be made from what was asked for then: the group may have another balancer, and other numbers,
-    by now. Raises ValidationFailed."""
-    known = {name: getattr(group, name) for name in NUMBERS}
-    merged = _merged(before, group, known, {name: getattr(group, name) for name in ROLLOUT})
-    if merged.load_balancer_id is not None:
-        check_port(merged)
-
-
-def _merged(before: dict[str, Any], group: Row[Any], known: dict[str, int], asked: dict[str, Any]) -> Members:
-    """The fields that there are, with those that are named in their place. Raises ValidationFailed."""
-    together = {"name": group.name} | before | asked
-    try:
-        named = {name: value for name, value in together.items() if value is not None}
-        return Members.model_validate(named, context={"most": known["max_instances"]})
-    except ValidationError as error:
-        fields = [
-            {"field": ".".join(str(part) for part in one["loc"]) or "body", "message": one["msg"]}
-            for one in error.errors(include_url=False)
-        ]
-        raise ValidationFailed(f"{fields[0]['field']}: {fields[0]['message']}", fields=fields) from None
 
 
 def _check_live(group: Row[Any]) -> None:
