@@ -12,6 +12,7 @@ import docker
 import httpx
 from docker.models.containers import Container
 
+from tests.patience import is_over
 from worker import engine
 
 T = TypeVar("T")
@@ -23,12 +24,12 @@ TERMINAL = ("completed", "failed", "cancelled")
 
 
 def wait_for(what: str, check: Callable[[], T | None], seconds: float = 60) -> T:
-    """The first answer of ``check`` that is true; fails the test after ``seconds`` without one."""
-    end = time.monotonic() + seconds
+    """The first answer of ``check`` that is true; fails the test after ``seconds`` without one (tests.patience)."""
+    began = time.monotonic()
     while True:
         if found := check():
             return found
-        if time.monotonic() > end:
+        if is_over(began, seconds):
             raise AssertionError(f"not within {seconds:g} s: {what}")
         time.sleep(0.03)
 

@@ -32,6 +32,7 @@ from temporalio.client import Client
 from model.base import new_id
 from model.secrets import digest
 from model.settings import Settings
+from tests.patience import is_over
 from worker import database as schema
 from worker import ports, temporal
 from worker.children import die_with_parent
@@ -57,20 +58,20 @@ def child(argv: list[str], log: Path, env: Mapping[bytes, bytes] | None = None) 
 
 def until(check: Callable[[], Any], seconds: float = 10) -> Any:
     """The first answer that is true; the last one at the end of the time."""
-    end = time.monotonic() + seconds
-    while not (found := check()) and time.monotonic() < end:
+    began = time.monotonic()
+    while not (found := check()) and not is_over(began, seconds):
         time.sleep(0.02)
     return found
 
 
 async def eventually(check: Callable[[], Any], seconds: float = 10) -> Any:
     """The same in a coroutine; ``check`` may be one."""
-    end = time.monotonic() + seconds
+    began = time.monotonic()
     while True:
         found = check()
         if asyncio.iscoroutine(found):
             found = await found
-        if found or time.monotonic() > end:
+        if found or is_over(began, seconds):
             return found
         await asyncio.sleep(0.02)
 

@@ -253,8 +253,9 @@ def test_answer_of_a_registry_is_told_to_nobody(registry: Registry, tmp_path: Pa
         registry.status = status
         with pytest.raises((ImageNotFound, EngineUnavailable)) as refused:
             image_driver(tmp_path).ensure(wanted(registry), never)
-        assert "secret" not in refused.value.message
-        assert str(status) not in refused.value.message
+        said = refused.value.message.replace(registry.host, "")
+        assert "secret" not in said
+        assert str(status) not in said
 
 
 def test_registry_that_drips_is_given_up(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

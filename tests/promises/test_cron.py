@@ -78,7 +78,7 @@ def remove(stack: Stack, job: Json) -> None:
     wait_for("it is gone", lambda: not stack.sql("SELECT id FROM cron_jobs WHERE id = %s", job["id"]))
 
 
-def ended(stack: Stack, job: Json, seconds: float = 45) -> list[Json]:
+def ended(stack: Stack, job: Json, seconds: float = 90) -> list[Json]:
     """Its runs, once it is paused and none is open."""
     stack.accept("POST", f"{path(job)}/pause")
     wait_for("Temporal has it paused", lambda: stack.get(path(job))["applied"])

@@ -68,7 +68,7 @@ def test_more_slow_downloads_than_threads_keep_no_launch_waiting(stack: Stack, d
     stack.completed(stack.act("delete", instance))
     took = time.monotonic() - began
     assert coming() == THREADS
-    assert took < 15, f"{took:.1f} s"
+    assert took < 45, f"{took:.1f} s"
     for accepted in imports:
         stack.cancel(accepted)
     for accepted in imports:

@@ -125,6 +125,6 @@ async def test_what_is_refused_is_not_told_again(monkeypatch: pytest.MonkeyPatch
     answers = iter([httpx.Response(422), httpx.Response(503)])
     api.answer = lambda: next(answers, httpx.Response(200))
     made = agent({uuid4(): Engine(1)}, monkeypatch, api)
-    await run(made, 1)
+    await run(made, 3)
     assert len(api.told) >= 3
     assert len(made._waiting) <= 1
