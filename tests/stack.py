@@ -24,6 +24,7 @@ from typing import Any
 
 import docker
 import docker.errors
+import httpx
 import psycopg
 
 from drivers.brought import Brought
@@ -184,6 +185,13 @@ class Stack(Platform):
         return path.read_text(errors="replace")[-4000:] if path.exists() else ""
 
     # Processes
+
+    def request(self, method: str, path: str, **more: Any) -> httpx.Response:
+        try:
+            return super().request(method, path, **more)
+        except httpx.TransportError as error:
+            error.add_note(f"{self.pids()}\n{self.log()}\n{self.log('api')}")
+            raise
 
     def endpoint(self) -> Json:
         try:
