@@ -143,10 +143,14 @@ class DockerBalancers:
             _wait(cancelled)
 
     def _set_weights(self, machine: UUID, spec: BalancerSpec) -> None:
-        known = haproxy.states(self._ask(machine, f"show servers state {haproxy.BACK}"))
+        said = self._ask(machine, "show servers state")
+        # What gets more comes first, so that at no moment all have none.
+        wanted = sorted(spec.weights.items(), key=lambda one: -one[1])
         changes = [
-            f"set server {haproxy.BACK}/{name} weight {weight}"
-            for name, weight in spec.weights.items()
+            f"set server {backend}/{name} weight {weight}"
+            for backend in (haproxy.BACK, haproxy.LAST)
+            for known in [haproxy.states(said, backend)]
+            for name, weight in wanted
             if name in known and known[name]["srv_uweight"] != str(weight)
         ]
         # Of some at once: a line of the command line is not endless.
@@ -162,7 +166,7 @@ class DockerBalancers:
         until, left, said = time.monotonic() + spec.settle_seconds, new, ""
         while left and time.monotonic() < until:
             said = self._ask(machine, "show stat")
-            rows = {row["svname"]: row for row in haproxy.table(said)}
+            rows = {row["svname"]: row for row in haproxy.table(said) if row["pxname"] == haproxy.BACK}
             left = {name for name in left if name in rows and not haproxy.is_known(rows[name])}
             if left:
                 _wait(cancelled)

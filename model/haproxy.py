@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import re
+from collections import Counter
 from collections.abc import Mapping
 from ipaddress import ip_address
 
@@ -24,6 +25,9 @@ NEW_FILE, OLD_FILE = f"{FILE}.new", f"{FILE}.old"
 #: Of the running proxy and of its master: only what is in the container comes to its loopback interface.
 ADMIN, MASTER = 18404, 18405
 FRONT, BACK = "in", "out"
+#: The same servers without checks, where those only connect: if none is up, all are tried. Checks fail too where a
+#: machine is overloaded, and a request's own connection tells as much.
+LAST = "last"
 ALGORITHMS = {"round-robin": "roundrobin", "least-conn": "leastconn", "source": "source", "random": "random(2)"}
 #: How often a server that is down is asked, at least: it is back as soon as it is well.
 DOWN_SECONDS = 2.0
@@ -109,7 +113,7 @@ def revision_of(text: str) -> int:
 
 
 def _body(config: BalancerConfig, description: str) -> str:
-    sections = (_global(config, description), _defaults(config), _front(config), _back(config))
+    sections = (_global(config, description), _defaults(config), _front(config), _back(config), _last(config))
     return "\n".join("\n    ".join(lines) + "\n" for lines in sections)
 
 
@@ -166,25 +170,20 @@ def _front(config: BalancerConfig) -> list[str]:
         lines += ["option idle-close-on-response", "option forwardfor"]
         lines.append(f"http-request set-header X-Forwarded-Proto {'http' if config.tls_version is None else 'https'}")
         lines.append("http-request disable-l7-retry if ! { method GET HEAD OPTIONS }")
+    if config.check.type == "tcp":
+        lines.append(f"use_backend {LAST} if {{ nbsrv({BACK}) eq 0 }}")
     return [*lines, f"default_backend {BACK}"]
 
 
 def _back(config: BalancerConfig) -> list[str]:
     check = config.check
-    lines = [f"backend {BACK}", f"balance {ALGORITHMS[config.algorithm]}"]
-    if config.algorithm == "source":
-        lines.append("hash-type consistent")
+    lines = [f"backend {BACK}", *_choice(config)]
     if check.type == "http":
         path = check.path or "/"
         if not _PATH.fullmatch(path):
             raise ValueError(f"the path of a check: {path!r}")
         lines += ["option httpchk", f"http-check send meth GET uri {path} ver HTTP/1.1 hdr Host cairn-check"]
         lines += ["http-check expect status 200-399"]
-    if config.cookie is not None:
-        if config.mode != "http" or not _COOKIE.fullmatch(config.cookie):
-            raise ValueError(f"the cookie of a balancer: {config.cookie!r}")
-        secure = " secure" if config.tls_version is not None else ""
-        lines.append(f"cookie {config.cookie} insert indirect nocache httponly{secure}")
     inter, timeout = _milliseconds(check.interval_seconds), _milliseconds(check.timeout_seconds)
     down = min(inter, _milliseconds(DOWN_SECONDS))
     # When one check has failed, the next come sooner.
@@ -193,6 +192,23 @@ def _back(config: BalancerConfig) -> list[str]:
     lines.append(f"timeout check {timeout}")
     lines.append(f"default-server check {times} fall {check.fall} rise {check.rise}")
     return [*lines, *(_server(config, server) for server in config.servers)]
+
+
+def _last(config: BalancerConfig) -> list[str]:
+    return [f"backend {LAST}", *_choice(config), "retries 1", *(_server(config, server) for server in config.servers)]
+
+
+def _choice(config: BalancerConfig) -> list[str]:
+    """How one of the servers is chosen."""
+    lines = [f"balance {ALGORITHMS[config.algorithm]}"]
+    if config.algorithm == "source":
+        lines.append("hash-type consistent")
+    if config.cookie is not None:
+        if config.mode != "http" or not _COOKIE.fullmatch(config.cookie):
+            raise ValueError(f"the cookie of a balancer: {config.cookie!r}")
+        secure = " secure" if config.tls_version is not None else ""
+        lines.append(f"cookie {config.cookie} insert indirect nocache httponly{secure}")
+    return lines
 
 
 def _server(config: BalancerConfig, server: Server) -> str:
@@ -227,15 +243,16 @@ def info(text: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs if value}
 
 
-def states(text: str) -> dict[str, dict[str, str]]:
-    """What ``show servers state`` says, by server."""
+def states(text: str, backend: str = BACK) -> dict[str, dict[str, str]]:
+    """What ``show servers state`` says, by server of one backend."""
     found, columns = {}, list[str]()
     for line in text.splitlines():
         if line.startswith("# "):
             columns = line[2:].split()
         elif columns and len(words := line.split()) == len(columns):
             row = dict(zip(columns, words, strict=True))
-            found[row["srv_name"]] = row
+            if row["be_name"] == backend:
+                found[row["srv_name"]] = row
     return found
 
 
@@ -246,7 +263,7 @@ def state_file(known: Mapping[str, Mapping[str, str]], text: str) -> str:
     lines = ["1", "# " + " ".join(_STATE_COLUMNS)]
     new = dict.fromkeys(_STATE_COLUMNS, "0") | dict.fromkeys(_NONE, "-")
     new |= {"be_id": "3", "be_name": BACK, "srv_check_status": "1", "srv_check_state": "6"}
-    servers = list(_SERVER.finditer(text))
+    servers = list(_SERVER.finditer(text.partition(f"\nbackend {LAST}\n")[0]))
     takes = any(
         server["weight"] != "0" and known.get(server["name"], {}).get("srv_op_state") == _RUNS for server in servers
     )
@@ -268,16 +285,20 @@ def is_known(row: Mapping[str, str]) -> bool:
 
 def readings(stat: str) -> tuple[dict[str, int], list[ServerReading]]:
     """What ``show stat`` says, as the figures of the whole and of each server."""
+    rows = table(stat)
     whole = dict.fromkeys(("sessions", "requests", "bytes_in", "bytes_out", "errors"), 0)
-    servers = []
-    for row in table(stat):
+    for row in rows:
         if row["pxname"] == FRONT and row["svname"] == "FRONTEND":
             whole = _figures(row, requests="req_tot")
-        elif row["pxname"] == BACK and instance_of(row["svname"]) is not None:
+    unchecked = {row["svname"]: Counter(_figures(row)) for row in rows if row["pxname"] == LAST}
+    servers = []
+    for row in rows:
+        name = row["svname"]
+        if row["pxname"] == BACK and instance_of(name) is not None:
             said = " ".join(filter(None, (row.get("check_status"), row.get("last_chk")))).strip("* ")
-            servers.append(
-                ServerReading(name=row["svname"], health=_health(row), check=said[:200] or None, **_figures(row))
-            )
+            more = unchecked.get(name, Counter[str]())
+            figures = {figure: value + more[figure] for figure, value in _figures(row).items()}
+            servers.append(ServerReading(name=name, health=_health(row), check=said[:200] or None, **figures))
     return whole, servers
 
 

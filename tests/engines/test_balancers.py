@@ -196,6 +196,21 @@ def test_tcp_and_checks_over_http(farm: Farm) -> None:
     farm.apply("ab")
 
 
+def test_where_checks_that_only_connect_find_none_up_all_are_tried(farm: Farm) -> None:
+    farm.apply({"a": 100, "b": 0}, check=TargetCheck(interval_seconds=300))
+    for target in "ab":  # as on a machine that is too busy to check in time
+        farm.balancers._ask(farm.proxy.id, f"set server {haproxy.BACK}/{farm.name(target)} health down")
+    before = {server.name: server for server in farm.balancers.read()[0].servers}
+    assert {server.health for server in before.values()} == {"down"}
+    assert farm.ask(4) == ["a"] * 4
+    after = {server.name: server for server in farm.balancers.read()[0].servers}
+    assert after[farm.name("a")].requests == before[farm.name("a")].requests + 4
+    pid = farm.pid()
+    farm.apply({"a": 0, "b": 100}, check=TargetCheck(interval_seconds=300))
+    assert farm.ask(4) == ["b"] * 4
+    assert farm.pid() == pid
+
+
 def test_open_connection_keeps_a_drain_waiting_also_over_a_reload(farm: Farm) -> None:
     farm.apply("a", mode="tcp")
     later = dt.datetime.now(dt.UTC) + dt.timedelta(minutes=1)

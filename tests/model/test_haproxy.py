@@ -100,7 +100,8 @@ def test_new_servers_are_down_only_where_another_takes_requests() -> None:
     first, second = haproxy.server_name(str(ONE), 1), haproxy.server_name(str(TWO), 1)
     text = haproxy.render(config(server(), server(TWO)), 1)
     assert states(haproxy.state_file({}, text)) == {}
-    running = {"srv_op_state": "2", "srv_name": first, "srv_port": "1", "srv_uweight": "7", "srv_iweight": "7"}
+    running = {"srv_op_state": "2", "srv_name": first, "srv_port": "1", "be_name": haproxy.BACK}
+    running |= {"srv_uweight": "7", "srv_iweight": "7"}
     columns = dict.fromkeys(haproxy._STATE_COLUMNS, "0")
     told = states(haproxy.state_file({first: columns | running}, text))
     assert (told[first]["srv_op_state"], told[first]["srv_port"], told[first]["srv_uweight"]) == ("2", "80", "100")
@@ -108,6 +109,12 @@ def test_new_servers_are_down_only_where_another_takes_requests() -> None:
     # One that drains takes nothing: the new one is tried.
     draining = haproxy.render(config(server(weight=0), server(TWO)), 1)
     assert set(states(haproxy.state_file({first: columns | running}, draining))) == {first}
+
+
+def test_where_checks_only_connect_all_servers_are_tried_when_none_is_up() -> None:
+    asked = {kind: haproxy.render(config(server(), check=TargetCheck(type=kind)), 1) for kind in ("tcp", "http")}
+    assert "use_backend last if { nbsrv(out) eq 0 }" in asked["tcp"]
+    assert "use_backend" not in asked["http"]
 
 
 STAT = """# pxname,svname,scur,stot,bin,bout,econ,eresp,hrsp_5xx,req_tot,status,weight,check_status,last_chk,
@@ -118,6 +125,8 @@ out,t-00000000000000000000000000000003-1,0,0,0,0,0,0,0,,DRAIN,0,L4OK,,
 out,t-00000000000000000000000000000004-1,0,0,0,0,0,0,0,,MAINT,1,INI,,
 out,strange,9,9,9,9,9,9,9,,UP,1,L4OK,,
 out,BACKEND,1,7,60,120,1,2,3,,UP,300,,,
+last,t-00000000000000000000000000000001-1,2,1,0,0,0,0,0,,no check,100,,,
+last,t-00000000000000000000000000000009-1,2,1,0,0,0,0,0,,no check,100,,,
 """
 
 
@@ -125,7 +134,7 @@ def test_statistics_are_read_by_their_columns() -> None:
     whole, servers = haproxy.readings(STAT)
     assert whole == {"sessions": 3, "requests": 12, "bytes_in": 100, "bytes_out": 200, "errors": 4}
     assert [one.health for one in servers] == ["up", "down", "draining", "maint"]
-    assert (servers[0].requests, servers[0].errors) == (7, 6)
+    assert (servers[0].requests, servers[0].errors) == (8, 6), "those of both, where no check passed"
     assert servers[1].check == "L4CON Connection refused"
     assert haproxy.instance_of(servers[1].name) == f"{TWO.hex}"
     assert haproxy.readings("nothing of it") == (dict.fromkeys(whole, 0), [])
