@@ -179,11 +179,11 @@ def add(
         finish(client, [envelope], "new target", Ending(wait, timeout, output), _target(path))
 
 
-@app.command(epilog="Example: cairn lb weigh front web-1 --weight 10")
+@app.command(epilog="Example: cairn lb weigh front web-1 10")
 def weigh(
     name: Name,
     instance: Instance,
-    weight: Weight,
+    weight: Annotated[int, typer.Argument(help="Share of the requests, 0 to 256.", show_default=False, min=0, max=256)],
     wait: Wait = True,
     timeout: Timeout = DEFAULT_TIMEOUT,
     output: Output = Format.TABLE,

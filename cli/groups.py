@@ -289,10 +289,11 @@ def _common(noun: Noun) -> None:
         with Client() as client:
             noun.show(noun.find(client, name), output)
 
-    @app.command(epilog=f"{example} scale web 5")
+    # So that -1 is a number which is refused, and no option.
+    @app.command(epilog=f"{example} scale web 5", context_settings={"ignore_unknown_options": True})
     def scale(
         name: Name,
-        number: Annotated[int, typer.Argument(help="How many there should be.", show_default=False)],
+        number: Annotated[int, typer.Argument(help="How many there should be.", show_default=False, min=0)],
         wait: Wait = True,
         timeout: Timeout = DEFAULT_TIMEOUT,
         output: Output = Format.TABLE,

@@ -57,7 +57,7 @@ _OF_REQUESTS = {
     (
         "invalid_state",
         "lb targets",
-    ): "see its targets: cairn lb targets NAME; another weight: cairn lb weigh NAME INSTANCE --weight WEIGHT",
+    ): "see its targets: cairn lb targets NAME; another weight: cairn lb weigh NAME INSTANCE WEIGHT",
     ("quota_exceeded", "instances"): "see what there is of it: cairn quota show; remove something, or ask for more",
     ("quota_exceeded", "images"): "see what there is of it: cairn quota show; remove something, or ask for more",
     ("quota_exceeded", "workflows"): "see what there is of it: cairn quota show; remove something, or ask for more",

@@ -59,7 +59,7 @@ def test_targets_are_named_as_instances_are(api: FakeApi) -> None:
     added = cairn("lb", "add", "front", "web", "--port", "80")
     assert added.exit_code == 0, added.output
     assert "up" in added.stdout
-    assert cairn("lb", "weigh", "front", "web", "--weight", "5").exit_code == 0
+    assert cairn("lb", "weigh", "front", "web", "5").exit_code == 0
     assert cairn("lb", "remove", "front", "web", "--no-wait").exit_code == 0
     (sent,) = api.seen(f"POST /lb/{FRONT}/targets")
     assert sent.body == {"instance_id": INSTANCE, "port": 80, "weight": 100}

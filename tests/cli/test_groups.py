@@ -26,6 +26,13 @@ def row(noun: str, **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("noun", ["group", "deployment"])
+def test_negative_number_is_refused_as_one(noun: str) -> None:
+    refused = cairn(noun, "scale", "web", "-1")
+    assert refused.exit_code == Exit.USAGE
+    assert "-1 is not in the range" in refused.stderr
+
+
+@pytest.mark.parametrize("noun", ["group", "deployment"])
 def test_both_are_made_shown_scaled_changed_and_removed(api: FakeApi, noun: str) -> None:
     path = PATHS[noun]
     accepted = Answer(202, row(noun), meta={"workflow_id": WORKFLOW})
