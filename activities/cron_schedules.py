@@ -6,6 +6,7 @@ All that is to be done is in rows, and all of it may be done twice: what one wor
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
@@ -55,6 +56,8 @@ BATCH, AT_ONCE = 100, 8
 PATIENCE = dt.timedelta(seconds=5)
 #: What a worker has taken is not looked for before this: longer than all of a batch may take.
 IN_HAND = dt.timedelta(seconds=90)
+#: What failed is looked for again after this.
+AGAIN = dt.timedelta(seconds=10)
 #: How often a run that has not ended is compared with Temporal.
 CHECK_EVERY = dt.timedelta(seconds=30)
 #: What was changed within this may not be in Temporal's list yet.
@@ -111,8 +114,8 @@ class CronSchedules:
             return 0
         jobs, waiting, unchecked = work
         return (
-            await self._each(jobs, self._apply)
-            + await self._each(waiting, self._start)
+            await self._each(jobs, self._apply, self._leave_job)
+            + await self._each(waiting, self._start, self._leave_run)
             + await self._each(unchecked, self._check)
         )
 
@@ -139,7 +142,10 @@ class CronSchedules:
             log.warning("cron.compared", removed=len(orphans), again=again)
         return Compared(removed=len(orphans), again=again)
 
-    async def _each(self, items: Sequence[T], act: Callable[[T], Awaitable[None]]) -> int:
+    async def _each(
+        self, items: Sequence[T], act: Callable[[T], Awaitable[None]], leave: Callable[[T], None] | None = None
+    ) -> int:
+        """How many failed; ``leave`` takes those out of this worker's hands."""
         gate = asyncio.Semaphore(AT_ONCE)
 
         async def one(item: T) -> bool:
@@ -149,6 +155,9 @@ class CronSchedules:
                     return False
                 except Exception as error:  # whatever one is, it keeps no other waiting
                     log.warning("cron.failed", what=act.__name__, error=str(error) or type(error).__name__)
+                    if leave is not None:
+                        with contextlib.suppress(Exception):  # else it is free once its time has passed
+                            await asyncio.to_thread(leave, item)
                     return True
 
         return sum(await asyncio.gather(*(one(item) for item in items)))
@@ -239,6 +248,16 @@ class CronSchedules:
         values = {"applied_version": job.version, "good_until": good_until, "in_hand_until": None}
         with transaction(self._engine, job.project_id) as session:
             session.execute(update(CronJob).where(CronJob.id == job.id).values(**values))
+
+    def _leave_job(self, job: CronJob) -> None:
+        held = (CronJob.id == job.id) & (CronJob.in_hand_until == job.in_hand_until)
+        with transaction(self._engine, job.project_id) as session:
+            session.execute(update(CronJob).where(held).values(in_hand_until=func.now() + AGAIN))
+
+    def _leave_run(self, run: CronRun) -> None:
+        held = (CronRun.id == run.id) & (CronRun.checked_at == run.checked_at) & (CronRun.state == RunState.PENDING)
+        with transaction(self._engine, run.project_id) as session:
+            session.execute(update(CronRun).where(held).values(checked_at=func.now() + AGAIN))
 
     def _forget(self, job: CronJob) -> None:
         with transaction(self._engine, job.project_id) as session:

@@ -19,7 +19,7 @@ from psycopg.types.json import Jsonb
 from sqlalchemy import Engine, text
 from temporalio.api.workflowservice.v1 import ListScheduleMatchingTimesRequest
 from temporalio.client import Client
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.testing import ActivityEnvironment
 
 from activities import purge
@@ -436,6 +436,30 @@ async def test_comparing_removes_what_is_ours_alone_and_makes_again_what_is_miss
     with pytest.raises(RPCError, match="not found"):
         await temporal.get_schedule_handle(schedule_id(ours, orphan)).describe()
     await temporal.get_schedule_handle(strange).delete()  # which is still there
+
+
+async def test_what_temporal_did_not_take_is_told_again_soon(
+    jobs: Jobs, temporal: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedules = CronSchedules(jobs.engine, temporal)
+    by_hand = jobs.make(applied_version=1)
+    jobs.make()
+    wait(jobs, by_hand, AT, manual=True)
+
+    async def away(*_: object, **__: object) -> None:
+        raise RPCError("away", RPCStatusCode.UNAVAILABLE, b"")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(temporal, "create_schedule", away)
+        broken.setattr(temporal, "start_workflow", away)
+        assert await schedules.look() == 2
+    soon = "now() + interval '11 s'"
+    assert len(jobs.db.rows(f"SELECT id FROM cron_jobs WHERE in_hand_until < {soon}")) == 1
+    assert len(jobs.db.rows(f"SELECT id FROM cron_runs WHERE checked_at < {soon} AND state = 'pending'")) == 1
+    jobs.db.rows("UPDATE cron_jobs SET in_hand_until = now()")
+    jobs.db.rows("UPDATE cron_runs SET checked_at = now()")
+    assert await schedules.look() == 0
+    assert jobs.db.rows("SELECT id FROM cron_jobs WHERE applied_version <> version") == []
 
 
 async def test_back_fills_begin_one_after_the_other_and_by_hand_at_once(jobs: Jobs, temporal: Client) -> None:
