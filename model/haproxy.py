@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -31,8 +32,8 @@ LAST = "last"
 ALGORITHMS = {"round-robin": "roundrobin", "least-conn": "leastconn", "source": "source", "random": "random(2)"}
 #: How often a server that is down is asked, at least: it is back as soon as it is well.
 DOWN_SECONDS = 2.0
-#: For a connection to a target, at most.
-CONNECT_SECONDS = 3.0
+#: For a connection to a target, at most; and how long one is tried for in all, at least, on one target or another.
+CONNECT_SECONDS, TRY_SECONDS = 3.0, 5.0
 #: Processes of before that a reload may leave, each with the connections that it has begun.
 OLD_PROCESSES = 50
 #: Open files, at most: about half as many connections, or fewer where its host allows fewer.
@@ -145,7 +146,7 @@ def _defaults(config: BalancerConfig) -> list[str]:
         "timeout server 5m",
         "timeout tunnel 1h",
         "timeout queue 10s",
-        "retries 3",
+        f"retries {max(3, math.ceil(TRY_SECONDS / _connect_seconds(config.check)))}",
         "option redispatch 1",
         "option dontlognull",
         *(of_http if config.mode == "http" else []),
