@@ -61,7 +61,7 @@ def create(client: APIClient, owner: Owner, spec: MachineSpec, publish_address: 
         pids_limit=spec.pids,
         ulimits=[Ulimit(name="nofile", soft=FILES, hard=FILES)],
         # Nothing but a loopback; what an allow-list lets out comes in from outside (docker_egress).
-        **({} if spec.network.mode == "open" else {"network_mode": "none"}),
+        network_mode=None if spec.network.mode == "open" else "none",
         init=True,
         security_opt=["no-new-privileges"],
         port_bindings=bindings,

@@ -30,6 +30,8 @@ from model.networks import PROXY_ADDRESS, PROXY_PORT, Network
 
 #: Between two looks at the engine, and at the namespaces of what is known.
 LOOK_SECONDS, GLANCE_SECONDS = 5.0, 0.5
+#: What has ended may be on its way up again: so long the engine is looked at more often.
+EAGER_SECONDS = 10.0
 #: How long a start waits for its proxy.
 FOLLOW_SECONDS = 3.0
 _PEER = struct.Struct("3i")
@@ -68,6 +70,7 @@ class DockerEgress:
         self._woken = asyncio.Event()
         #: Looks that were begun, and the last of those that came to their end.
         self._begun = self._done = 0
+        self._eager_until = 0.0
 
     def able(self) -> bool:
         if not self._able:
@@ -108,7 +111,7 @@ class DockerEgress:
 
     async def _until_next(self) -> None:
         loop = asyncio.get_running_loop()
-        until = loop.time() + LOOK_SECONDS
+        until = loop.time() + (GLANCE_SECONDS if loop.time() < self._eager_until else LOOK_SECONDS)
         while loop.time() < until and all(map(_is_there, self._served.values())):
             try:
                 async with asyncio.timeout(GLANCE_SECONDS):
@@ -119,13 +122,14 @@ class DockerEgress:
 
     async def _look(self) -> None:
         found = {one.id: one for one in await asyncio.to_thread(self._running)}
-        await self._close(
-            [
-                id
-                for id, served in self._served.items()
-                if id not in found or found[id].engine_id != served.engine_id or not _is_there(served)
-            ]
-        )
+        gone = [
+            id
+            for id, served in self._served.items()
+            if id not in found or found[id].engine_id != served.engine_id or not _is_there(served)
+        ]
+        if gone:
+            self._eager_until = asyncio.get_running_loop().time() + EAGER_SECONDS
+        await self._close(gone)
         for id in self._complained.keys() - found.keys():
             del self._complained[id]
         for id in found.keys() - self._served.keys():

@@ -1,4 +1,4 @@
-"""The proxy of one instance: ``CONNECT name:port``, and ``http://`` requests. It reaches what the instance's list names.
+"""The proxy of one instance: ``CONNECT name:port``, and ``http://`` requests, to what the instance's list names.
 
 What comes in is of a program that nobody trusts. A plain request is taken apart and written anew (no bytes of it go
 through as they are), and is the only one of its connection; of a tunnel the name is known, and not what is in it.
