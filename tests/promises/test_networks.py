@@ -40,7 +40,7 @@ def said(container: Container, url: str) -> str:
 
 def test_allow_list_outlives_its_agent_and_its_container(stack: Stack, port: int) -> None:
     allow = {"mode": "allow-list", "allow": [f"localhost:{port}"]}
-    made = stack.running(backend="docker", network=allow, cmd=["sleep", "1000"])
+    made = stack.running(backend="docker", network=allow, ports=[], cmd=["sleep", "1000"])
     assert made["network"] == allow and made["private_ip"] is None
     (host,) = [host for host in stack.list("/hosts") if host["name"] == made["host"]]
     assert set(host["capabilities"]) == {"network.none", "network.allow-list"}
@@ -61,7 +61,8 @@ def test_allow_list_outlives_its_agent_and_its_container(stack: Stack, port: int
 
 def test_launch_with_no_network_is_as_any_other(stack: Stack) -> None:
     check = {"type": "exec", "command": ["true"], "interval_seconds": 1}
-    made = stack.running(backend="docker", network={"mode": "none"}, health_check=check)
+    made = stack.running(backend="docker", network={"mode": "none"}, ports=[], health_check=check)
     (container,) = stack.containers(made["id"])
     assert container.exec_run(["ls", "/sys/class/net"]).output.split() == [b"lo"]
-    assert stack.running(network={"mode": "allow-list", "allow": ["a.example"]})["network"]["mode"] == "allow-list"
+    simulated = stack.running(network={"mode": "allow-list", "allow": ["a.example"]}, ports=[])
+    assert simulated["network"]["mode"] == "allow-list"
