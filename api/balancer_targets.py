@@ -184,8 +184,8 @@ async def _check_reachable(caller: Caller, balancer: Row[Any], body: TargetCreat
         raise ValidationFailed(f"instance_id: {said}", fields=[{"field": "instance_id", "message": said}])
     if target.network["mode"] != "open":
         raise UnreachableTarget(
-            f"nothing reaches instance {target.name}, whose network is {target.network['mode']}: launch it with one that "
-            "is open",
+            f"nothing reaches instance {target.name}, whose network is {target.network['mode']}: launch it with "
+            "an open one",
             instance_id=str(target.id),
             port=body.port,
         )

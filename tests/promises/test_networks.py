@@ -50,9 +50,9 @@ def test_allow_list_outlives_its_agent_and_its_container(stack: Stack, port: int
     old = stack.kill("host_agent", wait=False)
     assert said(container, f"http://localhost:{port + 1}/") != "served"
     stack.wait_for_restart("host_agent", old)
-    wait_for("the agent that came back serves it", lambda: said(container, url) == "served", 15)
+    wait_for("the agent that came back serves it", lambda: said(container, url) == "served")
     container.restart(timeout=0)
-    wait_for("it listens in the new network", lambda: said(container, url) == "served", 15)
+    wait_for("it listens in the new network", lambda: said(container, url) == "served")
     stack.completed(stack.act("restart", made))
     (container,) = stack.containers(made["id"])
     assert said(container, url) == "served"
