@@ -65,6 +65,7 @@ def create(
     body |= _settings(algorithm, check, interval, cookie, tls, drain)
     body |= {what: value for what, value in {"host_port": host_port, "host": host}.items() if value is not None}
     with Client() as client:
+        client.about("/lb", name)
         envelope = client.request("POST", "/lb", body=body)
         finish(client, [envelope], "creation of", Ending(wait, timeout, output), _KIND)
 

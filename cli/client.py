@@ -19,6 +19,7 @@ import httpx
 from cli.endpoint import START_HINT, Endpoint, find_endpoint, is_loopback
 from cli.errors import CommandFailed, Exit, of_answer, usage
 from cli.given import given
+from cli.routes import noun_of
 from cli.session import SessionAuth
 
 if TYPE_CHECKING:
@@ -165,6 +166,11 @@ class Client:
                 return dict(row)
         raise _unknown(noun, wanted)
 
+    def about(self, path: str, name: str) -> None:
+        """Hints name the one of this name of the list at ``path``."""
+        if noun := noun_of(path):
+            self._known[noun] = name
+
     def instance(self, wanted: str) -> dict[str, Any]:
         return self.named("/instances", "instance", wanted)
 
@@ -309,11 +315,11 @@ class Client:
             failure = of_answer(status, envelope.get("error") or {}, path)
             if in_project and self.endpoint.project and failure.message == _NO_SUCH:
                 failure = project_gone()
-            self._advise(failure)
+            self.advise(failure)
             raise failure
         return envelope
 
-    def _advise(self, failure: CommandFailed) -> None:
+    def advise(self, failure: CommandFailed) -> None:
         """What to do about it depends on who asked, and for what."""
         for noun, name in self._known.items():
             if failure.hint and _WORD.fullmatch(name):

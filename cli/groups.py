@@ -193,7 +193,7 @@ def create_group(
     most = max(1, least or 0, desired or 0) if most is None else most
     numbers = {"min_instances": least, "max_instances": most, "desired_count": desired}
     body = {"name": name} | given | _named({"image": image, "backend": backend} | numbers)
-    _send(GROUP, "POST", GROUP.path, body, "create", Ending(wait, timeout, output))
+    _create(GROUP, body, Ending(wait, timeout, output))
 
 
 @deployments.command("create", epilog="Example: cairn deployment create web --image cairn/base:latest --replicas 3")
@@ -211,7 +211,7 @@ def create_deployment(
 ) -> None:
     """Make a deployment, and launch its replicas."""
     body = {"name": name} | given | _named({"image": image, "backend": backend, "replicas": replicas})
-    _send(DEPLOYMENT, "POST", DEPLOYMENT.path, body, "create", Ending(wait, timeout, output))
+    _create(DEPLOYMENT, body, Ending(wait, timeout, output))
 
 
 @groups.command("update", epilog="Example: cairn group update web --image cairn/base:2 --max 8")
@@ -250,13 +250,20 @@ def update_deployment(
 def _change(noun: Noun, name: str, body: dict[str, Any], ending: Ending) -> None:
     if not body:
         raise usage("nothing to change: say what")
-    with Client() as client:
-        path = f"{noun.path}/{noun.find(client, name)['id']}"
-    _send(noun, "PATCH", path, body, "update", ending)
+    _ask(noun, name, ("PATCH", ""), body, "update", ending)
 
 
-def _send(noun: Noun, method: str, path: str, body: dict[str, Any], verb: str, ending: Ending) -> None:
+def _create(noun: Noun, body: dict[str, Any], ending: Ending) -> None:
     with Client() as client:
+        client.about(noun.path, body["name"])
+        finish(client, [client.request("POST", noun.path, body=body)], "create", ending, noun.kind)
+
+
+def _ask(noun: Noun, name: str, route: tuple[str, str], body: dict[str, Any], verb: str, ending: Ending) -> None:
+    """``route``: the method, and what follows the path of the one of this name."""
+    method, suffix = route
+    with Client() as client:
+        path = f"{noun.path}/{noun.find(client, name)['id']}{suffix}"
         finish(client, [client.request(method, path, body=body)], verb, ending, noun.kind)
 
 
@@ -299,9 +306,7 @@ def _common(noun: Noun) -> None:
         output: Output = Format.TABLE,
     ) -> None:
         """Another number of members. A newer wish takes the place of one that is under way."""
-        with Client() as client:
-            path = f"{noun.path}/{noun.find(client, name)['id']}/scale"
-        _send(noun, "PUT", path, {noun.desired: number}, "scale", Ending(wait, timeout, output))
+        _ask(noun, name, ("PUT", "/scale"), {noun.desired: number}, "scale", Ending(wait, timeout, output))
 
     @app.command(epilog=f"{example} configurations web")
     def configurations(name: Name, output: Output = Format.TABLE) -> None:
@@ -332,9 +337,7 @@ def _common(noun: Noun) -> None:
     ) -> None:
         """Back to an earlier configuration; which there are: configurations."""
         body = {} if revision is None else {"revision": revision}
-        with Client() as client:
-            path = f"{noun.path}/{noun.find(client, name)['id']}/rollback"
-        _send(noun, "POST", path, body, "rollback", Ending(wait, timeout, output))
+        _ask(noun, name, ("POST", "/rollback"), body, "rollback", Ending(wait, timeout, output))
 
     @app.command(epilog=f"{example} pause web")
     def pause(names: Names, output: Output = Format.TABLE) -> None:

@@ -121,6 +121,7 @@ def launch(
     }
     with Client() as client:
         wanted["ssh_key_id"] = lifetimes.key_id(client, ssh_key)
+        client.about("/instances", name)
         body = {field: value for field, value in wanted.items() if value is not None}
         envelope = client.request("POST", "/instances", body=body, key=idempotency_key)
         finish(client, [envelope], "launch", Ending(wait, timeout, output), _KIND)
