@@ -299,9 +299,11 @@ class Client:
             hint = f"the CA file of {self.endpoint.source or 'the API'} holds certificates in PEM format"
             raise CommandFailed(message, "bad_ca_file", Exit.UNREACHABLE, hint) from None
 
-    def opened(self, status: int, content: bytes, path: str, *, in_project: bool = True) -> dict[str, Any]:
+    def opened(
+        self, status: int, content: bytes, path: str, *, in_project: bool = True, verbatim: bool = False
+    ) -> dict[str, Any]:
         """The envelope of an answer to a request of ``path``; CommandFailed where it is an error, or no envelope.
-        ``in_project``: the project in use was named."""
+        ``in_project``: the project in use was named. ``verbatim``: an error has the API's names of fields."""
         try:
             envelope = json.loads(content) if content else {"data": None}
         except ValueError:
@@ -312,7 +314,7 @@ class Client:
             raise CommandFailed(message, "not_cairn", Exit.UNREACHABLE, hint)
         envelope["meta"] = envelope.get("meta") or {}
         if status >= httpx.codes.BAD_REQUEST:
-            failure = of_answer(status, envelope.get("error") or {}, path)
+            failure = of_answer(status, envelope.get("error") or {}, path, verbatim=verbatim)
             if in_project and self.endpoint.project and failure.message == _NO_SUCH:
                 failure = project_gone()
             self.advise(failure)

@@ -17,6 +17,7 @@ __all__ = ["groups"]
 
 #: What is not pushed: agents and load balancers measure it. (The model's table of it takes long to load.)
 MEASURED = ("cpu", "memory", "requests")
+PERCENT = 100
 
 
 @groups.command(epilog="Example: cairn group policy web cpu --metric cpu --target 60")
@@ -35,6 +36,8 @@ def policy(
     """Scale a group by what is measured."""
     body: dict[str, Any] = {"name": name, "metric_type": metric, "target_value": target, "cooldown_sec": cooldown}
     body |= {field: value for field, value in (("scale_out_step", out), ("scale_in_step", in_)) if value is not None}
+    if metric in MEASURED[:2] and target > PERCENT:
+        raise usage(f"--target {target:g}: {metric} is in percent of what members have: at most 100")
     with Client() as client:
         path = f"{GROUP.path}/{GROUP.find(client, group)['id']}/policies"
         made = client.request("POST", path, body=body)["data"]

@@ -18,9 +18,11 @@ from cli.ending import Ending, Kind, each, finish
 from cli.errors import usage
 from cli.instances import OnHostLost, port_of
 from cli.listing import Listing, Table, print_list
+from cli.options import command as after_dashes
 from cli.options import pairs
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
 from cli.render import All, Format, Limit, Output
+from cli.routes import as_commands
 from cli.secrets import references
 from cli.taking import taking
 
@@ -61,7 +63,7 @@ class Noun(NamedTuple):
                 ("name", row["name"]),
                 ("id", row["id"]),
                 ("status", _status(row)),
-                ("error", f"{error.get('message')} ({error.get('code')})" if error else ""),
+                ("error", f"{as_commands(str(error.get('message')))} ({error.get('code')})" if error else ""),
                 ("not before", row.get("backoff_until") or ""),
                 ("ready", f"{self.numbers(row)}{bounds}"),
                 ("configuration", f"{row['revision']}, which {row[self.updated]} have"),
@@ -141,7 +143,7 @@ def _said(
         "ports": [port_of(value) for value in port or []] or None,
         "env": pairs("--env", env) | references(secret, env) or None,
         "labels": pairs("--label", label) or None,
-        "cmd": command or None,
+        "cmd": after_dashes("group create NAME", command),
         "on_host_lost": on_host_lost.value if on_host_lost else None,
         "health_check": lifetimes.health_check(
             health, interval=health_interval, timeout=health_timeout, retries=None, start_period=None
@@ -182,7 +184,9 @@ def create_group(
         int | None,
         typer.Option("--max", help="Most members (default: as many as desired, or 1).", show_default=False),
     ] = None,
-    desired: Annotated[int | None, typer.Option(help="Members that there should be (default: the fewest).")] = None,
+    desired: Annotated[
+        int | None, typer.Option(help="Members that there should be (default: the fewest, 0 without --min).")
+    ] = None,
     backend: Backend = None,
     given: dict[str, Any],
     wait: Wait = True,
@@ -191,6 +195,8 @@ def create_group(
 ) -> None:
     """Make a group, and launch its members."""
     most = max(1, least or 0, desired or 0) if most is None else most
+    if not desired and not least:
+        render.say(f"group {name} begins without members: more with --desired or --min, or cairn group scale {name} N")
     numbers = {"min_instances": least, "max_instances": most, "desired_count": desired}
     body = {"name": name} | given | _named({"image": image, "backend": backend} | numbers)
     _create(GROUP, body, Ending(wait, timeout, output))
@@ -381,7 +387,7 @@ def _post(client: Client, path: str, verb: str) -> dict[str, Any]:
 def _result(row: dict[str, Any]) -> str:
     if row["error"] is None:
         return str(row["state"])
-    return f"{row['state']}{', rolled back' if row['rolled_back'] else ''}: {row['error']['message']}"
+    return f"{row['state']}{', rolled back' if row['rolled_back'] else ''}: {as_commands(row['error']['message'])}"
 
 
 _common(GROUP)

@@ -18,7 +18,12 @@ _OF_STATES = {
     ("invalid_state", "instances", "resize", "paused"): f"{_RESUME}; or stop it: cairn instance stop NAME",
     ("invalid_state", "instances", "restart", "stopped"): _START,
     ("invalid_state", "instances", "pause", "stopped"): _START,
-    ("invalid_state", "instances", "resume", "stopped"): _START,
+    (
+        "invalid_state",
+        "instances",
+        "resume",
+        "stopped",
+    ): "it was stopped, not paused: run it again: cairn instance start NAME",
     ("invalid_state", "instances", "exec", "stopped"): _START,
     ("invalid_state", "instances", "terminal", "stopped"): _START,
     ("invalid_state", "instances", "exec", "paused"): _RESUME,

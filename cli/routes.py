@@ -81,7 +81,9 @@ def as_commands(text: str) -> str:
     """With each request that it names (``POST /v1/hosts/ID/drain``) as a command, where one sends it, and
     ``?cascade=true`` as the option."""
     said = _ROUTE.sub(lambda found: _command(found[1], found[2]) or found[0], text)
-    return said.replace("?cascade=true", "--cascade")
+    return said.replace("?cascade=true", "--cascade").replace(
+        "already: PATCH changes its weight", "already: cairn lb weigh changes its weight"
+    )
 
 
 def _command(method: str, path: str) -> str | None:
