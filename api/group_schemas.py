@@ -310,4 +310,4 @@ def check_bounds(least: int, most: int, desired: int | None) -> None:
     if least > most:
         raise ValueError("min_instances is more than max_instances")
     if desired is not None and not least <= desired <= most:
-        raise ValueError(f"desired_count is not within min_instances and max_instances, {least} to {most}")
+        raise ValueError(f"desired_count is not within min_instances and max_instances, {least} to {most}: {desired}")

@@ -110,7 +110,7 @@ def _all_pages(client: Client, url: str, headers: Mapping[str, str]) -> dict[str
     while True:
         asked = httpx.URL(url).copy_merge_params({"cursor": cursor} if cursor else {})
         answer = client.send(client.build("GET", str(asked), headers=headers))
-        envelope = client.opened(answer.status_code, answer.content, url)
+        envelope = client.opened(answer.status_code, answer.content, url, verbatim=True)
         if not isinstance(envelope["data"], list):
             raise usage(f"{url} is no list: leave --paginate out")
         rows += envelope["data"]
@@ -145,4 +145,4 @@ def _failure(answer: httpx.Response) -> CommandFailed:
     except (ValueError, AttributeError, httpx.ResponseNotRead):
         error = None
     path = answer.request.url.path.partition("/v1/")[2]
-    return of_answer(answer.status_code, error if isinstance(error, dict) else {}, path)
+    return of_answer(answer.status_code, error if isinstance(error, dict) else {}, path, verbatim=True)

@@ -16,6 +16,7 @@ from cli.errors import usage
 from cli.listing import Listing, Table, print_list
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
 from cli.render import All, Format, Limit, Output
+from cli.routes import as_commands
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Load balancers: one address for many instances.")
 
@@ -65,6 +66,7 @@ def create(
     body |= _settings(algorithm, check, interval, cookie, tls, drain)
     body |= {what: value for what, value in {"host_port": host_port, "host": host}.items() if value is not None}
     with Client() as client:
+        client.about("/lb", name)
         envelope = client.request("POST", "/lb", body=body)
         finish(client, [envelope], "creation of", Ending(wait, timeout, output), _KIND)
 
@@ -174,8 +176,12 @@ def add(
     """Send requests to an instance too."""
     with Client() as client:
         path = f"/lb/{client.balancer(name)['id']}/targets"
-        body = {"instance_id": client.resource_id(instance), "port": port, "weight": weight}
-        envelope = client.request("POST", path, body=body)
+        found = client.instance(instance)
+        envelope = client.request("POST", path, body={"instance_id": found["id"], "port": port, "weight": weight})
+        if found["status"] != "running":
+            render.say(
+                f"warning: instance {found['name']} is in state {found['status']}: it gets requests once it runs"
+            )
         finish(client, [envelope], "new target", Ending(wait, timeout, output), _target(path))
 
 
@@ -253,6 +259,8 @@ def _settings(
         asked |= {"type": kind} | ({"path": path} if path else {})
     if asked:
         found["health_check"] = asked
+    if tls == "":
+        raise usage("--tls '': a load balancer keeps its TLS; make another without: cairn lb create")
     if tls is not None:
         secret, _, version = tls.partition("@")
         if version and not version.isdigit():
@@ -273,9 +281,10 @@ def _print(balancer: dict[str, Any], output: Format) -> None:
             ("name", balancer["name"]),
             ("id", balancer["id"]),
             ("status", balancer["status"]),
-            ("error", error.get("message", "")),
+            ("error", as_commands(error.get("message", ""))),
             ("listens", f"{balancer['mode']} {balancer['port']}" + (" (TLS)" if balancer["tls"] else "")),
-            ("host", f"{balancer['host'] or ''} {ports}".strip()),
+            ("host", balancer["host"] or ""),
+            ("reached at", f"its host's CAIRN_PUBLISH_ADDRESS (default 127.0.0.1), port {ports}" if ports else ""),
             ("algorithm", balancer["algorithm"]),
             ("check", f"{asked} every {check['interval_seconds']:g} s"),
             ("cookie", balancer["cookie"] or ""),

@@ -19,6 +19,7 @@ import httpx
 from cli.endpoint import START_HINT, Endpoint, find_endpoint, is_loopback
 from cli.errors import CommandFailed, Exit, of_answer, usage
 from cli.given import given
+from cli.routes import noun_of
 from cli.session import SessionAuth
 
 if TYPE_CHECKING:
@@ -165,6 +166,11 @@ class Client:
                 return dict(row)
         raise _unknown(noun, wanted)
 
+    def about(self, path: str, name: str) -> None:
+        """Hints name the one of this name of the list at ``path``."""
+        if noun := noun_of(path):
+            self._known[noun] = name
+
     def instance(self, wanted: str) -> dict[str, Any]:
         return self.named("/instances", "instance", wanted)
 
@@ -293,9 +299,11 @@ class Client:
             hint = f"the CA file of {self.endpoint.source or 'the API'} holds certificates in PEM format"
             raise CommandFailed(message, "bad_ca_file", Exit.UNREACHABLE, hint) from None
 
-    def opened(self, status: int, content: bytes, path: str, *, in_project: bool = True) -> dict[str, Any]:
+    def opened(
+        self, status: int, content: bytes, path: str, *, in_project: bool = True, verbatim: bool = False
+    ) -> dict[str, Any]:
         """The envelope of an answer to a request of ``path``; CommandFailed where it is an error, or no envelope.
-        ``in_project``: the project in use was named."""
+        ``in_project``: the project in use was named. ``verbatim``: an error has the API's names of fields."""
         try:
             envelope = json.loads(content) if content else {"data": None}
         except ValueError:
@@ -306,14 +314,14 @@ class Client:
             raise CommandFailed(message, "not_cairn", Exit.UNREACHABLE, hint)
         envelope["meta"] = envelope.get("meta") or {}
         if status >= httpx.codes.BAD_REQUEST:
-            failure = of_answer(status, envelope.get("error") or {}, path)
+            failure = of_answer(status, envelope.get("error") or {}, path, verbatim=verbatim)
             if in_project and self.endpoint.project and failure.message == _NO_SUCH:
                 failure = project_gone()
-            self._advise(failure)
+            self.advise(failure)
             raise failure
         return envelope
 
-    def _advise(self, failure: CommandFailed) -> None:
+    def advise(self, failure: CommandFailed) -> None:
         """What to do about it depends on who asked, and for what."""
         for noun, name in self._known.items():
             if failure.hint and _WORD.fullmatch(name):

@@ -78,10 +78,12 @@ def finish(
             try:
                 ended = watch(client, workflow_id, ending.timeout, began)
                 row = _again(client, kind, row)
+                client.about(kind.path, name)
                 require_completed(ended)
             except (CommandFailed, KeyboardInterrupt) as failure:
                 if isinstance(failure, KeyboardInterrupt) or failure.exit is Exit.INTERRUPTED:
                     raise interrupted([id for later in accepted[number:] if (id := workflow_of(later))]) from None
+                client.advise(failure)
                 failed.append(failure)
                 if failure.exit is Exit.TIMED_OUT:
                     row = _again(client, kind, row)  # how far it is by now

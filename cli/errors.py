@@ -6,6 +6,7 @@ from enum import IntEnum
 from http import HTTPStatus
 from typing import Any
 
+from cli.fields import as_options, option_of
 from cli.hints import hint_of
 from cli.routes import as_commands
 
@@ -31,9 +32,9 @@ UNKNOWN_EXIT = 255
 MEANINGS = {
     Exit.OK: "done, or accepted with --no-wait",
     Exit.FAILED: "the operation failed, or was cancelled",
-    Exit.USAGE: "wrong usage; nothing was sent",
-    Exit.NOT_FOUND: "there is no such thing",
-    Exit.REFUSED: "refused: state, name, port, capacity, quota, validation",
+    Exit.USAGE: "wrong usage; nothing was changed",
+    Exit.NOT_FOUND: "there is no such thing as the command is about",
+    Exit.REFUSED: "refused: state, name, port, capacity, quota, validation; or an option names what is not there",
     Exit.UNREACHABLE: "the API cannot be reached, is not ready, or does not know the key",
     Exit.TIMED_OUT: "--timeout is over; the workflow goes on",
     Exit.COMMAND_TIMED_OUT: "the command of instance exec was ended at its --timeout",
@@ -60,19 +61,24 @@ def usage(message: str, hint: str | None = None) -> CommandFailed:
     return CommandFailed(message, "usage", Exit.USAGE, hint)
 
 
-def of_answer(status: int, error: dict[str, Any], path: str = "") -> CommandFailed:
+def of_answer(status: int, error: dict[str, Any], path: str = "", *, verbatim: bool = False) -> CommandFailed:
     """The failure that an error of the API, as it stands in the envelope, means for a command. ``path``: what was asked
-    for."""
+    for. ``verbatim``: whoever asked wrote the request, and knows its fields by the API's names."""
     code = str(error.get("code") or f"http_{status}")
     details = error.get("details")
     details = details if isinstance(details, dict) else {}
-    fields = details.get("fields")
+    said = details.get("fields")
+    fields = [_field(one) for one in said] if isinstance(said, list) else None
+    message = as_commands(str(error.get("message") or f"the API answered {status}"))
+    if not verbatim:
+        message = as_options(message, [str(one.get("field")) for one in fields or []])
+        fields = fields and [_as_option(one) for one in fields]
     return CommandFailed(
-        as_commands(str(error.get("message") or f"the API answered {status}")),
+        message,
         code,
         Exit.COMMAND_TIMED_OUT if code == "command_timeout" else exit_of(status),
         hint_of(code, path, details),
-        [_field(one) for one in fields] if isinstance(fields, list) else None,
+        fields,
     )
 
 
@@ -80,6 +86,11 @@ def _field(said: Any) -> dict[str, Any]:
     if not isinstance(said, dict):
         return {}
     return {**said, "message": as_commands(str(said.get("message")))}
+
+
+def _as_option(said: dict[str, Any]) -> dict[str, Any]:
+    field = str(said.get("field"))
+    return {**said, "field": option_of(field), "message": as_options(str(said.get("message")), [])}
 
 
 def of_outcome(workflow: dict[str, Any]) -> CommandFailed:

@@ -21,6 +21,8 @@ class Given:
     watch: bool = False
     #: Data is written as YAML instead of JSON.
     yaml: bool = False
+    #: A command to be run in an instance is set apart by --.
+    dashes: bool = False
 
     def forget(self) -> None:
         for field in fields(self):

@@ -8,12 +8,16 @@ import typer
 
 from cli import render
 from cli.client import Client
-from cli.errors import usage
+from cli.errors import CommandFailed, Exit, usage
 from cli.groups import GROUP, Name, groups
 from cli.listing import Listing, Table, print_list
 from cli.render import Format, Output
 
 __all__ = ["groups"]
+
+#: What is not pushed: agents and load balancers measure it. (The model's table of it takes long to load.)
+MEASURED = ("cpu", "memory", "requests")
+PERCENT = 100
 
 
 @groups.command(epilog="Example: cairn group policy web cpu --metric cpu --target 60")
@@ -32,6 +36,8 @@ def policy(
     """Scale a group by what is measured."""
     body: dict[str, Any] = {"name": name, "metric_type": metric, "target_value": target, "cooldown_sec": cooldown}
     body |= {field: value for field, value in (("scale_out_step", out), ("scale_in_step", in_)) if value is not None}
+    if metric in MEASURED[:2] and target > PERCENT:
+        raise usage(f"--target {target:g}: {metric} is in percent of what members have: at most 100")
     with Client() as client:
         path = f"{GROUP.path}/{GROUP.find(client, group)['id']}/policies"
         made = client.request("POST", path, body=body)["data"]
@@ -61,6 +67,11 @@ def metric(
     value: Annotated[float, typer.Argument(min=0, help="The mean of all members.", show_default=False)],
 ) -> None:
     """Say what a metric of your own is now. It is of use for two minutes."""
+    if name in MEASURED:
+        raise usage(
+            f"{name} is measured by Cairn itself: what is pushed of it would not count",
+            f"call yours otherwise, here and in its policy: cairn group policy {group} NAME --metric my_{name}",
+        )
     with Client() as client:
         path = f"{GROUP.path}/{GROUP.find(client, group)['id']}/metrics"
         taken = client.request("POST", path, body={"metric_type": name, "value": value})["data"]["policies"]
@@ -79,6 +90,7 @@ def remove_policy(
         path = f"{GROUP.path}/{GROUP.find(client, group)['id']}/policies"
         found = [row["id"] for row in client.get(path) if name in (row["name"], row["id"])]
         if not found:
-            raise usage(f"group {group} has no policy '{name}'", f"see them: cairn group policies {group}")
+            message, hint = f"group {group} has no policy '{name}'", f"see them: cairn group policies {group}"
+            raise CommandFailed(message, "not_found", Exit.NOT_FOUND, hint)
         client.request("DELETE", f"/autoscaling/policies/{found[0]}")
         render.say(f"policy {name} of {group} is deleted")

@@ -18,9 +18,11 @@ from cli.ending import Ending, Kind, each, finish
 from cli.errors import usage
 from cli.instances import OnHostLost, port_of
 from cli.listing import Listing, Table, print_list
+from cli.options import command as after_dashes
 from cli.options import pairs
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
 from cli.render import All, Format, Limit, Output
+from cli.routes import as_commands
 from cli.secrets import references
 from cli.taking import taking
 
@@ -61,7 +63,7 @@ class Noun(NamedTuple):
                 ("name", row["name"]),
                 ("id", row["id"]),
                 ("status", _status(row)),
-                ("error", f"{error.get('message')} ({error.get('code')})" if error else ""),
+                ("error", f"{as_commands(str(error.get('message')))} ({error.get('code')})" if error else ""),
                 ("not before", row.get("backoff_until") or ""),
                 ("ready", f"{self.numbers(row)}{bounds}"),
                 ("configuration", f"{row['revision']}, which {row[self.updated]} have"),
@@ -144,7 +146,7 @@ def _said(
         "ports": [port_of(value) for value in port or []] or None,
         "env": pairs("--env", env) | references(secret, env) or None,
         "labels": pairs("--label", label) or None,
-        "cmd": command or None,
+        "cmd": after_dashes("group create NAME", command),
         "on_host_lost": on_host_lost.value if on_host_lost else None,
         "network": networks.wanted(network, allow),
         "health_check": lifetimes.health_check(
@@ -186,7 +188,9 @@ def create_group(
         int | None,
         typer.Option("--max", help="Most members (default: as many as desired, or 1).", show_default=False),
     ] = None,
-    desired: Annotated[int | None, typer.Option(help="Members that there should be (default: the fewest).")] = None,
+    desired: Annotated[
+        int | None, typer.Option(help="Members that there should be (default: the fewest, 0 without --min).")
+    ] = None,
     backend: Backend = None,
     given: dict[str, Any],
     wait: Wait = True,
@@ -195,9 +199,11 @@ def create_group(
 ) -> None:
     """Make a group, and launch its members."""
     most = max(1, least or 0, desired or 0) if most is None else most
+    if not desired and not least:
+        render.say(f"group {name} begins without members: more with --desired or --min, or cairn group scale {name} N")
     numbers = {"min_instances": least, "max_instances": most, "desired_count": desired}
     body = {"name": name} | given | _named({"image": image, "backend": backend} | numbers)
-    _send(GROUP, "POST", GROUP.path, body, "create", Ending(wait, timeout, output))
+    _create(GROUP, body, Ending(wait, timeout, output))
 
 
 @deployments.command("create", epilog="Example: cairn deployment create web --image cairn/base:latest --replicas 3")
@@ -215,7 +221,7 @@ def create_deployment(
 ) -> None:
     """Make a deployment, and launch its replicas."""
     body = {"name": name} | given | _named({"image": image, "backend": backend, "replicas": replicas})
-    _send(DEPLOYMENT, "POST", DEPLOYMENT.path, body, "create", Ending(wait, timeout, output))
+    _create(DEPLOYMENT, body, Ending(wait, timeout, output))
 
 
 @groups.command("update", epilog="Example: cairn group update web --image cairn/base:2 --max 8")
@@ -254,13 +260,20 @@ def update_deployment(
 def _change(noun: Noun, name: str, body: dict[str, Any], ending: Ending) -> None:
     if not body:
         raise usage("nothing to change: say what")
-    with Client() as client:
-        path = f"{noun.path}/{noun.find(client, name)['id']}"
-    _send(noun, "PATCH", path, body, "update", ending)
+    _ask(noun, name, ("PATCH", ""), body, "update", ending)
 
 
-def _send(noun: Noun, method: str, path: str, body: dict[str, Any], verb: str, ending: Ending) -> None:
+def _create(noun: Noun, body: dict[str, Any], ending: Ending) -> None:
     with Client() as client:
+        client.about(noun.path, body["name"])
+        finish(client, [client.request("POST", noun.path, body=body)], "create", ending, noun.kind)
+
+
+def _ask(noun: Noun, name: str, route: tuple[str, str], body: dict[str, Any], verb: str, ending: Ending) -> None:
+    """``route``: the method, and what follows the path of the one of this name."""
+    method, suffix = route
+    with Client() as client:
+        path = f"{noun.path}/{noun.find(client, name)['id']}{suffix}"
         finish(client, [client.request(method, path, body=body)], verb, ending, noun.kind)
 
 
@@ -303,9 +316,7 @@ def _common(noun: Noun) -> None:
         output: Output = Format.TABLE,
     ) -> None:
         """Another number of members. A newer wish takes the place of one that is under way."""
-        with Client() as client:
-            path = f"{noun.path}/{noun.find(client, name)['id']}/scale"
-        _send(noun, "PUT", path, {noun.desired: number}, "scale", Ending(wait, timeout, output))
+        _ask(noun, name, ("PUT", "/scale"), {noun.desired: number}, "scale", Ending(wait, timeout, output))
 
     @app.command(epilog=f"{example} configurations web")
     def configurations(name: Name, output: Output = Format.TABLE) -> None:
@@ -336,9 +347,7 @@ def _common(noun: Noun) -> None:
     ) -> None:
         """Back to an earlier configuration; which there are: configurations."""
         body = {} if revision is None else {"revision": revision}
-        with Client() as client:
-            path = f"{noun.path}/{noun.find(client, name)['id']}/rollback"
-        _send(noun, "POST", path, body, "rollback", Ending(wait, timeout, output))
+        _ask(noun, name, ("POST", "/rollback"), body, "rollback", Ending(wait, timeout, output))
 
     @app.command(epilog=f"{example} pause web")
     def pause(names: Names, output: Output = Format.TABLE) -> None:
@@ -382,7 +391,7 @@ def _post(client: Client, path: str, verb: str) -> dict[str, Any]:
 def _result(row: dict[str, Any]) -> str:
     if row["error"] is None:
         return str(row["state"])
-    return f"{row['state']}{', rolled back' if row['rolled_back'] else ''}: {row['error']['message']}"
+    return f"{row['state']}{', rolled back' if row['rolled_back'] else ''}: {as_commands(row['error']['message'])}"
 
 
 _common(GROUP)

@@ -18,12 +18,19 @@ _OF_STATES = {
     ("invalid_state", "instances", "resize", "paused"): f"{_RESUME}; or stop it: cairn instance stop NAME",
     ("invalid_state", "instances", "restart", "stopped"): _START,
     ("invalid_state", "instances", "pause", "stopped"): _START,
-    ("invalid_state", "instances", "resume", "stopped"): _START,
+    (
+        "invalid_state",
+        "instances",
+        "resume",
+        "stopped",
+    ): "it was stopped, not paused: run it again: cairn instance start NAME",
     ("invalid_state", "instances", "exec", "stopped"): _START,
     ("invalid_state", "instances", "terminal", "stopped"): _START,
     ("invalid_state", "instances", "exec", "paused"): _RESUME,
     ("invalid_state", "instances", "terminal", "paused"): _RESUME,
     ("invalid_state", "users", "", "last_administrator"): "make somebody else one: cairn user set USER --admin",
+    ("invalid_state", "lb", "", "error"): "see why: cairn lb show NAME; it can only be removed, and made anew: cairn lb"
+    " rm NAME",
     ("name_taken", "instances", "", "error"): "remove that one: cairn instance rm NAME; or choose another name",
 }
 #: By code, and by the beginning of a path.
@@ -49,6 +56,8 @@ _OF_REQUESTS = {
         "images",
     ): "get the file again; where the checksum was wrong, remove the image first (cairn image"
     " rm NAME) and upload with the right --checksum: it keeps what was announced",
+    ("name_taken", "lb"): "choose another name; or see how that one is: cairn lb show NAME, and remove it: cairn lb rm"
+    " NAME",
     ("port_taken", "lb"): "choose another port of the host: --host-port PORT; 0: any that is free",
     (
         "in_use",
@@ -61,6 +70,8 @@ _OF_REQUESTS = {
     ("quota_exceeded", "instances"): "see what there is of it: cairn quota show; remove something, or ask for more",
     ("quota_exceeded", "images"): "see what there is of it: cairn quota show; remove something, or ask for more",
     ("quota_exceeded", "workflows"): "see what there is of it: cairn quota show; remove something, or ask for more",
+    ("unhealthy", "groups"): "see how members are: cairn instance list; their check has to pass within"
+    " CAIRN_DEADLINE_LAUNCH of the platform, and is asked every --health-interval",
     ("quota_exceeded", "projects"): "delete one that is not needed: cairn project list",
     ("name_taken", "users"): "see who it is: cairn user show ADDRESS",
     ("name_taken", "auth"): "log in, or set another password: cairn login --reset",
@@ -83,7 +94,8 @@ HINTS = {
     "no_capacity": "see what hosts there are, their state, their labels and what they have left: cairn host list",
     "needs_stop": "resume or stop it first",
     "needs_recreate": "where what it wrote outside of volumes may be lost: --recreate",
-    "unhealthy": "see what its check asks for: cairn instance show NAME; give it longer with --health-timeout",
+    "unhealthy": "see what its check asks for: cairn instance show NAME; it has to pass within CAIRN_DEADLINE_LAUNCH of"
+    " the platform, and is asked every --health-interval",
     "image_not_found": "see what there is: cairn image list; of a registry or a URL, check how it is written",
     "idempotency_mismatch": "a key stands for one request: give another --idempotency-key",
     "internal": "see the API's log for the request id: --debug shows it",

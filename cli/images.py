@@ -96,8 +96,9 @@ def import_(
 ) -> None:
     """Have the platform download an image's file."""
     if not url.lower().startswith(("http://", "https://")):
+        file = "FILE" if "://" in url else url
         raise usage(
-            f"'{url}' is no address of http or https", f"send a file of this machine: cairn image upload {name} {url}"
+            f"'{url}' is no address of http or https", f"send a file of this machine: cairn image upload {name} {file}"
         )
     _import(name, {"type": "url", "url": url} | ({"checksum": checksum} if checksum else {}), wait, timeout, output)
 

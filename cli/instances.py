@@ -17,6 +17,7 @@ from cli.completion import types as type_names
 from cli.ending import Ending, Kind, each, finish
 from cli.errors import usage
 from cli.listing import Listing, Table, print_list
+from cli.options import command as after_dashes
 from cli.options import pairs
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
 from cli.render import All, Format, Limit, Output
@@ -112,7 +113,7 @@ def launch(
         "host_labels": pairs("--host-label", host_label) or None,
         "on_host_lost": on_host_lost.value if on_host_lost else None,
         "network": networks.wanted(network, allow),
-        "cmd": command or (_words(cmd) if cmd else None),
+        "cmd": after_dashes(f"instance launch {name}", command) or (_words(cmd) if cmd else None),
         **lifetimes.fields(ttl=ttl, idle_stop=idle_stop, user_data=user_data, restart=restart),
         "health_check": lifetimes.health_check(
             health,
@@ -124,6 +125,7 @@ def launch(
     }
     with Client() as client:
         wanted["ssh_key_id"] = lifetimes.key_id(client, ssh_key)
+        client.about("/instances", name)
         body = {field: value for field, value in wanted.items() if value is not None}
         envelope = client.request("POST", "/instances", body=body, key=idempotency_key)
         finish(client, [envelope], "launch", Ending(wait, timeout, output), _KIND)
@@ -230,6 +232,9 @@ def update(
     """Change an instance's name, labels, metadata, tags, and how long it lives. What is not named stays."""
     if tag and no_tags:
         raise usage("give either --tag or --no-tags")
+    for option, value, none in (("--ttl", ttl, no_ttl), ("--idle-stop", idle_stop, no_idle_stop)):
+        if value and none:
+            raise usage(f"give either {option} or --no-{option.removeprefix('--')}")
     labels = dict.fromkeys(remove_label or []) | pairs("--label", label)
     entries = dict.fromkeys(remove_metadata or []) | pairs("--metadata", metadata)
     wanted: dict[str, Any] = {"name": name, "labels": labels or None, "metadata": entries or None, "tags": tag or None}

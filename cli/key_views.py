@@ -97,6 +97,8 @@ def revoke(client: Client, path: str, wanted: str, hint: str, output: Format) ->
             render.say(f"key {row['name']} ({row['id']}) is void")
     if not voided:
         render.say(f"key {wanted} was void before")
+    elif len(voided) > 1:
+        render.say(f"{len(voided)} keys were named {wanted}, and all are void; to end one of several, give its id")
     if output is not Format.TABLE:
         render.print_json(voided)
 

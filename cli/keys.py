@@ -84,9 +84,14 @@ def rm(keys: Several) -> None:
     with Client() as client:
 
         def forget(wanted: str) -> None:
-            for row in key_views.doomed(client, OWN, wanted, HINT):
+            rows = key_views.doomed(client, OWN, wanted, HINT)
+            for row in rows:
                 remove(client, f"{OWN}/{row['id']}")
                 render.say(f"removed {row['name']} ({row['id']})")
+            if len(rows) > 1:
+                render.say(
+                    f"{len(rows)} keys were named {wanted}, and all are void; to end one of several, give its id"
+                )
 
         one_by_one(keys, forget)
 

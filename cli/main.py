@@ -69,7 +69,7 @@ COMMANDS = {
     "audit": Place("cli.audit", "app", "Who did what, or was refused."),
     "dashboard": Place("cli.dashboard", "dashboard", "The project and the hosts at a glance.", "cairn dashboard"),
     "watch": Place("cli.watching", "command", "Show again what changes.", "cairn watch instance list"),
-    "api": Place("cli.api", "api", "Ask the API for anything.", "cairn api GET /instances?status=running"),
+    "api": Place("cli.api", "api", "Ask the API for anything.", "cairn api GET '/instances?status=running'"),
     "context": Place("cli.contexts", "app", "The platforms that this program knows; which one it asks."),
     "completion": Place(
         "cli.completion", "completion", "Completion for your shell.", "cairn completion bash", local=True
@@ -144,6 +144,7 @@ class Program(TyperGroup):
         from cli import render
 
         given.forget()
+        given.dashes = "--" in args
         for stream in (sys.stdout, sys.stderr):
             render.prepare(stream)  # help, too, is printed from here on
         return super().parse_args(ctx, args)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+import shlex
 from pathlib import Path
 
 from cli.errors import usage
+from cli.given import given
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -22,10 +24,19 @@ def pairs(option: str, values: list[str] | None) -> dict[str, str]:
     return found
 
 
+def command(before: str, words: list[str] | None) -> list[str] | None:
+    """What is to be run. Words that are not set apart from names may be names: of one thing too many."""
+    if words and not given.dashes:
+        raise usage(f"'{words[0]}': write the command after --: cairn {before} -- {shlex.join(words)}")
+    return words or None
+
+
 def seconds(option: str, value: str) -> int:
     """A time such as 90s, 30m, 1h or 7d."""
     written = re.fullmatch(r"(\d{1,9})([smhd])", value)
-    if not written or not int(written[1]):
+    if (written and not int(written[1])) or value.startswith("-"):
+        raise usage(f"{option} {value}: expected more than 0, such as 1h")
+    if not written:
         raise usage(f"{option} {value}: expected a number and s, m, h or d, such as 1h")
     return int(written[1]) * _UNITS[written[2]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
 from typing import Annotated, Any
@@ -68,7 +69,15 @@ def create(
     """Make a project, which you own."""
     body = {"name": name, "description": description} | ({"unix_name": unix_name} if unix_name else {})
     with Client() as client:
-        _print(client.request("POST", "/projects", body=body)["data"], output)
+        made = client.request("POST", "/projects", body=body)["data"]
+        _print(made, output)
+        if client.endpoint.session is None:
+            opened = in_use(client)
+            where = f"project {opened['name']}" if opened else "its own project"
+            render.say(
+                f"warning: the key in use works in {where} alone; to work in the new one: cairn login, then"
+                f" cairn project use {made['unix_name']}"
+            )
 
 
 @app.command(epilog="Example: cairn project show -o json")
@@ -304,16 +313,24 @@ def find(client: Client, wanted: str | None) -> dict[str, Any]:
     if wanted and is_id(wanted):
         return dict(client.get(f"/projects/{wanted}"))
     rows = client.pages("/projects", {}, None)[0] if wanted else list(client.get("/projects"))
-    found = [row for row in rows if wanted in (None, row["unix_name"])] or [
-        row for row in rows if row["name"] == wanted
-    ]
-    if len(found) == 1:
-        return dict(found[0])
     hint = "see yours: cairn project list"
     if wanted is None:
-        raise usage("there are several projects", f"{hint}; choose one: cairn project use NAME")
+        if len(rows) != 1:
+            raise usage("there are several projects", f"{hint}; choose one: cairn project use NAME")
+        return dict(rows[0])
+    if client.endpoint.session is None and len(rows) == 1:
+        hint = f"the key in use works in project {rows[0]['name']} alone; to work in others of yours: cairn login"
+    return chosen(rows, wanted, hint)
+
+
+def chosen(rows: Sequence[dict[str, Any]], wanted: str, hint: str) -> dict[str, Any]:
+    """The project of this unix name, else of this name: what other systems know it by is nobody else's."""
+    found = [row for row in rows if row["unix_name"] == wanted] or [row for row in rows if row["name"] == wanted]
+    if len(found) == 1:
+        return dict(found[0])
     if found:
-        raise usage(f"{len(found)} projects are named '{wanted}'", "use the unix name or the id: cairn project list")
+        message = f"{len(found)} projects are named '{wanted}': give the unix name or the id of one"
+        raise CommandFailed(message, "ambiguous", Exit.REFUSED, hint)
     raise CommandFailed(f"there is no project named '{wanted}'", "not_found", Exit.NOT_FOUND, hint)
 
 

@@ -10,7 +10,7 @@ import typer
 from cli import render
 from cli.client import Client, is_id
 from cli.errors import usage
-from cli.projects import Which, find
+from cli.projects import Which, chosen, find
 from cli.render import Format, Output
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="What a project may use, and uses.")
@@ -45,10 +45,8 @@ def set_(
 def _of_platform(client: Client, wanted: str) -> str:
     if is_id(wanted):
         return wanted
-    for row in client.pages("/projects", {"all": "true"}, None)[0]:
-        if row["unix_name"] == wanted:
-            return str(row["id"])
-    raise usage(f"no project has the unix name '{wanted}'", "see all: cairn project list --platform")
+    rows = client.pages("/projects", {"all": "true"}, None)[0]
+    return str(chosen(rows, wanted, "see all: cairn project list --platform")["id"])
 
 
 def _limit(word: str) -> tuple[str, float | None]:

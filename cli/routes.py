@@ -56,16 +56,34 @@ _LISTS = {
 }
 
 
+#: The same of what belongs to one thing: first and last part of the path.
+_PARTS = {
+    ("autoscaling", "rollback"): "cairn group configurations NAME",
+    ("containers", "rollback"): "cairn deployment configurations NAME",
+}
+
+
 def listing_of(path: str) -> str | None:
     """The command that lists what such a path is one of."""
-    return _LISTS.get(path.strip("/").partition("/")[0])
+    parts = path.strip("/").split("/")
+    if parts[0] == "lb" and "targets" in parts[:-1]:
+        return "cairn lb targets NAME"
+    return _PARTS.get((parts[0], parts[-1])) or _LISTS.get(parts[0])
+
+
+def noun_of(path: str) -> str | None:
+    """Of the commands about what the list at this path has: ``lb``."""
+    listing = _LISTS.get(path.strip("/").partition("/")[0])
+    return listing.split()[1] if listing else None
 
 
 def as_commands(text: str) -> str:
     """With each request that it names (``POST /v1/hosts/ID/drain``) as a command, where one sends it, and
     ``?cascade=true`` as the option."""
     said = _ROUTE.sub(lambda found: _command(found[1], found[2]) or found[0], text)
-    return said.replace("?cascade=true", "--cascade")
+    return said.replace("?cascade=true", "--cascade").replace(
+        "already: PATCH changes its weight", "already: cairn lb weigh changes its weight"
+    )
 
 
 def _command(method: str, path: str) -> str | None:

@@ -83,7 +83,10 @@ def exec_(
     some is run with cairn instance terminal.
     """
     if _is_piped():
-        render.say(f"warning: a command gets no input, and what is piped is lost: cairn instance terminal {name} -- …")
+        render.say(
+            "warning: a command gets no input, and what is piped is lost: bring it along as an argument, such as cairn"
+            f' instance exec {name} -- sh -c \'printf %s "$1" | cat\' sh "$(cat FILE)"'
+        )
     with Client() as client:
         path = f"/instances/{client.instance(name)['id']}/exec"
         # Not sent again whatever happens: nobody knows whether the command may run twice.

@@ -59,6 +59,9 @@ class Plan(NamedTuple):
     good_until: dt.datetime | None
 
 
+_RANGES = "minute (0-59) hour (0-23) day (1-31) month (1-12) weekday (0-7, or sun to sat)"
+
+
 def check(schedule: str) -> None:
     """Raises ValueError where it is no schedule, or one that never comes."""
     first = next(iter(times(schedule, "UTC", dt.datetime.now(dt.UTC))), None)
@@ -87,7 +90,7 @@ def times(schedule: str, time_zone: str, after: dt.datetime) -> Iterator[dt.date
     try:
         return _utc(CronSim(fields, after.astimezone(ZoneInfo(time_zone))))
     except CronSimError as error:
-        raise ValueError(f"{str(error).lower()}: expected minute hour day month weekday") from None
+        raise ValueError(f"{str(error).lower()}: expected {_RANGES}") from None
 
 
 def interval(schedule: str) -> dt.timedelta | None:

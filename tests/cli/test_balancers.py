@@ -61,8 +61,12 @@ def test_targets_are_named_as_instances_are(api: FakeApi) -> None:
     assert "up" in added.stdout
     assert cairn("lb", "weigh", "front", "web", "5").exit_code == 0
     assert cairn("lb", "remove", "front", "web", "--no-wait").exit_code == 0
-    (sent,) = api.seen(f"POST /lb/{FRONT}/targets")
+    sent = api.seen(f"POST /lb/{FRONT}/targets")[0]
     assert sent.body == {"instance_id": INSTANCE, "port": 80, "weight": 100}
+    api.scripts["GET /instances"].clear()
+    api.on("GET /instances", Answer(200, [instance(status="error")]))
+    warned = cairn("lb", "add", "front", "web", "--port", "80")
+    assert warned.exit_code == 0 and "in state error: it gets requests once it runs" in warned.stderr
     assert "L4OK" in cairn("lb", "targets", "front").stdout
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cli.errors import Exit
+from model.policies import MEASURED
 from tests.cli.fake import WHEN, WORKFLOW, Answer, FakeApi, cairn, cron_job
 
 ID = "0199b3f0-0000-7000-8000-0000000000ab"
@@ -107,7 +108,10 @@ def test_policies_are_made_and_deleted_by_their_names(api: FakeApi) -> None:
     assert api.requests[-1].body == wanted | {"scale_out_step": 2, "scale_in_step": 1}
     api.on(f"GET {path}", Answer(200, [policy]))
     assert "60" in cairn("group", "policies", "web").stdout
-    assert cairn("group", "remove-policy", "web", "memory").exit_code == Exit.USAGE
+    assert cairn("group", "remove-policy", "web", "memory").exit_code == Exit.NOT_FOUND
+    for measured in MEASURED:
+        assert cairn("group", "metric", "web", measured, "5").exit_code == Exit.USAGE
+    assert not api.seen(f"POST /autoscaling/groups/{ID}/metrics")
     api.on(f"POST /autoscaling/groups/{ID}/metrics", Answer(200, {"policies": 1}), Answer(200, {"policies": 0}))
     assert "policies that go by it: 1" in cairn("group", "metric", "web", "queue_length", "17").stderr
     assert api.requests[-1].body == {"metric_type": "queue_length", "value": 17}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cli.errors import of_answer, of_outcome
-from tests.cli.fake import WORKFLOW, Answer, FakeApi, cairn, instance, workflow
+from tests.cli.fake import WORKFLOW, Answer, FakeApi, accepted, cairn, instance, workflow
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,12 @@ from tests.cli.fake import WORKFLOW, Answer, FakeApi, cairn, instance, workflow
         ("name_taken", "/instances", {"state": "error"}, "cairn instance rm"),
         ("name_taken", "/instances", {}, "another name"),
         ("name_taken", "/users", {}, "cairn user show"),
+        ("name_taken", "/lb", {}, "cairn lb show NAME"),
+        ("not_found", "/lb/x/targets/y", {}, "cairn lb targets NAME"),
+        ("not_found", "/autoscaling/groups/x/rollback", {}, "cairn group configurations NAME"),
+        ("not_found", "/containers/deployments/x/rollback", {}, "cairn deployment configurations NAME"),
+        ("invalid_state", "/lb/x", {"state": "error"}, "cairn lb rm NAME"),
+        ("invalid_state", "/lb/x/targets", {"state": "error"}, "cairn lb rm NAME"),
         ("port_taken", "/lb", {}, "--host-port"),
         ("checksum_mismatch", "/images/x/upload", {}, "cairn image rm NAME"),
         ("port_taken", "/instances", {}, "--port 80"),
@@ -64,6 +70,15 @@ def test_a_command_tells_the_hint_of_its_request(api: FakeApi) -> None:
     assert "cairn project invite" in told and "workflow" not in told
 
 
+def test_hint_of_a_failed_launch_names_the_instance_and_what_can_be_longer(api: FakeApi) -> None:
+    failed = workflow("failed", error={"code": "unhealthy", "message": "port 80 refuses"})
+    api.on("POST /instances", accepted(instance()))
+    api.on(f"GET /workflows/{WORKFLOW}", Answer(200, failed))
+    api.on(f"GET /instances/{instance()['id']}", Answer(200, instance(status="error")))
+    told = cairn("instance", "launch", "web").stderr
+    assert "cairn instance show web" in told and "CAIRN_DEADLINE_LAUNCH" in told and "NAME" not in told
+
+
 def test_options_and_what_was_given_are_named_as_they_were_written(api: FakeApi) -> None:
     api.on("GET /projects", Answer(200, [{"id": WORKFLOW, "name": "a", "unix_name": "a"}]))
     inside = {"code": "in_use", "message": "project a holds 1 instance: delete these first, or all with ?cascade=true"}
@@ -79,6 +94,7 @@ def test_options_and_what_was_given_are_named_as_they_were_written(api: FakeApi)
     refused = cairn("image", "import", "n", "./file.tar")
     assert refused.exit_code == 2 and len(api.requests) == before
     assert "'./file.tar'" in refused.stderr and "cairn image upload n ./file.tar" in refused.stderr
+    assert "cairn image upload n FILE" in cairn("image", "import", "n", "ftp://x/y").stderr
 
 
 def test_an_instance_shows_the_names_of_what_it_is_given(api: FakeApi) -> None:

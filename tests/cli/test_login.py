@@ -241,6 +241,7 @@ def test_revoking_by_name_ends_the_rotated_key_too_and_by_id_just_that_one(here:
             account = ["bot"] if words == ("service-account",) else []
             ended = cairn(*words, "revoke", *account, "ci")
             assert ended.exit_code == 0, ended.stderr
+            assert "2 keys were named ci" in ended.stderr
             assert old in ended.stderr and new in ended.stderr and void not in ended.stderr
             sent_to = [one.path.split("/")[-2] for one in here.requests if one.path.endswith("/revoke")]
             assert sent_to == [old, void, new]

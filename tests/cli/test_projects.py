@@ -30,13 +30,24 @@ TWIN = PROJECT | {"id": OTHER, "unix_name": "payments-x"}
 def test_projects_are_made_listed_and_found_by_their_names(api: FakeApi) -> None:
     api.on("POST /projects", Answer(201, PROJECT))
     assert "payments" in cairn("project", "create", "Payments", "--unix-name", "payments").stdout
-    assert api.requests[-1].body == {"name": "Payments", "description": "", "unix_name": "payments"}
+    assert api.seen("POST /projects")[0].body == {"name": "Payments", "description": "", "unix_name": "payments"}
     api.on("GET /projects", Answer(200, [PROJECT, TWIN]))
     assert "payments-x" in cairn("project", "list").stdout
     assert json.loads(cairn("project", "show", "payments", "-o", "json").stdout)["id"] == ID
     # A name that two have is nobody's.
-    assert cairn("project", "show", "Payments").exit_code == Exit.USAGE
+    assert cairn("project", "show", "Payments").exit_code == Exit.REFUSED
     assert cairn("project", "show", "nothing").exit_code == Exit.NOT_FOUND
+
+
+def test_a_key_says_that_it_works_in_its_own_project_alone(api: FakeApi) -> None:
+    api.on("POST /projects", Answer(201, TWIN))
+    api.on("GET /auth/me", Answer(200, {"project": PROJECT}))
+    made = cairn("project", "create", "Payments")
+    assert made.exit_code == Exit.OK
+    assert "works in project Payments alone" in made.stderr and "cairn project use payments-x" in made.stderr
+    api.on("GET /projects", Answer(200, [PROJECT]))
+    missing = cairn("project", "show", "payments-x")
+    assert missing.exit_code == Exit.NOT_FOUND and "cairn login" in missing.stderr
 
 
 def test_project_that_is_chosen_is_that_of_the_context(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,17 @@ def test_quotas_are_set(api: FakeApi) -> None:
     assert api.requests[-1].body == {"load_balancers": 1}
     assert cairn("quota", "set", OTHER, "vcpus=2.5").exit_code == 0
     assert api.requests[-1].path.endswith(f"{OTHER}/quotas")
+    assert cairn("quota", "set", "nope", "instances=1").exit_code == Exit.NOT_FOUND
+
+
+def test_a_project_is_found_by_its_name_too_where_one_has_it(api: FakeApi) -> None:
+    named = PROJECT | {"name": "Payments"}
+    api.on(
+        "GET /projects", Answer(200, [named]), Answer(200, [named, PROJECT | {"name": "Payments", "unix_name": "p"}])
+    )
+    api.on(f"PATCH /projects/{HOST}/quotas", Answer(200, QUOTAS))
+    assert cairn("quota", "set", "Payments", "instances=1").exit_code == Exit.OK
+    assert cairn("quota", "set", "Payments", "instances=1").exit_code == Exit.REFUSED
 
 
 @pytest.mark.parametrize("said", ["disks=5", "instances", "instances=many", "instances=1.5", "=5", "vcpus=nan"])
