@@ -326,6 +326,8 @@ class Client:
         for noun, name in self._known.items():
             if failure.hint and _WORD.fullmatch(name):
                 failure.hint = re.sub(rf"(cairn {noun} [a-z-]+) NAME\b", rf"\1 {name}", failure.hint)
+                if noun == "workflow":
+                    failure.hint = failure.hint.replace("cairn workflow show ID", f"cairn workflow show {name}")
         logged_in = self.endpoint.session is not None
         if failure.code == "forbidden" and logged_in:
             failure.hint = (

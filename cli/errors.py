@@ -34,7 +34,7 @@ MEANINGS = {
     Exit.FAILED: "the operation failed, or was cancelled",
     Exit.USAGE: "wrong usage; nothing was changed",
     Exit.NOT_FOUND: "there is no such thing as the command is about",
-    Exit.REFUSED: "refused: state, name, port, capacity, quota, validation; or an option names what is not there",
+    Exit.REFUSED: "refused: state, name, port, quota, validation, what an option names",
     Exit.UNREACHABLE: "the API cannot be reached, is not ready, or does not know the key",
     Exit.TIMED_OUT: "--timeout is over; the workflow goes on",
     Exit.COMMAND_TIMED_OUT: "the command of instance exec was ended at its --timeout",

@@ -55,8 +55,16 @@ def watch(
     output: Output = Format.TABLE,
 ) -> None:
     """Print events as they happen, until Ctrl-C. A lost connection is resumed where it was lost."""
+    told: list[str] = []
+
+    def begun() -> None:
+        if not told and sys.stderr.isatty():
+            render.say("waiting for what happens; Ctrl-C ends it. What there was: cairn events")
+        told.append("once")
+
     with Client() as client, until_interrupted():
-        for count, event in enumerate(follow(client, after, wanted(client, resource, type_)), start=1):
+        chosen = wanted(client, resource, type_)
+        for count, event in enumerate(follow(client, after, chosen, begun=begun), start=1):
             _print(event, output)
             if count == limit:
                 return

@@ -259,7 +259,7 @@ def update_deployment(
 
 def _change(noun: Noun, name: str, body: dict[str, Any], ending: Ending) -> None:
     if not body:
-        raise usage("nothing to change: say what")
+        raise usage("nothing to change", f"name what, such as --image: see cairn {noun.noun} update --help")
     _ask(noun, name, ("PATCH", ""), body, "update", ending)
 
 

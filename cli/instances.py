@@ -287,7 +287,9 @@ def _print(instance: dict[str, Any], output: Format) -> None:
             ("status", _status(instance)),
             ("error", f"{as_commands(str(error.get('message')))} ({error.get('code')})" if error else ""),
             ("image", instance.get("image") or ""),
-            ("type", instance["instance_type"]),
+            ("type", instance["instance_type"] + _size(instance)),
+            ("group", instance.get("group_id") or ""),
+            ("managed by", _manager(instance.get("managed_by") or {})),
             ("host", f"{instance['host']} ({instance.get('backend')})" if instance.get("host") else ""),
             ("reachable", _REACHABLE[instance.get("reachable")]),
             ("host lost", instance.get("on_host_lost") or ""),
@@ -307,6 +309,16 @@ def _print(instance: dict[str, Any], output: Format) -> None:
             ("workflow", instance.get("workflow_id") or ""),
         ]
     )
+
+
+def _size(instance: dict[str, Any]) -> str:
+    if "vcpus" not in instance:
+        return ""
+    return f" ({instance['vcpus']:g} vCPU, {instance['memory_mb']} MiB)"
+
+
+def _manager(by: dict[str, Any]) -> str:
+    return " ".join(str(by[what]) for what in ("type", "name") if by.get(what)).replace("_", " ")
 
 
 def _env(instance: dict[str, Any], *, secret: bool) -> dict[str, str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Annotated, Any, NamedTuple
 
@@ -12,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from cli import given as flags
-from cli.errors import MEANINGS, CommandFailed, Exit
+from cli.errors import MEANINGS, CommandFailed, Exit, usage
 from cli.given import given
 
 COMPLETE = "_CAIRN_COMPLETE"
@@ -117,6 +118,20 @@ def _extend(command: Any, everywhere: list[Any], of_views: list[Any]) -> None:
     command.params += everywhere
 
 
+#: What other programs call it: of all, and of one noun.
+ELSEWHERE = {
+    "ps": "cairn instance list",
+    "run": "cairn instance launch NAME",
+    "version": "cairn --version",
+    "status": "cairn doctor, or cairn dashboard",
+    "get": "cairn instance list, and so on: see cairn --help",
+    "describe": "cairn instance show NAME, and so on: see cairn --help",
+    "delete": "cairn instance rm NAME, and so on: see cairn --help",
+}
+ELSEWHERE_OF = {"delete": "rm", "remove": "rm", "get": "show", "describe": "show", "status": "show", "ls": "list"}
+ELSEWHERE_OF |= {"ps": "list", "new": "create", "edit": "update"}
+
+
 class Program(TyperGroup):
     """Finds commands by name, and turns every failure into its message and exit code."""
 
@@ -135,10 +150,15 @@ class Program(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if ctx.resilient_parsing and args[0] == "watch" and args[1:]:
             args = args[1:]  # the line that is typed goes on as that of the command to be watched
+        if not ctx.resilient_parsing and args[0] in ELSEWHERE:
+            raise usage(f"there is no command '{args[0]}'", ELSEWHERE[args[0]])
         known: dict[str, Any] = dict.fromkeys(COMMANDS)
         self.commands = known  # what a mistyped name is compared with
         name, _, rest = super().resolve_command(ctx, args)
-        return name, load(name) if name else None, rest
+        found = load(name) if name else None
+        if rest and not ctx.resilient_parsing:
+            _suggest(name, getattr(found, "commands", {}), rest[0])
+        return name, found, rest
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         from cli import render
@@ -147,14 +167,16 @@ class Program(TyperGroup):
         given.dashes = "--" in args
         for stream in (sys.stdout, sys.stderr):
             render.prepare(stream)  # help, too, is printed from here on
-        return super().parse_args(ctx, args)
+        with _noticed_alike():
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         from cli import render
 
         try:
             try:
-                result = super().invoke(ctx)
+                with _noticed_alike():
+                    result = super().invoke(ctx)
             except KeyboardInterrupt:
                 raise CommandFailed("interrupted", "interrupted", Exit.INTERRUPTED) from None
             finally:
@@ -172,6 +194,24 @@ class Program(TyperGroup):
     def _main_shell_completion(self, ctx_args: Any, prog_name: str, complete_var: str | None = None) -> None:
         if instruction := os.environ.get(COMPLETE):
             sys.exit(complete(instruction, self))
+
+
+def _suggest(name: str | None, commands: dict[str, Any], word: str) -> None:
+    """Raises a usage error where it is what other programs call a command of these."""
+    meant = ELSEWHERE_OF.get(word)
+    if name != "restore" and word not in commands and meant in commands:
+        raise usage(f"there is no command 'cairn {name} {word}'", f"cairn {name} {meant}")
+
+
+@contextmanager
+def _noticed_alike() -> Iterator[None]:
+    """Help is printed by rich, which ends the program with 1 where its reader has gone."""
+    try:
+        yield
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):
+            raise typer.Exit(Exit.BROKEN_PIPE) from None
+        raise
 
 
 def complete(instruction: str, program: Any = None) -> int:

@@ -12,7 +12,8 @@ from typer.core import TyperGroup
 from cli import render
 from cli.backups import failing, is_external, show, url_of
 from cli.client import Client, workflow_of
-from cli.errors import CommandFailed, Exit
+from cli.errors import CommandFailed, Exit, usage
+from cli.options import cannot_open
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait, require_completed, watch
 from cli.render import Format, Output
 from cli.settings import read_settings
@@ -51,6 +52,10 @@ def restore(
     output: Output = Format.TABLE,
 ) -> None:
     """Restore a backup. The platform must not run."""
+    try:
+        file.open("rb").close()  # first of all: whatever else is wrong, nothing can come of it
+    except OSError as error:
+        raise usage(cannot_open(str(file), error)) from None
     settings = read_settings()
     if replace and not yes and not (sys.stdin.isatty() and typer.confirm("Replace the platform by the backup?")):
         raise CommandFailed("nothing was restored", "not_confirmed", Exit.REFUSED, "confirm with --yes")

@@ -45,7 +45,7 @@ def up(detach: Detach = False, docker: Docker = True) -> None:
         pid = data_folder.owner(folder)
         if pid:
             raise StackError(
-                f"a stack runs on {folder} already (process {pid}): stop it with 'cairn down', "
+                f"a platform runs on {folder} already (process {pid}): stop it with 'cairn down', "
                 "or choose another folder with CAIRN_DATA_DIR"
             )
         docker_host = engine.ensure(settings, _say) if docker else None
@@ -118,7 +118,7 @@ def down() -> None:
     folder = read_settings().data_dir.absolute()
     pid = data_folder.owner(folder)
     if pid is None:
-        _say(f"No stack runs on {folder}.")
+        _say(f"No platform runs on {folder}.")
         return
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
@@ -142,7 +142,7 @@ def reset(yes: Yes = False) -> None:
     try:
         held = data_folder.lock(folder)
     except StackError:
-        message = f"a stack runs on {folder} (process {data_folder.owner(folder) or 'unknown'}); nothing was deleted"
+        message = f"a platform runs on {folder} (process {data_folder.owner(folder) or 'unknown'}); nothing was deleted"
         raise CommandFailed(message, "running", Exit.REFUSED, "stop it first: cairn down (make down)") from None
     try:
         if left:

@@ -117,7 +117,7 @@ def lock(folder: Path) -> int:
             if (pid and is_alive(pid)) or time.monotonic() > given_up:
                 os.close(fd)
                 raise StackError(
-                    f"a stack runs on {folder} already (process {pid or 'unknown'}): stop it with 'cairn down', "
+                    f"a platform runs on {folder} already (process {pid or 'unknown'}): stop it with 'cairn down', "
                     "or choose another folder with CAIRN_DATA_DIR"
                 ) from None
             time.sleep(0.1)

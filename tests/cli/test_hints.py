@@ -104,7 +104,14 @@ def test_an_instance_shows_the_names_of_what_it_is_given(api: FakeApi) -> None:
         "TOKEN": {"secret": "t", "as": "file"},
     }
     check = {"type": "tcp", "port": 80, "interval_seconds": 5}
-    api.on("GET /instances", Answer(200, [instance(env=env, health_check=check, status="deleted")]))
+    more = {
+        "vcpus": 0.5,
+        "memory_mb": 256,
+        "group_id": WORKFLOW,
+        "managed_by": {"type": "load_balancer", "name": "lb1"},
+    }
+    api.on("GET /instances", Answer(200, [instance(env=env, health_check=check, status="deleted", **more)]))
     shown = cairn("instance", "show", "web").stdout
     assert "MODE=test" in shown and "PASSWORD=db@2:env, TOKEN=t" in shown
     assert "not known" not in shown
+    assert "(0.5 vCPU, 256 MiB)" in shown and WORKFLOW in shown and "load balancer lb1" in shown

@@ -101,7 +101,7 @@ def test_exec_says_that_what_is_piped_is_lost(api: FakeApi) -> None:
             check=False,
         )
         assert result.returncode == 0
-        assert (b"cairn instance terminal web" in result.stderr) is warned
+        assert (b"bring it along as an argument" in result.stderr) is warned
 
 
 def test_exec_whose_outcome_nobody_knows_says_what_to_do(api: FakeApi) -> None:

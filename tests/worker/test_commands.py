@@ -128,7 +128,7 @@ def test_detached_start_that_fails_says_why_and_leaves_nothing(commands: Command
     assert failed.returncode == 1
     assert "no address 203.0.113.1" in failed.stderr
     assert failed.stderr.count("error:") == failed.stderr.count("(cannot_start)") == 1
-    assert "No stack runs" in commands.run("down").stdout
+    assert "No platform runs" in commands.run("down").stdout
     assert "no stack ever ran on it" in commands.run("reset").stdout
     assert not commands.folder.exists()
 
