@@ -81,7 +81,7 @@ def remove(stack: Stack, job: Json) -> None:
 def ended(stack: Stack, job: Json, seconds: float = 90) -> list[Json]:
     """Its runs, once it is paused and none is open."""
     stack.accept("POST", f"{path(job)}/pause")
-    wait_for("Temporal has it paused", lambda: stack.get(path(job))["applied"])
+    wait_for("Temporal has it paused", lambda: stack.get(path(job))["applied"], 100)
     wait_for("no run is open", lambda: all(run["state"] not in OPEN for run in runs(stack, job)), seconds)
     return runs(stack, job)
 
@@ -107,6 +107,7 @@ def test_each_second_has_one_run_though_the_control_worker_is_killed_twice(stack
     remove(stack, job)
 
 
+@pytest.mark.timeout(480)
 def test_overlaps_are_as_declared(stack: Stack, slow: str) -> None:
     """Runs of two and a half seconds, each second."""
     target = {"http": {"url": slow}}
