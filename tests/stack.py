@@ -16,7 +16,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ import httpx
 import psycopg
 
 from drivers.brought import Brought
+from tests.folders import new_folder
 from tests.platform import IMAGE, TERMINAL, Json, Platform, wait_for
 from tests.services import PostgresServer
 from worker import database, engine, ports, postgres
@@ -76,7 +76,7 @@ class Stack(Platform):
     def __init__(self, *, docker: bool = True, simulated_hosts: int = 2, fresh: bool = False, **environ: str) -> None:
         super().__init__()
         # Short: PostgreSQL's socket is in it, and its path may have 107 bytes.
-        self.folder = Path(tempfile.mkdtemp(prefix="cs-"))
+        self.folder = new_folder("cs-")
         self.data = self.folder / "d"
         if not fresh:
             self.data.mkdir(mode=0o700)
