@@ -13,7 +13,7 @@ from temporalio import activity
 
 from activities.database import once_committed, transaction
 from model.base import new_id
-from model.cron import OPEN, CronCall, CronEnd, CronJob, CronRun, CronTurn, Overlap, RunState
+from model.cron import LONGEST_WAIT, OPEN, CronCall, CronEnd, CronJob, CronRun, CronTurn, Overlap, RunState
 from model.errors import NotReady
 from model.metrics import CRON_LATE_SECONDS, CRON_RUNS
 from model.restores import restored
@@ -23,6 +23,8 @@ from model.workflows import TERMINAL, Event, Failure, Outcome, State, Workflow
 MOST_WORKFLOW_SECONDS = 7200.0
 #: For finding an API that takes a call up, and for its own work beside what its target takes.
 MARGIN_SECONDS = 300.0
+#: How often a run that has not ended is compared with Temporal.
+CHECK_EVERY = dt.timedelta(seconds=30)
 #: Of an overlapping run, whose successor found it.
 TERMINATED = Failure(code="cancelled", message="the next run's time came, and this job's runs terminate the one before")
 _CALL = text("SELECT pg_notify('cairn', 'cron')")
@@ -66,10 +68,11 @@ class CronRecords:
             if run is None:
                 return None
             if job.overlap == Overlap.TERMINATE_OTHER and time.run_id is None:
-                _end_terminated(session, run)
+                _look_at_terminated(session, run)
             _count_late(session, turn, run)
             ((kind, target),) = job.target.items()
-            seconds = MARGIN_SECONDS + (target.get("timeout") or 0) * (1 + (target.get("retries") or 0))
+            retries = target.get("retries") or 0
+            seconds = MARGIN_SECONDS + (target.get("timeout") or 0) * (1 + retries) + retries * LONGEST_WAIT
             return CronCall(project_id=time.project_id, job_id=job.id, run_id=run.id, kind=kind, seconds=seconds)
 
     @activity.defn(name="cron.watch")
@@ -129,13 +132,12 @@ def _made(turn: CronTurn) -> Any:
     return upsert(CronRun).values(**values).on_conflict_do_nothing()
 
 
-def _end_terminated(session: Session, run: CronRun) -> None:
-    """Temporal ended the run before this one, which could not say so itself."""
+def _look_at_terminated(session: Session, run: CronRun) -> None:
+    """Temporal ended the run before this one, which could not say so itself: the next look asks it. It did not end what
+    the platform began of itself, for times that were past."""
     before = (CronRun.job_id == run.job_id) & (CronRun.id != run.id) & ~CronRun.manual
-    for other in session.scalars(
-        select(CronRun.id).where(before, CronRun.state == RunState.RUNNING, CronRun.scheduled_at < run.scheduled_at)
-    ).all():
-        settle_run(session, run.project_id, other, "cancelled", TERMINATED)
+    earlier = before & (CronRun.state == RunState.RUNNING) & (CronRun.scheduled_at < run.scheduled_at)
+    session.execute(update(CronRun).where(earlier).values(checked_at=func.now() - 2 * CHECK_EVERY))
 
 
 def _failed(session: Session, project_id: UUID, run: CronRun, failure: Failure | None) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from activities.database import transaction
 from activities.secrets import Opened
 from activities.webhooks import OthersFirst
 from drivers import outbound
-from model.cron import MOST_OUTPUT, CronCall, CronJob, CronRun, RunState, idempotency_key
+from model.cron import LONGEST_WAIT, MOST_OUTPUT, CronCall, CronJob, CronRun, RunState, idempotency_key
 from model.errors import CairnError, Forbidden, ProjectInactive, UrlRefused
 from model.keyring import Keyring, KeyUnknown
 from model.permissions import effective
@@ -194,7 +194,7 @@ class CronCalls:
             retries = job.target.get("http", {}).get("retries", 0)
             if answer.error is None or not answer.may_be_tried_again or run.attempts > retries:
                 return None
-            return FIRST_WAIT * 2.0 ** (run.attempts - 1)
+            return min(FIRST_WAIT * 2.0 ** (run.attempts - 1), LONGEST_WAIT)
 
 
 class CronActs:

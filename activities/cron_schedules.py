@@ -41,7 +41,7 @@ from temporalio.common import (
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.cron import settle_run
+from activities.cron import CHECK_EVERY, TERMINATED, settle_run
 from activities.database import transaction, use_project
 from activities.runs import CONTROL, NAME, PROJECT, RESOURCE
 from model import cron_times
@@ -58,8 +58,6 @@ PATIENCE = dt.timedelta(seconds=15)
 IN_HAND = dt.timedelta(seconds=90)
 #: What failed is looked for again after this.
 AGAIN = dt.timedelta(seconds=10)
-#: How often a run that has not ended is compared with Temporal.
-CHECK_EVERY = dt.timedelta(seconds=30)
 #: What was changed within this may not be in Temporal's list yet.
 YOUNG = dt.timedelta(seconds=60)
 #: No run lasts longer; one that is stuck is ended by Temporal.
@@ -236,8 +234,16 @@ class CronSchedules:
                 raise
             name = "unknown"
         failure = Failure(code=f"run_{name}", message=f"its run ended outside Cairn: {name}")
+        if name == "terminated" and await asyncio.to_thread(self._terminates, run):
+            failure = TERMINATED
         outcome: Outcome = "cancelled" if name in ("canceled", "terminated") else "failed"
         await asyncio.to_thread(self._settle, run, outcome, failure)
+
+    def _terminates(self, run: CronRun) -> bool:
+        """Whether its job's next run ends it."""
+        overlap = select(CronJob.overlap).where(CronJob.id == run.job_id)
+        with transaction(self._engine, run.project_id) as session:
+            return not run.manual and session.scalar(overlap) == Overlap.TERMINATE_OTHER
 
     def _settle(self, run: CronRun, outcome: Outcome, failure: Failure) -> None:
         with transaction(self._engine, run.project_id) as session:

@@ -18,6 +18,7 @@ from activities.groups import SUPERSEDED, move_group
 from model.base import new_id
 from model.errors import Superseded
 from model.groups import DELETE, RESTING, RUN_SECONDS, SCALE, Activity, Group, GroupStatus
+from model.policies import Policy
 from model.restores import restored
 from model.scaling import DOWN_FOR, UNHEALTHY_FOR, Member, backoff, choose
 from model.workflows import Failure, Order
@@ -144,6 +145,7 @@ def begin(
     use_project(session, group.project_id)
     orders.write(session, order, prior_status=group.status, parent_id=parent_id)
     session.execute(close_activities(group.id))
+    session.execute(forget_low(group.id))
     session.add(
         Activity(
             id=new_id(),
@@ -164,6 +166,11 @@ def begin(
     status = GroupStatus.DELETING if kind == DELETE else GroupStatus.SCALING
     move_group(session, group, order, status, because=cause)
     return order
+
+
+def forget_low(group_id: UUID) -> Any:
+    """SQL: nobody judges the group while it changes, so that it is not known whether it was low all the while."""
+    return update(Policy).where(Policy.group_id == group_id).values(low_since=None)
 
 
 def close_activities(group_id: UUID) -> Any:

@@ -123,6 +123,8 @@ class _Round:
             except QuotaExceeded as error:
                 blocked = Failure(code=error.code, message=error.message)
         self._say_what_it_waits_for()
+        if blocked is not None and self._leads_nowhere():
+            return GroupRound(failure=blocked)
         if launches or removals or choice.waits:
             return GroupRound(launches=launches, removals=removals, waits=choice.waits)
         return GroupRound(failure=blocked or self._failure())
@@ -150,6 +152,14 @@ class _Round:
         )
         since, failures = self.session.execute(earlier).one()
         return since or self.activity.created_at, min(failures, TRIES - 1)
+
+    def _leads_nowhere(self) -> bool:
+        """Whether nothing is under way that could make room for what is to be launched, or take its place."""
+        mine = self.group.revision
+        return not any(
+            member.condition in ("coming", "going") or (member.condition == "up" and member.revision == mine)
+            for member in self.members
+        )
 
     def _say_what_it_waits_for(self) -> None:
         """That the balancer does not find well what is new, as long as nothing is made of that."""
@@ -345,13 +355,19 @@ def _completed(session: Session, group: Group, order: Order, rows: Sequence[Row[
 def _called_off(session: Session, group: Group, order: Order, rows: Sequence[Row[Any]]) -> GroupStatus:
     """Nothing goes on by itself: while it was replacing members it is paused; else what is there is what is desired."""
     live = [row for row in rows if row.status not in ("deleting", "error")]
+    least, most = group.min_instances, group.max_instances
     if any(row.group_revision != group.revision for row in live):
         group.paused = True
-    else:
-        group.desired_count = max(group.min_instances, min(len(live), group.max_instances))
-        session.execute(
-            update(Activity).where(Activity.workflow_id == order.workflow_id).values(desired_after=group.desired_count)
+        # What it has beyond that, for the time of the replacement, goes.
+        numbers = select(Activity.desired_before, Activity.desired_after).where(
+            Activity.workflow_id == order.workflow_id
         )
+        before, after = session.execute(numbers).one()
+        least, most = max(least, min(before, after)), min(most, max(before, after))
+    group.desired_count = max(least, min(len(live), most))
+    session.execute(
+        update(Activity).where(Activity.workflow_id == order.workflow_id).values(desired_after=group.desired_count)
+    )
     group.error = None
     return GroupStatus.ACTIVE
 

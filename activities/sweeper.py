@@ -169,11 +169,17 @@ class Sweeper:
         return len(due)
 
     async def _start_each(self, due: list[Order]) -> None:
-        for order in due:
+        """Several at once: each may take as long as Temporal may."""
+        gate = asyncio.Semaphore(AT_ONCE)
+
+        async def one(order: Order) -> None:
             try:
-                await asyncio.wait_for(start(self._client, order), PATIENCE.total_seconds())
+                async with gate:
+                    await asyncio.wait_for(start(self._client, order), PATIENCE.total_seconds())
             except Exception as error:  # whatever is wrong with one, the others are started
                 log.info("due.not_started", workflow_id=str(order.workflow_id), error=str(error))
+
+        await asyncio.gather(*(one(order) for order in due))
 
     def _join_balancers(self) -> None:
         with transaction(self._engine) as session:

@@ -55,8 +55,12 @@ async def backfill(
     request: Request, job_id: UUID, caller: Annotated[Caller, may("cron:run")], body: Backfill
 ) -> Response:
     """Make up for times that are past: those of which there is no run. One after the other, oldest first; with
-    `overlap: allow_all` several at once. The job may be paused."""
+    `overlap: allow_all` several at once. The job may be paused. Repeated with its Idempotency-Key it adds nothing:
+    `runs` is then how many of its times have one."""
     job = await find(caller, job_id, lock=True)
+    answered = await Acceptance(request, caller).answered_before(job_id, body.model_dump(mode="json"))
+    if answered:
+        return answer(request, {"runs": await _count(caller, job_id, body)}, 202)
     found: list[dt.datetime] = []
     # The first second too: a time is after that before it.
     for time in cron_times.times(job.schedule, job.time_zone, body.start - dt.timedelta(microseconds=1)):
@@ -77,6 +81,13 @@ async def backfill(
     caller.changed("cron_job", job_id, after=told)
     await caller.execute(CALL)
     return answer(request, {"runs": added}, 202)
+
+
+async def _count(caller: Caller, job_id: UUID, body: Backfill) -> int:
+    """Of its times, those of which there is a run."""
+    within = CronRun.scheduled_at.between(body.start, body.end)
+    mine = (CronRun.project_id == caller.project_id) & (CronRun.job_id == job_id) & ~CronRun.manual
+    return int((await caller.execute(select(func.count()).select_from(CronRun).where(mine, within))).scalar_one())
 
 
 @router.get("/runs", response_model=Envelope[list[RunView]])

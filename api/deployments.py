@@ -25,9 +25,9 @@ from api.group_schemas import (
     DeploymentView,
     Rollback,
 )
-from api.paging import OfName, Paging, page_of
+from api.paging import OfName, Paging, WithLabel, labelled, page_of
 from api.resources import listed
-from model.groups import MOST_MEMBERS, Group, GroupStatus, Kind
+from model.groups import MOST_MEMBERS, Configuration, Group, GroupStatus, Kind
 
 router = APIRouter(prefix="/v1/containers/deployments", tags=["deployments"], responses=RESPONSES)
 KIND: Kind = "deployment"
@@ -50,9 +50,12 @@ async def index(
     page: Paging,
     status: Annotated[GroupStatus | None, Query()] = None,
     name: OfName = None,
+    label: WithLabel = None,
 ) -> Response:
     """Deployments, newest first; those deleted within 24 hours only with `?status=deleted`."""
     found = listed(query, Group, caller, status=status, name=name).where(Group.kind == KIND)
+    if label is not None:
+        found = found.where(Configuration.asked["labels"].contains(labelled(label)))
     return await page_of(request, caller, found, Group.__table__.c.id, page, view_of_deployment)
 
 

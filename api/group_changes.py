@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from sqlalchemy import Row, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
-from activities.group_orders import close_activities
+from activities.group_orders import close_activities, forget_low
 from api import lifetimes, vault
 from api.accept import Acceptance, Answered, check_if_match, etag
 from api.caller import Caller
@@ -19,7 +19,7 @@ from api.envelope import answer
 from api.group_balancers import check_balancer, check_needless
 from api.group_configurations import ROLLOUT, asked_of, check_fits, configure, merged_with, with_script
 from api.group_numbers import NUMBERS, check_numbers, scaled
-from api.group_rows import find, lock, showing
+from api.group_rows import check_live, find, lock, showing
 from api.group_schemas import Members, MembersPatch
 from api.instance_changes import cancel_others
 from api.launches import template_of
@@ -103,7 +103,7 @@ async def scale(request: Request, caller: Caller, kind: Kind, group_id: UUID, wa
     group = await lock(caller, kind, group_id)
     if answered := await acceptance.answered_before(group_id, wanted):
         return await _answer_again(request, caller, group, acceptance, answered)
-    _check_live(group)
+    check_live(group)
     numbers = scaled(group, wanted)
     if wanted.keys() != {"desired_count"}:
         return await patch(request, caller, kind, group_id, MembersPatch(), numbers, acceptance)
@@ -124,7 +124,7 @@ async def patch(
 ) -> Response:
     """Change what is named: 200 where only the row changes, else 202. Members of another configuration are replaced."""
     group = await lock(caller, kind, group_id)
-    _check_live(group)
+    check_live(group)
     check_if_match(request, group.version)
     known = {name: getattr(group, name) for name in NUMBERS} | numbers
     check_numbers(*(known[name] for name in NUMBERS))
@@ -170,7 +170,7 @@ async def roll_back(
     group = await lock(caller, kind, group_id)
     if answered := await acceptance.answered_before(group_id, body.model_dump(mode="json", exclude_unset=True)):
         return await acceptance.answer(showing(kind), answered)
-    _check_live(group)
+    check_live(group)
     check_if_match(request, group.version)
     known = (await caller.execute(_KNOWN, {"group": group_id})).all()
     if revision is None:
@@ -189,7 +189,7 @@ async def roll_back(
 async def pause(request: Request, caller: Caller, kind: Kind, group_id: UUID) -> Response:
     """From here on no member is replaced for its configuration; what is under way ends."""
     group = await lock(caller, kind, group_id)
-    _check_live(group)
+    check_live(group)
     check_if_match(request, group.version)
     return await _change_row(request, caller, group, {} if group.paused else {"paused": True})
 
@@ -200,7 +200,7 @@ async def resume(request: Request, caller: Caller, kind: Kind, group_id: UUID) -
     group = await lock(caller, kind, group_id)
     if answered := await acceptance.answered_before(group_id, None):
         return await acceptance.answer(showing(kind), answered)
-    _check_live(group)
+    check_live(group)
     check_if_match(request, group.version)
     wished = Wished("update", {"paused": False}, GroupStatus.UPDATING)
     return await _accept(request, caller, group, wished, acceptance)
@@ -244,6 +244,7 @@ async def _accept(
     revision = wished.values.get("revision", group.revision)
     after = 0 if run == DELETE else desired
     await caller.execute(close_activities(group.id))
+    await caller.execute(forget_low(group.id))
     await _begin(caller, order, wished.action, (group.desired_count, after), (group.revision, revision))
     told = {name: value for name, value in wished.values.items()}
     caller.changed(group.kind, group.id, {name: getattr(group, name) for name in told}, told)
@@ -333,14 +334,6 @@ def _order(
         request_id=request.state.request_id,
         deadline_seconds=RUN_SECONDS,
     )
-
-
-def _check_live(group: Row[Any]) -> None:
-    """Raises InvalidState."""
-    if group.status in (GroupStatus.DELETING, GroupStatus.DELETED):
-        raise InvalidState(
-            f"{group.kind} {group.name} is {group.status}", state=group.status, workflow_id=str(group.workflow_id)
-        )
 
 
 async def _check_quota(request: Request, caller: Caller) -> None:

@@ -12,7 +12,8 @@ from api.accept import Show
 from api.caller import Caller
 from api.group_schemas import MembersView
 from api.resources import is_readable, one
-from model.groups import Configuration, Group, Kind
+from model.errors import InvalidState
+from model.groups import Configuration, Group, GroupStatus, Kind
 from model.instances import Instance, Status
 from model.networks import OPEN
 
@@ -106,3 +107,11 @@ def view(kind: Kind, row: Row[Any]) -> dict[str, Any]:
 
 
 view_of_group, view_of_deployment = partial(view, "group"), partial(view, "deployment")
+
+
+def check_live(group: Row[Any]) -> None:
+    """Raises InvalidState."""
+    if group.status in (GroupStatus.DELETING, GroupStatus.DELETED):
+        raise InvalidState(
+            f"{group.kind} {group.name} is {group.status}", state=group.status, workflow_id=str(group.workflow_id)
+        )

@@ -20,7 +20,7 @@ from api.instance_rows import own, query, view
 from api.instance_rows import show as show_row
 from api.instance_schemas import InstanceCreate, InstancePatch, InstanceResize, InstanceView, Tag
 from api.launches import template_of
-from api.paging import OfName, Paging, page_of
+from api.paging import OfName, Paging, WithLabel, labelled, page_of
 from api.quotas import reserve
 from api.resources import listed
 from model.base import new_id
@@ -79,7 +79,7 @@ async def index(
     page: Paging,
     status: Annotated[Status | None, Query()] = None,
     name: OfName = None,
-    label: Annotated[str | None, Query(max_length=320, pattern=r"^[^=\x00]+=[^\x00]*$")] = None,
+    label: WithLabel = None,
     tag: Annotated[list[Tag], Query(max_length=16)] = [],  # noqa: B006 - FastAPI copies it
     group_id: UUID | None = None,
 ) -> Response:
@@ -89,8 +89,7 @@ async def index(
     """
     found = listed(query, Instance, caller, status=status, name=name)
     if label is not None:
-        key, _, value = label.partition("=")
-        found = found.where(Instance.labels.contains({key: value}))
+        found = found.where(Instance.labels.contains(labelled(label)))
     if group_id is not None:
         found = found.where(Instance.group_id == group_id)
     if tag:

@@ -33,6 +33,15 @@ Paging = Annotated[Page, Depends()]
 #: ``?name=``: only what is called just so.
 OfName = Annotated[str | None, Query(max_length=63, pattern=r"^[^\x00]*$")]
 
+#: ``?label=k=v``.
+WithLabel = Annotated[str | None, Query(max_length=320, pattern=r"^[^=\x00]+=[^\x00]*$")]
+
+
+def labelled(label: str) -> dict[str, str]:
+    """What has a label that was asked for contains this."""
+    key, _, value = label.partition("=")
+    return {key: value}
+
 
 async def page_of(
     request: Request,

@@ -16,14 +16,14 @@ from api.authentication import may
 from api.caller import Caller
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
-from api.group_rows import find, lock
+from api.group_rows import check_live, find, lock
 from api.instance_schemas import Name
 from api.paging import Paging, page_of
 from api.resources import one
 from model.base import new_id
 from model.errors import NameTaken, QuotaExceeded, ValidationFailed
 from model.groups import MOST_MEMBERS
-from model.policies import LEAST_TARGET, MOST, REQUESTS, Policy
+from model.policies import LEAST_TARGET, MEASURED, MOST, REQUESTS, Policy
 
 router = APIRouter(prefix="/v1/autoscaling", tags=["groups"], responses=RESPONSES)
 Metric = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
@@ -101,6 +101,7 @@ async def create(
     acceptance = Acceptance(request, caller)
     if answered := await acceptance.answered_before(policy_id, body.model_dump(mode="json", exclude_unset=True)):
         return answer(request, _view(await _find(caller, answered.resource_id)), 201)
+    check_live(group)
     if body.metric_type == REQUESTS and group.load_balancer_id is None:
         said = f"group {group.name} has no load balancer that counts requests: give it one, or name another metric"
         raise ValidationFailed(f"metric_type: {said}", fields=[{"field": "metric_type", "message": said}])
@@ -133,7 +134,10 @@ async def push(
     request: Request, group_id: UUID, body: Pushed, caller: Annotated[Caller, may("groups:scale")]
 ) -> Response:
     """Say what a metric of one's own is now, as the mean of all members. It is of use for two minutes."""
-    await find(caller, "group", group_id)
+    if body.metric_type in MEASURED:
+        said = "it is measured by Cairn itself: call what you push otherwise, here and in its policy"
+        raise ValidationFailed(f"metric_type: {said}", fields=[{"field": "metric_type", "message": said}])
+    check_live(await find(caller, "group", group_id))
     named = (_table.c.group_id == group_id) & (_table.c.metric_type == body.metric_type)
     values = {"pushed_value": body.value, "pushed_at": func.now()}
     taken = (await caller.execute(update(Policy).where(named).values(**values))).rowcount

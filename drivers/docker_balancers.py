@@ -41,7 +41,9 @@ _ASK = ["/bin/sh", "-c", 'printf "%s\\n" "$2" | nc 127.0.0.1 "$1"', "ask"]
 _TAKE = [
     "/bin/sh",
     "-c",
-    f"haproxy -c -f {haproxy.NEW_FILE} && cp {haproxy.FILE} {haproxy.OLD_FILE} && "
+    # Taken once already, by a try that ended before it was loaded: what it took the place of is kept.
+    f"haproxy -c -f {haproxy.NEW_FILE} && {{ cmp -s {haproxy.NEW_FILE} {haproxy.FILE} || "
+    f"cp {haproxy.FILE} {haproxy.OLD_FILE}; }} && "
     f"mv -f {haproxy.NEW_FILE} {haproxy.FILE}",
 ]
 _PUT_BACK = ["mv", "-f", haproxy.OLD_FILE, haproxy.FILE]

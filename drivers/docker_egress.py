@@ -102,7 +102,10 @@ class DockerEgress:
                     working = False
                 except Exception:  # an odd answer of an engine ends nothing here
                     log.exception("egress.unknown")
+                    working = False
                 self._done = turn
+                if not working:  # else a network that went with its engine would be looked at without a pause
+                    await asyncio.sleep(GLANCE_SECONDS)
                 await self._until_next()
         finally:
             self._loop = None

@@ -26,6 +26,8 @@ from model.workflows import Failure, Outcome
 MOST_JOBS = 100
 #: Of what a target answers, bytes that are kept.
 MOST_OUTPUT = 64 * 1024
+#: Between two attempts of one run, in seconds.
+LONGEST_WAIT = 60.0
 #: Of one job, runs that are kept, and for how long.
 MOST_RUNS, RUNS_KEPT = 1000, dt.timedelta(days=30)
 #: Times that one back-fill makes up for.

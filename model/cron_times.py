@@ -7,6 +7,7 @@ So it is told times in UTC, for a while ahead: those that are shown are those at
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -28,7 +29,7 @@ _NAMED = {
     "@hourly": "0 * * * *",
 }
 _FIELDS = 5
-_EVERY = re.compile(r"@every (?=\d)(?:(\d{1,4})h)?(?:(\d{1,6})m)?(?:(\d{1,8})s)?")
+_EVERY = re.compile(r"@every (?=[0-9])(?:([0-9]{1,4})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,8})s)?")
 LEAST_EVERY, MOST_EVERY = dt.timedelta(seconds=1), dt.timedelta(days=366)
 #: Temporal is told the times of so many days ahead, or this many of them; of what is rare, some in any case.
 AHEAD, MOST_AHEAD, LEAST_AHEAD = dt.timedelta(days=400), 2000, 2 * SHOWN
@@ -69,9 +70,15 @@ def check(schedule: str) -> None:
         raise ValueError("no such time ever comes")
 
 
+@functools.cache
+def _zones() -> frozenset[str]:
+    """IANA's database is read from end to end for it."""
+    return frozenset(available_timezones())
+
+
 def check_zone(name: str) -> None:
     """Raises ValueError where IANA's database has no such time zone."""
-    if name not in available_timezones():
+    if name not in _zones():
         raise ValueError("expected a time zone of IANA's database, as Europe/Berlin")
 
 

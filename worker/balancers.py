@@ -1,5 +1,6 @@
 """What the proxies of an agent's load balancers do, and how their targets are: read every few seconds, and told to the
-API; in a thread of its own. What the API does not take while it is away is told by the next reading, as sums."""
+API; in a thread of its own. What targets did in an interval of which the API was not told, it never learns: with the
+next, it would look like that much more in ten seconds, and groups would grow by it."""
 
 from __future__ import annotations
 
@@ -87,6 +88,7 @@ class BalancerReadings:
     async def _follow(self, http: httpx.AsyncClient, balancers: Balancers) -> None:
         counted: dict[UUID, Counted] = {}
         begun = time.time() // SAMPLE_SECONDS * SAMPLE_SECONDS
+        read_at = time.monotonic()
         while True:
             await asyncio.sleep(READ_SECONDS)
             try:
@@ -97,6 +99,10 @@ class BalancerReadings:
             except Exception:  # an odd answer of a proxy ends nothing here
                 log.exception("balancers.unknown")
                 continue
+            now = time.monotonic()
+            if now - read_at > SAMPLE_SECONDS:  # what came since is of more than one interval
+                counted.clear()
+            read_at = now
             for reading in readings:
                 counted.setdefault(reading.id, Counted()).take(reading)
             for gone in counted.keys() - {reading.id for reading in readings}:
@@ -104,14 +110,13 @@ class BalancerReadings:
             interval = time.time() // SAMPLE_SECONDS * SAMPLE_SECONDS
             # How the targets are is told at once, what they did when the interval has ended.
             ended = interval - SAMPLE_SECONDS if interval > begun else None
-            if await self._tell(http, ended, [counted[one.id].told(one) for one in readings]) and ended is not None:
+            await self._tell(http, ended, [counted[one.id].told(one) for one in readings])
+            if ended is not None:
                 begun = interval
                 for one in counted.values():
                     one.sums.clear()
 
-    async def _tell(self, http: httpx.AsyncClient, at: float | None, balancers: list[dict[str, Any]]) -> bool:
-        """Whether the API has taken it."""
-        taken = True
+    async def _tell(self, http: httpx.AsyncClient, at: float | None, balancers: list[dict[str, Any]]) -> None:
         when = {} if at is None else {"at": dt.datetime.fromtimestamp(at, dt.UTC).isoformat()}
         for first in range(0, len(balancers), MOST):
             body = {**when, "balancers": balancers[first : first + MOST]}
@@ -119,8 +124,6 @@ class BalancerReadings:
                 answer = await http.post("/hosts/balancers", json=body)
             except (httpx.HTTPError, RuntimeError, OSError) as error:
                 log.info("balancers.not_told", error=str(error) or type(error).__name__)
-                return False
+                return
             if not answer.is_success:
                 log.warning("balancers.not_told", status=answer.status_code, answer=answer.text[:500])
-                taken = taken and answer.is_client_error  # what is refused is not told again
-        return taken

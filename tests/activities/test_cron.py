@@ -158,11 +158,14 @@ def test_the_end_is_written_once_and_a_failure_is_an_event(jobs: Jobs) -> None:
     assert event["type"] == "cron_job.failed" and event["data"]["run_id"] == str(call.run_id)
 
 
-def test_a_terminated_run_is_ended_by_the_next(jobs: Jobs) -> None:
+def test_a_run_that_the_next_terminates_is_looked_at(jobs: Jobs) -> None:
+    """It is not ended: what the platform made up for of itself, Temporal did not terminate."""
     job = jobs.make(overlap="terminate_other")
     first = jobs.begun(job)
     second = jobs.begun(job, AT + dt.timedelta(seconds=1), "run-2")
-    assert [jobs.run(call)["state"] for call in (first, second)] == ["cancelled", "running"]
+    assert [jobs.run(call)["state"] for call in (first, second)] == ["running", "running"]
+    (row,) = jobs.db.rows("SELECT id FROM cron_runs WHERE checked_at < now() - interval '31 s'")
+    assert row["id"] == first.run_id
 
 
 async def test_a_request_carries_its_key_and_is_signed(jobs: Jobs, receiver: Receiver) -> None:
@@ -495,6 +498,12 @@ async def test_a_run_that_ended_elsewhere_is_ended(jobs: Jobs, temporal: Client)
     await schedules.look()
     row = jobs.db.one("SELECT state, error FROM cron_runs")
     assert (row["state"], row["error"]["code"]) == ("cancelled", "run_terminated")
+    # Not out of turn, of a job whose runs terminate the one before.
+    jobs.db.rows("UPDATE cron_jobs SET overlap = 'terminate_other'")
+    jobs.db.rows(f"{old}, manual = false, finished_at = NULL", handle.id, described.run_id)
+    await schedules.look()
+    row = jobs.db.one("SELECT state, error FROM cron_runs")
+    assert (row["state"], row["error"]["code"]) == ("cancelled", "cancelled")
 
 
 def wait(jobs: Jobs, job: UUID, at: dt.datetime, *, manual: bool = False) -> UUID:

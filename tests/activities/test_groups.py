@@ -115,8 +115,10 @@ class Groups:
         )
         connection.execute(
             "INSERT INTO group_activities (id, project_id, group_id, workflow_id, action, cause, desired_before,"
-            " desired_after, revision_before, revision_after) VALUES (%s, %s, %s, %s, %s, 'test', 0, 0, 0, 1)",
-            [new_id(), order.project_id, order.resource_id, order.workflow_id, action],
+            " desired_after, revision_before, revision_after) SELECT %s, g.project_id, g.id, %s, %s, 'test', coalesce("
+            "(SELECT desired_after FROM group_activities WHERE group_id = g.id ORDER BY id DESC LIMIT 1), 0),"
+            " g.desired_count, 0, 1 FROM scaling_groups g WHERE g.id = %s",
+            [new_id(), order.workflow_id, action, order.resource_id],
         )
 
     def next(self, order: Order) -> GroupRound:
@@ -272,6 +274,28 @@ def test_cancelled_while_it_replaces_members_it_is_paused(groups: Groups) -> Non
     groups.settle(update, "cancelled", Failure(code="cancelled", message="x"))
     group = groups.group(order)
     assert (group["paused"], group["desired_count"]) == (True, 3)
+
+
+def test_cancelled_while_it_replaces_and_adds_members_it_does_neither(groups: Groups) -> None:
+    order = groups.running(3)
+    groups.configure(order, 2)
+    update = groups.wish(order, "update", revision=2, desired_count=60)
+    launches = groups.next(update).launches
+    for child in launches:
+        groups.carry_out(child)
+    groups.settle(update, "cancelled", Failure(code="cancelled", message="x"))
+    group = groups.group(order)
+    assert (group["paused"], group["desired_count"]) == (True, 3 + len(launches))
+    assert groups.due() == []
+
+
+def test_replacement_that_the_quota_has_no_room_for_fails_and_says_so(groups: Groups) -> None:
+    order = groups.running(3)
+    groups.db.rows("UPDATE quotas SET instances_limit = 3")
+    groups.configure(order, 2)
+    step = groups.next(groups.wish(order, "update", revision=2))
+    assert step.failure is not None and step.failure.code == "quota_exceeded"
+    assert (step.launches, step.removals) == ([], [])
 
 
 def test_configuration_that_fails_is_left_for_the_one_before(groups: Groups) -> None:

@@ -106,6 +106,21 @@ async def test_what_is_no_job_is_refused(shared_api: Api, wrong: Json, field: st
     assert any(field in one["field"] for one in answer.json()["error"]["details"]["fields"]), answer.text
 
 
+async def test_a_body_that_is_not_json_is_refused(shared_api: Api) -> None:
+    for body in (
+        '{"a": "\\u0000"}',
+        '["\\ud800"]',
+        '{"n": 99999999999999999999}',
+        "[NaN]",
+        "[1e999]",
+        "[" * 300 + "]" * 300,
+    ):
+        content = '{"name": "odd", "schedule": "@hourly", "target": {"http": {"url": "https://1.1.1.1/", "body": %s}}}'
+        headers = {"Content-Type": "application/json", "Idempotency-Key": uuid4().hex}
+        answer = await shared_api.http.post("/v1/cron/jobs", content=content % body, headers=headers)
+        assert answer.status_code in (400, 422), (body, answer.text)
+
+
 async def test_a_url_that_leads_inside_is_refused(shared_api: Api) -> None:
     for url in ("http://127.0.0.1/", "http://169.254.169.254/latest", "http://[::1]/"):
         body = {"name": "in", "schedule": "@hourly", "target": {"http": {"url": url}}}
@@ -229,8 +244,13 @@ async def test_a_back_fill_takes_times_that_had_no_run(api: Api) -> None:
     path = f"/v1/cron/jobs/{made['id']}"
     running(api, made, manual=False, scheduled_at=dt.datetime(2026, 3, 29, 2, tzinfo=dt.UTC))
     asked = {"start": "2026-03-29T00:00:00Z", "end": "2026-03-29T04:00:00Z"}
-    assert (await api.http.post(f"{path}/backfill", json=asked)).json()["data"] == {"runs": 4}
+    key = {"Idempotency-Key": uuid4().hex}
+    assert (await api.http.post(f"{path}/backfill", json=asked, headers=key)).json()["data"] == {"runs": 4}
     assert (await api.http.post(f"{path}/backfill", json=asked)).json()["data"] == {"runs": 0}
+    other = await api.http.post(f"{path}/backfill", json=asked | {"end": "2026-03-29T03:00:00Z"}, headers=key)
+    assert other.json()["error"]["code"] == "idempotency_mismatch"
+    # Of its times all have a run, that which there was before too.
+    assert (await api.http.post(f"{path}/backfill", json=asked, headers=key)).json()["data"] == {"runs": 5}
     rows = api.db.rows("SELECT scheduled_at, state FROM cron_runs ORDER BY scheduled_at")
     assert [row["scheduled_at"].hour for row in rows] == [0, 1, 2, 3, 4]
     for wrong in (

@@ -239,8 +239,13 @@ async def test_deleted_once_and_readable_for_a_while(api: Api) -> None:
     again = await api.http.delete(at(made))
     assert (first.status_code, first.json()["data"]["status"]) == (202, "deleting")
     assert again.json()["meta"]["workflow_id"] == first.json()["meta"]["workflow_id"]
-    refused = await api.http.put(f"{at(made)}/scale", json={"desired_count": 1})
-    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "invalid_state")
+    policy = {"name": "queue", "metric_type": "queue_length", "target_value": 10}
+    for refused in (
+        await api.http.put(f"{at(made)}/scale", json={"desired_count": 1}),
+        await api.http.post(f"{at(made)}/policies", json=policy),
+        await api.http.post(f"{at(made)}/metrics", json={"metric_type": "queue_length", "value": 1}),
+    ):
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "invalid_state")
     api.db.rows("UPDATE scaling_groups SET status = 'deleted', deleted_at = now()")
     assert (await api.http.get(at(made))).json()["data"]["status"] == "deleted"
     assert (await api.http.delete(at(made))).status_code == 200
@@ -319,6 +324,15 @@ async def test_who_may_only_scale_changes_nothing_else(api: Api) -> None:
         assert (await operator.delete(at(made))).status_code == 403
 
 
+@pytest.mark.parametrize("path", [GROUPS, DEPLOYMENTS])
+async def test_found_by_a_label_of_their_members(api: Api, path: str) -> None:
+    body = {"name": "web", "image": "cairn/base:latest", "labels": {"tier": "web"}}
+    answer = await api.http.post(path, json=body | ({"max_instances": 1} if path == GROUPS else {}))
+    assert answer.status_code == 202, answer.text
+    for label, found in (("tier=web", 1), ("tier=db", 0)):
+        assert len((await api.http.get(path, params={"label": label})).json()["data"]) == found
+
+
 async def test_policies_are_made_listed_told_and_deleted(api: Api) -> None:
     made = await make(api)
     body = {"name": "queue", "metric_type": "queue_length", "target_value": 10, "cooldown_sec": 5}
@@ -335,6 +349,7 @@ async def test_policies_are_made_listed_told_and_deleted(api: Api) -> None:
         assert (await api.http.post(f"{at(made)}/policies", json=body | wrong)).status_code == 422, wrong
     pushed = {"metric_type": "queue_length", "value": 17}
     assert (await api.http.post(f"{at(made)}/metrics", json=pushed)).json()["data"] == {"policies": 1}
+    assert (await api.http.post(f"{at(made)}/metrics", json=pushed | {"metric_type": "cpu"})).status_code == 422
     none = await api.http.post(f"{at(made)}/metrics", json=pushed | {"metric_type": "other"})
     assert none.json()["data"] == {"policies": 0}
     (shown,) = (await api.http.get(f"{at(made)}/policies")).json()["data"]
