@@ -275,8 +275,7 @@ class CronSchedules:
                 return None
             ours = prefix(self._know_installation(session))
             columns = (CronJob.id, CronJob.project_id, CronJob.version, CronJob.paused, CronJob.updated_at)
-            settled = CronJob.applied_version == CronJob.version
-            jobs = {schedule_id(self._ours(), row.id): row for row in session.execute(select(*columns, settled))}
+            jobs = {schedule_id(self._ours(), row.id): row for row in session.execute(select(*columns))}
             orphans = [id for id in listed if id.startswith(ours) and id not in jobs]
             young = dt.datetime.now(dt.UTC) - YOUNG
             other = [

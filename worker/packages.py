@@ -41,4 +41,4 @@ def apt_get(*words: str, folder: Path | None = None, start: bool = True) -> None
 def install(*packages: str, start: bool = True) -> None:
     """Install what of these is not there, as root. Raises as ``apt_get`` does."""
     apt_get("update")
-    apt_get("install", "-y", "--no-install-recommends", *packages, start=start)
+    apt_get("install", "-y", "--no-install-recommends", "--", *packages, start=start)

@@ -9,6 +9,7 @@ from uuid import UUID
 import httpx
 import pytest
 
+from api.group_schemas import Members, MembersPatch
 from model.groups import REMEMBERED
 from tests.api.conftest import Api
 from tests.api.test_balancers import balancer, running, target
@@ -40,6 +41,11 @@ def settle(db: Database, made: dict[str, Any], outcome: str = "completed") -> No
 
 def runs(db: Database, made: dict[str, Any]) -> list[dict[str, Any]]:
     return db.rows("SELECT * FROM workflows WHERE resource_id = %s ORDER BY id", made["data"]["id"])
+
+
+def test_whatever_members_are_made_from_can_be_changed() -> None:
+    fixed = {"backend", "idle_stop_seconds"}
+    assert set(MembersPatch.model_fields) == set(Members.model_fields) - fixed
 
 
 async def test_group_is_accepted_with_its_run_its_configuration_and_its_activity(api: Api) -> None:
