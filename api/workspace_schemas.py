@@ -46,9 +46,7 @@ Ref = Annotated[Text, Field(min_length=1, max_length=git_urls.MOST_REF), AfterVa
 Token = Annotated[Text, Field(min_length=1, max_length=LONGEST_TOKEN), AfterValidator(_one_line)]
 PrivateKey = Annotated[Text, Field(min_length=1, max_length=LONGEST_KEY), AfterValidator(_private_key)]
 KnownHosts = Annotated[Text, Field(min_length=1, max_length=LONGEST_KNOWN_HOSTS)]
-Username = Annotated[
-    Text, Field(min_length=1, max_length=255, pattern=r"^[^:\s]+$"), AfterValidator(_one_line)
-]
+Username = Annotated[Text, Field(min_length=1, max_length=255, pattern=r"^[^:\s]+$"), AfterValidator(_one_line)]
 
 
 class Source(BaseModel):
@@ -83,7 +81,9 @@ class WorkspaceCreate(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra={
-            "examples": [{"name": "shop", "source": {"git_url": "https://git.example.org/team/shop.git", "ref": "main"}}]
+            "examples": [
+                {"name": "shop", "source": {"git_url": "https://git.example.org/team/shop.git", "ref": "main"}}
+            ]
         },
     )
 

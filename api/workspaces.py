@@ -185,9 +185,7 @@ async def sync(
 
 
 @router.delete("/{workspace_id}", status_code=202, response_model=Envelope[WorkspaceView])
-async def delete(
-    request: Request, workspace_id: UUID, caller: Annotated[Caller, may("workspaces:delete")]
-) -> Response:
+async def delete(request: Request, workspace_id: UUID, caller: Annotated[Caller, may("workspaces:delete")]) -> Response:
     """Delete a workspace, whatever its state, with its files; a fetch under way is cancelled and undone first."""
     acceptance = Acceptance(request, caller)
     workspace = await lock(caller, workspace_id)
@@ -226,9 +224,7 @@ async def lock(caller: Caller, workspace_id: UUID) -> Row[Any]:
     return await one(caller, locked, "workspace", workspace_id)
 
 
-def _order(
-    request: Request, caller: Caller, acceptance: Acceptance, kind: str, workspace_id: UUID, name: str
-) -> Order:
+def _order(request: Request, caller: Caller, acceptance: Acceptance, kind: str, workspace_id: UUID, name: str) -> Order:
     settings: Settings = request.app.state.settings
     return Order(
         workflow_id=acceptance.workflow_id,

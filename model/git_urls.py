@@ -66,7 +66,9 @@ def parse(url: str) -> GitUrl:
 
 def _user(scheme: Scheme, netloc: str, user: str | None, password: str | None) -> str | None:
     if password is not None or (scheme == "https" and "@" in netloc):
-        raise UrlRefused("the URL holds a name or password, which all who see the workspace would see: make a credential")
+        raise UrlRefused(
+            "the URL holds a name or password, which all who see the workspace would see: make a credential"
+        )
     if user is not None and not _USER.fullmatch(user):
         raise UrlRefused("the user of the URL is none that a server of git has")
     return user

@@ -226,7 +226,7 @@ class Instance(Resource, Base):
     #: What is done when its host is lost: keep, replace or fence.
     on_host_lost: Mapped[str] = mapped_column(server_default=text("'keep'"))
     #: What it reaches: model.networks.Network.
-    network: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{\"mode\": \"open\", \"allow\": []}'::jsonb"))
+    network: Mapped[dict[str, Any]] = mapped_column(server_default=text('\'{"mode": "open", "allow": []}\'::jsonb'))
     #: Where it is placed, and holds capacity and ports. None: it holds none.
     host_id: Mapped[UUID | None] = mapped_column(ForeignKey("hosts.id"))
     #: Grows with every placement; engine objects of another generation are leftovers.

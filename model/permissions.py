@@ -78,7 +78,11 @@ PLATFORM = {
 }
 ALL = PROJECT | ACCOUNT | PLATFORM
 
-_READ = frozenset(name for name in PROJECT if name.endswith(":read")) - {"audit:read", "secrets:read", "credentials:read"}
+_READ = frozenset(name for name in PROJECT if name.endswith(":read")) - {
+    "audit:read",
+    "secrets:read",
+    "credentials:read",
+}
 _OPERATE = {
     *("instances:operate", "instances:exec", "workflows:cancel", "workflows:retry"),
     *("groups:scale", "deployments:scale"),

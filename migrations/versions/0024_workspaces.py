@@ -54,9 +54,7 @@ def _credentials() -> None:
         _time("updated_at"),
         _time("rotated_at"),
         sa.CheckConstraint("type IN ('https', 'ssh')", name=op.f("ck_credentials_type")),
-        sa.CheckConstraint(
-            "(type = 'ssh') = (known_hosts IS NOT NULL)", name=op.f("ck_credentials_known_hosts")
-        ),
+        sa.CheckConstraint("(type = 'ssh') = (known_hosts IS NOT NULL)", name=op.f("ck_credentials_known_hosts")),
         sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_credentials_project_id_projects")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_credentials")),
         sa.UniqueConstraint("project_id", "id", name=op.f("uq_credentials_project_id_id")),
@@ -128,9 +126,7 @@ def _workspaces() -> None:
     live, placed, named = (
         sa.text(where) for where in ("status <> 'deleted'", "host_id IS NOT NULL", "credential_id IS NOT NULL")
     )
-    op.create_index(
-        "uq_workspaces_live_name", "workspaces", ["project_id", "name"], unique=True, postgresql_where=live
-    )
+    op.create_index("uq_workspaces_live_name", "workspaces", ["project_id", "name"], unique=True, postgresql_where=live)
     op.create_index("ix_workspaces_list", "workspaces", ["project_id", "id"], postgresql_where=live)
     op.create_index("ix_workspaces_host", "workspaces", ["host_id"], postgresql_where=placed)
     op.create_index("ix_workspaces_credential", "workspaces", ["credential_id"], postgresql_where=named)
