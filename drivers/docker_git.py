@@ -98,7 +98,9 @@ class GitSandboxes:
         client = APIClient(self._engine.base_url, version=self._engine.client.api_version, timeout=self._seconds)
         try:
             with calling(), changing(cancelled):
-                made = self._create(client, name, workspace, project_id, image, {git_words.FOLDER: folder}, folders, url)
+                made = self._create(
+                    client, name, workspace, project_id, image, {git_words.FOLDER: folder}, folders, url
+                )
                 client.start(made)
                 pid = int(client.inspect_container(made)["State"]["Pid"])
             with self._outlet(workspace, pid, url):
@@ -169,7 +171,7 @@ class GitSandboxes:
                 listener = namespaces.listen(namespace.fileno(), (PROXY_ADDRESS, PROXY_PORT), BACKLOG)
         except OSError as error:
             raise EngineRefused(
-                f"this agent cannot enter the network of its containers ({error.strerror}): docs/hosts.md says what it needs"
+                f"this agent cannot enter the network of its containers ({error.strerror}): see docs/hosts.md"
             ) from error
         proxy = EgressProxy(workspace, [f"{url.host}:{url.port}"], self._networks)
         started, ending = threading.Event(), list[Callable[[], None]]()

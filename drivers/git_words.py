@@ -77,7 +77,9 @@ MOST_WORDS = 600
 _HASH = re.compile(r"[0-9a-f]{40}")
 
 
-def files_for(url: GitUrl | None, login: GitLogin | None, authorities: bytes | None, proxied: str | None) -> dict[str, bytes]:
+def files_for(
+    url: GitUrl | None, login: GitLogin | None, authorities: bytes | None, proxied: str | None
+) -> dict[str, bytes]:
     """What ``FOLDER`` holds, by name. ``proxied``: ``address port`` of the proxy through which all goes."""
     settings, files = _SETTINGS, dict[str, bytes]()
     if url is not None:

@@ -152,7 +152,7 @@ def _copy_file(name: str, folder: int, target: Path, mode: int) -> None:
 
 
 def open_below(path: str, allowed: Collection[str]) -> int:
-    """The folder of this path, which lies below one that is allowed, with no link on the way there. Raises PathRefused."""
+    """The folder of this path, below one that is allowed, with no link on the way there. Raises PathRefused."""
     refused = PathRefused(
         f"{path} is not a folder that workspaces may be copied from on this host (CAIRN_WORKSPACE_PATHS of its agent)"
     )
@@ -196,7 +196,11 @@ def size_of(*folders: Path) -> int:
 
 def unlock(repository: Path) -> None:
     """Remove what a git that was killed has left in a repository which nobody works on."""
-    for left in [*repository.glob("*.lock"), *repository.glob("refs/**/*.lock"), *repository.glob("objects/pack/tmp_*")]:
+    for left in [
+        *repository.glob("*.lock"),
+        *repository.glob("refs/**/*.lock"),
+        *repository.glob("objects/pack/tmp_*"),
+    ]:
         left.unlink(missing_ok=True)
 
 

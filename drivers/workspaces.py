@@ -20,9 +20,7 @@ class Held(NamedTuple):
 class Workspaces(Protocol):
     """Workspaces of one host."""
 
-    def bring(
-        self, spec: WorkspaceSpec, login: Callable[[], GitLogin] | None, cancelled: Check
-    ) -> WorkspaceFacts:
+    def bring(self, spec: WorkspaceSpec, login: Callable[[], GitLogin] | None, cancelled: Check) -> WorkspaceFacts:
         """Fetch what the spec names, as it is now, and check it out beside what was checked out before.
 
         Complete, or not there: what was begun and not ended is no part of it. Files of other commits than the new one

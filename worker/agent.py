@@ -33,6 +33,7 @@ from activities.runs import host_queue
 from drivers.balancers import Balancers
 from drivers.blob_source import ApiBlobs
 from drivers.brought import Brought, brought_folder
+from drivers.egress import Egress
 from drivers.images import Images
 from drivers.machines import Fence, Machines
 from drivers.measured import measured
@@ -40,11 +41,13 @@ from drivers.streams import Streams
 from model import logs
 from model.hosts import AgentHost
 from model.metrics import STEPS_LIMIT
+from model.networks import capability
 from model.settings import Settings, of_process
 from model.tickets import Gate
 from worker import agent_server, fence, identity, joining, metrics, tracing
 from worker.agent_server import AgentServer
 from worker.balancers import BalancerReadings
+from worker.egress import EgressThread
 from worker.health import HealthLooks
 from worker.identity import Keys, Membership
 from worker.leases import Leases, Refused
@@ -92,7 +95,22 @@ def streams(host: AgentHost, installation: UUID, settings: Settings) -> Streams 
     return DockerStreams(settings.docker_host, installation=installation, host_id=host.id)
 
 
-def driver(host: AgentHost, installation: UUID, settings: Settings) -> Machines:
+def egress_driver(host: AgentHost, installation: UUID, settings: Settings) -> Egress | None:
+    """What lets its instances out that reach only what a list names; None: nothing has to."""
+    if host.backend != "docker":
+        return None
+    from drivers.docker_egress import DockerEgress
+
+    return DockerEgress(settings.docker_host, installation=installation, host_id=host.id, allow=settings.outbound_allow)
+
+
+def capabilities(egress: Egress | None) -> list[str]:
+    """What a host's agent can do beyond what every agent can."""
+    allow_list = [capability("allow-list")] if egress is None or egress.able() else []
+    return [capability("none"), *allow_list]
+
+
+def driver(host: AgentHost, installation: UUID, settings: Settings, egress: Egress | None = None) -> Machines:
     """The driver of a host's backend; only what is used is imported."""
     if host.backend == "simulated":
         from drivers.simulated import SimulatedMachines
@@ -108,6 +126,7 @@ def driver(host: AgentHost, installation: UUID, settings: Settings) -> Machines:
         host_id=host.id,
         publish_address=settings.publish_address,
         secrets_dir=settings.secrets_dir,
+        egress=egress,
     )
 
 
@@ -146,8 +165,10 @@ async def run(settings: Settings) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    egresses = {host.id: egress_driver(host, membership.installation, settings) for host in membership.hosts}
     machines = {
-        host.id: measured(driver(host, membership.installation, settings), host.backend) for host in membership.hosts
+        host.id: measured(driver(host, membership.installation, settings, egresses[host.id]), host.backend)
+        for host in membership.hosts
     }
     images = {
         host.id: measured(image_driver(host, membership, settings), f"{host.backend}.images")
@@ -172,6 +193,7 @@ async def run(settings: Settings) -> None:
         temporal,
         agent_url=agent_server.url_of(listener),
         versions={"agent": version("cairn-platform")},
+        capabilities={id: partial(capabilities, egress) for id, egress in egresses.items()},
         look_seconds=settings.reconcile_interval,
         identity=path,
         ensure_fence=partial(fence.ensure, settings),
@@ -203,6 +225,8 @@ async def run(settings: Settings) -> None:
                 HealthLooks(membership, machines).run(),
                 BalancerReadings(membership, balancers).run(),
             )
+            if proxies := [egress for egress in egresses.values() if egress is not None]:
+                beside.add(asyncio.create_task(EgressThread(proxies).run()))
             beside |= {serving, *(asyncio.create_task(loop) for loop in loops)}
         await asyncio.wait({*beside, stopped}, return_when=asyncio.FIRST_COMPLETED)
         ended = [task for task in beside if task.done()]
