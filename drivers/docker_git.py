@@ -95,7 +95,7 @@ class GitSandboxes:
         folder = self._files.write(workspace, 0, given)
         name = name_of(workspace)
         self._open.add(name)
-        client = APIClient(self._engine.base_url, version=self._engine.client.api_version, timeout=self._seconds)
+        client = APIClient(self._engine.base_url, version=self._engine.client.api_version, timeout=int(self._seconds))
         try:
             with calling(), changing(cancelled):
                 made = self._create(
@@ -174,7 +174,7 @@ class GitSandboxes:
                 f"this agent cannot enter the network of its containers ({error.strerror}): see docs/hosts.md"
             ) from error
         proxy = EgressProxy(workspace, [f"{url.host}:{url.port}"], self._networks)
-        started, ending = threading.Event(), list[Callable[[], None]]()
+        started, ending = threading.Event(), list[Callable[[], object]]()
 
         async def serve() -> None:
             loop, serving = asyncio.get_running_loop(), asyncio.ensure_future(proxy.serve(listener))
