@@ -49,7 +49,7 @@ KnownHosts = Annotated[Text, Field(min_length=1, max_length=LONGEST_KNOWN_HOSTS)
 Username = Annotated[Text, Field(min_length=1, max_length=255, pattern=r"^[^:\s]+$"), AfterValidator(_one_line)]
 
 
-class Source(BaseModel):
+class WorkspaceSource(BaseModel):
     """A repository, or a folder of a host whose operator allows that."""
 
     model_config = ConfigDict(extra="forbid")
@@ -67,7 +67,7 @@ class Source(BaseModel):
     path: Annotated[Text, Field(min_length=1, max_length=1024), AfterValidator(_path)] | None = None
 
     @model_validator(mode="after")
-    def _is_one(self) -> Source:
+    def _is_one(self) -> WorkspaceSource:
         if (self.git_url is None) == (self.path is None):
             raise ValueError("expected a git_url or a path, and not both")
         if self.path is not None and (self.ref or self.depth or self.submodules or self.credential_id):
@@ -88,7 +88,7 @@ class WorkspaceCreate(BaseModel):
     )
 
     name: Name
-    source: Source
+    source: WorkspaceSource
     #: Where it is to be; null: where there is room.
     host: Annotated[Text, Field(min_length=1, max_length=63)] | None = None
 
@@ -101,7 +101,7 @@ class WorkspacePatch(BaseModel):
     name: Name
 
 
-class SourceView(BaseModel):
+class WorkspaceSourceView(BaseModel):
     git_url: str | None
     ref: str | None
     depth: int | None
@@ -115,7 +115,7 @@ class WorkspaceView(BaseModel):
     project_id: str
     name: str
     status: str
-    source: SourceView
+    source: WorkspaceSourceView
     #: Whose files new sessions get, and the branch or tag that it is of.
     commit: str | None
     ref: str | None

@@ -19,7 +19,7 @@ from api.instance_changes import cancel_others
 from api.paging import OfName, Paging, page_of
 from api.resources import is_readable, listed, one
 from api.workflows import progress_of
-from api.workspace_schemas import Source, WorkspaceCreate, WorkspacePatch, WorkspaceView
+from api.workspace_schemas import WorkspaceCreate, WorkspacePatch, WorkspaceSource, WorkspaceView
 from model import git_urls
 from model.base import new_id
 from model.errors import InvalidState, NameTaken, NotFound, ValidationFailed
@@ -83,7 +83,7 @@ async def _create(request: Request, body: WorkspaceCreate, caller: Caller, url: 
     return await acceptance.answer(_show)
 
 
-async def _credential(caller: Caller, source: Source, url: GitUrl | None) -> UUID | None:
+async def _credential(caller: Caller, source: WorkspaceSource, url: GitUrl | None) -> UUID | None:
     """The one that is asked for, of this URL's host. Raises Forbidden, ValidationFailed."""
     if source.credential_id is None or url is None:
         return None

@@ -12,7 +12,6 @@ from model import sealing
 from tests.api.conftest import Api
 
 Json = dict[str, Any]
-AGENT = {"Authorization": "Bearer agent-one"}
 TOKEN = "planted-token-Zr8Wq2LmX5"
 URL = "https://192-0-2-1.example/team/shop.git"
 
@@ -148,19 +147,21 @@ async def test_credential_of_ssh_needs_a_key_and_known_hosts(api: Api) -> None:
 async def test_agent_gets_what_is_sealed_for_it_and_hears_what_is_needed(api: Api) -> None:
     workspace = (await create(api))["data"]
     project, host = workspace["project_id"], api.db.hosts["one"]
+    agent = api.as_("agent-one")
     path = f"/v1/hosts/git-logins/{workspace['id']}?project_id={project}"
-    assert (await api.http.get(path, headers=AGENT)).status_code == 404
+    assert (await agent.get(path)).status_code == 404
     sealed = sealing.seal(b"x", purpose="test", key=sealing.public_key(sealing.new_private_key()))
     api.db.rows(
         "INSERT INTO workspace_logins (workspace_id, project_id, host_id, sealed) VALUES (%s, %s, %s, %s)",
         *(workspace["id"], project, host, sealed),
     )
-    assert (await api.http.get(path, headers=AGENT)).json()["data"]["sealed"] == sealed
+    assert (await agent.get(path)).json()["data"]["sealed"] == sealed
     api.db.rows("UPDATE workspaces SET host_id = %s", host)
     strange = str(uuid4())
     held = [{"id": one, "project_id": project} for one in (workspace["id"], strange)]
-    told = await api.http.post("/v1/hosts/workspaces", json={"workspaces": held}, headers=AGENT)
+    told = await agent.post("/v1/hosts/workspaces", json={"workspaces": held})
     assert told.json()["data"]["gone"] == [strange], told.text
     many = [{"id": str(uuid4()), "project_id": project} for _ in range(6)]
-    told = await api.http.post("/v1/hosts/workspaces", json={"workspaces": many}, headers=AGENT)
+    told = await agent.post("/v1/hosts/workspaces", json={"workspaces": many})
     assert told.json()["data"]["gone"] == [], "an older backup may have been restored"
+    await agent.aclose()
