@@ -26,6 +26,7 @@ from activities.samples import SampleRecords
 from activities.sweeper import Sweeper
 from activities.user_ends import UserEnds
 from activities.webhooks import WebhookCalls, WebhookRecords
+from activities.workspaces import WorkspaceEngine, WorkspaceRecords
 from drivers import faults
 
 CONTROL_CLASSES: tuple[type, ...] = (
@@ -41,6 +42,7 @@ CONTROL_CLASSES: tuple[type, ...] = (
     PurgeRecords,
     QuotaRecords,
     ImageRecords,
+    WorkspaceRecords,
     WebhookRecords,
     RestoreRecords,
     SecretRecords,
@@ -48,7 +50,14 @@ CONTROL_CLASSES: tuple[type, ...] = (
     CronSchedules,
     Sweeper,
 )
-HOST_CLASSES: tuple[type, ...] = (InstanceEngine, HostEngine, ImageEngine, MachineSurvey, BalancerEngine)
+HOST_CLASSES: tuple[type, ...] = (
+    InstanceEngine,
+    HostEngine,
+    ImageEngine,
+    MachineSurvey,
+    BalancerEngine,
+    WorkspaceEngine,
+)
 WEBHOOK_CLASSES: tuple[type, ...] = (WebhookCalls,)
 CRON_CLASSES: tuple[type, ...] = (CronCalls,)
 API_CLASSES: tuple[type, ...] = (CronActs,)

@@ -14,6 +14,7 @@ from activities.instance_ends import settle_instance
 from activities.project_ends import settle_project
 from activities.restore_ends import settle_restore
 from activities.user_ends import settle_user
+from activities.workspace_ends import settle_workspace
 from model.workflows import Failure, Order, Outcome, Step
 
 _SETTLE: dict[str, Callable[..., None]] = {
@@ -26,6 +27,7 @@ _SETTLE: dict[str, Callable[..., None]] = {
     "project": settle_project,
     "restore": settle_restore,
     "user": settle_user,
+    "workspace": settle_workspace,
 }
 
 

@@ -24,12 +24,13 @@ from temporalio.worker import Worker
 
 from activities.balancers import BalancerEngine
 from activities.hosts import HostEngine
-from activities.images import Given, ImageEngine
+from activities.images import ImageEngine
 from activities.instances import InstanceEngine
 from activities.interceptor import ActivityInterceptor
 from activities.registry import methods
 from activities.restores import MachineSurvey
 from activities.runs import host_queue
+from activities.workspaces import WorkspaceEngine
 from drivers.balancers import Balancers
 from drivers.blob_source import ApiBlobs
 from drivers.brought import Brought, brought_folder
@@ -38,12 +39,14 @@ from drivers.images import Images
 from drivers.machines import Fence, Machines
 from drivers.measured import measured
 from drivers.streams import Streams
+from drivers.workspaces import Workspaces
 from model import logs
 from model.hosts import AgentHost
 from model.metrics import STEPS_LIMIT
 from model.networks import capability
 from model.settings import Settings, of_process
 from model.tickets import Gate
+from model.workspaces import CAPABILITY
 from worker import agent_server, fence, identity, joining, metrics, tracing
 from worker.agent_server import AgentServer
 from worker.balancers import BalancerReadings
@@ -54,6 +57,7 @@ from worker.leases import Leases, Refused
 from worker.samples import Samples
 from worker.sealed import Sealed
 from worker.temporal_link import TemporalLink
+from worker.workspaces import WorkspaceSweep, workspace_driver
 
 #: Steps of one host at once. Most wait for the engine, or for an instance to become ready.
 STEPS = 32
@@ -106,7 +110,8 @@ def egress_driver(host: AgentHost, installation: UUID, settings: Settings) -> Eg
 
 def capabilities(egress: Egress | None) -> list[str]:
     """What a host's agent can do beyond what every agent can."""
-    allow_list = [capability("allow-list")] if egress is None or egress.able() else []
+    # Repositories are fetched through a proxy like that of an instance.
+    allow_list = [capability("allow-list"), CAPABILITY] if egress is None or egress.able() else []
     return [capability("none"), *allow_list]
 
 
@@ -178,6 +183,13 @@ async def run(settings: Settings) -> None:
         host.id: measured(balancer_driver(host, membership.installation, settings), f"{host.backend}.balancers")
         for host in membership.hosts
     }
+    workspaces = {
+        host.id: measured(
+            workspace_driver(host, membership.installation, settings, path.parent, images[host.id]),
+            f"{host.backend}.workspaces",
+        )
+        for host in membership.hosts
+    }
     gate = Gate(membership.ticket_keys)
     listener = agent_server.listen(settings, membership.api_url)
     serves = AgentServer({host.id: streams(host, membership.installation, settings) for host in membership.hosts}, gate)
@@ -216,6 +228,7 @@ async def run(settings: Settings) -> None:
                 machines,
                 images,
                 balancers,
+                workspaces,
                 fence.AgentFence(settings),
                 Sealed(membership, keys),
             )
@@ -227,6 +240,7 @@ async def run(settings: Settings) -> None:
                 Samples(membership, machines).run(),
                 HealthLooks(membership, machines).run(),
                 BalancerReadings(membership, balancers).run(),
+                WorkspaceSweep(membership, workspaces, 6 * settings.reconcile_interval).run(),
             )
             beside |= {serving, *(asyncio.create_task(loop) for loop in loops)}
         await asyncio.wait({*beside, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -248,8 +262,9 @@ def step_workers(
     machines: Mapping[UUID, Machines],
     images: Mapping[UUID, Images],
     balancers: Mapping[UUID, Balancers],
+    workspaces: Mapping[UUID, Workspaces],
     fence: Fence,
-    given: Given | None = None,
+    given: Sealed | None = None,
 ) -> list[Worker]:
     """A Temporal worker for each host's queue."""
     threads = ThreadPoolExecutor(max(STEPS, 4 * len(hosts)), thread_name_prefix="step")
@@ -262,6 +277,7 @@ def step_workers(
             ImageEngine(host.name, images[host.id], given),
             MachineSurvey(host.name, machines[host.id]),
             BalancerEngine(balancers[host.id], machines[host.id], given.secrets if given else None),
+            WorkspaceEngine(workspaces[host.id], given),
         ]
         workers.append(
             Worker(

@@ -14,6 +14,7 @@ from workflows import (
     restores,
     system,
     webhooks,
+    workspaces,
 )
 
 PLANS = [
@@ -24,6 +25,7 @@ PLANS = [
     *groups.PLANS,
     *balancers.PLANS,
     *images.PLANS,
+    *workspaces.PLANS,
     *system.PLANS,
     *webhooks.PLANS,
     *cron.PLANS,

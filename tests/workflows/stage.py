@@ -42,6 +42,8 @@ from activities.samples import Coarsened
 from activities.sweeper import Swept
 from activities.user_ends import UserEnd
 from activities.webhooks import WEBHOOKS, Batch
+from activities.workspace_ends import WorkspaceEnd
+from activities.workspaces import Placed
 from model.balancers import AppliedSpec, BalancerSettings, BalancerSpec, DrainRequest
 from model.base import new_id
 from model.cron import CronEnd, CronTurn, TargetKind
@@ -51,6 +53,7 @@ from model.instances import MachineSpec, MachineState, OwnedMachine, Port
 from model.restores import FoundMachine
 from model.webhooks import WebhookRef
 from model.workflows import Failure, Order
+from model.workspaces import WorkspaceFacts, WorkspaceSpec
 from tests.workflows.cron_stage import CronApi, CronControl, CronTargets
 from worker.temporal import DYNAMIC_CONFIG, SEARCH_ATTRIBUTES, find_binary
 from worker.temporal_client import DATA_CONVERTER
@@ -139,6 +142,7 @@ class Stage:
         #: The servers that leave a balancer, look by look; how its runs ended.
         self.draining: list[list[str]] = []
         self.balanced: list[BalancerEnd] = []
+        self.fetched: list[WorkspaceEnd] = []
         #: Whether a cancelled activity ends as if nothing had happened.
         self.swallow = False
 
@@ -313,6 +317,21 @@ class Control:
         await self._stage.play(f" {ended.outcome}")
         self._stage.balanced.append(ended)
 
+    @activity.defn(name="workspace.claim")
+    async def claim_workspace(self, order: Order) -> None:
+        await self._stage.play()
+
+    @activity.defn(name="workspace.place")
+    async def place_workspace(self, order: Order) -> Placed:
+        await self._stage.play()
+        about = {"id": order.resource_id, "project_id": order.project_id, "name": order.name}
+        return Placed(host=HOST if self._stage.placed else None, spec=WorkspaceSpec.model_validate(about))
+
+    @activity.defn(name="workspace.settle")
+    async def settle_workspace(self, ended: WorkspaceEnd) -> None:
+        await self._stage.play(f" {ended.outcome}")
+        self._stage.fetched.append(ended)
+
     @activity.defn(name="instance.settle")
     async def settle(self, settlement: Settlement) -> None:
         await self._stage.play(f" {settlement.outcome}")
@@ -467,6 +486,15 @@ class Engine:
     @activity.defn(name="lb.drain")
     async def drain(self, request: DrainRequest) -> None:
         await self._stage.play(f" {len(request.servers)}")
+
+    @activity.defn(name="workspace.bring")
+    async def bring(self, spec: WorkspaceSpec) -> WorkspaceFacts:
+        await self._stage.play()
+        return WorkspaceFacts(commit="c" * 40, ref="main", size_bytes=7)
+
+    @activity.defn(name="workspace.remove")
+    async def remove_workspace(self, spec: WorkspaceSpec) -> None:
+        await self._stage.play()
 
     @activity.defn(name="instance.create")
     async def create(self, spec: MachineSpec) -> str:
