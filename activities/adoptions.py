@@ -129,6 +129,7 @@ def _insert(session: Session, order: Order, machine: FoundMachine, backend: str)
         last_generation=machine.generation,
         restart_policy=machine.restart_policy,
         health_check=machine.health_check.model_dump(mode="json") if machine.health_check else None,
+        network=machine.network.model_dump(),
         quota="none",
         version=1,
         next_held=False,

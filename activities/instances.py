@@ -24,6 +24,7 @@ from model.health import HealthCheck
 from model.hosts import Host, fenced_after, is_reachable
 from model.instances import Instance, MachineSpec, MachineState, Port, Ready, Status
 from model.keyring import Keyring
+from model.networks import Network
 from model.vault import uses_of
 from model.workflows import Failure, Order, Outcome
 
@@ -334,4 +335,5 @@ def spec_of(instance: Instance) -> MachineSpec:
         secrets={name: use.delivery for name, use in uses_of(instance.secrets).items()},
         registry_login=instance.registry_secret is not None,
         balancer=instance.balancer_id,
+        network=Network.model_validate(instance.network),
     )

@@ -19,6 +19,7 @@ HOSTS = select(
     Host.backend,
     Host.state,
     Host.labels,
+    Host.capabilities,
     Host.cpus,
     Host.memory_mb,
     Host.allocated_vcpus,
@@ -33,6 +34,8 @@ class Asked(NamedTuple):
     vcpus: float
     memory_mb: int
     labels: Mapping[str, str]
+    #: What its agent has to be capable of.
+    needs: Sequence[str] = ()
     host: str | None = None
     leaves: UUID | None = None
 
@@ -54,6 +57,9 @@ def why(hosts: Sequence[Any], asked: Asked, overcommit_cpu: float, overcommit_me
         return f"{what} has {missing}"
     hosts = [host for host in hosts if asked.labels.items() <= host.labels.items()]
     what += f" with {_labels(asked.labels)}" if asked.labels else ""
+    if not any(set(asked.needs) <= set(host.capabilities) for host in hosts):
+        return f"{what} has {_agent(asked)}"
+    hosts = [host for host in hosts if set(asked.needs) <= set(host.capabilities)]
     ready = [host for host in hosts if host.state == HostState.READY]
     if not ready:
         return f"{what} takes placements: {_some([f'{host.name} is {host.state}' for host in hosts])}"
@@ -66,7 +72,13 @@ def _lacks_itself(host: Any, asked: Asked) -> str:
         return f"has the engine {host.backend}, not {asked.backend}"
     if missing := _missing([host], asked.labels):
         return f"does not have {missing}"
+    if not set(asked.needs) <= set(host.capabilities):
+        return f"does not have {_agent(asked)}"
     return "" if host.state == HostState.READY else f"is {host.state}: it takes no placements"
+
+
+def _agent(asked: Asked) -> str:
+    return f"an agent that can do {_some(asked.needs)} ('cairn host show' and docs/hosts.md say what it takes)"
 
 
 def _missing(hosts: Sequence[Any], labels: Mapping[str, str]) -> str:

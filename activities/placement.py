@@ -13,6 +13,7 @@ from model.base import Frozen
 from model.errors import CairnError, NoCapacity, NotReady, PortTaken
 from model.hosts import LEASE, Host, HostPort, HostState
 from model.instances import Instance, Port
+from model.networks import Network
 
 #: Ports looked at in one query.
 WINDOW = 256
@@ -38,7 +39,8 @@ def has_room(
 
 
 def eligible(instance: Instance, *, beside: bool) -> ColumnElement[bool]:
-    """SQL: the host may take the instance: its engine, its state, its labels, and its name where one is asked for.
+    """SQL: the host may take the instance: its engine, its state, its labels, what its agent can
+    do, and its name where one is asked for.
 
     What has to leave its host (``beside``) goes to any other.
     """
@@ -51,6 +53,7 @@ def eligible(instance: Instance, *, beside: bool) -> ColumnElement[bool]:
         (Host.backend == instance.backend)
         & (Host.state == HostState.READY)
         & Host.labels.contains(instance.wanted_labels)
+        & Host.capabilities.contains(Network.model_validate(instance.network).needs)
         & asked
     )
 
@@ -135,6 +138,7 @@ def _no_capacity(session: Session, instance: Instance, capacity: Capacity, *, be
         vcpus=instance.vcpus,
         memory_mb=instance.memory_mb,
         labels=instance.wanted_labels,
+        needs=Network.model_validate(instance.network).needs,
         host=instance.wanted_host,
         leaves=instance.host_id if beside else None,
     )

@@ -55,6 +55,8 @@ class HostLease(BaseModel):
 
     id: UUID
     inventory: Sha256 | None = None
+    #: What the agent can do there beyond what every agent can. One that does not say can do none of that.
+    capabilities: Annotated[list[LabelName], Field(max_length=64)] = []
 
 
 class Renew(BaseModel):
@@ -82,12 +84,17 @@ class Renewed(BaseModel):
 _RENEW = text(
     """
     UPDATE hosts h SET last_seen_at = now(), inventory = coalesce(w.inventory, h.inventory),
+        capabilities = cast(w.capabilities AS jsonb),
         -- What it goes by may be longer than what it is granted here, until it has heard of that.
         fence_after = greatest(
             cast(:granted AS double precision), coalesce(cast(:goes_by AS double precision), h.fence_after)
         ),
         agent_url = coalesce(:agent_url, h.agent_url), versions = h.versions || coalesce(cast(:versions AS jsonb), '{}')
-    FROM (SELECT id, inventory FROM unnest(cast(:ids AS uuid[]), cast(:inventories AS text[])) AS u(id, inventory)) w
+    FROM (
+        SELECT id, inventory, capabilities
+        FROM unnest(cast(:ids AS uuid[]), cast(:inventories AS text[]), cast(:capabilities AS text[]))
+            AS u(id, inventory, capabilities)
+    ) w
     JOIN hosts before ON before.id = w.id
     WHERE h.id = w.id AND h.credential = :credential
     RETURNING h.id, h.name, h.state, w.inventory IS DISTINCT FROM before.inventory AND w.inventory IS NOT NULL AS news
@@ -107,6 +114,7 @@ async def renew(request: Request, body: Renew, agent: Authenticated) -> Response
     if body.working:
         told = {
             "inventories": [host.inventory for host in body.hosts],
+            "capabilities": [orjson.dumps(host.capabilities).decode() for host in body.hosts],
             "agent_url": body.agent_url,
             "versions": None if body.versions is None else orjson.dumps(body.versions).decode(),
             "granted": settings.fence_after,

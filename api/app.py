@@ -26,6 +26,7 @@ from api import (
     balancers,
     bindings,
     blobs,
+    credentials,
     cron,
     cron_runs,
     dashboard,
@@ -62,6 +63,7 @@ from api import (
     users,
     webhooks,
     workflows,
+    workspaces,
 )
 from api.agent_client import Agents
 from api.bells import Bells
@@ -156,6 +158,8 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
         balancer_targets,
         images,
         image_uploads,
+        workspaces,
+        credentials,
         blobs,
         streams,
         workflows,

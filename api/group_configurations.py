@@ -68,6 +68,7 @@ def asked_of(body: InstanceCreate) -> dict[str, Any]:
     not kept in clear."""
     asked: dict[str, Any] = body.model_dump(mode="json", by_alias=True, include=set(InstanceCreate.model_fields))
     del asked["name"], asked["user_data"]
+    asked["network"] = body.wanted_network.model_dump()
     return asked
 
 

@@ -14,6 +14,7 @@ from api.group_schemas import MembersView
 from api.resources import is_readable, one
 from model.groups import Configuration, Group, Kind
 from model.instances import Instance, Status
+from model.networks import OPEN
 
 _members = (
     select(
@@ -95,7 +96,9 @@ def view(kind: Kind, row: Row[Any]) -> dict[str, Any]:
     own = {name: getattr(row, name) for name in MembersView.model_fields if hasattr(row, name)}
     asked = {name: value for name, value in row.asked.items() if name in MembersView.model_fields and name not in own}
     numbers = {"desired": row.desired_count, "current": row.current, "ready": row.ready, "updated": row.updated}
-    data = asked | own | {_NAMES[kind][name]: number for name, number in numbers.items()}
+    data = (
+        {"network": OPEN.model_dump()} | asked | own | {_NAMES[kind][name]: number for name, number in numbers.items()}
+    )
     if kind == "group":
         more = ("min_instances", "max_instances")
         data |= {name: getattr(row, name) for name in more}

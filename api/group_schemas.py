@@ -29,6 +29,7 @@ from api.lifetimes import RestartPolicy, Ttl, UserData
 from model.groups import MOST_MEMBERS, SUFFIX
 from model.health import HealthCheck
 from model.instances import OnHostLost
+from model.networks import OPEN, Network
 
 #: Members are called after it, and a bit more.
 GroupName = Annotated[str, StringConstraints(pattern=rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{62 - SUFFIX}}}$")]
@@ -130,6 +131,7 @@ class MembersPatch(BaseModel):
     ttl_seconds: Ttl | None = None
     restart_policy: RestartPolicy | None = None
     health_check: HealthCheck | None = None
+    network: Network | None = None
     user_data: UserData | None = None
     ssh_key_id: UUID | None = None
     max_surge: Amount | None = None
@@ -221,6 +223,7 @@ class MembersView(BaseModel):
     ttl_seconds: int | None
     restart_policy: str
     health_check: HealthCheck | None
+    network: Network = OPEN
     #: SHA-256 of the script, hexadecimal digits; the script itself is not shown.
     user_data_sha256: str | None
     ssh_key_id: str | None
@@ -273,6 +276,7 @@ class ConfigurationView(BaseModel):
     cmd: list[str] | None
     labels: dict[str, str]
     health_check: HealthCheck | None
+    network: Network = OPEN
     created_at: dt.datetime
     #: When all members had it last; null: they never did.
     rolled_out_at: dt.datetime | None

@@ -57,6 +57,8 @@ class HostView(BaseModel):
     ports_held: int
     labels: dict[str, str]
     versions: dict[str, str]
+    #: What its agent can do beyond what every agent can, such as `network.allow-list`.
+    capabilities: list[str]
     #: How the agent's version stands to the platform's: `older` (by one release) works; `too_old` and `newer` could
     #: not join any more; `unknown` where it has not said.
     version_skew: Skew
@@ -251,6 +253,7 @@ def _view(capacity: Capacity, row: Row[Any]) -> dict[str, Any]:
         "ports_held": row.ports_held,
         "labels": row.labels,
         "versions": row.versions,
+        "capabilities": row.capabilities,
         "version_skew": skew(row.versions.get("agent")),
         "agent_url": row.agent_url,
         "warning": row.warning,

@@ -82,6 +82,7 @@ def view(row: Row[Any]) -> dict[str, Any]:
         "error": row.error,
         "on_host_lost": row.on_host_lost,
         "host_labels": row.wanted_labels,
+        "network": row.network,
         "drift": row.drift,
         "managed_by": None if row.balancer_id is None else {"type": "load_balancer", "id": str(row.balancer_id)},
         **lifetimes.view(row),

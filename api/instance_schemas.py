@@ -7,13 +7,22 @@ import re
 import shlex
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from api.lifetimes import IdleStop, Lifetimes, LifetimesView, Ttl
 from drivers.images import is_ours
 from model.drift import Drift
 from model.hosts import Backend
 from model.instances import Port
+from model.networks import OPEN, Network
 from model.vault import Delivery
 
 #: The reference grammar of the OCI distribution specification: [domain/]path[:tag][@digest].
@@ -212,6 +221,25 @@ class InstanceCreate(Lifetimes):
     host: HostName | None = None
     #: Labels that its host must have.
     host_labels: Labels = {}
+    #: What it reaches: everything (`open`), nothing (`none`), or the servers of `allow` through a proxy (`allow-list`).
+    network: Network | None = None
+
+    @model_validator(mode="after")
+    def _is_reached(self) -> InstanceCreate:
+        mode = self.wanted_network.mode
+        if mode != "open" and self.ports:
+            raise ValueError(
+                f"ports: nothing reaches an instance with the network {mode}; publish none, or make it open"
+            )
+        if mode != "open" and self.health_check is not None and self.health_check.type != "exec":
+            raise ValueError(
+                f"health_check: nothing reaches an instance with the network {mode}; take one of the type exec"
+            )
+        return self
+
+    @property
+    def wanted_network(self) -> Network:
+        return self.network or OPEN
 
     def wanted_ports(self) -> list[Port]:
         return [
@@ -300,6 +328,7 @@ class InstanceView(LifetimesView):
     error: ErrorView | None
     on_host_lost: str
     host_labels: dict[str, str]
+    network: Network
     drift: Drift | None
     #: What it belongs to, and is changed through.
     managed_by: ManagedBy | None

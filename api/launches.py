@@ -27,7 +27,7 @@ _POSSIBLE = text(
         ) AS clash
         FROM hosts h
         WHERE h.backend = :backend AND h.state = 'ready' AND (cast(:host AS text) IS NULL OR h.name = :host)
-          AND h.labels @> cast(:labels AS jsonb)
+          AND h.labels @> cast(:labels AS jsonb) AND h.capabilities @> cast(:needs AS jsonb)
           AND h.allocated_vcpus + t.vcpus <= h.cpus * :cpu
           AND h.allocated_memory_mb + t.memory_mb <= h.memory_mb * :memory
     ) AS fitting ON true
@@ -60,6 +60,7 @@ async def template_of(request: Request, caller: Caller, body: InstanceCreate) ->
         backend=body.backend,
         wanted_host=body.host,
         wanted_labels=body.host_labels,
+        network=body.wanted_network,
         on_host_lost=body.on_host_lost,
         **await lifetimes.columns(caller, body),
     )
@@ -74,6 +75,7 @@ async def check_possible(request: Request, caller: Caller, body: InstanceCreate)
         "backend": body.backend,
         "host": body.host,
         "labels": orjson.dumps(body.host_labels).decode(),
+        "needs": orjson.dumps(body.wanted_network.needs).decode(),
         "cpu": capacity.overcommit_cpu,
         "memory": capacity.overcommit_memory,
         "ports": [port for port, _ in fixed],
@@ -103,6 +105,7 @@ async def _why_no_room(caller: Caller, body: InstanceCreate, size: Row[Any], cap
         vcpus=size.vcpus,
         memory_mb=size.memory_mb,
         labels=body.host_labels,
+        needs=body.wanted_network.needs,
         host=body.host,
     )
     hosts = (await caller.execute(no_room.HOSTS)).all()

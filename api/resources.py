@@ -14,6 +14,7 @@ from model.ssh_keys import SshKey
 from model.users import ServiceAccount
 from model.vault import Secret
 from model.webhooks import Webhook
+from model.workspaces import Credential
 
 _DELETED = "deleted"
 S = TypeVar("S", bound=Select[Any])
@@ -33,7 +34,9 @@ def listed(query: S, resource: type[Resource], caller: Caller, *, status: str | 
     return query if name is None else query.where(resource.name == name)
 
 
-def named(table: type[Secret | ServiceAccount | SshKey | Webhook], caller: Caller, name: str | None) -> list[Any]:
+def named(
+    table: type[Credential | Secret | ServiceAccount | SshKey | Webhook], caller: Caller, name: str | None
+) -> list[Any]:
     """Conditions: those of the caller's project, of this name where one is asked for."""
     return [table.project_id == caller.project_id, *([] if name is None else [table.name == name])]
 

@@ -11,6 +11,7 @@ from model.base import Frozen
 from model.errors import ForeignObject, Superseded
 from model.health import HealthCheck
 from model.instances import MachineSpec
+from model.networks import OPEN, Network
 
 PREFIX = "io.cairn"
 USER_PREFIX = f"{PREFIX}.user"
@@ -27,6 +28,8 @@ USER_DATA = f"{PREFIX}.user-data"
 SECRETS = f"{PREFIX}.secrets"
 #: It is the proxy of the load balancer of this id.
 BALANCER = f"{PREFIX}.load-balancer"
+#: What it reaches, as JSON, where that is not everything: agents know from it whom to serve a proxy.
+NETWORK = f"{PREFIX}.network"
 #: What its image was called: it is made of the image's id.
 IMAGE = f"{PREFIX}.image-name"
 
@@ -34,6 +37,7 @@ IMAGE = f"{PREFIX}.image-name"
 def told(labels: Mapping[str, str]) -> dict[str, Any]:
     """What a machine's labels say of what it was made from, as fields of FoundMachine."""
     health = labels.get(HEALTH)
+    network = labels.get(NETWORK)
     try:
         project = UUID(labels.get(f"{PREFIX}.project", ""))
     except ValueError:
@@ -44,6 +48,7 @@ def told(labels: Mapping[str, str]) -> dict[str, Any]:
         "fenced": FENCED in labels,
         "labels": {n.removeprefix(f"{USER_PREFIX}."): v for n, v in labels.items() if n.startswith(f"{USER_PREFIX}.")},
         "health_check": HealthCheck.model_validate_json(health) if health else None,
+        "network": Network.model_validate_json(network) if network else OPEN,
     }
 
 
@@ -74,6 +79,7 @@ class Owner(Frozen):
             **({USER_DATA: spec.user_data} if spec.user_data else {}),
             **({SECRETS: ",".join(sorted(spec.secrets))} if spec.secrets else {}),
             **({BALANCER: str(spec.balancer)} if spec.balancer else {}),
+            **({NETWORK: spec.network.model_dump_json()} if spec.network != OPEN else {}),
         }
 
     def filters(self) -> list[str]:

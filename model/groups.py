@@ -13,6 +13,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from model.base import Base, Frozen, Id, Now
 from model.instances import Port
+from model.networks import OPEN, Network
 from model.resources import Resource, rules
 
 Kind = Literal["group", "deployment"]
@@ -81,6 +82,7 @@ class Template(Frozen):
     ttl_seconds: int | None
     restart_policy: str
     health_check: dict[str, Any] | None
+    network: Network = OPEN
     #: Under which the script of all members is sealed (model.vault.SealedValue), where there is one.
     user_data_id: UUID | None = None
     user_data_sha256: str | None

@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, LargeBinary, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from model.base import Base, EmptyObject, Frozen, Id, Now
+from model.base import Base, EmptyList, EmptyObject, Frozen, Id, Now
 
 Backend = Literal["docker", "simulated"]
 
@@ -66,6 +66,8 @@ class Host(Base):
     labels: Mapped[EmptyObject]
     #: What runs there: {"agent": "0.2.0", "engine": "20.10.24", …}.
     versions: Mapped[EmptyObject]
+    #: What its agent can do beyond what every agent can, as that last said: model.networks.capability.
+    capabilities: Mapped[EmptyList]
     #: SHA-256 of the credential of its agent. Hosts that one agent serves share it.
     credential: Mapped[bytes | None] = mapped_column(LargeBinary)
     #: X25519: values are sealed for it.

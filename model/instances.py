@@ -16,6 +16,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from model.base import Base, EmptyList, EmptyObject, Frozen
 from model.health import HealthCheck
 from model.images import Format, ImageWanted
+from model.networks import OPEN, Network
 from model.resources import Resource, rules
 
 
@@ -122,11 +123,14 @@ class MachineSpec(Frozen):
     #: It is the proxy of this load balancer.
     balancer: UUID | None = None
 
+    #: What it reaches.
+    network: Network = OPEN
+
     #: What agents of 0.2 do not know: it goes out only where it says something.
     LATER: ClassVar[tuple[str, ...]] = (
         *("image_digest", "image_format"),
         *("restart_policy", "health_check", "user_data", "authorized_key"),
-        *("lives", "secrets", "registry_login", "balancer"),
+        *("lives", "secrets", "registry_login", "balancer", "network"),
     )
 
     @property
@@ -221,6 +225,8 @@ class Instance(Resource, Base):
     wanted_labels: Mapped[EmptyObject]
     #: What is done when its host is lost: keep, replace or fence.
     on_host_lost: Mapped[str] = mapped_column(server_default=text("'keep'"))
+    #: What it reaches: model.networks.Network.
+    network: Mapped[dict[str, Any]] = mapped_column(server_default=text('\'{"mode": "open", "allow": []}\'::jsonb'))
     #: Where it is placed, and holds capacity and ports. None: it holds none.
     host_id: Mapped[UUID | None] = mapped_column(ForeignKey("hosts.id"))
     #: Grows with every placement; engine objects of another generation are leftovers.
@@ -279,6 +285,7 @@ class Instance(Resource, Base):
         CheckConstraint("quota IN ('none', 'reserved', 'used')", name="quota"),
         CheckConstraint("(group_id IS NULL) = (group_revision IS NULL)", name="member"),
         CheckConstraint("vcpus > 0 AND memory_mb > 0", name="size"),
+        CheckConstraint("network ->> 'mode' IN ('open', 'none', 'allow-list')", name="network"),
         CheckConstraint("on_host_lost IN ('keep', 'replace', 'fence')", name="on_host_lost"),
         CheckConstraint("(next_host_id IS NULL) = (next_generation IS NULL)", name="next"),
         CheckConstraint("num_nonnulls(next_type, next_vcpus, next_memory_mb) IN (0, 3)", name="next_size"),

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from model.base import Base, EmptyList, Frozen, Id, Now
 from model.health import HealthCheck
 from model.instances import OwnedMachine, Port
+from model.networks import OPEN, Network
 
 #: The runs that an operator asks for while the installation is restored; all others wait.
 KINDS = ("AdoptInstance", "DiscardMachine", "ForgetDifference", "FinishRestore")
@@ -38,6 +39,7 @@ class FoundMachine(OwnedMachine):
     labels: dict[str, str] = {}
     restart_policy: str = "no"
     health_check: HealthCheck | None = None
+    network: Network = OPEN
     ports: list[Port] | None = None
 
 

@@ -29,6 +29,7 @@ from model.users import (
 from model.vault import DataKey, ImageLogin, InstanceSecrets, SealedValue, Secret, SecretVersion
 from model.webhooks import Webhook, WebhookDelivery
 from model.workflows import Event, IdempotencyKey, Workflow
+from model.workspaces import Credential, Workspace, WorkspaceLogin
 
 __all__ = [
     "Activity",
@@ -41,6 +42,7 @@ __all__ = [
     "Base",
     "Binding",
     "Configuration",
+    "Credential",
     "CronJob",
     "CronRun",
     "DataKey",
@@ -83,4 +85,6 @@ __all__ = [
     "Webhook",
     "WebhookDelivery",
     "Workflow",
+    "Workspace",
+    "WorkspaceLogin",
 ]

@@ -45,6 +45,9 @@ Kind = Literal[
     "ProvisionLoadBalancer",
     "UpdateLoadBalancer",
     "DeprovisionLoadBalancer",
+    "InitWorkspace",
+    "SyncWorkspace",
+    "DeprovisionWorkspace",
     "ScaleGroup",
     "DeprovisionGroup",
     "AdoptInstance",
@@ -53,7 +56,7 @@ Kind = Literal[
     "FinishRestore",
 ]
 ResourceType = Literal[
-    "instance", "image", "host", "project", "restore", "user", "group", "deployment", "load_balancer"
+    "instance", "image", "host", "project", "restore", "user", "group", "deployment", "load_balancer", "workspace"
 ]
 
 
