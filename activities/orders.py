@@ -20,6 +20,7 @@ from model.base import new_id
 from model.groups import Group
 from model.images import Image
 from model.instances import STABLE, VERBS, Instance, Status
+from model.sessions import WorkSession
 from model.workflows import NEVER_STARTED, Order, State, Workflow
 
 ACTOR = "system"
@@ -68,7 +69,7 @@ def change(
     return order
 
 
-def call_off_others(session: Session, instance: Instance | Image | Group | LoadBalancer) -> None:
+def call_off_others(session: Session, instance: Instance | Image | Group | LoadBalancer | WorkSession) -> None:
     """Ask every unfinished run of the resource, whose row the caller has locked, to end, as a user's delete does.
 
     One that has not started ends here; the sweeper delivers the other cancels. Leaves its project in use.

@@ -23,6 +23,7 @@ from activities.quotas import QuotaRecords
 from activities.reencryption import SecretRecords
 from activities.restores import MachineSurvey, RestoreRecords
 from activities.samples import SampleRecords
+from activities.sessions import SessionEngine, SessionRecords
 from activities.sweeper import Sweeper
 from activities.user_ends import UserEnds
 from activities.webhooks import WebhookCalls, WebhookRecords
@@ -33,6 +34,7 @@ CONTROL_CLASSES: tuple[type, ...] = (
     HostRecords,
     HostDrains,
     BalancerRecords,
+    SessionRecords,
     SampleRecords,
     ProjectEnds,
     UserEnds,
@@ -48,7 +50,7 @@ CONTROL_CLASSES: tuple[type, ...] = (
     CronSchedules,
     Sweeper,
 )
-HOST_CLASSES: tuple[type, ...] = (InstanceEngine, HostEngine, ImageEngine, MachineSurvey, BalancerEngine)
+HOST_CLASSES: tuple[type, ...] = (InstanceEngine, HostEngine, ImageEngine, MachineSurvey, BalancerEngine, SessionEngine)
 WEBHOOK_CLASSES: tuple[type, ...] = (WebhookCalls,)
 CRON_CLASSES: tuple[type, ...] = (CronCalls,)
 API_CLASSES: tuple[type, ...] = (CronActs,)

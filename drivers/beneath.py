@@ -111,6 +111,8 @@ def _made(root: int, names: list[str]) -> int:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(name, 0o755, dir_fd=above)
                 below = open_beneath(root, names[:depth], flags)
+                # Whatever umask this process has.
+                os.chmod(f"/proc/self/fd/{below}", 0o755)
         finally:
             os.close(above)
         above = below

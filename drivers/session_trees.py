@@ -53,7 +53,7 @@ class Record(Frozen):
 
 def base_of(trees: Path, workspace: UUID, commit: str) -> Path:
     """The files of a workspace's commit; nobody changes them as long as a session is made of it."""
-    return trees / "workspaces" / str(workspace) / "base" / commit
+    return trees / "workspaces" / str(workspace) / "bases" / commit
 
 
 class SessionTrees:

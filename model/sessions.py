@@ -1,4 +1,4 @@
-"""Work sessions: sandboxes, each on files of its own that begin as a workspace's. States, what hosts are told, the table."""
+"""Work sessions: sandboxes, each on files of its own that begin as a workspace's. States, orders, the table."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from model.resources import Resource, rules
 INIT, STOP, START, DEPROVISION = "InitSession", "StopSession", "StartSession", "DeprovisionSession"
 #: Where a session's files are in its sandbox.
 PLACE = "/workspace"
+#: The program of a sandbox, which does nothing.
+IDLE = ["/bin/sh", "-c", "while :; do sleep 3600; done"]
 
 
 class SessionStatus(StrEnum):
@@ -55,7 +57,7 @@ class WorkSession(Resource, Base):
         ForeignKeyConstraint(["project_id", "workspace_id"], ["workspaces.project_id", "workspaces.id"]),
         ForeignKeyConstraint(["project_id", "instance_id"], ["instances.project_id", "instances.id"]),
         Index("ix_work_sessions_list", "project_id", "id", postgresql_where=text("status <> 'removed'")),
-        Index("ix_work_sessions_workspace", "workspace_id", postgresql_where=text("status <> 'removed'")),
+        Index("ix_work_sessions_workspace", "workspace_id"),
         Index("ix_work_sessions_instance", "instance_id"),
         Index("ix_work_sessions_workflow", "project_id", "workflow_id"),
         Index("ix_work_sessions_removed", "deleted_at", postgresql_where=text("status = 'removed'")),

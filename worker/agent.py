@@ -30,12 +30,14 @@ from activities.interceptor import ActivityInterceptor
 from activities.registry import methods
 from activities.restores import MachineSurvey
 from activities.runs import host_queue
+from activities.sessions import SessionEngine
 from drivers.balancers import Balancers
 from drivers.blob_source import ApiBlobs
 from drivers.brought import Brought, brought_folder
 from drivers.images import Images
 from drivers.machines import Fence, Machines
 from drivers.measured import measured
+from drivers.session_trees import SessionTrees
 from drivers.streams import Streams
 from model import logs
 from model.hosts import AgentHost
@@ -92,7 +94,7 @@ def streams(host: AgentHost, installation: UUID, settings: Settings) -> Streams 
     return DockerStreams(settings.docker_host, installation=installation, host_id=host.id)
 
 
-def driver(host: AgentHost, installation: UUID, settings: Settings) -> Machines:
+def driver(host: AgentHost, installation: UUID, settings: Settings, trees: SessionTrees) -> Machines:
     """The driver of a host's backend; only what is used is imported."""
     if host.backend == "simulated":
         from drivers.simulated import SimulatedMachines
@@ -108,6 +110,7 @@ def driver(host: AgentHost, installation: UUID, settings: Settings) -> Machines:
         host_id=host.id,
         publish_address=settings.publish_address,
         secrets_dir=settings.secrets_dir,
+        trees=trees,
     )
 
 
@@ -122,6 +125,12 @@ def image_driver(host: AgentHost, membership: Membership, settings: Settings) ->
 
     blobs = ApiBlobs(membership.api_url, membership.credential)
     return DockerImages(settings.docker_host, brought=brought, fetch=blobs.fetch, allow=settings.outbound_allow)
+
+
+def session_trees(host: AgentHost, settings: Settings) -> SessionTrees:
+    """Where sessions of a host have their files. What is simulated mounts nothing."""
+    folder = identity_file(settings).parent / "trees"
+    return SessionTrees(folder, overlay=host.backend != "simulated")
 
 
 def balancer_driver(host: AgentHost, installation: UUID, settings: Settings) -> Balancers:
@@ -146,9 +155,14 @@ async def run(settings: Settings) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    trees = {host.id: session_trees(host, settings) for host in membership.hosts}
     machines = {
-        host.id: measured(driver(host, membership.installation, settings), host.backend) for host in membership.hosts
+        host.id: measured(driver(host, membership.installation, settings, trees[host.id]), host.backend)
+        for host in membership.hosts
     }
+    for kept in trees.values():
+        # Before a sandbox that runs is asked for its files.
+        await asyncio.to_thread(kept.mount_all)
     images = {
         host.id: measured(image_driver(host, membership, settings), f"{host.backend}.images")
         for host in membership.hosts
@@ -159,7 +173,8 @@ async def run(settings: Settings) -> None:
     }
     gate = Gate(membership.ticket_keys)
     listener = agent_server.listen(settings, membership.api_url)
-    serves = AgentServer({host.id: streams(host, membership.installation, settings) for host in membership.hosts}, gate)
+    served = {host.id: streams(host, membership.installation, settings) for host in membership.hosts}
+    serves = AgentServer(served, gate, trees, settings.session_file_max_bytes)
     temporal = TemporalLink(
         settings,
         follows="temporal_address" in unset,
@@ -191,6 +206,7 @@ async def run(settings: Settings) -> None:
                 machines,
                 images,
                 balancers,
+                trees,
                 fence.AgentFence(settings),
                 Sealed(membership, keys),
             )
@@ -223,6 +239,7 @@ def step_workers(
     machines: Mapping[UUID, Machines],
     images: Mapping[UUID, Images],
     balancers: Mapping[UUID, Balancers],
+    trees: Mapping[UUID, SessionTrees],
     fence: Fence,
     given: Given | None = None,
 ) -> list[Worker]:
@@ -232,11 +249,12 @@ def step_workers(
     workers = []
     for host in hosts:
         engines = [
-            InstanceEngine(machines[host.id], fence, given),
+            InstanceEngine(machines[host.id], fence, given, trees[host.id].mount),
             HostEngine(host.name, machines[host.id], fence),
             ImageEngine(host.name, images[host.id], given),
             MachineSurvey(host.name, machines[host.id]),
             BalancerEngine(balancers[host.id], machines[host.id], given.secrets if given else None),
+            SessionEngine(trees[host.id]),
         ]
         workers.append(
             Worker(

@@ -12,6 +12,7 @@ from workflows import (
     instances,
     projects,
     restores,
+    sessions,
     system,
     webhooks,
 )
@@ -23,6 +24,7 @@ PLANS = [
     *projects.PLANS,
     *groups.PLANS,
     *balancers.PLANS,
+    *sessions.PLANS,
     *images.PLANS,
     *system.PLANS,
     *webhooks.PLANS,
