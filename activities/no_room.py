@@ -57,13 +57,12 @@ def why(hosts: Sequence[Any], asked: Asked, overcommit_cpu: float, overcommit_me
         return f"{what} has {missing}"
     hosts = [host for host in hosts if asked.labels.items() <= host.labels.items()]
     what += f" with {_labels(asked.labels)}" if asked.labels else ""
-    if not any(set(asked.needs) <= set(host.capabilities) for host in hosts):
-        return f"{what} has {_agent(asked)}"
-    hosts = [host for host in hosts if set(asked.needs) <= set(host.capabilities)]
     ready = [host for host in hosts if host.state == HostState.READY]
     if not ready:
         return f"{what} takes placements: {_some([f'{host.name} is {host.state}' for host in hosts])}"
-    return f"{what} that takes placements has {_room(ready, asked, overcommit_cpu, overcommit_memory)}"
+    able = [host for host in ready if set(asked.needs) <= set(host.capabilities)]
+    lacking = _room(able, asked, overcommit_cpu, overcommit_memory) if able else _agent(asked)
+    return f"{what} that takes placements has {lacking}"
 
 
 def _lacks_itself(host: Any, asked: Asked) -> str:

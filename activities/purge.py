@@ -32,7 +32,7 @@ KEYS, TOKENS = dt.timedelta(hours=24), dt.timedelta(days=7)
 #: Counted together: workers of the release before this one know no other names.
 _COUNTED_AS = dict.fromkeys(("sessions", "password_resets", "login_addresses", "api_keys"), "tokens")
 _COUNTED_AS |= {"cron_runs": "deliveries", "activities": "workflows"}
-_COUNTED_AS |= dict.fromkeys(("groups", "balancers", "configurations", "work_sessions"), "instances")
+_COUNTED_AS |= dict.fromkeys(("groups", "balancers", "configurations", "workspaces", "work_sessions"), "instances")
 #: For so long one can see what became of sessions and API keys that are void.
 VOID = dt.timedelta(days=7)
 #: As long as it counts from where somebody has logged in.
@@ -77,6 +77,14 @@ _IMAGES = text(
     DELETE FROM images WHERE id IN (
         SELECT id FROM images i WHERE status = 'deleted' AND deleted_at < now() - :kept
         AND NOT EXISTS (SELECT FROM instances n WHERE n.image_id = i.id)
+        ORDER BY deleted_at LIMIT :most FOR UPDATE SKIP LOCKED
+    )
+    """
+)
+_WORKSPACES = text(
+    """
+    DELETE FROM workspaces WHERE id IN (
+        SELECT id FROM workspaces WHERE status = 'deleted' AND deleted_at < now() - :kept
         ORDER BY deleted_at LIMIT :most FOR UPDATE SKIP LOCKED
     )
     """
@@ -192,6 +200,7 @@ _WORKFLOWS = text(
         AND NOT EXISTS (SELECT FROM scaling_groups g WHERE g.project_id = n.project_id AND g.workflow_id = n.id)
         AND NOT EXISTS (SELECT FROM load_balancers b WHERE b.project_id = n.project_id AND b.workflow_id = n.id)
         AND NOT EXISTS (SELECT FROM work_sessions s WHERE s.project_id = n.project_id AND s.workflow_id = n.id)
+        AND NOT EXISTS (SELECT FROM workspaces s WHERE s.project_id = n.project_id AND s.workflow_id = n.id)
         RETURNING 1
     )
     SELECT (SELECT count(*) FROM gone) AS gone, (SELECT id FROM next ORDER BY id DESC LIMIT 1) AS last
@@ -291,6 +300,7 @@ class PurgeRecords:
             "configurations": lambda: sum(self._configurations(until, project) for project in projects),
             "activities": lambda: self._all(until, _ACTIVITIES, kept.workflows),
             "images": lambda: self._all(until, _IMAGES, kept.deleted),
+            "workspaces": lambda: self._all(until, _WORKSPACES, kept.deleted),
             "events": lambda: sum(self._all(until, _EVENTS, kept.events, project) for project in projects),
             "deliveries": lambda: self._all(until, _DELIVERIES, KEPT),
             "cron_runs": lambda: self._all(until, _CRON_RUNS, RUNS_KEPT) + self._all(until, _MANY_CRON_RUNS, RUNS_KEPT),

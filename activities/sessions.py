@@ -98,8 +98,8 @@ class SessionRecords:
 
     @activity.defn(name="session.remove")
     def remove(self, order: Order) -> Sandbox:
-        """Claim the run, and order the delete of its sandbox, as a child of it, unless that is deleted; and say where its
-        files are. Repeated, the same child, as long as that has not ended.
+        """Claim the run, and order the delete of its sandbox, as a child of it, unless that is deleted; and say where
+        its files are. Repeated, the same child, as long as that has not ended.
 
         What works on the sandbox is called off; runs of the session itself are waited for.
         """

@@ -15,6 +15,7 @@ from activities.project_ends import settle_project
 from activities.restore_ends import settle_restore
 from activities.session_ends import settle_session
 from activities.user_ends import settle_user
+from activities.workspace_ends import settle_workspace
 from model.workflows import Failure, Order, Outcome, Step
 
 _SETTLE: dict[str, Callable[..., None]] = {
@@ -28,6 +29,7 @@ _SETTLE: dict[str, Callable[..., None]] = {
     "restore": settle_restore,
     "session": settle_session,
     "user": settle_user,
+    "workspace": settle_workspace,
 }
 
 

@@ -9,7 +9,7 @@ from uuid import UUID
 import orjson
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from api.agent_credentials import Authenticated, MemberRoute
 from api.caller import ENTER
@@ -18,9 +18,15 @@ from api.errors import RESPONSES
 from api.instance_schemas import Text
 from model.errors import NotFound
 from model.health import MOST, Health
+from model.restores import is_restored
 from model.sealing import of_user_data, seal
+from model.workspaces import MOST_TREES
 
 router = APIRouter(prefix="/v1/hosts", tags=["agents"], responses=RESPONSES, route_class=MemberRoute)
+
+
+#: Files of more workspaces than these, or than a tenth, that no row names are left alone: was an older backup restored?
+MOST_STRANGE = 5
 
 
 class MachineHealth(BaseModel):
@@ -61,6 +67,40 @@ class ToldHealth(BaseModel):
 class HealthKept(BaseModel):
     #: Of how many it was another than before.
     changed: int
+
+
+class HeldWorkspace(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    id: UUID
+    project_id: UUID
+
+
+class HeldWorkspaces(BaseModel):
+    """``POST /v1/hosts/workspaces``."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "workspaces": [
+                        {
+                            "id": "0199b3f0-0000-7000-8000-000000000001",
+                            "project_id": "0199b3f0-0000-7000-8000-000000000002",
+                        }
+                    ]
+                }
+            ]
+        },
+    )
+
+    workspaces: Annotated[list[HeldWorkspace], Field(min_length=1, max_length=MOST_TREES)]
+
+
+class WorkspacesKept(BaseModel):
+    #: Of which nothing is to be left.
+    gone: list[str]
 
 
 class UserData(BaseModel):
@@ -122,6 +162,19 @@ _LOGIN = text(
     """
     SELECT l.sealed FROM image_logins l JOIN hosts h ON h.id = l.host_id
     WHERE l.image_id = :id AND l.project_id = :project AND h.credential = :credential
+    """
+)
+_GIT_LOGIN = text(
+    """
+    SELECT l.sealed FROM workspace_logins l JOIN hosts h ON h.id = l.host_id
+    WHERE l.workspace_id = :id AND l.project_id = :project AND h.credential = :credential
+    """
+)
+_NEEDED = text(
+    """
+    SELECT w.id FROM workspaces w JOIN hosts h ON h.id = w.host_id AND h.credential = :credential
+    WHERE w.project_id = :project AND w.id = ANY(cast(:ids AS uuid[]))
+    AND w.status IN ('initializing', 'ready', 'deleting')
     """
 )
 _SECRETS = text(
@@ -201,3 +254,33 @@ async def registry_login(
     if found is None:
         raise NotFound(f"no host of this agent is asked to pull image {image_id} with a login")
     return answer(request, {"sealed": found.sealed})
+
+
+@router.get("/git-logins/{workspace_id}", response_model=Envelope[SealedLogin])
+async def git_login(
+    request: Request, workspace_id: UUID, project_id: Annotated[UUID, Query()], agent: Authenticated
+) -> Response:
+    """With what a host of the agent fetches a workspace; a worker sealed it for that host."""
+    await agent.connection.execute(ENTER, {"project": str(project_id)})
+    asked = {"id": workspace_id, "project": project_id, "credential": agent.credential}
+    found = (await agent.connection.execute(_GIT_LOGIN, asked)).one_or_none()
+    if found is None:
+        raise NotFound(f"no host of this agent is asked to fetch workspace {workspace_id} with a credential")
+    return answer(request, {"sealed": found.sealed})
+
+
+@router.post("/workspaces", operation_id="report_workspaces", response_model=Envelope[WorkspacesKept])
+async def workspaces(request: Request, body: HeldWorkspaces, agent: Authenticated) -> Response:
+    """Of which of the workspaces whose files the agent holds nothing is needed any more. None while the platform is
+    restored, or where far too many are unknown."""
+    held = sorted(body.workspaces, key=lambda one: one.project_id)
+    needed: set[UUID] = set()
+    for project_id, of_project in groupby(held, lambda one: one.project_id):
+        await agent.connection.execute(ENTER, {"project": str(project_id)})
+        asked = {"project": project_id, "ids": [str(one.id) for one in of_project], "credential": agent.credential}
+        needed.update((await agent.connection.execute(_NEEDED, asked)).scalars())
+    gone = [one.id for one in held if one.id not in needed]
+    restored = (await agent.connection.execute(select(is_restored))).scalar_one()
+    if restored or len(gone) > max(MOST_STRANGE, len(held) // 10):
+        gone = []
+    return answer(request, {"gone": gone})

@@ -88,7 +88,7 @@ async def rotate(
     except ValueError as error:
         raise ValidationFailed(str(error), fields=[{"field": "body", "message": str(error)}]) from None
     await vault.keep(caller, keyring, _value(body), credential_id=credential_id)
-    values = {"rotated_at": func.now(), "updated_at": func.now(), "version": Credential.version + 1}
+    values: dict[str, Any] = {"rotated_at": func.now(), "updated_at": func.now(), "version": Credential.version + 1}
     if body.known_hosts is not None:
         values["known_hosts"] = body.known_hosts
     changing = update(Credential).where(Credential.id == row.id).values(**values).returning(*Credential.__table__.c)

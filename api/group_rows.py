@@ -96,9 +96,9 @@ def view(kind: Kind, row: Row[Any]) -> dict[str, Any]:
     own = {name: getattr(row, name) for name in MembersView.model_fields if hasattr(row, name)}
     asked = {name: value for name, value in row.asked.items() if name in MembersView.model_fields and name not in own}
     numbers = {"desired": row.desired_count, "current": row.current, "ready": row.ready, "updated": row.updated}
-    data = (
-        {"network": OPEN.model_dump()} | asked | own | {_NAMES[kind][name]: number for name, number in numbers.items()}
-    )
+    # Of what was asked before there were classes of networks, the one that there was.
+    asked = {"network": OPEN.model_dump()} | asked
+    data = asked | own | {_NAMES[kind][name]: number for name, number in numbers.items()}
     if kind == "group":
         more = ("min_instances", "max_instances")
         data |= {name: getattr(row, name) for name in more}

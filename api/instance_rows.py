@@ -109,7 +109,8 @@ def _manager(row: Row[Any]) -> dict[str, str] | None:
 
 def env_of(row: Row[Any]) -> dict[str, Any]:
     """As it was asked for."""
-    return row.env | {name: _ref(use) for name, use in row.secrets.items()}
+    plain: dict[str, Any] = row.env
+    return plain | {name: _ref(use) for name, use in row.secrets.items()}
 
 
 def _ref(use: dict[str, Any]) -> dict[str, Any]:

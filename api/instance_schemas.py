@@ -228,12 +228,10 @@ class InstanceCreate(Lifetimes):
     def _is_reached(self) -> InstanceCreate:
         mode = self.wanted_network.mode
         if mode != "open" and self.ports:
-            raise ValueError(
-                f"ports: nothing reaches an instance with the network {mode}; publish none, or make it open"
-            )
+            raise ValueError(f"ports: nothing reaches an instance with the network {mode}: publish none, or open it")
         if mode != "open" and self.health_check is not None and self.health_check.type != "exec":
             raise ValueError(
-                f"health_check: nothing reaches an instance with the network {mode}; take one of the type exec"
+                f"health_check: nothing reaches an instance with the network {mode}: take one of the type exec"
             )
         return self
 

@@ -147,8 +147,8 @@ async def archive(
 async def unpack(
     request: Request, session_id: UUID, caller: Annotated[Caller, may_unread("sessions:use")], path: PathQuery = ""
 ) -> Response:
-    """Unpack a tar archive, plain or packed with gzip or zstd, into a folder, which is made where there is none. Files of
-    the same name are replaced. One that is refused at an entry has been unpacked up to there."""
+    """Unpack a tar archive, plain or packed with gzip or zstd, into a folder, which is made where there is none. Files
+    of the same name are replaced. One that is refused at an entry has been unpacked up to there."""
     query = {"act": "unpack", "path": path}
     return answer(request, await _change(request, caller, session_id, query, _body(request)))
 
@@ -157,8 +157,8 @@ async def unpack(
 async def watch(
     request: Request, session_id: UUID, caller: Annotated[Caller, may("sessions:use")], path: PathQuery = ""
 ) -> Response:
-    """What changes below a folder from now on, as server-sent events: `created`, `changed` or `deleted`, with the path and
-    type of each; `overflow`: more than is told."""
+    """What changes below a folder from now on, as server-sent events: `created`, `changed` or `deleted`, with the path
+    and type of each; `overflow`: more than is told."""
     query = {"act": "watch", "path": path}
     return (await _streamed(request, caller, session_id, query, "text/event-stream"))[0]
 

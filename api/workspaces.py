@@ -50,7 +50,7 @@ async def create(
 
 
 def _as_https(url: GitUrl) -> str:
-    return f"https://[{url.host}]/" if ":" in url.host else f"https://{url.host}/"
+    return f"https://{url.host}/"
 
 
 async def _create(request: Request, body: WorkspaceCreate, caller: Caller, url: GitUrl | None) -> Response:

@@ -25,8 +25,9 @@ from drivers.docker_engine import CALL_SECONDS, CONFLICT, POLL_SECONDS, DockerEn
 from drivers.docker_facts import limits, refusal_of
 from drivers.docker_inventory import DockerInventory
 from drivers.docker_streams import DockerStreams
+from drivers.egress import Egress
 from drivers.machines import Check, Secrets
-from drivers.ownership import Owner, machine_name
+from drivers.ownership import NETWORK, Owner, machine_name
 from drivers.secret_files import SecretFiles, default_folder
 from drivers.session_trees import SessionTrees
 from model.errors import EngineUnavailable, ImageNotFound, InstanceExited, NeedsStop, NotFound
@@ -52,8 +53,10 @@ class DockerMachines:
         publish_address: str,
         secrets_dir: Path | None = None,
         trees: SessionTrees | None = None,
+        egress: Egress | None = None,
     ) -> None:
-        """``secrets_dir``: a folder in memory, of this process's user. ``trees``: where the files of sessions are."""
+        """``secrets_dir``: a folder in memory, of this process's user. ``trees``: where the files of sessions are.
+        ``egress``: what serves their proxies."""
         self._owner = Owner(installation=installation, host_id=host_id)
         self._engine = DockerEngine(base_url, self._owner)
         self._inside = DockerStreams(base_url, installation=installation, host_id=host_id)
@@ -61,6 +64,7 @@ class DockerMachines:
         self._files = SecretFiles(secrets_dir or default_folder(), host_id)
         self._publish_address = publish_address
         self._trees = trees
+        self._egress = egress
         # Containers that this process made: an engine's id is never given twice, so their
         # start needs no second proof of ownership. Small, and lost with the process, as it may be.
         self._proven: dict[UUID, str] = {}
@@ -133,7 +137,7 @@ class DockerMachines:
                 if found["State"]["Paused"]:
                     docker_ends.wake(self._client, engine_id)
                 if found["State"]["Running"]:
-                    return self._ready(engine_id, cancelled)
+                    return self._ready(engine_id, machine, cancelled)
             with changing(cancelled):
                 try:
                     self._client.start(engine_id)
@@ -144,15 +148,17 @@ class DockerMachines:
                         raise refusal from error
                     raise
                 faults.reached("after_effect")
-            return self._ready(engine_id, cancelled)
+            return self._ready(engine_id, machine, cancelled)
 
     def ready(self, machine: UUID, cancelled: Check) -> MachineState:
         with calling():
-            return self._ready(str(self._engine.require(machine)["Id"]), cancelled)
+            return self._ready(str(self._engine.require(machine)["Id"]), machine, cancelled)
 
-    def _ready(self, engine_id: str, cancelled: Check) -> MachineState:
+    def _ready(self, engine_id: str, machine: UUID, cancelled: Check) -> MachineState:
         found = docker_readiness.wait(self._client, engine_id, cancelled)
         self._inventory.details.note(engine_id, found)
+        if self._egress is not None and NETWORK in (found["Config"]["Labels"] or {}):
+            self._egress.follow(machine, cancelled)
         networks = found["NetworkSettings"]["Networks"].values()
         addresses = [network["IPAddress"] for network in networks if network["IPAddress"]]
         return MachineState(engine_id=engine_id, private_ip=addresses[0] if addresses else None)

@@ -6,7 +6,7 @@ import re
 from typing import Any, NamedTuple
 
 from docker import APIClient
-from docker.types import LogConfig, Mount
+from docker.types import LogConfig, Mount, Ulimit
 
 from drivers import docker_first, docker_names
 from drivers.docker_facts import CPU_PERIOD
@@ -18,6 +18,9 @@ from model.errors import EngineUnavailable, ImageNotFound
 from model.instances import MachineSpec
 from model.sessions import PLACE
 from model.vault import FOLDER
+
+#: Files and sockets that each of its processes may have open. Below what engines commonly have themselves.
+FILES = 16384
 
 
 class Given(NamedTuple):
@@ -67,6 +70,9 @@ def create(client: APIClient, owner: Owner, spec: MachineSpec, publish_address: 
     host_config = client.create_host_config(
         **limits_of(spec),
         pids_limit=spec.pids,
+        ulimits=[Ulimit(name="nofile", soft=FILES, hard=FILES)],
+        # Nothing but a loopback; what an allow-list lets out comes in from outside (docker_egress).
+        network_mode=None if spec.network.mode == "open" else "none",
         init=True,
         security_opt=["no-new-privileges"],
         port_bindings=bindings,
@@ -77,10 +83,10 @@ def create(client: APIClient, owner: Owner, spec: MachineSpec, publish_address: 
     made = client.create_container(
         image["Id"],
         **docker_first.program(image, spec),
-        **({} if spec.tree is None else {"working_dir": PLACE}),
+        working_dir=None if spec.tree is None else PLACE,
         name=machine_name(spec.id),
         hostname=re.sub(r"[^a-zA-Z0-9-]", "-", spec.name)[:63],
-        environment=spec.env | given.environment(spec),
+        environment=spec.network.variables | spec.env | given.environment(spec),
         labels=owner.labels(spec),
         ports=exposed,
         host_config=host_config,

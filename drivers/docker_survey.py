@@ -57,4 +57,6 @@ def _environment(config: dict[str, Any]) -> dict[str, str]:
     secret = (config["Labels"] or {}).get(SECRETS, "").split(",")
     hidden = {*secret, *(f"{name}_FILE" for name in secret)}
     env = dict(line.partition("=")[::2] for line in config.get("Env") or [])
-    return {name: value for name, value in env.items() if name not in hidden}
+    # What its network class gives it, it is given anew.
+    proxy = told(config["Labels"] or {})["network"].variables.items()
+    return {name: value for name, value in env.items() if name not in hidden and (name, value) not in proxy}

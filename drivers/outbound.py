@@ -104,6 +104,14 @@ async def check(url: str, allow: Networks, owner: Hashable = None) -> None:
         await _Resolver(allow, owner).resolve(host, parsed.port or 0)
 
 
+async def addresses(
+    host: str, port: int, allow: Networks, owner: Hashable
+) -> list[tuple[socket.AddressFamily, tuple[str, int]]]:
+    """Where a name is to be connected to, as ``connect`` takes it: what is not refused. Raises UrlRefused, OSError."""
+    found = await _Resolver(allow, owner).resolve(host, port)
+    return [(socket.AddressFamily(one["family"]), (one["host"], one["port"])) for one in found]
+
+
 class _Hops(SimpleNamespace):
     """The redirects of one request."""
 

@@ -217,8 +217,9 @@ def _copy(base: Path, folder: Path, lock: int, cancelled: Check) -> None:
     merged.mkdir(mode=0o755)
     # Its own program: it knows all ways of all file systems, and can be ended in the middle.
     command = ["cp", "-a", "--reflink=auto", "--", f"{base}/.", str(merged)]
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-    with subprocess.Popen(command, **quiet, stderr=subprocess.PIPE, pass_fds=[lock]) as copying:
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=[lock]
+    ) as copying:
         try:
             while copying.poll() is None:
                 if cancelled():

@@ -4,7 +4,6 @@ something else."""
 from __future__ import annotations
 
 import re
-from ipaddress import ip_address
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
@@ -16,8 +15,8 @@ PORTS: dict[Scheme, int] = {"https": 443, "ssh": 22}
 _SCHEMES: tuple[Scheme, ...] = ("https", "ssh")
 #: A DNS name, of which every label is one (RFC 1123); underscores are none.
 _NAME = re.compile(r"(?=.{1,253}$)[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)*")
-#: What looks like one, and a system takes for an address: 127.1, 0x7f000001, 2130706433.
-_NUMBER = re.compile(r"(?:0x[0-9a-f]*|[0-9]+)(?:\.(?:0x[0-9a-f]*|[0-9]+))*")
+#: What ends so a system takes for an address: 127.1, 0x7f000001, 2130706433.
+_NUMBER = re.compile(r"0x[0-9a-f]*|[0-9]+")
 _PATH = re.compile(r"(?:/[A-Za-z0-9._~+@%-]+)+/?")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -61,7 +60,7 @@ def parse(url: str) -> GitUrl:
     words = parts.path.lower().replace("%2e", ".").replace("%2f", "/").split("/")
     if ".." in words or "." in words or any(word.startswith("-") for word in words) or "%00" in parts.path:
         raise UrlRefused("the path of the URL has a part that leads elsewhere: '..', '.', or one that begins with '-'")
-    return GitUrl(scheme, _host(parts.netloc, parts.hostname or ""), port or PORTS[scheme], user, parts.path)
+    return GitUrl(scheme, _host(parts.hostname or ""), port or PORTS[scheme], user, parts.path)
 
 
 def _user(scheme: Scheme, netloc: str, user: str | None, password: str | None) -> str | None:
@@ -74,21 +73,15 @@ def _user(scheme: Scheme, netloc: str, user: str | None, password: str | None) -
     return user
 
 
-def _host(netloc: str, host: str) -> str:
-    try:
-        address = ip_address(host)
-    except ValueError:
-        if _NAME.fullmatch(host) and not _NUMBER.fullmatch(host):
-            return host
-        raise UrlRefused(f"'{host[:100]}' is no name of a host, and no address as it is usually written") from None
-    if "%" in netloc:
-        raise UrlRefused("an address of a URL has no zone")
-    return str(address)
+def _host(host: str) -> str:
+    if _NAME.fullmatch(host) and not _NUMBER.fullmatch(host.rpartition(".")[2]):
+        return host
+    raise UrlRefused(f"'{host[:100]}' is not the name of a server: an address is none")
 
 
 def check_host(host: str) -> str:
-    """A host's name or address, of a credential. Raises UrlRefused."""
-    return _host(host, host.lower())
+    """The name of a server, of a credential. Raises UrlRefused."""
+    return _host(host.lower())
 
 
 def check_ref(ref: str) -> str:

@@ -147,6 +147,13 @@ LB_RELOADS = Counter(
     ["how"],
     registry=REGISTRY,
 )
+EGRESS_REFUSED = Counter(
+    "cairn_egress_refused",
+    "What proxies of instances with an allow-list refused: a name (or port) that is not in it, an address that is not "
+    "public, a request that is none",
+    ["why"],
+    registry=REGISTRY,
+)
 LEASE_FAILURES = Counter("cairn_lease_failures", "Renewals of this agent's lease that failed", registry=REGISTRY)
 _BUILD = Info("cairn_build", "Which version this is, of which process", registry=REGISTRY)
 

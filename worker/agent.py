@@ -24,35 +24,42 @@ from temporalio.worker import Worker
 
 from activities.balancers import BalancerEngine
 from activities.hosts import HostEngine
-from activities.images import Given, ImageEngine
+from activities.images import ImageEngine
 from activities.instances import InstanceEngine
 from activities.interceptor import ActivityInterceptor
 from activities.registry import methods
 from activities.restores import MachineSurvey
 from activities.runs import host_queue
 from activities.sessions import SessionEngine
+from activities.workspaces import WorkspaceEngine
 from drivers.balancers import Balancers
 from drivers.blob_source import ApiBlobs
 from drivers.brought import Brought, brought_folder
+from drivers.egress import Egress
 from drivers.images import Images
 from drivers.machines import Fence, Machines
 from drivers.measured import measured
 from drivers.session_trees import SessionTrees
 from drivers.streams import Streams
+from drivers.workspaces import Workspaces
 from model import logs
 from model.hosts import AgentHost
 from model.metrics import STEPS_LIMIT
+from model.networks import capability
 from model.settings import Settings, of_process
 from model.tickets import Gate
+from model.workspaces import CAPABILITY
 from worker import agent_server, fence, identity, joining, metrics, tracing
 from worker.agent_server import AgentServer
 from worker.balancers import BalancerReadings
+from worker.egress import EgressThread
 from worker.health import HealthLooks
 from worker.identity import Keys, Membership
 from worker.leases import Leases, Refused
 from worker.samples import Samples
 from worker.sealed import Sealed
 from worker.temporal_link import TemporalLink
+from worker.workspaces import WorkspaceSweep, workspace_driver
 
 #: Steps of one host at once. Most wait for the engine, or for an instance to become ready.
 STEPS = 32
@@ -94,7 +101,29 @@ def streams(host: AgentHost, installation: UUID, settings: Settings) -> Streams 
     return DockerStreams(settings.docker_host, installation=installation, host_id=host.id)
 
 
-def driver(host: AgentHost, installation: UUID, settings: Settings, trees: SessionTrees) -> Machines:
+def egress_driver(host: AgentHost, installation: UUID, settings: Settings) -> Egress | None:
+    """What lets its instances out that reach only what a list names; None: nothing has to."""
+    if host.backend != "docker":
+        return None
+    from drivers.docker_egress import DockerEgress
+
+    return DockerEgress(settings.docker_host, installation=installation, host_id=host.id, allow=settings.outbound_allow)
+
+
+def capabilities(egress: Egress | None) -> list[str]:
+    """What a host's agent can do beyond what every agent can."""
+    # Repositories are fetched through a proxy like that of an instance.
+    allow_list = [capability("allow-list"), CAPABILITY] if egress is None or egress.able() else []
+    return [capability("none"), *allow_list]
+
+
+def driver(
+    host: AgentHost,
+    installation: UUID,
+    settings: Settings,
+    egress: Egress | None = None,
+    trees: SessionTrees | None = None,
+) -> Machines:
     """The driver of a host's backend; only what is used is imported."""
     if host.backend == "simulated":
         from drivers.simulated import SimulatedMachines
@@ -111,6 +140,7 @@ def driver(host: AgentHost, installation: UUID, settings: Settings, trees: Sessi
         publish_address=settings.publish_address,
         secrets_dir=settings.secrets_dir,
         trees=trees,
+        egress=egress,
     )
 
 
@@ -156,8 +186,11 @@ async def run(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     trees = {host.id: session_trees(host, settings) for host in membership.hosts}
+    egresses = {host.id: egress_driver(host, membership.installation, settings) for host in membership.hosts}
     machines = {
-        host.id: measured(driver(host, membership.installation, settings, trees[host.id]), host.backend)
+        host.id: measured(
+            driver(host, membership.installation, settings, egresses[host.id], trees[host.id]), host.backend
+        )
         for host in membership.hosts
     }
     for kept in trees.values():
@@ -169,6 +202,13 @@ async def run(settings: Settings) -> None:
     }
     balancers = {
         host.id: measured(balancer_driver(host, membership.installation, settings), f"{host.backend}.balancers")
+        for host in membership.hosts
+    }
+    workspaces = {
+        host.id: measured(
+            workspace_driver(host, membership.installation, settings, path.parent, images[host.id]),
+            f"{host.backend}.workspaces",
+        )
         for host in membership.hosts
     }
     gate = Gate(membership.ticket_keys)
@@ -187,6 +227,7 @@ async def run(settings: Settings) -> None:
         temporal,
         agent_url=agent_server.url_of(listener),
         versions={"agent": version("cairn-platform")},
+        capabilities={id: partial(capabilities, egress) for id, egress in egresses.items()},
         look_seconds=settings.reconcile_interval,
         identity=path,
         ensure_fence=partial(fence.ensure, settings),
@@ -207,6 +248,7 @@ async def run(settings: Settings) -> None:
                 images,
                 balancers,
                 trees,
+                workspaces,
                 fence.AgentFence(settings),
                 Sealed(membership, keys),
             )
@@ -218,7 +260,10 @@ async def run(settings: Settings) -> None:
                 Samples(membership, machines).run(),
                 HealthLooks(membership, machines).run(),
                 BalancerReadings(membership, balancers).run(),
+                WorkspaceSweep(membership, workspaces, 6 * settings.reconcile_interval).run(),
             )
+            if proxies := [egress for egress in egresses.values() if egress is not None]:
+                beside.add(asyncio.create_task(EgressThread(proxies).run()))
             beside |= {serving, *(asyncio.create_task(loop) for loop in loops)}
         await asyncio.wait({*beside, stopped}, return_when=asyncio.FIRST_COMPLETED)
         ended = [task for task in beside if task.done()]
@@ -240,8 +285,9 @@ def step_workers(
     images: Mapping[UUID, Images],
     balancers: Mapping[UUID, Balancers],
     trees: Mapping[UUID, SessionTrees],
+    workspaces: Mapping[UUID, Workspaces],
     fence: Fence,
-    given: Given | None = None,
+    given: Sealed | None = None,
 ) -> list[Worker]:
     """A Temporal worker for each host's queue."""
     threads = ThreadPoolExecutor(max(STEPS, 4 * len(hosts)), thread_name_prefix="step")
@@ -255,6 +301,7 @@ def step_workers(
             MachineSurvey(host.name, machines[host.id]),
             BalancerEngine(balancers[host.id], machines[host.id], given.secrets if given else None),
             SessionEngine(trees[host.id]),
+            WorkspaceEngine(workspaces[host.id], given),
         ]
         workers.append(
             Worker(

@@ -1,4 +1,4 @@
-"""What an agent serves of the files of its hosts' sessions, whether their sandboxes run or not. See ``model.streams``."""
+"""What an agent serves of the files of sessions, whether their sandboxes run or not; see ``model.streams``."""
 
 from __future__ import annotations
 

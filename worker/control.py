@@ -40,6 +40,7 @@ from activities.sessions import SessionRecords
 from activities.sweeper import LOST_AFTER, Sweeper
 from activities.user_ends import UserEnds
 from activities.webhooks import WebhookRecords
+from activities.workspaces import WorkspaceRecords
 from model import logs
 from model.keyring import Keyring
 from model.metrics import STEPS_LIMIT
@@ -120,6 +121,7 @@ async def run(settings: Settings) -> None:
         PurgeRecords(engine, retention_of(settings)),
         QuotaRecords(engine),
         image_records,
+        WorkspaceRecords(engine, histories, keyring),
         sweeper,
         WebhookRecords(engine),
         RestoreRecords(engine, client, asyncio.get_running_loop()),

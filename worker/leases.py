@@ -53,6 +53,7 @@ class Leases:
         *,
         agent_url: str | None,
         versions: dict[str, str],
+        capabilities: Mapping[UUID, Callable[[], list[str]]],
         look_seconds: float,
         identity: Path,
         ensure_fence: Callable[[], None],
@@ -63,6 +64,7 @@ class Leases:
         self._temporal = temporal
         self._agent_url = agent_url
         self._versions = versions
+        self._capabilities = capabilities
         self._look_seconds = look_seconds
         self._identity = identity
         self._ensure_fence = ensure_fence
@@ -132,7 +134,11 @@ class Leases:
         asked_at = fence.clock()
         await self._close_fence()
         self._news.clear()
-        hosts = [{"id": str(host), "inventory": digest} for host, digest in self._inventories.items()]
+        able = await asyncio.to_thread(lambda: {host: able() for host, able in self._capabilities.items()})
+        hosts = [
+            {"id": str(host), "inventory": digest, "capabilities": able[host]}
+            for host, digest in self._inventories.items()
+        ]
         lease = fence.read_lease(self._identity)
         goes_by = lease.fence_after if lease is not None else None
         granted = await self._ask(http, hosts=hosts, versions=self._versions, fence_after_seconds=goes_by)

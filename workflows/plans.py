@@ -15,6 +15,7 @@ from workflows import (
     sessions,
     system,
     webhooks,
+    workspaces,
 )
 
 PLANS = [
@@ -26,6 +27,7 @@ PLANS = [
     *balancers.PLANS,
     *sessions.PLANS,
     *images.PLANS,
+    *workspaces.PLANS,
     *system.PLANS,
     *webhooks.PLANS,
     *cron.PLANS,

@@ -186,7 +186,7 @@ def _end_with_a_project() -> None:
     images = "OR EXISTS (SELECT FROM images WHERE project_id = gone AND status <> 'deleted')"
     after = before.replace(images, f"{images}\n        {images.replace('images', 'workspaces')}", 1)
     ended = after.replace("'data_keys'", "'credentials', 'data_keys'", 1)
-    if before == after or after == ended:
+    if after in (before, ended):
         raise RuntimeError("forget_project is another")
     op.execute(ended.replace(":", r"\:"))
 
