@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from api.instance_schemas import Env, ErrorView, ImageName, Name, Ports, SecretRef, TypeName
 from api.lifetimes import IdleStop, Ttl
@@ -36,6 +36,12 @@ class SessionCreate(BaseModel):
     #: It is deleted, with its files, so many seconds after it was accepted.
     ttl_seconds: Ttl | None = None
     ports: Ports = []
+
+    @model_validator(mode="after")
+    def _is_reached(self) -> SessionCreate:
+        if self.ports and self.network is not None and self.network.mode != "open":
+            raise ValueError(f"ports: nothing reaches a session with the network {self.network.mode}; publish none")
+        return self
 
 
 class SessionView(BaseModel):

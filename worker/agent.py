@@ -59,7 +59,7 @@ from worker.leases import Leases, Refused
 from worker.samples import Samples
 from worker.sealed import Sealed
 from worker.temporal_link import TemporalLink
-from worker.workspaces import WorkspaceSweep, workspace_driver
+from worker.workspaces import TREES, WorkspaceSweep, workspace_driver
 
 #: Steps of one host at once. Most wait for the engine, or for an instance to become ready.
 STEPS = 32
@@ -159,8 +159,10 @@ def image_driver(host: AgentHost, membership: Membership, settings: Settings) ->
 
 def session_trees(host: AgentHost, settings: Settings) -> SessionTrees:
     """Where sessions of a host have their files. What is simulated mounts nothing."""
-    folder = identity_file(settings).parent / "trees"
-    return SessionTrees(folder, overlay=host.backend != "simulated")
+    folder = (identity_file(settings).parent / TREES).absolute()
+    if host.backend == "simulated":
+        return SessionTrees(folder / str(host.id), overlay=False)
+    return SessionTrees(folder)
 
 
 def balancer_driver(host: AgentHost, installation: UUID, settings: Settings) -> Balancers:
