@@ -48,6 +48,7 @@ def put(api: Api, made: Json, status: str, instance: str = "") -> None:
 
 
 async def test_create_writes_session_sandbox_and_both_runs(api: Api) -> None:
+    api.db.rows("UPDATE hosts SET capabilities = '[\"network.none\"]'")
     made = await create(api, await workspace(api), env={"A": "b"}, network={"mode": "none"}, ttl_seconds=600)
     assert (made["status"], made["commit"], made["network"]["mode"]) == ("initializing", COMMIT, "none")
     assert made["name"].startswith("shop-") and made["env"] == {"A": "b"} and made["expires_at"]
