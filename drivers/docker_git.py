@@ -32,7 +32,7 @@ from drivers.ownership import PREFIX
 from drivers.secret_files import SecretFiles
 from model.errors import DeadlineExceeded, EngineRefused, EngineUnavailable, FetchFailed
 from model.git_urls import GitUrl
-from model.networks import PROXY_ADDRESS, PROXY_PORT, Network
+from model.networks import PROXY_ADDRESS, PROXY_PORT
 from model.workspaces import GitLogin
 
 KIND = "git"
@@ -146,7 +146,7 @@ class GitSandboxes:
             f"{PREFIX}.project": str(project_id),
             f"{PREFIX}.id": str(workspace),
         }
-        proxy = {} if url is None else Network(mode="allow-list", allow=[f"{url.host}:{url.port}"]).variables
+        proxy = {} if url is None else {"https_proxy": f"http://{PROXY_ADDRESS}:{PROXY_PORT}"}
         made = client.create_container(
             image,
             entrypoint=["/bin/sleep"],

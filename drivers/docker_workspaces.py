@@ -85,7 +85,8 @@ class DockerWorkspaces:
             finally:
                 trees.clear(self._trees.incoming(spec.id))
             faults.reached("after_effect")
-            return WorkspaceFacts(commit=commit, ref=ref, size_bytes=trees.size_of(self._trees.workspace(spec.id)))
+            size = self._check_size(self._trees.workspace(spec.id))
+            return WorkspaceFacts(commit=commit, ref=ref, size_bytes=size)
 
     def remove(self, workspace: UUID, cancelled: Check) -> None:
         # What works on it is ended first: it may be of an agent that died, and holds no lock of ours.
@@ -147,6 +148,7 @@ class DockerWorkspaces:
                 found = sandbox.git("rev-parse", "--verify", f"{full}^{{commit}}", at=MIRROR, what=failed)
             commit = found.strip()
             os.utime(mirror)
+            self._check_size(mirror)
             with self._inside(spec, image, url if spec.submodules else None, login, cancelled) as sandbox:
                 repository = _init(sandbox)
                 self._trees.link_packs(mirror, self._trees.repository(spec.id))
@@ -231,6 +233,16 @@ class DockerWorkspaces:
             check=check,
         ) as sandbox:
             yield sandbox
+
+    def _check_size(self, folder: Path) -> int:
+        """Raises WorkspaceTooLarge, and what is of no use does not stay."""
+        size = trees.size_of(folder)
+        if size > self._most_bytes:
+            trees.clear(folder)
+            raise WorkspaceTooLarge(
+                f"the workspace takes {size} bytes, and may take {self._most_bytes} (CAIRN_WORKSPACE_MAX_BYTES)"
+            )
+        return size
 
     def _limit(self, folder: Path) -> Callable[[], None]:
         """Looks at how much there is; the more it is, the less often."""

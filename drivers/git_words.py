@@ -24,8 +24,8 @@ ENVIRONMENT = {
     "GIT_COMMITTER_NAME": "Cairn",
     "GIT_COMMITTER_EMAIL": "cairn@localhost",
     # What is copied twice and is the same is the same commit.
-    "GIT_AUTHOR_DATE": "0 +0000",
-    "GIT_COMMITTER_DATE": "0 +0000",
+    "GIT_AUTHOR_DATE": "@0 +0000",
+    "GIT_COMMITTER_DATE": "@0 +0000",
     "LC_ALL": "C",
 }
 #: No program of a repository runs, no other protocol is spoken, no other server asked. A pack is kept as it came.
