@@ -52,6 +52,7 @@ COMMANDS = {
     "group": Place("cli.group_schedules", "groups", "Instances from one template, as many as desired."),
     "deployment": Place("cli.group_schedules", "deployments", "An image, so many times."),
     "lb": Place("cli.balancers", "app", "Load balancers: one address for many instances."),
+    "session": Place("cli.sessions", "app", "Work sessions: sandboxes on workspaces' files."),
     "image": Place("cli.images", "app", "Images: from a registry, a file or a URL."),
     "ssh-key": Place("cli.ssh_keys", "app", "Public keys that instances are launched with."),
     "host": Place("cli.hosts", "app", "Hosts: let machines join, empty and remove them."),

@@ -24,7 +24,16 @@ from cryptography.x509.oid import NameOID
 #: Names and addresses of this machine, which nobody but a test may let users' URLs lead to.
 ALLOW = "127.0.0.0/8,::1/128"
 HOST = "localhost"
-_AS = ["-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "protocol.file.allow=always", "-c", "safe.directory=*"]
+_AS = [
+    "-c",
+    "user.name=test",
+    "-c",
+    "user.email=test@example.org",
+    "-c",
+    "protocol.file.allow=always",
+    "-c",
+    "safe.directory=*",
+]
 
 
 def git(*words: str, at: Path) -> str:

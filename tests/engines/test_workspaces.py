@@ -166,7 +166,7 @@ def test_shallow_clone_and_submodules_of_the_same_server(host: Host) -> None:
     host.server.repository("outer", {"a": b"1"})
     work = host.server.folder / "work" / "open" / "outer"
     git("submodule", "add", "-q", str(host.server.folder / "open" / "inner.git"), "lib", at=work)
-    (work / ".gitmodules").write_text(f'[submodule "lib"]\n\tpath = lib\n\turl = ../inner.git\n')
+    (work / ".gitmodules").write_text('[submodule "lib"]\n\tpath = lib\n\turl = ../inner.git\n')
     git("commit", "-qam", "with a submodule", at=work)
     host.server.push("outer", "main")
     made = host.bring("outer", submodules=True, depth=1)

@@ -73,6 +73,10 @@ MIDDLE = {
     "ProvisionLoadBalancer": "lb.apply",
     "UpdateLoadBalancer": "lb.apply",
     "DeprovisionLoadBalancer": "lb.remove",
+    "InitSession": "session.prepare",
+    "StopSession": "session.change",
+    "StartSession": "session.change",
+    "DeprovisionSession": "session.discard",
 }
 FIRST = {
     "ProvisionInstance": "instance.place",
@@ -87,12 +91,15 @@ FIRST = {
     "ProvisionLoadBalancer": "lb.claim",
     "UpdateLoadBalancer": "lb.configure",
     "DeprovisionLoadBalancer": "lb.remove",
+    "InitSession": "session.begin",
+    **dict.fromkeys(("StopSession", "StartSession"), "session.change"),
+    "DeprovisionSession": "session.remove",
     **dict.fromkeys(("AdoptInstance", "DiscardMachine", "ForgetDifference", "FinishRestore"), "restore.claim"),
 }
 #: What has begun runs to its end.
 UNSTOPPED = (
     *("DeprovisionInstance", "DeprovisionProject", "DeprovisionUser", "DeprovisionGroup", "DeprovisionLoadBalancer"),
-    "DeleteImage",
+    *("DeleteImage", "DeprovisionSession"),
 )
 HOOK = WebhookRef(project_id=new_id(), webhook_id=new_id())
 Prepare = Callable[[Stage], object]
@@ -111,7 +118,7 @@ def of_every_plan() -> list[Case]:
         def retried(stage: Stage, step: str = step, first: str = first) -> None:
             stage.script[first].append(fails(ConnectionError("database away")))
             stage.script[step] += [fails(EngineUnavailable("away")), fails(EngineUnavailable("away"))]
-            for noun in ("instance", "drain", "image", "restore", "project", "user", "group", "lb"):
+            for noun in ("instance", "drain", "image", "restore", "project", "user", "group", "lb", "session"):
                 stage.script[f"{noun}.settle"].append(fails(ConnectionError("database away")))
 
         def late(stage: Stage, step: str = step) -> None:
@@ -364,6 +371,25 @@ def cases_of_balancers() -> list[Case]:
     ]
 
 
+def cases_of_sessions() -> list[Case]:
+    def not_launched(stage: Stage) -> None:
+        stage.script["instance.create"].append(fails(EngineRefused("no")))
+
+    def same(stage: Stage) -> None:
+        stage.placed = False
+
+    def waited(stage: Stage) -> None:
+        stage.script["session.change"] += [fails(NotReady("its sandbox is worked on"))] * 2
+
+    return [
+        ("InitSession", "not-launched", not_launched, {}),
+        ("InitSession", "nowhere", same, {}),
+        ("StopSession", "waited", waited, {}),
+        ("StopSession", "nothing-to-do", same, {}),
+        ("DeprovisionSession", "gone", same, {}),
+    ]
+
+
 async def record(play: Theatre, kind: str, outcome: str, prepare: Prepare, values: dict[str, Any]) -> str:
     play.stage.swallow = outcome == "cancel-swallowed"
     prepare(play.stage)
@@ -492,7 +518,7 @@ async def main(version: str) -> None:
         f"{kind}-{outcome}": lambda play, case=(kind, outcome, prepare, values): record(play, *case)
         for kind, outcome, prepare, values in [
             *(*of_every_plan(), *particular_cases(), *cases_of_projects()),
-            *(*cases_of_groups(), *cases_of_balancers()),
+            *(*cases_of_groups(), *cases_of_balancers(), *cases_of_sessions()),
         ]
     } | {
         "SurveyHost-completed": lambda play: record_system(play, "SurveyHost", lambda _: None, HOST),

@@ -82,6 +82,8 @@ def test_a_session_keeps_its_files_through_stop_start_and_kills_and_leaves_nothi
     for hostile in ("out/passwd", "up/data", "%2e%2e/tree.json", "/etc/passwd", "lib/%2e%2e/%2e%2e/tree.json"):
         answer = stack.request("GET", f"{path}/files/{hostile}")
         assert answer.status_code in (404, 422), f"{hostile}: {answer.status_code} {answer.text}"
+    for link in ("out", "up"):
+        assert stack.request("DELETE", f"{path}/files/{link}").status_code == httpx.codes.NO_CONTENT
     assert stack.request("POST", f"{path}/files/move", json={"from": "new/data", "to": "kept"}).is_success
 
     # Stopped, its files are there; started, and after the agent was killed, all of them are the same.
