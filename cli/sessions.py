@@ -147,7 +147,8 @@ def files(
 ) -> None:
     """List a folder of a session, whether that runs or not."""
     with Client() as client:
-        found = client.get(f"/sessions/{_find(client, name)['id']}/files", path=path)
+        folder = f"/sessions/{_find(client, name)['id']}/files"
+        found = client.request("GET", folder, params={"path": path})["data"]
     if output is not Format.TABLE:
         render.print_json(found)
         return
@@ -212,7 +213,8 @@ def _sandbox(name: str) -> str:
 
 
 def _shown(entry: dict[str, Any]) -> str:
-    return entry["name"] + (f" -> {entry['target']}" if entry["target"] is not None else "")
+    arrow = "" if entry["target"] is None else f" -> {entry['target']}"
+    return f"{entry['name']}{arrow}"
 
 
 def _print(session: dict[str, Any], output: Format) -> None:
