@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 
 from tests import invariants
-from tests.chaos import balancers, cron, groups, imports, projects, restores, users
-from tests.chaos.cells import BALANCERS, CRON, IMPORTS, PROCESSES, RESTORES, SYSTEM, Cell
+from tests.chaos import balancers, cron, groups, imports, projects, restores, sessions, users
+from tests.chaos.cells import BALANCERS, CRON, IMPORTS, PROCESSES, RESTORES, SESSIONS, SYSTEM, Cell
 from tests.receiver import Receiver
 from tests.stack import Json, Stack, wait_for
 
@@ -37,6 +37,7 @@ ELSEWHERE = {
     **dict.fromkeys(RESTORES, restores.run),
     **dict.fromkeys(CRON, cron.run),
     **dict.fromkeys(BALANCERS, balancers.run),
+    **dict.fromkeys(SESSIONS, sessions.run),
     **{"project": projects.run, "user": users.run, "group": groups.run},
 }
 IN_CLEAR = "SELECT id FROM instances WHERE user_data IS NOT NULL"
