@@ -20,6 +20,7 @@ from activities.instance_ends import settle_instance
 from activities.rounds import NAMED, Emptying
 from activities.runs import Histories, claim, end, record
 from activities.session_ends import settle_session
+from activities.workspace_ends import settle_workspace
 from model.balancers import DEPROVISION, LoadBalancer
 from model.base import Frozen, new_id
 from model.cron import CronJob
@@ -29,14 +30,22 @@ from model.instances import Instance, Status
 from model.projects import Project
 from model.sessions import DEPROVISION as REMOVE
 from model.sessions import WorkSession
-from model.workflows import Failure, Order, Outcome, Step
+from model.workflows import Failure, Order, Outcome, ResourceType, Step
+from model.workspaces import DEPROVISION as DEPROVISION_WORKSPACE
+from model.workspaces import Workspace
 
 #: Deletions of one project at a time.
 AT_ONCE = 8
 GONE, GOING = (Status.DELETED, "removed"), (Status.DELETING, "removing")
 _CALL = text("SELECT pg_notify('cairn', 'cron')")
 _FORGET = text("SELECT forget_project(:project)")
-R = TypeVar("R", Group, LoadBalancer, WorkSession, Instance, Image)
+R = TypeVar("R", Group, LoadBalancer, WorkSession, Instance, Workspace, Image)
+#: Of what has no module that orders its delete: noun, workflow, and what its events are called after.
+_DELETES: dict[type, tuple[ResourceType, str, str]] = {
+    LoadBalancer: ("load_balancer", DEPROVISION, "lb"),
+    Workspace: ("workspace", DEPROVISION_WORKSPACE, "workspace"),
+    Image: ("image", "DeleteImage", "image"),
+}
 _SETTLE: dict[str, Callable[..., None]] = {
     "instance": settle_instance,
     "image": settle_image,
@@ -44,6 +53,7 @@ _SETTLE: dict[str, Callable[..., None]] = {
     "deployment": settle_group,
     "load_balancer": settle_balancer,
     "session": settle_session,
+    "workspace": settle_workspace,
 }
 
 
@@ -76,6 +86,8 @@ class ProjectEnds:
                 found = self._next(session, order, WorkSession)
             if found == Emptying():
                 found = self._next(session, order, Instance)
+            if found == Emptying():
+                found = self._next(session, order, Workspace)
             return self._next(session, order, Image) if found == Emptying() else found
 
     def _next(self, session: Session, order: Order, kind: type[R]) -> Emptying:
@@ -99,7 +111,10 @@ class ProjectEnds:
         return Emptying(deletions=deletions, busy=busy or 0, stuck=stuck[:NAMED], left=len(stuck))
 
     def _delete(
-        self, session: Session, order: Order, resource: Group | LoadBalancer | WorkSession | Instance | Image
+        self,
+        session: Session,
+        order: Order,
+        resource: Group | LoadBalancer | WorkSession | Instance | Workspace | Image,
     ) -> Order:
         """As a user's delete: whatever works on it is called off."""
         orders.call_off_others(session, resource)
@@ -118,11 +133,11 @@ class ProjectEnds:
                 grace_seconds=self._limits.stop_grace,
                 parent_id=order.workflow_id,
             )
-        noun = "load_balancer" if isinstance(resource, LoadBalancer) else "image"
+        noun, kind, event = _DELETES[type(resource)]
         child = Order(
             workflow_id=new_id(),
             project_id=resource.project_id,
-            kind=DEPROVISION if noun == "load_balancer" else "DeleteImage",
+            kind=kind,
             resource_type=noun,
             resource_id=resource.id,
             name=resource.name,
@@ -136,7 +151,7 @@ class ProjectEnds:
         resource.updated_at = func.now()
         session.flush()
         data = {"name": resource.name, "from": before, "to": ImageStatus.DELETING, "because": because}
-        record(session, child, (f"{'lb' if noun == 'load_balancer' else noun}.deleting", data))
+        record(session, child, (f"{event}.deleting", data))
         return child
 
     @activity.defn(name="project.forget")

@@ -186,9 +186,14 @@ async def sync(
 
 
 @router.delete("/{workspace_id}", status_code=202, response_model=Envelope[WorkspaceView])
-async def delete(request: Request, workspace_id: UUID, caller: Annotated[Caller, may("workspaces:delete")]) -> Response:
+async def delete(
+    request: Request, workspace_id: UUID, caller: Annotated[Caller, may("workspaces:delete")], force: bool = False
+) -> Response:
     """Delete a workspace, whatever its state, with its files; a fetch under way is cancelled and undone first.
-    409 `in_use` while it has sessions."""
+    409 `in_use` while it has sessions.
+
+    With `force=true` a host that does not answer is not waited for: its agent removes what is left.
+    """
     acceptance = Acceptance(request, caller)
     workspace = await lock(caller, workspace_id)
     if workspace.status == WorkspaceStatus.DELETED:
@@ -200,6 +205,7 @@ async def delete(request: Request, workspace_id: UUID, caller: Annotated[Caller,
     await _check_unused(caller, workspace)
     await cancel_others(caller, acceptance, workspace_id)
     order = _order(request, caller, acceptance, DEPROVISION, workspace_id, workspace.name)
+    order = order.model_copy(update={"force": force})
     await _begin(caller, acceptance, workspace, order, WorkspaceStatus.DELETING, "workspace.deleting")
     return await acceptance.answer(_show)
 

@@ -189,14 +189,14 @@ def test_credential_opens_its_server_and_is_left_nowhere(host: Host) -> None:
     assert (made.base / "a").read_bytes() == b"1"
     secret = host.server.login[1].encode()
     assert not [file for file in host.folder.rglob("*") if file.is_file() and secret in file.read_bytes()]
-    with pytest.raises(FetchFailed, match="could not be read: .*Authentication failed") as refused:
+    with pytest.raises(FetchFailed, match=r"could not be read: .*Authentication failed") as refused:
         host.bring("kept", login(host.server, "wrong-value-1234"), kind="private")
     assert "wrong-value" not in refused.value.message
-    with pytest.raises(FetchFailed, match="could not read Username|terminal prompts disabled"):
+    with pytest.raises(FetchFailed, match=r"could not read Username|terminal prompts disabled"):
         host.bring("kept", kind="private")
     # It is for another server.
     other = login(host.server).model_copy(update={"host": "example.org"})
-    with pytest.raises(FetchFailed, match="is for https to example.org"):
+    with pytest.raises(FetchFailed, match=r"is for https to example\.org"):
         host.bring("kept", other, kind="private")
     # A redirect leads nowhere.
     host.server.moved_to = f"https://{HOST}:{host.server.port}/private/"
