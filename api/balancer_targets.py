@@ -175,13 +175,20 @@ async def _change(caller: Caller, target: Row[Any], **values: Any) -> None:
 async def _check_reachable(caller: Caller, balancer: Row[Any], body: TargetCreate) -> None:
     """Raises ValidationFailed, UnreachableTarget."""
     mine = (Instance.project_id == caller.project_id) & (Instance.status != Status.DELETED)
-    columns = (Instance.id, Instance.name, Instance.host_id, Instance.ports, Instance.balancer_id, Instance.status)
+    columns = (*(Instance.id, Instance.name, Instance.host_id, Instance.ports), Instance.balancer_id, Instance.network)
     query = select(*columns).where(mine, Instance.id.in_((body.instance_id, balancer.instance_id)))
     found = {row.id: row for row in (await caller.execute(query)).all()}
     target, proxy = found.get(body.instance_id), found.get(balancer.instance_id)
     if target is None or target.balancer_id is not None:
         said = f"there is no instance {body.instance_id}" if target is None else "it is a load balancer's own"
         raise ValidationFailed(f"instance_id: {said}", fields=[{"field": "instance_id", "message": said}])
+    if target.network["mode"] != "open":
+        raise UnreachableTarget(
+            f"nothing reaches instance {target.name}, whose network is {target.network['mode']}: launch it with "
+            "an open one",
+            instance_id=str(target.id),
+            port=body.port,
+        )
     if target.host_id is None or proxy is None or proxy.host_id in (None, target.host_id):
         return  # what is not placed yet may be placed where it is reached
     if published_port(target.ports, body.port) is None:

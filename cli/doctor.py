@@ -156,6 +156,18 @@ def _docker(settings: Settings) -> Iterator[Finding]:
     there = git_image.has_image(url)
     fix = None if there else "only for workspaces with no registry: 'cairn up' or 'cairn doctor --install' make it"
     yield Finding(name="git image", found=there, works=there, detail=git_image.IMAGE, fix=fix, required=False)
+    yield _allow_lists(url)
+
+
+def _allow_lists(url: str) -> Finding:
+    works = engine.serves_allow_lists(url)
+    fix = (
+        None
+        if works
+        else "only for instances with an allow-list: the agent needs CAP_SYS_ADMIN and CAP_SYS_PTRACE, on the engine's "
+        "machine and where its processes are seen (docs/hosts.md)"
+    )
+    return Finding(name="networks with an allow-list", found=works, works=works, fix=fix, required=False)
 
 
 def _network_programs() -> Iterator[Finding]:

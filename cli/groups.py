@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from cli import lifetimes, render
+from cli import lifetimes, networks, render
 from cli.client import Client
 from cli.completion import balancers as balancer_names
 from cli.completion import groups as group_names
@@ -69,6 +69,7 @@ class Noun(NamedTuple):
                 ("image", row["image"]),
                 ("type", row["instance_type"]),
                 ("health check", lifetimes.shown_check(row["health_check"]) if row.get("health_check") else ""),
+                ("network", networks.shown(row.get("network"))),
                 ("load balancer", row.get("load_balancer_id") or ""),
                 ("labels", render.pairs(row.get("labels"))),
                 ("created", f"{row['created_at']} ({render.age(row['created_at'])} ago)"),
@@ -125,6 +126,8 @@ def _said(
     secret: Secret = None,
     label: Label = None,
     on_host_lost: Lost = None,
+    network: networks.Network = None,
+    allow: networks.Allow = None,
     health: lifetimes.HealthOption = None,
     health_interval: lifetimes.Interval = None,
     health_timeout: lifetimes.Timeout = None,
@@ -143,6 +146,7 @@ def _said(
         "labels": pairs("--label", label) or None,
         "cmd": command or None,
         "on_host_lost": on_host_lost.value if on_host_lost else None,
+        "network": networks.wanted(network, allow),
         "health_check": lifetimes.health_check(
             health, interval=health_interval, timeout=health_timeout, retries=None, start_period=None
         ),

@@ -147,6 +147,7 @@ def _print(host: dict[str, Any], output: Format) -> None:
             ("ports", f"{host['ports_held']} held"),
             ("labels", render.pairs(host.get("labels"))),
             ("versions", _versions(host)),
+            ("agent can", ", ".join(host.get("capabilities") or [])),
             ("agent", host.get("agent_url") or ""),
             ("seen", _seen(host)),
             ("created", f"{host['created_at']} ({render.age(host['created_at'])} ago)"),

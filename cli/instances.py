@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import lifetimes, render, streams
+from cli import lifetimes, networks, render, streams
 from cli.client import Client
 from cli.completion import hosts as host_names
 from cli.completion import images as image_names
@@ -75,6 +75,8 @@ def launch(
     on_host_lost: Annotated[
         OnHostLost | None, typer.Option(help="What happens where its host is lost (default: keep).", show_default=False)
     ] = None,
+    network: networks.Network = None,
+    allow: networks.Allow = None,
     cmd: Annotated[str | None, typer.Option(help="What it runs, as one string; or write it after --.")] = None,
     ttl: lifetimes.Ttl = None,
     idle_stop: lifetimes.IdleStop = None,
@@ -109,6 +111,7 @@ def launch(
         "host": host,
         "host_labels": pairs("--host-label", host_label) or None,
         "on_host_lost": on_host_lost.value if on_host_lost else None,
+        "network": networks.wanted(network, allow),
         "cmd": command or (_words(cmd) if cmd else None),
         **lifetimes.fields(ttl=ttl, idle_stop=idle_stop, user_data=user_data, restart=restart),
         "health_check": lifetimes.health_check(
@@ -288,6 +291,7 @@ def _print(instance: dict[str, Any], output: Format) -> None:
             *lifetimes.facts(instance),
             ("address", instance.get("private_ip") or ""),
             ("ports", _ports(instance)),
+            ("network", networks.shown(instance.get("network"))),
             ("env", render.pairs(_env(instance, secret=False))),
             ("secrets", render.pairs(_env(instance, secret=True))),
             ("labels", render.pairs(instance.get("labels"))),

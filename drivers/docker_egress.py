@@ -74,8 +74,7 @@ class DockerEgress:
 
     def able(self) -> bool:
         if not self._able:
-            pid = _pid_behind(self._engine.base_url)
-            self._able = pid is not None and namespaces.can_enter(pid)
+            self._able = is_able(self._engine.base_url)
         return self._able
 
     def follow(self, machine: UUID, cancelled: Check) -> None:
@@ -196,6 +195,12 @@ class DockerEgress:
         if not state["Running"] or not state["Pid"]:
             raise EngineUnavailable("it does not run")
         return int(state["Pid"]), str(state["StartedAt"])
+
+
+def is_able(base_url: str) -> bool:
+    """Whether this process may enter the networks of the containers of the engine there."""
+    pid = _pid_behind(base_url)
+    return pid is not None and namespaces.can_enter(pid)
 
 
 def _is_there(served: _Served) -> bool:

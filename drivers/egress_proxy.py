@@ -130,13 +130,14 @@ class EgressProxy:
         if not isinstance(request, h11.Request):
             return  # it has gone again
         target = _target_of(request)
+        plain = None if request.method == b"CONNECT" else _rewritten(request, target)
         upstream = await self._connect(target)
         with upstream:
             async with asyncio.timeout(IDLE_SECONDS) as limit:
-                if request.method == b"CONNECT":
+                if plain is None:
                     await _tunnel(client, upstream, server.trailing_data[0], limit)
                 else:
-                    await _forward(client, server, upstream, _rewritten(request, target), limit)
+                    await _forward(client, server, upstream, plain, limit)
 
     async def _connect(self, target: _Target) -> socket.socket:
         host, port = target.host, target.port

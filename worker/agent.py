@@ -239,6 +239,9 @@ async def run(settings: Settings) -> None:
     leasing = asyncio.create_task(leases.run())
     granted = asyncio.create_task(leases.granted.wait())
     beside: set[asyncio.Task[None]] = {leasing}
+    # What runs already goes on reaching what it may, also while there is no platform to be seen.
+    if proxies := [egress for egress in egresses.values() if egress is not None]:
+        beside.add(asyncio.create_task(EgressThread(proxies).run()))
     serving: asyncio.Task[None] | None = None
     await asyncio.wait({leasing, granted, stopped}, return_when=asyncio.FIRST_COMPLETED)
     async with AsyncExitStack() as workers:
@@ -264,8 +267,6 @@ async def run(settings: Settings) -> None:
                 BalancerReadings(membership, balancers).run(),
                 WorkspaceSweep(membership, workspaces, 6 * settings.reconcile_interval).run(),
             )
-            if proxies := [egress for egress in egresses.values() if egress is not None]:
-                beside.add(asyncio.create_task(EgressThread(proxies).run()))
             beside |= {serving, *(asyncio.create_task(loop) for loop in loops)}
         await asyncio.wait({*beside, stopped}, return_when=asyncio.FIRST_COMPLETED)
         ended = [task for task in beside if task.done()]

@@ -74,6 +74,13 @@ def find(settings: Settings, environ: Mapping[str, str] = os.environ) -> str | N
     return next((url for url in candidates(settings, environ)[0] if problem(url) is None), None)
 
 
+def serves_allow_lists(url: str) -> bool:
+    """Whether an agent that is started as this process was can give instances on that engine an allow-list."""
+    from drivers.docker_egress import is_able  # with all that a proxy takes: only who asks for it waits for that
+
+    return is_able(url)
+
+
 def ensure(settings: Settings, report: Report, environ: Mapping[str, str] = os.environ) -> str:
     """The address of an engine that answers, one installed and started for it if need be and allowed.
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from psycopg.types.json import Jsonb
 
 from activities.instances import PlaceRequest
 from activities.runs import RunEnded
@@ -127,6 +128,20 @@ def test_no_host_that_is_eligible(platform: Platform) -> None:
             platform.place(platform.launch(str(columns), **columns))
     platform.db.rows("UPDATE hosts SET state = 'cordoned' WHERE name = 'one'")
     assert {platform.place(platform.launch(f"w{n}")).host for n in range(3)} == {"two"}
+
+
+@pytest.mark.parametrize("mode", ["none", "allow-list"])
+def test_only_an_agent_that_can_is_given_an_instance_that_does_not_reach_everything(
+    platform: Platform, mode: str
+) -> None:
+    network = {"mode": mode, "allow": ["a.example"] if mode == "allow-list" else []}
+    with pytest.raises(NoCapacity, match=f"network.{mode}"):
+        platform.place(platform.launch("nowhere", network=Jsonb(network)))
+    platform.db.rows(f"UPDATE hosts SET capabilities = '[\"network.{mode}\", \"more\"]' WHERE name = 'two'")
+    for number in range(3):
+        placement = platform.place(platform.launch(f"w{number}", network=Jsonb(network)))
+        assert (placement.host, placement.spec.network.model_dump()) == ("two", network)
+    assert platform.place(platform.launch("open")).host == "one", "which has more room by now"
 
 
 def test_memory_is_the_limit_to_the_last_mebibyte(platform: Platform) -> None:

@@ -300,6 +300,17 @@ async def test_the_longest_fence_that_an_agent_may_go_by_is_kept(api: Api) -> No
         assert answer.status_code in (400, 422), bad
 
 
+async def test_what_an_agent_can_do_is_what_it_said_last(api: Api) -> None:
+    host_id = joined(await register(api, await new_token(api), machine()))
+    for said in (["network.none", "network.allow-list"], ["network.none"]):
+        renewed = await renew(api, 1, host_id, hosts=[{"id": host_id, "capabilities": said}])
+        assert renewed.status_code == 200
+        assert (await api.http.get(f"/v1/hosts/{host_id}")).json()["data"]["capabilities"] == said
+    # One of a version before, in its place, can do nothing of that.
+    assert (await renew(api, 1, host_id)).status_code == 200
+    assert row(api, host_id)["capabilities"] == []
+
+
 async def test_an_agent_that_cannot_work_renews_nothing_and_hears_where_temporal_is(api: Api) -> None:
     host = joined(await register(api, await new_token(api), machine()))
     before = row(api, host)

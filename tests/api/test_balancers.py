@@ -232,6 +232,10 @@ async def test_target_without_a_way_is_refused(api: Api) -> None:
     refused = await api.http.post(path, json={"instance_id": far["id"], "port": 80})
     assert (refused.status_code, refused.json()["error"]["code"]) == (422, "unreachable_target")
     assert "publish" in refused.json()["error"]["message"]
+    api.db.rows('UPDATE instances SET network = \'{"mode": "none", "allow": []}\' WHERE name = \'near\'')
+    refused = await api.http.post(path, json={"instance_id": near["id"], "port": 80})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "unreachable_target")
+    api.db.rows("UPDATE instances SET network = DEFAULT WHERE name = 'near'")
     for instance in (near, published):
         assert (await api.http.post(path, json={"instance_id": instance["id"], "port": 80})).status_code == 202
     for stranger in (front["instance_id"], front["id"]):

@@ -42,8 +42,27 @@ def test_launch_leaves_out_what_was_not_asked_for(api: FakeApi) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "sent"),
+    [
+        ("--network none", {"mode": "none"}),
+        ("--network open", {"mode": "open"}),
+        ("--allow pypi.org --allow *.a.b:81", {"mode": "allow-list", "allow": ["pypi.org", "*.a.b:81"]}),
+        ("--network allow-list --allow a.b", {"mode": "allow-list", "allow": ["a.b"]}),
+    ],
+)
+def test_launch_says_what_it_reaches(api: FakeApi, options: str, sent: dict[str, object]) -> None:
+    api.on("POST /instances", accepted(instance(network=sent)))
+    result = cairn("instance", "launch", "web", *options.split(), "--no-wait")
+    assert api.requests[0].body["network"] == sent
+    assert "none" not in options or "none" in result.stdout
+
+
+@pytest.mark.parametrize(
     "options",
     [
+        ["--network", "none", "--allow", "a.b"],
+        ["--network", "allow-list"],
+        ["--network", "shut"],
         ["--port", "http"],
         ["--port", "80:x"],
         ["--port", "80/sctp"],

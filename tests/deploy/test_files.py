@@ -9,14 +9,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import docker
 import pytest
+import yaml
 
 from model.settings import Settings
 from tests.deploy import compose
+from worker import engine
 from worker.database import ROLES
 
 UNITS = compose.ROOT / "deploy" / "systemd"
 PAGE = compose.ROOT / "docs" / "production.md"
+ALLOW_LIST = compose.ROOT / "deploy" / "allow-list.yml"
 DOCUMENT = compose.read()
 SERVICES: dict[str, dict[str, Any]] = DOCUMENT["services"]
 #: They come up, do their work, and end.
@@ -53,6 +57,56 @@ def test_ours_and_what_guards_data_run_as_nobody_on_read_only_roots(name: str) -
     service = SERVICES[name]
     assert not re.match(r"(0|root)(:|$)", service["user"])
     assert service["read_only"] is True
+
+
+ENTERS = {"SYS_ADMIN", "SYS_PTRACE"}
+
+
+def test_agents_unit_has_two_capabilities_and_the_others_none() -> None:
+    for unit in UNITS.glob("*.service"):
+        text = unit.read_text()
+        given = {
+            name: set(value.split()) for name, value in re.findall(r"^(\w*Capabilit\w+)=(.*)$", text, re.MULTILINE)
+        }
+        if unit.stem == "cairn-agent":
+            both = {f"CAP_{name}" for name in ENTERS}
+            assert given == {"CapabilityBoundingSet": both, "AmbientCapabilities": both}
+            assert "\nRestrictNamespaces=net\n" in text
+        else:
+            assert given == {"CapabilityBoundingSet": set()} and "\nRestrictNamespaces=yes\n" in text
+        assert "\nNoNewPrivileges=yes\n" in text
+
+
+def test_agent_with_allow_lists_is_the_same_with_no_more_than_that_takes(installed: None) -> None:
+    files = ["--file", str(compose.FILE), "--file", str(ALLOW_LIST)]
+    command = ["docker-compose", *files, "--profile", "agent", "config"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    together = yaml.safe_load(done.stdout)["services"]
+    more = yaml.safe_load(ALLOW_LIST.read_text())["services"]
+    assert set(more) == {"agent"}, "the others are as they were"
+    agent = together["agent"]
+    assert agent["cap_drop"] == ["ALL"]
+    assert set(agent["cap_add"]) - {"SETUID", "SETGID", "SETPCAP"} == ENTERS, "three to become somebody else with two"
+    assert agent["read_only"] is True and "no-new-privileges:true" in agent["security_opt"]
+    assert agent["command"] == SERVICES["agent"]["command"]
+    assert SERVICES["agent"]["user"] == "10001:10001" and "--reuid=10001" in agent["entrypoint"]
+
+
+def test_agent_with_allow_lists_enters_a_container_as_nobody(docker_engine: docker.DockerClient) -> None:
+    begun = yaml.safe_load(ALLOW_LIST.read_text())["services"]["agent"]["entrypoint"]
+    made = docker_engine.containers.run(engine.IMAGE, ["sleep", "60"], network_mode="none", detach=True)
+    try:
+        made.reload()
+        enters = ["nsenter", f"--net=/proc/{made.attrs['State']['Pid']}/ns/net", "--", "cat", "/proc/self/status"]
+        seen = subprocess.run([*begun, *enters], capture_output=True, text=True, timeout=20, check=True).stdout
+        assert re.search(r"^Uid:(\t10001){4}$", seen, re.MULTILINE)
+        held = {int(value, 16) for value in re.findall(r"^Cap\w+:\t(\w+)$", seen, re.MULTILINE)}
+        assert held == {1 << 21 | 1 << 19}, "SYS_ADMIN, SYS_PTRACE"
+        without = [word for word in begun if not word.startswith(("--ambient", "--inh"))]
+        refused = subprocess.run([*without, *enters], capture_output=True, timeout=20, check=False)
+        assert refused.returncode != 0
+    finally:
+        made.remove(force=True)
 
 
 def test_nothing_is_published_but_the_proxy() -> None:

@@ -273,7 +273,7 @@ async def test_stops_of_a_renewal_that_was_given_up_are_over_before_the_next_beg
         under_way[0] -= 1
 
     monkeypatch.setattr(machines, "stop", stop)
-    more: Any = {"agent_url": None, "versions": {}, "look_seconds": 1, "identity": identity}
+    more: Any = {"agent_url": None, "versions": {}, "capabilities": {}, "look_seconds": 1, "identity": identity}
     more |= {"ensure_fence": lambda: None, "on_ticket_keys": lambda keys: None}
     membership: Any = None
     leases = Leases(membership, {new_id(): machines}, membership, **more)  # type: ignore[dict-item]
