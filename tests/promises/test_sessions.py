@@ -34,7 +34,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stack(source: Path) -> Iterator[Stack]:
     made = Stack(simulated_hosts=0, CAIRN_WORKSPACE_PATHS=str(source)).start().ready()
     yield made
-    made.stop()
+    made.remove()
 
 
 def run(stack: Stack, session: Json, command: str) -> str:
