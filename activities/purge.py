@@ -32,7 +32,7 @@ KEYS, TOKENS = dt.timedelta(hours=24), dt.timedelta(days=7)
 #: Counted together: workers of the release before this one know no other names.
 _COUNTED_AS = dict.fromkeys(("sessions", "password_resets", "login_addresses", "api_keys"), "tokens")
 _COUNTED_AS |= {"cron_runs": "deliveries", "activities": "workflows"}
-_COUNTED_AS |= dict.fromkeys(("groups", "balancers", "configurations", "workspaces"), "instances")
+_COUNTED_AS |= dict.fromkeys(("groups", "balancers", "configurations", "workspaces", "work_sessions"), "instances")
 #: For so long one can see what became of sessions and API keys that are void.
 VOID = dt.timedelta(days=7)
 #: As long as it counts from where somebody has logged in.
@@ -47,6 +47,7 @@ _INSTANCES = text(
         SELECT id FROM instances i WHERE status = 'deleted' AND deleted_at < now() - :kept
         AND NOT EXISTS (SELECT FROM host_ports p WHERE p.instance_id = i.id)
         AND NOT EXISTS (SELECT FROM load_balancers b WHERE b.instance_id = i.id)
+        AND NOT EXISTS (SELECT FROM work_sessions s WHERE s.instance_id = i.id)
         ORDER BY deleted_at LIMIT :most FOR UPDATE SKIP LOCKED
     )
     """
@@ -57,6 +58,15 @@ _BALANCERS = text(
     DELETE FROM load_balancers WHERE id IN (
         SELECT id FROM load_balancers b WHERE status = 'deleted' AND deleted_at < now() - :kept
         AND NOT EXISTS (SELECT FROM scaling_groups g WHERE g.load_balancer_id = b.id)
+        ORDER BY deleted_at LIMIT :most FOR UPDATE SKIP LOCKED
+    )
+    """
+)
+# Before their sandboxes.
+_WORK_SESSIONS = text(
+    """
+    DELETE FROM work_sessions WHERE id IN (
+        SELECT id FROM work_sessions WHERE status = 'removed' AND deleted_at < now() - :kept
         ORDER BY deleted_at LIMIT :most FOR UPDATE SKIP LOCKED
     )
     """
@@ -189,6 +199,7 @@ _WORKFLOWS = text(
         AND NOT EXISTS (SELECT FROM images i WHERE i.project_id = n.project_id AND i.workflow_id = n.id)
         AND NOT EXISTS (SELECT FROM scaling_groups g WHERE g.project_id = n.project_id AND g.workflow_id = n.id)
         AND NOT EXISTS (SELECT FROM load_balancers b WHERE b.project_id = n.project_id AND b.workflow_id = n.id)
+        AND NOT EXISTS (SELECT FROM work_sessions s WHERE s.project_id = n.project_id AND s.workflow_id = n.id)
         AND NOT EXISTS (SELECT FROM workspaces s WHERE s.project_id = n.project_id AND s.workflow_id = n.id)
         RETURNING 1
     )
@@ -283,6 +294,7 @@ class PurgeRecords:
             # Before what they name: balancers name instances, instances name images and groups, and all of them name
             # workflows. (Groups name balancers: those go in the next pass.)
             "balancers": lambda: self._all(until, _BALANCERS, kept.deleted),
+            "work_sessions": lambda: self._all(until, _WORK_SESSIONS, kept.deleted),
             "instances": lambda: self._all(until, _INSTANCES, kept.deleted),
             "groups": lambda: self._all(until, _GROUPS, kept.deleted),
             "configurations": lambda: sum(self._configurations(until, project) for project in projects),

@@ -23,6 +23,7 @@ from activities.quotas import QuotaRecords
 from activities.reencryption import SecretRecords
 from activities.restores import MachineSurvey, RestoreRecords
 from activities.samples import SampleRecords
+from activities.sessions import SessionEngine, SessionRecords
 from activities.sweeper import Sweeper
 from activities.user_ends import UserEnds
 from activities.webhooks import WebhookCalls, WebhookRecords
@@ -34,6 +35,7 @@ CONTROL_CLASSES: tuple[type, ...] = (
     HostRecords,
     HostDrains,
     BalancerRecords,
+    SessionRecords,
     SampleRecords,
     ProjectEnds,
     UserEnds,
@@ -57,6 +59,7 @@ HOST_CLASSES: tuple[type, ...] = (
     MachineSurvey,
     BalancerEngine,
     WorkspaceEngine,
+    SessionEngine,
 )
 WEBHOOK_CLASSES: tuple[type, ...] = (WebhookCalls,)
 CRON_CLASSES: tuple[type, ...] = (CronCalls,)

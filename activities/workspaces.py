@@ -19,6 +19,7 @@ from model.base import Frozen
 from model.errors import FetchFailed, NoCapacity, NotReady, Superseded, Unavailable
 from model.hosts import Host, HostState
 from model.keyring import Keyring
+from model.sessions import SessionStatus, WorkSession
 from model.workflows import Order
 from model.workspaces import CAPABILITY, INIT, GitLogin, Workspace, WorkspaceFacts, WorkspaceSpec, WorkspaceStatus
 
@@ -105,7 +106,9 @@ class WorkspaceRecords:
 
 def commits_in_use(session: Session, workspace: Workspace) -> list[str]:
     """Whose files stay, though the workspace is at another commit from now on."""
-    return [] if workspace.commit is None else [workspace.commit]
+    its = (WorkSession.workspace_id == workspace.id) & (WorkSession.status != SessionStatus.REMOVED)
+    sessions = session.scalars(select(WorkSession.commit).where(its).distinct()).all()
+    return sorted({*sessions, *([] if workspace.commit is None else [workspace.commit])})
 
 
 def _choose(session: Session, workspace: Workspace) -> Host:

@@ -31,6 +31,7 @@ from model.errors import InvalidState, NotFound
 from model.groups import Group
 from model.images import RESTING, Image
 from model.instances import STABLE, Instance
+from model.sessions import WorkSession
 from model.settings import Settings
 from model.workflows import (
     NEVER_STARTED,
@@ -153,6 +154,7 @@ async def cancel(
     await caller.execute(select(Image.id).where(Image.id == row.resource_id).with_for_update())
     await caller.execute(select(Group.id).where(Group.id == row.resource_id).with_for_update())
     await caller.execute(select(LoadBalancer.id).where(LoadBalancer.id == row.resource_id).with_for_update())
+    await caller.execute(select(WorkSession.id).where(WorkSession.id == row.resource_id).with_for_update())
     await caller.execute(select(Workspace.id).where(Workspace.id == row.resource_id).with_for_update())
     row = (await caller.execute(_query.where(Workflow.id == workflow_id).with_for_update())).one()
     if row.state in TERMINAL and row.cancel_requested_at is None:

@@ -22,9 +22,10 @@ from api.workflows import progress_of
 from api.workspace_schemas import WorkspaceCreate, WorkspacePatch, WorkspaceSource, WorkspaceView
 from model import git_urls
 from model.base import new_id
-from model.errors import InvalidState, NameTaken, NotFound, ValidationFailed
+from model.errors import InUse, InvalidState, NameTaken, NotFound, ValidationFailed
 from model.git_urls import GitUrl
 from model.hosts import Host
+from model.sessions import SessionStatus, WorkSession
 from model.settings import Settings
 from model.workflows import TERMINAL, Event, Order, Workflow
 from model.workspaces import DEPROVISION, INIT, SYNC, Workspace, WorkspaceStatus
@@ -189,6 +190,7 @@ async def delete(
     request: Request, workspace_id: UUID, caller: Annotated[Caller, may("workspaces:delete")], force: bool = False
 ) -> Response:
     """Delete a workspace, whatever its state, with its files; a fetch under way is cancelled and undone first.
+    409 `in_use` while it has sessions.
 
     With `force=true` a host that does not answer is not waited for: its agent removes what is left.
     """
@@ -200,11 +202,22 @@ async def delete(
         check_if_match(request, workspace.version, workspace.version - 1)
         return await acceptance.answer(_show, Answered(workspace_id, workspace.workflow_id))
     check_if_match(request, workspace.version)
+    await _check_unused(caller, workspace)
     await cancel_others(caller, acceptance, workspace_id)
     order = _order(request, caller, acceptance, DEPROVISION, workspace_id, workspace.name)
     order = order.model_copy(update={"force": force})
     await _begin(caller, acceptance, workspace, order, WorkspaceStatus.DELETING, "workspace.deleting")
     return await acceptance.answer(_show)
+
+
+async def _check_unused(caller: Caller, workspace: Row[Any]) -> None:
+    """Raises InUse."""
+    its = (WorkSession.workspace_id == workspace.id) & (WorkSession.status != SessionStatus.REMOVED)
+    named = (await caller.execute(select(WorkSession.name).where(its).order_by(WorkSession.name).limit(10))).scalars()
+    if names := named.all():
+        raise InUse(
+            f"workspace {workspace.name} has the sessions {', '.join(names)}: delete them first", sessions=list(names)
+        )
 
 
 async def _begin(

@@ -51,6 +51,7 @@ ssh_keys = _listed("/ssh-keys")
 webhooks = _listed("/webhooks")
 cron_jobs = _listed("/cron/jobs")
 balancers = _listed("/lb")
+sessions = _listed("/sessions")
 workspaces = _listed("/workspaces")
 credentials = _listed("/credentials")
 _GROUPS = {"group": _listed("/autoscaling/groups"), "deployment": _listed("/containers/deployments")}

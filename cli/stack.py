@@ -51,6 +51,7 @@ def up(detach: Detach = False, docker: Docker = True) -> None:
         docker_host = engine.ensure(settings, _say) if docker else None
         if docker_host:
             engine.ensure_base_image(docker_host, _say)
+            os.environ.setdefault("CAIRN_SESSION_IMAGE", engine.IMAGE)
             if haproxy_image.offer(docker_host, _say):
                 os.environ.setdefault("CAIRN_LB_IMAGE", haproxy_image.IMAGE)
             if git_image.offer(docker_host, _say):

@@ -13,6 +13,7 @@ from model.projects import ApiKey, Installation, Project, ProjectQuota, Pulse
 from model.rates import RateLimit
 from model.restores import Restore, RestoreDifference, RestoreHost
 from model.samples import Sample
+from model.sessions import WorkSession
 from model.ssh_keys import SshKey
 from model.users import (
     Binding,
@@ -84,6 +85,7 @@ __all__ = [
     "User",
     "Webhook",
     "WebhookDelivery",
+    "WorkSession",
     "Workflow",
     "Workspace",
     "WorkspaceLogin",

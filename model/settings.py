@@ -142,6 +142,13 @@ class Settings(BaseSettings):
     workspace_max_bytes: int = Field(
         20 << 30, ge=1 << 20, description="Bytes that a workspace may take on its host, with the repository it is of"
     )
+    session_image: str = Field(
+        "debian:stable-slim",
+        description="Image of work sessions that name none: one with /bin/sh (embedded: cairn/base:latest)",
+    )
+    session_file_max_bytes: int = Field(
+        4 << 30, ge=1 << 20, description="Bytes that a file of a session, or what an archive unpacks to, may have"
+    )
     workspace_paths: Words = Field(
         (), description="Folders of a host, comma-separated, below which workspaces may be copied from (default: none)"
     )

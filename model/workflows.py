@@ -48,6 +48,10 @@ Kind = Literal[
     "InitWorkspace",
     "SyncWorkspace",
     "DeprovisionWorkspace",
+    "InitSession",
+    "StopSession",
+    "StartSession",
+    "DeprovisionSession",
     "ScaleGroup",
     "DeprovisionGroup",
     "AdoptInstance",
@@ -56,7 +60,17 @@ Kind = Literal[
     "FinishRestore",
 ]
 ResourceType = Literal[
-    "instance", "image", "host", "project", "restore", "user", "group", "deployment", "load_balancer", "workspace"
+    "instance",
+    "image",
+    "host",
+    "project",
+    "restore",
+    "user",
+    "group",
+    "deployment",
+    "load_balancer",
+    "workspace",
+    "session",
 ]
 
 

@@ -30,6 +30,7 @@ from activities.interceptor import ActivityInterceptor
 from activities.registry import methods
 from activities.restores import MachineSurvey
 from activities.runs import host_queue
+from activities.sessions import SessionEngine
 from activities.workspaces import WorkspaceEngine
 from drivers.balancers import Balancers
 from drivers.blob_source import ApiBlobs
@@ -38,6 +39,7 @@ from drivers.egress import Egress
 from drivers.images import Images
 from drivers.machines import Fence, Machines
 from drivers.measured import measured
+from drivers.session_trees import SessionTrees
 from drivers.streams import Streams
 from drivers.workspaces import Workspaces
 from model import logs
@@ -57,7 +59,7 @@ from worker.leases import Leases, Refused
 from worker.samples import Samples
 from worker.sealed import Sealed
 from worker.temporal_link import TemporalLink
-from worker.workspaces import WorkspaceSweep, workspace_driver
+from worker.workspaces import TREES, WorkspaceSweep, workspace_driver
 
 #: Steps of one host at once. Most wait for the engine, or for an instance to become ready.
 STEPS = 32
@@ -115,7 +117,13 @@ def capabilities(egress: Egress | None) -> list[str]:
     return [capability("none"), *allow_list]
 
 
-def driver(host: AgentHost, installation: UUID, settings: Settings, egress: Egress | None = None) -> Machines:
+def driver(
+    host: AgentHost,
+    installation: UUID,
+    settings: Settings,
+    egress: Egress | None = None,
+    trees: SessionTrees | None = None,
+) -> Machines:
     """The driver of a host's backend; only what is used is imported."""
     if host.backend == "simulated":
         from drivers.simulated import SimulatedMachines
@@ -131,6 +139,7 @@ def driver(host: AgentHost, installation: UUID, settings: Settings, egress: Egre
         host_id=host.id,
         publish_address=settings.publish_address,
         secrets_dir=settings.secrets_dir,
+        trees=trees,
         egress=egress,
     )
 
@@ -146,6 +155,14 @@ def image_driver(host: AgentHost, membership: Membership, settings: Settings) ->
 
     blobs = ApiBlobs(membership.api_url, membership.credential)
     return DockerImages(settings.docker_host, brought=brought, fetch=blobs.fetch, allow=settings.outbound_allow)
+
+
+def session_trees(host: AgentHost, settings: Settings) -> SessionTrees:
+    """Where sessions of a host have their files. What is simulated mounts nothing."""
+    folder = (identity_file(settings).parent / TREES).absolute()
+    if host.backend == "simulated":
+        return SessionTrees(folder / str(host.id), overlay=False)
+    return SessionTrees(folder)
 
 
 def balancer_driver(host: AgentHost, installation: UUID, settings: Settings) -> Balancers:
@@ -170,11 +187,17 @@ async def run(settings: Settings) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    trees = {host.id: session_trees(host, settings) for host in membership.hosts}
     egresses = {host.id: egress_driver(host, membership.installation, settings) for host in membership.hosts}
     machines = {
-        host.id: measured(driver(host, membership.installation, settings, egresses[host.id]), host.backend)
+        host.id: measured(
+            driver(host, membership.installation, settings, egresses[host.id], trees[host.id]), host.backend
+        )
         for host in membership.hosts
     }
+    for kept in trees.values():
+        # Before a sandbox that runs is asked for its files.
+        await asyncio.to_thread(kept.mount_all)
     images = {
         host.id: measured(image_driver(host, membership, settings), f"{host.backend}.images")
         for host in membership.hosts
@@ -192,7 +215,8 @@ async def run(settings: Settings) -> None:
     }
     gate = Gate(membership.ticket_keys)
     listener = agent_server.listen(settings, membership.api_url)
-    serves = AgentServer({host.id: streams(host, membership.installation, settings) for host in membership.hosts}, gate)
+    served = {host.id: streams(host, membership.installation, settings) for host in membership.hosts}
+    serves = AgentServer(served, gate, trees, settings.session_file_max_bytes)
     temporal = TemporalLink(
         settings,
         follows="temporal_address" in unset,
@@ -228,6 +252,7 @@ async def run(settings: Settings) -> None:
                 machines,
                 images,
                 balancers,
+                trees,
                 workspaces,
                 fence.AgentFence(settings),
                 Sealed(membership, keys),
@@ -262,6 +287,7 @@ def step_workers(
     machines: Mapping[UUID, Machines],
     images: Mapping[UUID, Images],
     balancers: Mapping[UUID, Balancers],
+    trees: Mapping[UUID, SessionTrees],
     workspaces: Mapping[UUID, Workspaces],
     fence: Fence,
     given: Sealed | None = None,
@@ -272,11 +298,12 @@ def step_workers(
     workers = []
     for host in hosts:
         engines = [
-            InstanceEngine(machines[host.id], fence, given),
+            InstanceEngine(machines[host.id], fence, given, trees[host.id].mount),
             HostEngine(host.name, machines[host.id], fence),
             ImageEngine(host.name, images[host.id], given),
             MachineSurvey(host.name, machines[host.id]),
             BalancerEngine(balancers[host.id], machines[host.id], given.secrets if given else None),
+            SessionEngine(trees[host.id]),
             WorkspaceEngine(workspaces[host.id], given),
         ]
         workers.append(

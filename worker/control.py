@@ -36,6 +36,7 @@ from activities.registry import methods
 from activities.restores import RestoreRecords
 from activities.runs import CONTROL, Histories
 from activities.samples import SampleRecords
+from activities.sessions import SessionRecords
 from activities.sweeper import LOST_AFTER, Sweeper
 from activities.user_ends import UserEnds
 from activities.webhooks import WebhookRecords
@@ -114,6 +115,7 @@ async def run(settings: Settings) -> None:
         UserEnds(engine, histories),
         GroupRecords(engine, histories, limits),
         BalancerRecords(engine, histories, limits, keyring),
+        SessionRecords(engine, histories, limits),
         SampleRecords(engine),
         AuditRecords(engine, keyring),
         PurgeRecords(engine, retention_of(settings)),

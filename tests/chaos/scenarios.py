@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 
 from tests import invariants
-from tests.chaos import balancers, cron, groups, imports, projects, restores, users, workspaces
-from tests.chaos.cells import BALANCERS, CRON, IMPORTS, PROCESSES, RESTORES, SYSTEM, WORKSPACES, Cell
+from tests.chaos import balancers, cron, groups, imports, projects, restores, sessions, users, workspaces
+from tests.chaos.cells import BALANCERS, CRON, IMPORTS, PROCESSES, RESTORES, SESSIONS, SYSTEM, WORKSPACES, Cell
 from tests.receiver import Receiver
 from tests.stack import Json, Stack, wait_for
 
@@ -37,6 +37,7 @@ ELSEWHERE = {
     **dict.fromkeys(RESTORES, restores.run),
     **dict.fromkeys(CRON, cron.run),
     **dict.fromkeys(BALANCERS, balancers.run),
+    **dict.fromkeys(SESSIONS, sessions.run),
     **dict.fromkeys(WORKSPACES, workspaces.run),
     **{"project": projects.run, "user": users.run, "group": groups.run},
 }

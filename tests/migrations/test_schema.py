@@ -22,7 +22,7 @@ READ = "installation projects hosts host_ports host_tokens instance_types instan
 READ_BY_ALL = (
     f"{READ} alembic_version restores restore_differences quotas pulses samples event_horizons images image_caches"
     " webhook_deliveries audit audit_links audit_heads cron_runs"
-    " scaling_groups group_configurations group_activities group_policies credentials workspaces"
+    " scaling_groups group_configurations group_activities group_policies credentials workspaces work_sessions"
 )
 GROUPS = "scaling_groups group_configurations group_activities group_policies"
 PEOPLE = "users service_accounts roles bindings invitations login_addresses"
@@ -38,12 +38,12 @@ RIGHTS = {
     ): f"{READ_BY_ALL} api_keys ssh_keys {PEOPLE} sessions refresh_tokens password_resets mails"
     f" rate_limits {SEEN_BY_API} {BALANCERS}",
     ("cairn_api", "INSERT"): (
-        f"{GROUPS} data_keys secrets secret_versions sealed_values credentials workspaces {BALANCERS} "
+        f"{GROUPS} data_keys secrets secret_versions sealed_values credentials workspaces work_sessions {BALANCERS} "
         "host_tokens instance_types instances workflows events idempotency_keys pulses samples images ssh_keys"
         f" projects quotas api_keys {PEOPLE} sessions refresh_tokens password_resets mails rate_limits cron_runs"
     ),
     ("cairn_api", "UPDATE"): (
-        f"{GROUPS} secrets load_balancers lb_targets credentials workspaces "
+        f"{GROUPS} secrets load_balancers lb_targets credentials workspaces work_sessions "
         "images host_tokens instance_types instances workflows idempotency_keys quotas pulses webhook_deliveries"
         f" projects api_keys {PEOPLE} sessions refresh_tokens mails rate_limits cron_runs"
     ),
@@ -59,11 +59,11 @@ RIGHTS = {
     ("cairn_worker", "UPDATE"): (
         f"{GROUPS} secret_versions sealed_values instance_secrets image_logins audit_heads restores restore_hosts"
         " restore_differences images image_caches hosts instances workflows quotas pulses event_horizons webhooks"
-        " webhook_deliveries cron_jobs cron_runs load_balancers lb_targets workspaces workspace_logins"
+        " webhook_deliveries cron_jobs cron_runs load_balancers lb_targets workspaces work_sessions workspace_logins"
     ),
     ("cairn_worker", "DELETE"): (
         "scaling_groups group_configurations group_activities data_keys instance_secrets image_logins sealed_values"
-        f" restore_hosts restore_differences workspaces workspace_logins {BALANCERS}"
+        f" restore_hosts restore_differences workspaces work_sessions workspace_logins {BALANCERS}"
         " image_caches host_ports host_tokens idempotency_keys samples instances workflows events webhook_deliveries "
         "images sessions password_resets login_addresses api_keys cron_jobs cron_runs"
     ),
@@ -92,6 +92,7 @@ PER_PROJECT = {
     "audit_links",
     "audit_heads",
     "credentials",
+    "work_sessions",
     "workspaces",
     *OF_SECRETS.split(),
     *GROUPS.split(),
