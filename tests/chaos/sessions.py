@@ -50,7 +50,7 @@ def left(stack: Stack, session: Json) -> list[str]:
 
 def _workspace(stack: Stack) -> str:
     host = next(host["name"] for host in stack.get("/hosts") if host["backend"] == "simulated")
-    source = {"git_url": "https://127.0.0.1/shop.git"}
+    source = {"git_url": "https://git.example/shop.git"}
     accepted = stack.accept(
         "POST", "/workspaces", {"name": f"w-{uuid.uuid4().hex[:8]}", "source": source, "host": host}
     )
