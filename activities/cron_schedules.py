@@ -52,8 +52,8 @@ from model.restores import restored
 from model.workflows import Failure, Outcome
 
 #: Of each kind, at one look; and how many calls to Temporal at once, each with so much time.
-BATCH, AT_ONCE = 100, 8
-PATIENCE = dt.timedelta(seconds=5)
+BATCH, AT_ONCE = 40, 8
+PATIENCE = dt.timedelta(seconds=15)
 #: What a worker has taken is not looked for before this: longer than all of a batch may take.
 IN_HAND = dt.timedelta(seconds=90)
 #: What failed is looked for again after this.

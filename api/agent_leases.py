@@ -49,9 +49,11 @@ Version = Annotated[Text, Field(max_length=100)]
 
 
 class HostLease(BaseModel):
-    """One host of the agent, and the digest of what its engine holds (null: the engine is away)."""
+    """One host of the agent, and the digest of what its engine holds (null: the engine is away).
 
-    model_config = ConfigDict(extra="forbid")
+    What a newer agent says besides is passed over: its lease goes on where the platform is rolled back."""
+
+    model_config = ConfigDict(extra="ignore")
 
     id: UUID
     inventory: Sha256 | None = None
@@ -61,9 +63,9 @@ class HostLease(BaseModel):
 
 class Renew(BaseModel):
     """``POST /v1/hosts/lease``. Of an agent that is not ``working`` (Temporal does not answer it) nothing is renewed:
-    it hears where all is now."""
+    it hears where all is now. What a newer agent says besides is passed over."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"hosts": [{"id": HOST_ID}]}]})
+    model_config = ConfigDict(extra="ignore", json_schema_extra={"examples": [{"hosts": [{"id": HOST_ID}]}]})
 
     hosts: Annotated[list[HostLease], Field(min_length=1, max_length=MOST_HOSTS)]
     agent_url: AgentUrl | None = None

@@ -6,12 +6,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from model.networks import ENTRY_PATTERN
+
 _NO_NUL = "expected text without NUL characters"
 _NAME = "expected up to 63 letters, digits, dots, dashes and underscores, the first a letter or a digit"
 _EMAIL = "expected an address such as jo@example.org"
 #: Of every pattern of the API what it lets through. (A test knows all of them.)
 PATTERNS = {
     r"^[^\x00]*$": _NO_NUL,
+    ENTRY_PATTERN: "expected NAME, *.NAME, NAME:PORT or *.NAME:PORT, such as pypi.org or *.debian.org:443",
     r"^[^\x00]{1,254}$": "expected 1 to 254 characters, none of them NUL",
     r"^[A-Za-z0-9_-]{21}[AQgw]$": "expected what an answer gave as next_cursor",
     r"^[^=\x00]+=[^\x00]*$": "expected KEY=VALUE",

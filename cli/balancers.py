@@ -14,6 +14,7 @@ from cli.completion import instances as instance_names
 from cli.ending import Ending, Kind, each, finish
 from cli.errors import usage
 from cli.listing import Listing, Table, print_list
+from cli.options import duration
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
 from cli.render import All, Format, Limit, Output
 from cli.routes import as_commands
@@ -32,8 +33,13 @@ Algorithm = Annotated[
     str | None, typer.Option(help="round-robin, least-conn, source or random (of a new one: round-robin).")
 ]
 Check = Annotated[str | None, typer.Option(help="How targets are asked: tcp, or http:/PATH.")]
-Interval = Annotated[float | None, typer.Option(help="Seconds between two checks of a target.")]
-Drain = Annotated[int | None, typer.Option(help="Seconds that a target which leaves may take to end what it began.")]
+Interval = Annotated[
+    float | None, typer.Option(parser=duration, metavar="TIME", help="Between two checks of a target: 2s.")
+]
+Drain = Annotated[
+    float | None,
+    typer.Option(parser=duration, metavar="TIME", help="What a target that leaves may take to end what it began: 30s."),
+]
 Certificate = Annotated[str | None, typer.Option(help="Secret with certificate and key, as PEM: NAME[@VERSION].")]
 Weight = Annotated[int, typer.Option(help="Share of the requests, 0 to 256.")]
 
@@ -246,7 +252,7 @@ def _settings(
     interval: float | None,
     cookie: str | None,
     tls: str | None,
-    drain: int | None,
+    drain: float | None,
 ) -> dict[str, Any]:
     """Those that were given, as the API takes them."""
     found: dict[str, Any] = {"algorithm": algorithm, "drain_seconds": drain}

@@ -69,6 +69,11 @@ def groups(context: typer.Context, incomplete: str) -> list[str]:
     return _GROUPS[noun](incomplete) if noun in _GROUPS else []
 
 
+def fleets(incomplete: str) -> list[str]:
+    """Groups and deployments."""
+    return [name for of in _GROUPS.values() for name in of(incomplete)]
+
+
 def contexts(incomplete: str) -> list[str]:
     from cli import config
     from cli.errors import CommandFailed

@@ -248,7 +248,9 @@ def _key(from_stdin: bool) -> str:
 
 
 def _check(endpoint: Endpoint) -> bool:
-    """Only ever a warning: it may be added before its platform runs. False: it is of no use as it is."""
+    """A warning, as it may be added before its platform runs. False: it is of no use as it is.
+
+    Raises CommandFailed where the platform answers that it does not know the key."""
     from cli.client import Client
 
     try:
@@ -256,6 +258,9 @@ def _check(endpoint: Endpoint) -> bool:
             project = f"/{endpoint.project}" if endpoint.project else ""
             client.request("GET", f"/projects{project}", patience=0, timeout=CHECK_SECONDS)
     except CommandFailed as failure:
+        if failure.code == "unauthenticated":
+            failure.hint = "nothing is kept; give it another key, or keep it as it is with --no-check"
+            raise
         render.say(f"warning: {failure.message} ({failure.code})")
         return failure.code == "forbidden"  # the key is known; it may just not ask this
     return True

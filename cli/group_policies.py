@@ -11,6 +11,7 @@ from cli.client import Client
 from cli.errors import CommandFailed, Exit, usage
 from cli.groups import GROUP, Name, groups
 from cli.listing import Listing, Table, print_list
+from cli.options import duration
 from cli.render import Format, Output
 
 __all__ = ["groups"]
@@ -30,7 +31,7 @@ def policy(
     ] = "cpu",
     out: Annotated[int | None, typer.Option("--out", help="So many more at once.")] = None,
     in_: Annotated[int | None, typer.Option("--in", help="So many fewer at once.")] = None,
-    cooldown: Annotated[int, typer.Option(help="Seconds between two changes.")] = 60,
+    cooldown: Annotated[float, typer.Option(parser=duration, metavar="TIME", help="Between two changes: 5m.")] = 60,
     output: Output = Format.TABLE,
 ) -> None:
     """Scale a group by what is measured."""

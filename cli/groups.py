@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from cli import lifetimes, networks, render
+from cli import group_views, lifetimes, networks, render
 from cli.client import Client
 from cli.completion import balancers as balancer_names
 from cli.completion import groups as group_names
@@ -19,7 +19,7 @@ from cli.errors import usage
 from cli.instances import OnHostLost, port_of
 from cli.listing import Listing, Table, print_list
 from cli.options import command as after_dashes
-from cli.options import pairs
+from cli.options import duration, pairs
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
 from cli.render import All, Format, Limit, Output
 from cli.routes import as_commands
@@ -44,7 +44,7 @@ class Noun(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        return Kind(self.path, self.find, self.show, _status)
+        return Kind(self.path, self.find, self.show, group_views.status)
 
     def find(self, client: Client, wanted: str) -> dict[str, Any]:
         return client.named(self.path, self.noun, wanted)
@@ -55,29 +55,8 @@ class Noun(NamedTuple):
     def show(self, row: dict[str, Any], output: Format) -> None:
         if output is Format.JSON:
             render.print_json(row)
-            return
-        error = row.get("error") or {}
-        bounds = f", {row['min_instances']} to {row['max_instances']}" if "min_instances" in row else ""
-        render.print_facts(
-            [
-                ("name", row["name"]),
-                ("id", row["id"]),
-                ("status", _status(row)),
-                ("error", f"{as_commands(str(error.get('message')))} ({error.get('code')})" if error else ""),
-                ("not before", row.get("backoff_until") or ""),
-                ("ready", f"{self.numbers(row)}{bounds}"),
-                ("configuration", f"{row['revision']}, which {row[self.updated]} have"),
-                ("replacing", f"{row['max_surge']} more, {row['max_unavailable']} fewer"),
-                ("image", row["image"]),
-                ("type", row["instance_type"]),
-                ("health check", lifetimes.shown_check(row["health_check"]) if row.get("health_check") else ""),
-                ("network", networks.shown(row.get("network"))),
-                ("load balancer", row.get("load_balancer_id") or ""),
-                ("labels", render.pairs(row.get("labels"))),
-                ("created", f"{row['created_at']} ({render.age(row['created_at'])} ago)"),
-                ("workflow", row["workflow_id"]),
-            ]
-        )
+        else:
+            group_views.show(row, self.numbers(row), row[self.updated])
 
 
 GROUP = Noun(groups, "group", "/autoscaling/groups", "desired_count", "ready_count", "updated_count")
@@ -107,7 +86,10 @@ Backend = Annotated[str | None, typer.Option(help="Kind of engine, such as docke
 Lost = Annotated[OnHostLost | None, typer.Option(help="What happens to members where their host is lost.")]
 Surge = Annotated[str | None, typer.Option(help="So many more, or 25%, while members are replaced.")]
 Unavailable = Annotated[str | None, typer.Option(help="So many fewer, or 25%, while members are replaced.")]
-MinReady = Annotated[int | None, typer.Option(help="Seconds that a new member runs before it counts as ready.")]
+MinReady = Annotated[
+    float | None,
+    typer.Option(parser=duration, metavar="TIME", help="What a new member runs before it counts as ready: 30s."),
+]
 Login = Annotated[
     str | None,
     typer.Option(help="Secret to pull the image with: USERNAME:PASSWORD, or JSON.", autocompletion=secret_names),
@@ -171,10 +153,6 @@ def _balancer(name: str) -> str | None:
 
 def _amount(value: str | None) -> int | str | None:
     return int(value) if value is not None and value.isdecimal() else value
-
-
-def _status(row: dict[str, Any]) -> str:
-    return f"{row['status']} (paused)" if row.get("paused") and row["status"] != "deleted" else str(row["status"])
 
 
 @groups.command("create", epilog="Example: cairn group create web --image cairn/base:latest --max 5 --desired 2")
@@ -292,7 +270,7 @@ def _common(noun: Noun) -> None:
         table = Table(
             ["NAME", "STATUS", "READY", "IMAGE", "CONFIGURATION", "AGE", "ID"],
             lambda row: [
-                *(row["name"], _status(row), noun.numbers(row), row["image"], str(row["revision"])),
+                *(row["name"], group_views.status(row), noun.numbers(row), row["image"], str(row["revision"])),
                 *(render.age(row["created_at"]), row["id"]),
             ],
             wide=["ID"],
@@ -302,9 +280,12 @@ def _common(noun: Noun) -> None:
 
     @app.command(epilog=f"{example} show web")
     def show(name: Name, output: Output = Format.TABLE) -> None:
-        """Show one."""
+        """Show one, and its members."""
         with Client() as client:
-            noun.show(noun.find(client, name), output)
+            row = noun.find(client, name)
+            noun.show(row, output)
+            if output is Format.TABLE:
+                group_views.show_members(client, row)
 
     # So that -1 is a number which is refused, and no option.
     @app.command(epilog=f"{example} scale web 5", context_settings={"ignore_unknown_options": True})

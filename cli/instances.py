@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import lifetimes, networks, render, streams
+from cli import group_views, instance_views, lifetimes, networks, render, streams
 from cli.client import Client
+from cli.completion import fleets as fleet_names
 from cli.completion import hosts as host_names
 from cli.completion import images as image_names
 from cli.completion import instances as instance_names
@@ -21,7 +22,6 @@ from cli.options import command as after_dashes
 from cli.options import pairs
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
 from cli.render import All, Format, Limit, Output
-from cli.routes import as_commands
 from cli.secrets import RegistrySecret, references
 
 app = typer.Typer(
@@ -137,6 +137,9 @@ def list_(
     name: Annotated[str | None, typer.Option(help="Only of this name.")] = None,
     label: Annotated[str | None, typer.Option("--label", "-l", help="Only with this label, k=v.")] = None,
     tag: Annotated[list[str] | None, typer.Option("--tag", help="Only with this tag; of several, with all.")] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Only members of this group or deployment.", autocompletion=fleet_names)
+    ] = None,
     limit: Limit = 50,
     everything: All = False,
     output: Output = Format.TABLE,
@@ -144,22 +147,24 @@ def list_(
     """List instances, newest first."""
     if label is not None:
         pairs("--label", [label])
-    params = {"status": status, "name": name, "label": label, "tag": tag}
+    params: dict[str, Any] = {"status": status, "name": name, "label": label, "tag": tag}
     table = Table(
         ["NAME", "STATUS", "TYPE", "HOST", "ADDRESS", "PORTS", "AGE", "ID"],
         lambda row: [
             row["name"],
-            _status(row),
+            instance_views.status(row),
             row["instance_type"],
             row.get("host") or "",
             row.get("private_ip") or "",
-            _ports(row),
+            instance_views.ports(row),
             render.age(row["created_at"]),
             row["id"],
         ],
         wide=["HOST", "ID"],
     )
     with Client() as client:
+        if group is not None:
+            params["group_id"] = group_views.find(client, group)["id"]
         print_list(client, "/instances", params, Listing(limit, everything, output), table)
 
 
@@ -170,7 +175,7 @@ def show(
 ) -> None:
     """Show one instance."""
     with Client() as client:
-        _print(client.instance(name), output)
+        instance_views.show(client.instance(name), output)
 
 
 def _verb(verb: str, help: str, example: str) -> None:
@@ -245,7 +250,7 @@ def update(
         raise usage("nothing to change: give --name, --label, --metadata, --tag, --ttl or --idle-stop")
     with Client() as client:
         path = f"/instances/{client.instance(instance)['id']}"
-        _print(client.request("PATCH", path, body=body)["data"], output)
+        instance_views.show(client.request("PATCH", path, body=body)["data"], output)
 
 
 @app.command(epilog="Example: cairn instance rm web")
@@ -275,97 +280,7 @@ def _words(cmd: str) -> list[str]:
         raise usage(f"--cmd: {error}") from None
 
 
-def _print(instance: dict[str, Any], output: Format) -> None:
-    if output is Format.JSON:
-        render.print_json(instance)
-        return
-    error = instance.get("error") or {}
-    render.print_facts(
-        [
-            ("name", instance["name"]),
-            ("id", instance["id"]),
-            ("status", _status(instance)),
-            ("error", f"{as_commands(str(error.get('message')))} ({error.get('code')})" if error else ""),
-            ("image", instance.get("image") or ""),
-            ("type", instance["instance_type"] + _size(instance)),
-            ("group", instance.get("group_id") or ""),
-            ("managed by", _manager(instance.get("managed_by") or {})),
-            ("host", f"{instance['host']} ({instance.get('backend')})" if instance.get("host") else ""),
-            ("reachable", _REACHABLE[instance.get("reachable")]),
-            ("host lost", instance.get("on_host_lost") or ""),
-            ("host labels", render.pairs(instance.get("host_labels"))),
-            ("drift", _drift(instance.get("drift"))),
-            *lifetimes.facts(instance),
-            ("address", instance.get("private_ip") or ""),
-            ("ports", _ports(instance)),
-            ("network", networks.shown(instance.get("network"))),
-            ("env", render.pairs(_env(instance, secret=False))),
-            ("secrets", render.pairs(_env(instance, secret=True))),
-            ("labels", render.pairs(instance.get("labels"))),
-            ("tags", ", ".join(instance.get("tags") or [])),
-            ("metadata", render.pairs(instance.get("metadata"))),
-            ("container", (instance.get("container_id") or "")[:12]),
-            ("created", f"{instance['created_at']} ({render.age(instance['created_at'])} ago)"),
-            ("workflow", instance.get("workflow_id") or ""),
-        ]
-    )
-
-
-def _size(instance: dict[str, Any]) -> str:
-    if "vcpus" not in instance:
-        return ""
-    return f" ({instance['vcpus']:g} vCPU, {instance['memory_mb']} MiB)"
-
-
-def _manager(by: dict[str, Any]) -> str:
-    return " ".join(str(by[what]) for what in ("type", "name") if by.get(what)).replace("_", " ")
-
-
-def _env(instance: dict[str, Any], *, secret: bool) -> dict[str, str]:
-    """Its variables that are plain, or those that stand for secrets, as --secret takes them: never their values."""
-    found = {name: value for name, value in (instance.get("env") or {}).items() if isinstance(value, dict) is secret}
-    return {name: _reference(value) if secret else str(value) for name, value in found.items()}
-
-
-def _reference(use: dict[str, Any]) -> str:
-    version = f"@{use['version']}" if use.get("version") else ""
-    return f"{use['secret']}{version}" + (":env" if use.get("as") == "env" else "")
-
-
-_REACHABLE = {True: "yes", False: "no: the lease of its host has lapsed", None: ""}
-
-
-def _drift(drift: dict[str, Any] | None) -> str:
-    """How the machine differs from what it should be, since when, and what was done about it."""
-    if not drift:
-        return ""
-    changes = ", ".join(
-        f"{field} {values.get('expected')} → {values.get('actual')}"
-        for field, values in (drift.get("changes") or {}).items()
-    )
-    heals = f"; tried to mend it {drift['heals']} times" if drift.get("heals") else ""
-    return f"{changes or drift['kind']} (for {render.age(drift['detected_at'])}{heals})"
-
-
-def _status(instance: dict[str, Any]) -> str:
-    away = instance.get("reachable") is False and instance["status"] != "deleted"
-    drift = (instance.get("drift") or {}).get("kind")
-    note = "host unreachable" if away else f"drift: {drift}" if drift else ""
-    return f"{instance['status']} ({note})" if note else str(instance["status"])
-
-
-_KIND = Kind("/instances", Client.instance, _print, _status)
-
-
-def _ports(instance: dict[str, Any]) -> str:
-    """As one writes them: 8080:80, with the protocol where it is not TCP."""
-    shown = []
-    for port in instance.get("ports") or []:
-        protocol = port.get("protocol", "tcp")
-        suffix = "" if protocol == "tcp" else f"/{protocol}"
-        host = f"{port['host_port']}:" if port.get("host_port") else ""
-        shown.append(f"{host}{port['container_port']}{suffix}")
-    return ", ".join(shown)
+_KIND = Kind("/instances", Client.instance, instance_views.show, instance_views.status)
 
 
 def port_of(value: str) -> dict[str, Any]:

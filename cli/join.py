@@ -16,7 +16,7 @@ import typer
 from cli import render
 from cli.client import Client, Endpoint, is_loopback
 from cli.errors import CommandFailed, Exit, usage
-from cli.options import pairs
+from cli.options import duration, pairs
 
 #: How long an API that does not answer is tried before anything is said about it.
 QUIET_SECONDS = 3.0
@@ -83,7 +83,7 @@ def join(
     ] = False,
     register_only: Annotated[bool, typer.Option("--register-only", help="Join, and do not run the agent.")] = False,
     patience: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait for an API that does not answer.")
+        float, typer.Option(parser=duration, metavar="TIME", help="How long to wait for an API that does not answer.")
     ] = DEFAULT_PATIENCE,
 ) -> None:
     """Make this machine a host and run its agent, until it is stopped.

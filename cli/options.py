@@ -7,10 +7,12 @@ import re
 import shlex
 from pathlib import Path
 
+import typer
+
 from cli.errors import usage
 from cli.given import given
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def pairs(option: str, values: list[str] | None) -> dict[str, str]:
@@ -32,13 +34,21 @@ def command(before: str, words: list[str] | None) -> list[str] | None:
 
 
 def seconds(option: str, value: str) -> int:
-    """A time such as 90s, 30m, 1h or 7d."""
-    written = re.fullmatch(r"(\d{1,9})([smhd])", value)
+    """A time such as 90s, 30m, 1h or 7d; a number alone is of seconds."""
+    written = re.fullmatch(r"(\d{1,9})([smhd]?)", value)
     if (written and not int(written[1])) or value.startswith("-"):
         raise usage(f"{option} {value}: expected more than 0, such as 1h")
     if not written:
         raise usage(f"{option} {value}: expected a number and s, m, h or d, such as 1h")
     return int(written[1]) * _UNITS[written[2]]
+
+
+def duration(value: str | float) -> float:
+    """For options that may be 0, or a part of a second: 0, 0.5s, 90, 5m. Raises BadParameter."""
+    written = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)([smhd]?)", str(value))
+    if not written:
+        raise typer.BadParameter("expected seconds, or a number and s, m, h or d, such as 5m")
+    return float(written[1]) * _UNITS[written[2]]
 
 
 def moment(option: str, value: str | None) -> str | None:

@@ -12,6 +12,7 @@ import typer
 from cli import render
 from cli.client import ANSWER_SECONDS, Client
 from cli.errors import CommandFailed, Exit, of_outcome
+from cli.options import duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,7 +23,10 @@ FIRST_POLL, LONGEST_POLL = 0.1, 1.0
 LAST_CELL = 5
 
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the end, or return once it is accepted.")]
-Timeout = Annotated[float, typer.Option(min=0, help="Seconds to wait; the workflow goes on after them.")]
+Timeout = Annotated[
+    float,
+    typer.Option(parser=duration, metavar="TIME", help="How long to wait, such as 5m; the workflow goes on."),
+]
 DEFAULT_TIMEOUT = 600.0
 
 _MARKS = {"completed": "✓", "failed": "✗", "cancelled": "⊘", "running": "•", "scheduled": "·"}
@@ -97,12 +101,13 @@ class Timeline:
         marked.plain = self.marks.get(state, state)
         name = f"undo {step['name']}" if step.get("undo") else step["name"]
         tries = f"attempt {step['attempts']}" if step["attempts"] > 1 else ""
+        dim = "" if self.console.no_color else "dim"
         last = Text(render.clean(step.get("error") or ""), style="red" if state == "failed" else "yellow")
         return [
             Text(self.indent if self.console.is_terminal else "").append_text(marked),
             Text(render.clean(name)),
-            Text(render.clean(f"on {step['host']}") if step.get("host") else "", style="dim"),
-            Text(render.between(step.get("started_at"), step.get("finished_at")), style="dim"),
+            Text(render.clean(f"on {step['host']}") if step.get("host") else "", style=dim),
+            Text(render.between(step.get("started_at"), step.get("finished_at")), style=dim),
             Text(tries, style="yellow"),
             last,
         ]

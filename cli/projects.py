@@ -59,10 +59,13 @@ def list_(
         print_list(client, "/projects", params, Listing(limit, everything, output), table)
 
 
+_UNIX_NAME = "One word that no other project here has, for commands and other systems (default: made of the name)."
+
+
 @app.command(epilog="Example: cairn project create Payments --unix-name payments")
 def create(
     name: Annotated[str, typer.Argument(help="Its name; others may have the same.")],
-    unix_name: Annotated[str | None, typer.Option(help="What other systems know it by; nobody else has it.")] = None,
+    unix_name: Annotated[str | None, typer.Option(help=_UNIX_NAME)] = None,
     description: Annotated[str, typer.Option(help="What it is for.")] = "",
     output: Output = Format.TABLE,
 ) -> None:

@@ -21,7 +21,7 @@ from cli import render
 from cli.client import Client
 from cli.completion import instances as instance_names
 from cli.errors import UNKNOWN_EXIT, Exit
-from cli.options import seconds
+from cli.options import duration, seconds
 from cli.render import Format, Output
 
 Name = Annotated[str, typer.Argument(help="Name or id.", show_default=False, autocompletion=instance_names)]
@@ -74,7 +74,7 @@ def stats(
 def exec_(
     name: Name,
     command: Command,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds that it may take, at most 600.")] = 30.0,
+    timeout: Annotated[float, typer.Option(parser=duration, metavar="TIME", help="What it may take, to 10m.")] = 30.0,
     output: Output = Format.TABLE,
 ) -> None:
     """Run a command in an instance; ends with the command's own exit code.

@@ -20,6 +20,8 @@ MOST_NAME, MOST_PORT = 253, 65535
 
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _ENTRY = re.compile(rf"(\*\.)?({_LABEL}(?:\.{_LABEL})*)\.?(?::([1-9][0-9]{{0,4}}))?")
+#: Of an entry, as documents show it.
+ENTRY_PATTERN = f"^{_ENTRY.pattern}$"
 _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 #: What ends so is an address, however it is written (https://url.spec.whatwg.org/#ends-in-a-number-checker).
 _NUMBER = re.compile(r"(?:[0-9]+|0[xX][0-9a-fA-F]*)")
@@ -41,9 +43,7 @@ def _entry(value: str) -> str:
 
 
 #: ``name``, ``*.name`` (all names below it, not itself), each with ``:port`` or without; lower case.
-Entry = Annotated[
-    str, Field(max_length=263, json_schema_extra={"pattern": f"^{_ENTRY.pattern}$"}), AfterValidator(_entry)
-]
+Entry = Annotated[str, Field(max_length=263, json_schema_extra={"pattern": ENTRY_PATTERN}), AfterValidator(_entry)]
 
 
 def _each_once(entries: list[str]) -> list[str]:

@@ -76,16 +76,21 @@ class Platform:
         return self._patiently(method, path, seconds, json=body, headers={"Idempotency-Key": uuid.uuid4().hex})
 
     def _patiently(self, method: str, path: str, seconds: float, **more: Any) -> Json:
-        end = time.monotonic() + seconds
+        answer = self.answered(method, path, seconds, **more)
+        assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text}"
+        envelope: Json = answer.json()
+        return envelope
+
+    def answered(self, method: str, path: str, seconds: float = BACK_SECONDS, **more: Any) -> httpx.Response:
+        """A request that may be sent twice; repeated while the API, or its database, is away."""
+        began = time.monotonic()
         while True:
             try:
                 answer = self.request(method, path, **more)
-                if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > end:
-                    assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text}"
-                    envelope: Json = answer.json()
-                    return envelope
+                if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or is_over(began, seconds):
+                    return answer
             except httpx.TransportError:
-                if time.monotonic() > end:
+                if is_over(began, seconds):
                     raise
             time.sleep(0.1)
 

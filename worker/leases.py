@@ -164,9 +164,14 @@ class Leases:
                 told = await self._ask(http, hosts=[{"id": str(host)} for host in self._machines], working=False)
                 await self._temporal.told(told["temporal_address"])
 
-    async def _ask(self, http: httpx.AsyncClient, **more: object) -> Any:
+    async def _ask(self, http: httpx.AsyncClient, **more: Any) -> Any:
         self._heard_at = fence.clock()
-        answer = await http.post("/hosts/lease", json={"agent_url": self._agent_url} | more)
+        body = {"agent_url": self._agent_url} | more
+        answer = await http.post("/hosts/lease", json=body)
+        if answer.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
+            # A platform that was rolled back to 0.2 knows no capabilities, and refuses what it does not know.
+            hosts = [{name: told for name, told in host.items() if name != "capabilities"} for host in body["hosts"]]
+            answer = await http.post("/hosts/lease", json=body | {"hosts": hosts})
         if answer.status_code == httpx.codes.UNAUTHORIZED:
             log.error("lease.refused", advice="the host was removed, or joined anew: join again with a new token")
             await asyncio.to_thread(self._leave)

@@ -17,7 +17,7 @@ ZONE_A = {"zone": "a"}
 def host(name: str, **over: Any) -> Any:
     """With room for 4 vCPU, of which 1 is held, and 1024 MiB, of which 512 are."""
     size = {"cpus": 2.0, "memory_mb": 1024, "allocated_vcpus": 1.0, "allocated_memory_mb": 512}
-    shape = {"id": new_id(), "name": name, "backend": "docker", "state": "ready", "labels": {}}
+    shape = {"id": new_id(), "name": name, "backend": "docker", "state": "ready", "labels": {}, "capabilities": []}
     return SimpleNamespace(**shape | size | over)
 
 

@@ -262,6 +262,15 @@ async def test_a_lease_with_a_bad_address_or_that_is_no_json(api: Api) -> None:
             refused(await http.post(f"/v1/hosts/{path}", content="{", headers=JSON), 400, "malformed")
 
 
+async def test_what_a_newer_agent_says_besides_is_passed_over(api: Api) -> None:
+    host = joined(await register(api, await new_token(api), machine()))
+    async with httpx.AsyncClient(base_url=api.url, headers={"Authorization": "Bearer credential-1"}) as http:
+        body = {"hosts": [{"id": host, "of_tomorrow": 1}], "of_tomorrow": {}}
+        answer = await http.post("/v1/hosts/lease", json=body)
+    assert answer.status_code == 200, answer.text
+    assert [one["id"] for one in answer.json()["data"]["hosts"]] == [host]
+
+
 async def test_what_is_wrong_with_a_body_is_told_to_agents_alone(shared_api: Api) -> None:
     for credential in ({}, {"Authorization": "Bearer nobody"}, {"X-API-Key": shared_api.db.api_key}):
         async with httpx.AsyncClient(base_url=shared_api.url, headers=credential) as http:

@@ -285,13 +285,14 @@ def test_a_context_sends_its_key_and_project(api: FakeApi, monkeypatch: pytest.M
     assert api.requests[0].headers["x-project-id"] == PROJECT
 
 
-def test_an_api_that_does_not_know_the_key_is_a_warning(api: FakeApi) -> None:
+def test_a_key_that_the_api_does_not_know_is_refused(api: FakeApi) -> None:
     api.on("GET /projects", Answer(401, error={"code": "unauthenticated", "message": "the API key is not known"}))
     result = cairn("context", "add", "prod", "--url", api.url)
-    assert result.exit_code == 0
-    assert "warning: the API key is not known" in result.stderr
-    assert "added; choose it" in result.stderr, "its commands would all be refused"
-    assert config.read().current is None
+    assert result.exit_code == Exit.UNREACHABLE
+    assert "the API key is not known" in result.stderr and "--no-check" in result.stderr
+    assert not config.read().contexts
+    assert cairn("context", "add", "prod", "--url", api.url, "--no-check").exit_code == 0
+    assert list(config.read().contexts) == ["prod"]
 
 
 def test_show_says_where_the_address_is_from(api: FakeApi) -> None:

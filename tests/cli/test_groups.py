@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -47,8 +48,16 @@ def test_both_are_made_shown_scaled_changed_and_removed(api: FakeApi, noun: str)
     assert body.get("max_instances" if noun == "group" else "replicas") == (5 if noun == "group" else 1)
     api.on(f"GET {path}", Answer(200, [row(noun)]))
     assert "2/3" in cairn(noun, "list").stdout
+    member = {"name": "web-1", "status": "stopped", "image": "cairn/base", "host": "local", "created_at": WHEN}
+    member |= {"id": ID, "instance_type": "basic-1"}
+    api.on("GET /instances", Answer(200, [member]))
     shown = cairn(noun, "show", "web").stdout
-    assert "2, which 1 have" in shown
+    assert "2, which 1 have" in shown and re.search(r"web-1 +stopped", shown), shown
+    assert api.requests[-1].query["group_id"] == ID
+    for other in PATHS.values():
+        api.on(f"GET {other}", Answer(200, [row(noun)] if other == path else []))
+    assert "web-1" in cairn("instance", "list", "--group", "web").stdout
+    assert api.requests[-1].query["group_id"] == ID
     api.on(f"PUT {path}/{ID}/scale", accepted)
     assert cairn(noun, "scale", "web", "4", "--no-wait").exit_code == 0
     assert api.requests[-1].body == {"desired_count" if noun == "group" else "replicas": 4}

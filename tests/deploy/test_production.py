@@ -78,7 +78,6 @@ def test_unit_is_valid_and_its_program_is_in_the_wheel(unit: Path, programs: Pat
         "NoNewPrivileges=yes",
         "ProtectSystem=strict",
         "ProtectHome=yes",
-        "CapabilityBoundingSet=",
         "UMask=0077",
     ):
         assert line in lines

@@ -73,6 +73,10 @@ def runs(stack: Stack, job: Json) -> list[Json]:
     return sorted(stack.list(f"{path(job)}/runs"), key=lambda run: run["scheduled_at"])
 
 
+def cut_off(found: list[Json]) -> int:
+    return [run["state"] for run in found].count("cancelled")
+
+
 def remove(stack: Stack, job: Json) -> None:
     assert stack.request("DELETE", path(job)).status_code == httpx.codes.NO_CONTENT
     wait_for("it is gone", lambda: not stack.sql("SELECT id FROM cron_jobs WHERE id = %s", job["id"]))
@@ -81,7 +85,7 @@ def remove(stack: Stack, job: Json) -> None:
 def ended(stack: Stack, job: Json, seconds: float = 90) -> list[Json]:
     """Its runs, once it is paused and none is open."""
     stack.accept("POST", f"{path(job)}/pause")
-    wait_for("Temporal has it paused", lambda: stack.get(path(job))["applied"])
+    wait_for("Temporal has it paused", lambda: stack.get(path(job))["applied"], 100)
     wait_for("no run is open", lambda: all(run["state"] not in OPEN for run in runs(stack, job)), seconds)
     return runs(stack, job)
 
@@ -107,12 +111,17 @@ def test_each_second_has_one_run_though_the_control_worker_is_killed_twice(stack
     remove(stack, job)
 
 
+@pytest.mark.timeout(480)
 def test_overlaps_are_as_declared(stack: Stack, slow: str) -> None:
     """Runs of two and a half seconds, each second."""
     target = {"http": {"url": slow}}
     jobs = {overlap: make(stack, target, overlap=overlap) for overlap in ("skip", "buffer_one", "allow_all")}
     jobs |= {overlap: make(stack, target, overlap=overlap) for overlap in ("cancel_other", "terminate_other")}
-    time.sleep(8)
+    began = time.monotonic()
+    for overlap in ("cancel_other", "terminate_other"):
+        # However slowly a busy machine starts them.
+        wait_for(f"{overlap} cuts runs off", lambda o=overlap: cut_off(runs(stack, jobs[o])) > 2)  # type: ignore[misc]
+    time.sleep(max(0.0, began + 8 - time.monotonic()))
     # Of its last run the platform learns only where another comes, or later: what cut it off told nobody.
     found = {"terminate_other": runs(stack, jobs["terminate_other"])}
     threads = [
@@ -128,15 +137,14 @@ def test_overlaps_are_as_declared(stack: Stack, slow: str) -> None:
         assert {run["state"] for run in found[overlap]} == {"completed"}, found[overlap]
         spans = [(run["started_at"], run["finished_at"]) for run in found[overlap]]
         assert all(a[1] <= b[0] for a, b in pairwise(spans)), "no two at once"
-    assert len(found["skip"]) < 6
+    assert len(found["skip"]) < len(found["allow_all"]), "times that came while one ran are left out"
     assert {run["state"] for run in found["allow_all"]} == {"completed"}
     spans = [(run["started_at"], run["finished_at"]) for run in found["allow_all"]]
     assert any(a[1] > b[0] for a, b in pairwise(spans)), "several at once"
     for overlap in ("cancel_other", "terminate_other"):
-        states = [run["state"] for run in found[overlap]]
-        # The last, where the next was waiting for its end when the job was paused; one whose end was faster, on a
-        # machine that does much else.
-        assert len(states) > 2 and states.count("cancelled") >= len(states) - 2, states
+        # All but the last, where the next was waiting for its end when the job was paused; and one whose end was
+        # faster, on a machine that does much else.
+        assert cut_off(found[overlap]) >= len(found[overlap]) - 2, found[overlap]
     for job in jobs.values():
         remove(stack, job)
 

@@ -91,7 +91,9 @@ def test_newer_wish_takes_the_place_of_one_under_way_and_a_cancel_leaves_what_is
 
 
 def test_members_of_another_configuration_replace_those_that_there_are_and_bad_ones_do_not(stack: Stack) -> None:
-    with group(stack, 3, "docker", cmd=["sleep", "1000"], max_surge=1) as accepted:
+    # Without a check, a program that ends at once may be seen to run first, on a busy machine.
+    check = {"type": "exec", "command": ["true"], "interval_seconds": 1}
+    with group(stack, 3, "docker", cmd=["sleep", "1000"], max_surge=1, health_check=check) as accepted:
         stack.completed(accepted)
         before = {row["id"] for row in members(stack, accepted)}
         few = threading.Event()

@@ -43,8 +43,9 @@ def watched(collector: Collector) -> Iterator[Stack]:
 def launched_with(stack: Stack, trace_id: str, **more: object) -> Json:
     """A launch whose caller has begun the trace."""
     headers = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01", "X-Request-ID": f"request-{trace_id[:8]}"}
+    headers["Idempotency-Key"] = trace_id
     body = {"name": f"i-{trace_id[:8]}", "image": "cairn/base:latest", "backend": "simulated"} | more
-    answer = stack.request("POST", "/instances", json=body, headers=headers)
+    answer = stack.answered("POST", "/instances", json=body, headers=headers)
     assert answer.status_code == httpx.codes.ACCEPTED, answer.text
     assert answer.headers["traceparent"].split("-")[1] == trace_id
     envelope: Json = answer.json()

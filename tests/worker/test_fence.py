@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import threading
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import httpx
 import pytest
 
 from drivers.machines import Cancelled
@@ -258,6 +260,27 @@ def test_who_asks_while_it_is_about_to_leave_is_not_left_alone(identity: Path, m
     os.close(free)
 
 
+def leases_of(machines: Machines, identity: Path) -> Leases:
+    more: Any = {"agent_url": None, "versions": {}, "capabilities": {}, "look_seconds": 1, "identity": identity}
+    more |= {"ensure_fence": lambda: None, "on_ticket_keys": lambda keys: None}
+    membership: Any = None
+    return Leases(membership, {new_id(): machines}, membership, **more)  # type: ignore[dict-item]
+
+
+async def test_an_api_of_0_2_is_asked_again_without_what_it_does_not_know(identity: Path) -> None:
+    asked = []
+
+    def of_0_2(request: httpx.Request) -> httpx.Response:
+        asked.append(json.loads(request.content))
+        known = all(set(host) <= {"id", "inventory"} for host in asked[-1]["hosts"])
+        return httpx.Response(200 if known else 422, json={"data": {"hosts": []}})
+
+    host = {"id": str(new_id()), "inventory": None}
+    async with httpx.AsyncClient(base_url="http://api", transport=httpx.MockTransport(of_0_2)) as http:
+        await leases_of(Machines(True), identity)._ask(http, hosts=[host | {"capabilities": ["network.none"]}])
+    assert [body["hosts"] for body in asked] == [[host | {"capabilities": ["network.none"]}], [host]]
+
+
 async def test_stops_of_a_renewal_that_was_given_up_are_over_before_the_next_begins(
     identity: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,10 +296,7 @@ async def test_stops_of_a_renewal_that_was_given_up_are_over_before_the_next_beg
         under_way[0] -= 1
 
     monkeypatch.setattr(machines, "stop", stop)
-    more: Any = {"agent_url": None, "versions": {}, "capabilities": {}, "look_seconds": 1, "identity": identity}
-    more |= {"ensure_fence": lambda: None, "on_ticket_keys": lambda keys: None}
-    membership: Any = None
-    leases = Leases(membership, {new_id(): machines}, membership, **more)  # type: ignore[dict-item]
+    leases = leases_of(machines, identity)
     for _ in range(2):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
