@@ -177,7 +177,7 @@ class HostRecords:
             return True
         policy = session.scalar(select(Project.drift_policy).where(Project.id == instance.project_id))
         # What users may not touch, the platform looks after.
-        ours = ours or instance.balancer_id is not None
+        ours = ours or instance.balancer_id is not None or instance.session_id is not None
         if (policy != "heal" and not ours) or restored(session):
             return True
         if drift.heal_after is None or drift.heal_after <= now:

@@ -6,6 +6,7 @@ import datetime as dt
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
+from uuid import UUID
 
 from sqlalchemy import Engine
 from temporalio import activity
@@ -239,10 +240,13 @@ class InstanceEngine:
         machines: Machines,
         fence: Fence,
         given: Given | None = None,
+        mount: Callable[[UUID], object] | None = None,
     ) -> None:
+        """``mount``: what makes the files of a session be there, before its sandbox is started."""
         self._machines = machines
         self._fence = fence
         self._given = given
+        self._mount = mount
 
     @activity.defn(name="instance.create", no_thread_cancel_exception=True)
     def create(self, spec: MachineSpec) -> str:
@@ -256,6 +260,8 @@ class InstanceEngine:
     def start(self, spec: MachineSpec) -> MachineState:
         if spec.fenced:
             self._fence.check_open(activity.is_cancelled)
+        if spec.tree and self._mount:
+            self._mount(spec.tree)
         if spec.secrets and self._given:
             self._machines.give(spec, self._given.secrets(spec))
         state = self._machines.start(spec.id, activity.is_cancelled)
@@ -335,5 +341,6 @@ def spec_of(instance: Instance) -> MachineSpec:
         secrets={name: use.delivery for name, use in uses_of(instance.secrets).items()},
         registry_login=instance.registry_secret is not None,
         balancer=instance.balancer_id,
+        tree=instance.session_id,
         network=Network.model_validate(instance.network),
     )

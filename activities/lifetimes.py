@@ -10,13 +10,14 @@ import structlog
 from sqlalchemy import ColumnElement, and_, case, func, literal_column, select
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
-from activities import orders
+from activities import orders, session_orders
 from activities.fleet import Limits
 from model.hosts import LEASE, Host
 from model.instances import Instance, Status
 from model.lifetimes import AGAIN, AT_MOST, AT_MOST_SILENT, FRESH
 from model.restores import restored
 from model.samples import FINEST, Sample
+from model.sessions import DEPROVISION, STOP
 from model.workflows import Order, Outcome, Workflow
 
 log = structlog.get_logger()
@@ -32,10 +33,10 @@ def order_due(session: Session, limits: Limits) -> list[Order]:
         return found
     for instance in _locked(session, _expired(), "DeprovisionInstance", since=Instance.expires_at):
         with _alone(session, instance):
-            found.append(_delete(session, instance, limits))
+            found.extend(_ended(session, instance, limits))
     for instance in _locked(session, _idle(), "StopInstance", since=Instance.active_at):
         with _alone(session, instance):
-            found.append(_stop(session, instance, limits))
+            found.extend(_stopped(session, instance, limits))
     return found
 
 
@@ -47,6 +48,22 @@ def _alone(session: Session, instance: Instance) -> Iterator[None]:
             yield
     except Exception:  # whatever is wrong with it
         log.exception("instance.due_not_ordered", instance=str(instance.id))
+
+
+def _ended(session: Session, instance: Instance, limits: Limits) -> list[Order]:
+    """A session goes with its sandbox."""
+    if instance.session_id is None:
+        return [_delete(session, instance, limits)]
+    order = session_orders.due(session, instance, DEPROVISION, "its time to live is over", limits)
+    return [] if order is None else [order]
+
+
+def _stopped(session: Session, instance: Instance, limits: Limits) -> list[Order]:
+    if instance.session_id is None:
+        return [_stop(session, instance, limits)]
+    because = f"idle for {instance.idle_stop_seconds} s"
+    order = session_orders.due(session, instance, STOP, because, limits)
+    return [] if order is None else [order]
 
 
 def _delete(session: Session, instance: Instance, limits: Limits) -> Order:

@@ -20,7 +20,9 @@ from model.base import new_id
 from model.groups import Group
 from model.images import Image
 from model.instances import STABLE, VERBS, Instance, Status
+from model.sessions import WorkSession
 from model.workflows import NEVER_STARTED, Order, State, Workflow
+from model.workspaces import Workspace
 
 ACTOR = "system"
 _CALL_SWEEPER = text("SELECT pg_notify('cairn_sweep', '')")
@@ -68,7 +70,9 @@ def change(
     return order
 
 
-def call_off_others(session: Session, instance: Instance | Image | Group | LoadBalancer) -> None:
+def call_off_others(
+    session: Session, instance: Instance | Image | Group | LoadBalancer | WorkSession | Workspace
+) -> None:
     """Ask every unfinished run of the resource, whose row the caller has locked, to end, as a user's delete does.
 
     One that has not started ends here; the sweeper delivers the other cancels. Leaves its project in use.

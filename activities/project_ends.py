@@ -10,7 +10,7 @@ from sqlalchemy import Engine, func, select, text, update
 from sqlalchemy.orm import Session
 from temporalio import activity
 
-from activities import group_orders, orders, rounds
+from activities import group_orders, orders, rounds, session_orders
 from activities.balancer_ends import settle_balancer
 from activities.database import transaction
 from activities.fleet import Limits
@@ -19,6 +19,8 @@ from activities.images import settle_image
 from activities.instance_ends import settle_instance
 from activities.rounds import NAMED, Emptying
 from activities.runs import Histories, claim, end, record
+from activities.session_ends import settle_session
+from activities.workspace_ends import settle_workspace
 from model.balancers import DEPROVISION, LoadBalancer
 from model.base import Frozen, new_id
 from model.cron import CronJob
@@ -26,19 +28,32 @@ from model.groups import DELETE, Group
 from model.images import Image, ImageStatus
 from model.instances import Instance, Status
 from model.projects import Project
-from model.workflows import Failure, Order, Outcome, Step
+from model.sessions import DEPROVISION as REMOVE
+from model.sessions import WorkSession
+from model.workflows import Failure, Order, Outcome, ResourceType, Step
+from model.workspaces import DEPROVISION as DEPROVISION_WORKSPACE
+from model.workspaces import Workspace
 
 #: Deletions of one project at a time.
 AT_ONCE = 8
+GONE, GOING = (Status.DELETED, "removed"), (Status.DELETING, "removing")
 _CALL = text("SELECT pg_notify('cairn', 'cron')")
 _FORGET = text("SELECT forget_project(:project)")
-R = TypeVar("R", Group, LoadBalancer, Instance, Image)
+R = TypeVar("R", Group, LoadBalancer, WorkSession, Instance, Workspace, Image)
+#: Of what has no module that orders its delete: noun, workflow, and what its events are called after.
+_DELETES: dict[type, tuple[ResourceType, str, str]] = {
+    LoadBalancer: ("load_balancer", DEPROVISION, "lb"),
+    Workspace: ("workspace", DEPROVISION_WORKSPACE, "workspace"),
+    Image: ("image", "DeleteImage", "image"),
+}
 _SETTLE: dict[str, Callable[..., None]] = {
     "instance": settle_instance,
     "image": settle_image,
     "group": settle_group,
     "deployment": settle_group,
     "load_balancer": settle_balancer,
+    "session": settle_session,
+    "workspace": settle_workspace,
 }
 
 
@@ -63,27 +78,31 @@ class ProjectEnds:
             claim(session, order)
             _end_cron_jobs(session, order.project_id)
             # Groups before instances, which they would replace, and before the balancers that they name; balancers
-            # before instances too, as they have some; images after instances, which are made of them.
+            # and sessions before instances too, as they have some; images after instances, which are made of them.
             found = self._next(session, order, Group)
             if found == Emptying():
                 found = self._next(session, order, LoadBalancer)
             if found == Emptying():
+                found = self._next(session, order, WorkSession)
+            if found == Emptying():
                 found = self._next(session, order, Instance)
+            if found == Emptying():
+                found = self._next(session, order, Workspace)
             return self._next(session, order, Image) if found == Emptying() else found
 
     def _next(self, session: Session, order: Order, kind: type[R]) -> Emptying:
         deletions = rounds.waiting(session, order)
         ours = [child.resource_id for child in deletions]
         failed = list(rounds.failed(session, order))
-        live = (kind.project_id == order.project_id) & (kind.status != Status.DELETED)
-        to_delete = select(kind).where(live, kind.status != Status.DELETING, kind.id.not_in(failed)).order_by(kind.id)
+        live = (kind.project_id == order.project_id) & kind.status.not_in(GONE)
+        to_delete = select(kind).where(live, kind.status.not_in(GOING), kind.id.not_in(failed)).order_by(kind.id)
         room = max(0, AT_ONCE - len(deletions))
         for resource in session.scalars(to_delete.limit(room).with_for_update()).all():
             deletions.append(self._delete(session, order, resource))
             ours.append(resource.id)
         stuck = list(
             session.scalars(
-                select(kind.name).where(live, kind.id.in_(failed), kind.status != Status.DELETING).order_by(kind.name)
+                select(kind.name).where(live, kind.id.in_(failed), kind.status.not_in(GOING)).order_by(kind.name)
             )
         )
         busy = session.scalar(
@@ -91,12 +110,19 @@ class ProjectEnds:
         )
         return Emptying(deletions=deletions, busy=busy or 0, stuck=stuck[:NAMED], left=len(stuck))
 
-    def _delete(self, session: Session, order: Order, resource: Group | LoadBalancer | Instance | Image) -> Order:
+    def _delete(
+        self,
+        session: Session,
+        order: Order,
+        resource: Group | LoadBalancer | WorkSession | Instance | Workspace | Image,
+    ) -> Order:
         """As a user's delete: whatever works on it is called off."""
         orders.call_off_others(session, resource)
         because = f"project deleted: {order.name}"
         if isinstance(resource, Group):
             return group_orders.begin(session, resource, DELETE, "delete", because, parent_id=order.workflow_id)
+        if isinstance(resource, WorkSession):
+            return session_orders.begin(session, resource, REMOVE, because, self._limits, order.workflow_id)
         if isinstance(resource, Instance):
             return orders.change(
                 session,
@@ -107,11 +133,11 @@ class ProjectEnds:
                 grace_seconds=self._limits.stop_grace,
                 parent_id=order.workflow_id,
             )
-        noun = "load_balancer" if isinstance(resource, LoadBalancer) else "image"
+        noun, kind, event = _DELETES[type(resource)]
         child = Order(
             workflow_id=new_id(),
             project_id=resource.project_id,
-            kind=DEPROVISION if noun == "load_balancer" else "DeleteImage",
+            kind=kind,
             resource_type=noun,
             resource_id=resource.id,
             name=resource.name,
@@ -125,7 +151,7 @@ class ProjectEnds:
         resource.updated_at = func.now()
         session.flush()
         data = {"name": resource.name, "from": before, "to": ImageStatus.DELETING, "because": because}
-        record(session, child, (f"{'lb' if noun == 'load_balancer' else noun}.deleting", data))
+        record(session, child, (f"{event}.deleting", data))
         return child
 
     @activity.defn(name="project.forget")

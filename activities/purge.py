@@ -32,7 +32,7 @@ KEYS, TOKENS = dt.timedelta(hours=24), dt.timedelta(days=7)
 #: Counted together: workers of the release before this one know no other names.
 _COUNTED_AS = dict.fromkeys(("sessions", "password_resets", "login_addresses", "api_keys"), "tokens")
 _COUNTED_AS |= {"cron_runs": "deliveries", "activities": "workflows"}
-_COUNTED_AS |= dict.fromkeys(("groups", "balancers", "configurations"), "instances")
+_COUNTED_AS |= dict.fromkeys(("groups", "balancers", "configurations", "workspaces", "work_sessions"), "instances")
 #: For so long one can see what became of sessions and API keys that are void.
 VOID = dt.timedelta(days=7)
 #: As long as it counts from where somebody has logged in.
@@ -47,6 +47,7 @@ _INSTANCES = text(
         SELECT id FROM instances i WHERE status = 'deleted' AND deleted_at < now() - :kept
         AND NOT EXISTS (SELECT FROM host_ports p WHERE p.instance_id = i.id)
         AND NOT EXISTS (SELECT FROM load_balancers b WHERE b.instance_id = i.id)
+        AND NOT EXISTS (SELECT FROM work_sessions s WHERE s.instance_id = i.id)
         ORDER BY deleted_at LIMIT :most FOR UPDATE SKIP LOCKED
     )
     """
@@ -61,12 +62,29 @@ _BALANCERS = text(
     )
     """
 )
+# Before their sandboxes.
+_WORK_SESSIONS = text(
+    """
+    DELETE FROM work_sessions WHERE id IN (
+        SELECT id FROM work_sessions WHERE status = 'removed' AND deleted_at < now() - :kept
+        ORDER BY deleted_at LIMIT :most FOR UPDATE SKIP LOCKED
+    )
+    """
+)
 # The same, of images: none that an instance names, be it a deleted one. Where they were cached goes with them.
 _IMAGES = text(
     """
     DELETE FROM images WHERE id IN (
         SELECT id FROM images i WHERE status = 'deleted' AND deleted_at < now() - :kept
         AND NOT EXISTS (SELECT FROM instances n WHERE n.image_id = i.id)
+        ORDER BY deleted_at LIMIT :most FOR UPDATE SKIP LOCKED
+    )
+    """
+)
+_WORKSPACES = text(
+    """
+    DELETE FROM workspaces WHERE id IN (
+        SELECT id FROM workspaces WHERE status = 'deleted' AND deleted_at < now() - :kept
         ORDER BY deleted_at LIMIT :most FOR UPDATE SKIP LOCKED
     )
     """
@@ -181,6 +199,8 @@ _WORKFLOWS = text(
         AND NOT EXISTS (SELECT FROM images i WHERE i.project_id = n.project_id AND i.workflow_id = n.id)
         AND NOT EXISTS (SELECT FROM scaling_groups g WHERE g.project_id = n.project_id AND g.workflow_id = n.id)
         AND NOT EXISTS (SELECT FROM load_balancers b WHERE b.project_id = n.project_id AND b.workflow_id = n.id)
+        AND NOT EXISTS (SELECT FROM work_sessions s WHERE s.project_id = n.project_id AND s.workflow_id = n.id)
+        AND NOT EXISTS (SELECT FROM workspaces s WHERE s.project_id = n.project_id AND s.workflow_id = n.id)
         RETURNING 1
     )
     SELECT (SELECT count(*) FROM gone) AS gone, (SELECT id FROM next ORDER BY id DESC LIMIT 1) AS last
@@ -274,11 +294,13 @@ class PurgeRecords:
             # Before what they name: balancers name instances, instances name images and groups, and all of them name
             # workflows. (Groups name balancers: those go in the next pass.)
             "balancers": lambda: self._all(until, _BALANCERS, kept.deleted),
+            "work_sessions": lambda: self._all(until, _WORK_SESSIONS, kept.deleted),
             "instances": lambda: self._all(until, _INSTANCES, kept.deleted),
             "groups": lambda: self._all(until, _GROUPS, kept.deleted),
             "configurations": lambda: sum(self._configurations(until, project) for project in projects),
             "activities": lambda: self._all(until, _ACTIVITIES, kept.workflows),
             "images": lambda: self._all(until, _IMAGES, kept.deleted),
+            "workspaces": lambda: self._all(until, _WORKSPACES, kept.deleted),
             "events": lambda: sum(self._all(until, _EVENTS, kept.events, project) for project in projects),
             "deliveries": lambda: self._all(until, _DELIVERIES, KEPT),
             "cron_runs": lambda: self._all(until, _CRON_RUNS, RUNS_KEPT) + self._all(until, _MANY_CRON_RUNS, RUNS_KEPT),

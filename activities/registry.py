@@ -23,9 +23,11 @@ from activities.quotas import QuotaRecords
 from activities.reencryption import SecretRecords
 from activities.restores import MachineSurvey, RestoreRecords
 from activities.samples import SampleRecords
+from activities.sessions import SessionEngine, SessionRecords
 from activities.sweeper import Sweeper
 from activities.user_ends import UserEnds
 from activities.webhooks import WebhookCalls, WebhookRecords
+from activities.workspaces import WorkspaceEngine, WorkspaceRecords
 from drivers import faults
 
 CONTROL_CLASSES: tuple[type, ...] = (
@@ -33,6 +35,7 @@ CONTROL_CLASSES: tuple[type, ...] = (
     HostRecords,
     HostDrains,
     BalancerRecords,
+    SessionRecords,
     SampleRecords,
     ProjectEnds,
     UserEnds,
@@ -41,6 +44,7 @@ CONTROL_CLASSES: tuple[type, ...] = (
     PurgeRecords,
     QuotaRecords,
     ImageRecords,
+    WorkspaceRecords,
     WebhookRecords,
     RestoreRecords,
     SecretRecords,
@@ -48,7 +52,15 @@ CONTROL_CLASSES: tuple[type, ...] = (
     CronSchedules,
     Sweeper,
 )
-HOST_CLASSES: tuple[type, ...] = (InstanceEngine, HostEngine, ImageEngine, MachineSurvey, BalancerEngine)
+HOST_CLASSES: tuple[type, ...] = (
+    InstanceEngine,
+    HostEngine,
+    ImageEngine,
+    MachineSurvey,
+    BalancerEngine,
+    WorkspaceEngine,
+    SessionEngine,
+)
 WEBHOOK_CLASSES: tuple[type, ...] = (WebhookCalls,)
 CRON_CLASSES: tuple[type, ...] = (CronCalls,)
 API_CLASSES: tuple[type, ...] = (CronActs,)

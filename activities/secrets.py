@@ -18,7 +18,7 @@ from model.hosts import Host
 from model.images import Image
 from model.instances import Instance
 from model.keyring import Keyring, KeyUnknown
-from model.sealing import of_login, of_secrets, of_user_data, seal
+from model.sealing import of_git_login, of_login, of_secrets, of_user_data, seal
 from model.vault import (
     MOST_OF_INSTANCE,
     REGISTRY,
@@ -32,6 +32,7 @@ from model.vault import (
     SecretVersion,
     uses_of,
 )
+from model.workspaces import Credential, GitLogin, Workspace, WorkspaceLogin
 
 
 class SecretUnusable(CairnError):
@@ -111,6 +112,32 @@ def give_login(session: Session, keyring: Keyring | None, image: Image, host: Ho
         insert(ImageLogin)
         .values(image_id=image.id, project_id=image.project_id, **what)
         .on_conflict_do_update(index_elements=["image_id"], set_=what)
+    )
+
+
+def give_git_login(session: Session, keyring: Keyring | None, workspace: Workspace, host: Host) -> None:
+    """The credential of a workspace for the host that is about to fetch it, as it is now. Raises SecretUnusable."""
+    found = session.execute(
+        select(Credential, SealedValue)
+        .join(SealedValue, SealedValue.credential_id == Credential.id)
+        .where(Credential.project_id == workspace.project_id, Credential.id == workspace.credential_id)
+    ).one_or_none()
+    if found is None:
+        raise SecretUnusable(f"the credential of workspace {workspace.name} is not there any more")
+    credential, sealed = found
+    login = GitLogin(
+        type=credential.type,
+        host=credential.host,
+        username=credential.username,
+        secret=Opened(session, keyring, workspace.project_id).sealed(sealed).decode(),
+        known_hosts=credential.known_hosts,
+    )
+    value = seal(login.model_dump_json().encode(), purpose=of_git_login(workspace.id), key=_key_of(host))
+    what = {"host_id": host.id, "sealed": value}
+    session.execute(
+        insert(WorkspaceLogin)
+        .values(workspace_id=workspace.id, project_id=workspace.project_id, **what)
+        .on_conflict_do_update(index_elements=["workspace_id"], set_=what)
     )
 
 

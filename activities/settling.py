@@ -13,7 +13,9 @@ from activities.images import settle_image
 from activities.instance_ends import settle_instance
 from activities.project_ends import settle_project
 from activities.restore_ends import settle_restore
+from activities.session_ends import settle_session
 from activities.user_ends import settle_user
+from activities.workspace_ends import settle_workspace
 from model.workflows import Failure, Order, Outcome, Step
 
 _SETTLE: dict[str, Callable[..., None]] = {
@@ -25,7 +27,9 @@ _SETTLE: dict[str, Callable[..., None]] = {
     "load_balancer": settle_balancer,
     "project": settle_project,
     "restore": settle_restore,
+    "session": settle_session,
     "user": settle_user,
+    "workspace": settle_workspace,
 }
 
 

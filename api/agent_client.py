@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 from uuid import UUID
 
 import aiohttp
@@ -19,6 +19,7 @@ from pydantic import SecretStr
 
 from api.streamed import keep_alive
 from model.errors import (
+    BodyTooLarge,
     CairnError,
     CommandTimeout,
     EngineRefused,
@@ -41,12 +42,15 @@ STREAMS = 1000
 CONNECT_SECONDS = 4
 #: For an agent's first word: its engine may take nine seconds for each of two calls.
 ANSWER_SECONDS = 25
+#: For a file that is sent, as a whole; its sender may not be silent for long.
+UPLOAD_SECONDS = 6 * 3600
 #: Beyond the command's own time-out.
 EXEC_MARGIN_SECONDS = 15
 MOST_ERROR = 64 * 1024
 _ERRORS: dict[str, type[CairnError]] = {
     kind.code: kind
     for kind in (
+        BodyTooLarge,
         CommandTimeout,
         EngineRefused,
         EngineUnavailable,
@@ -79,6 +83,8 @@ class Target(NamedTuple):
     host: str
     agent_url: str
     fingerprint: bytes
+    #: What ``instance`` is the id of.
+    noun: Literal["instance", "session"] = "instance"
 
     def lost(self, why: str) -> HostUnreachable:
         return HostUnreachable(f"host {self.host} cannot be reached: {why}; try again", host=self.host)
@@ -162,6 +168,28 @@ class Agents:
                 answer.close()
 
             return Opened(target, answer, close)
+
+    async def change(self, target: Target, query: Mapping[str, str], body: AsyncIterator[bytes] | None = None) -> Any:
+        """Change something among the files of a session; what there is then. What breaks off may have happened."""
+        with self._counted(target):
+            async with asyncio.timeout(ANSWER_SECONDS if body is None else UPLOAD_SECONDS):
+                answer = await self._http().request(
+                    "PUT",
+                    _url(target, "change"),
+                    params=query,
+                    data=body or b"",
+                    headers=self._ticket(target, "change"),
+                    ssl=aiohttp.Fingerprint(target.fingerprint),
+                    allow_redirects=False,
+                )
+                try:
+                    said = await answer.content.read()
+                finally:
+                    answer.close()
+        self._open -= 1
+        if answer.status != OK:
+            raise _refusal(target, answer.status, said)
+        return orjson.loads(said)
 
     async def connect(self, target: Target, verb: Verb, query: Mapping[str, str]) -> Opened[Socket]:
         """A WebSocket whose other end has said that it is open."""
@@ -296,7 +324,7 @@ def _socket(address: Any) -> socket.socket:
 
 
 def _url(target: Target, verb: Verb) -> str:
-    return f"{target.agent_url}/hosts/{target.host_id}/instances/{target.instance}/{verb}"
+    return f"{target.agent_url}/hosts/{target.host_id}/{target.noun}s/{target.instance}/{verb}"
 
 
 def _refusal(target: Target, status: int, said: bytes) -> CairnError:

@@ -9,18 +9,24 @@ from uuid import UUID
 import orjson
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import text
+from sqlalchemy import TextClause, select, text
 
-from api.agent_credentials import Authenticated, MemberRoute
+from api.agent_credentials import Agent, Authenticated, MemberRoute
 from api.caller import ENTER
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.instance_schemas import Text
 from model.errors import NotFound
 from model.health import MOST, Health
+from model.restores import is_restored
 from model.sealing import of_user_data, seal
+from model.workspaces import MOST_TREES
 
 router = APIRouter(prefix="/v1/hosts", tags=["agents"], responses=RESPONSES, route_class=MemberRoute)
+
+
+#: Files of more workspaces than these, or than a tenth, that no row names are left alone: was an older backup restored?
+MOST_STRANGE = 5
 
 
 class MachineHealth(BaseModel):
@@ -61,6 +67,44 @@ class ToldHealth(BaseModel):
 class HealthKept(BaseModel):
     #: Of how many it was another than before.
     changed: int
+
+
+class HeldTree(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    id: UUID
+    project_id: UUID
+
+
+class HeldWorkspaces(BaseModel):
+    """``POST /v1/hosts/workspaces``."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "workspaces": [
+                        {
+                            "id": "0199b3f0-0000-7000-8000-000000000001",
+                            "project_id": "0199b3f0-0000-7000-8000-000000000002",
+                        }
+                    ],
+                    "sessions": [],
+                }
+            ]
+        },
+    )
+
+    workspaces: Annotated[list[HeldTree], Field(max_length=MOST_TREES)] = []
+    sessions: Annotated[list[HeldTree], Field(max_length=MOST_TREES)] = []
+
+
+class WorkspacesKept(BaseModel):
+    #: Workspaces of which nothing is to be left.
+    gone: list[UUID]
+    #: The same of sessions.
+    gone_sessions: list[UUID]
 
 
 class UserData(BaseModel):
@@ -122,6 +166,27 @@ _LOGIN = text(
     """
     SELECT l.sealed FROM image_logins l JOIN hosts h ON h.id = l.host_id
     WHERE l.image_id = :id AND l.project_id = :project AND h.credential = :credential
+    """
+)
+_GIT_LOGIN = text(
+    """
+    SELECT l.sealed FROM workspace_logins l JOIN hosts h ON h.id = l.host_id
+    WHERE l.workspace_id = :id AND l.project_id = :project AND h.credential = :credential
+    """
+)
+_NEEDED = text(
+    """
+    SELECT w.id FROM workspaces w JOIN hosts h ON h.id = w.host_id AND h.credential = :credential
+    WHERE w.project_id = :project AND w.id = ANY(cast(:ids AS uuid[]))
+    AND w.status IN ('initializing', 'ready', 'deleting')
+    """
+)
+# Those in error too: their delete takes what is there.
+_NEEDED_SESSIONS = text(
+    """
+    SELECT s.id FROM work_sessions s JOIN workspaces w ON w.project_id = s.project_id AND w.id = s.workspace_id
+    JOIN hosts h ON h.id = w.host_id AND h.credential = :credential
+    WHERE s.project_id = :project AND s.id = ANY(cast(:ids AS uuid[])) AND s.status <> 'removed'
     """
 )
 _SECRETS = text(
@@ -201,3 +266,37 @@ async def registry_login(
     if found is None:
         raise NotFound(f"no host of this agent is asked to pull image {image_id} with a login")
     return answer(request, {"sealed": found.sealed})
+
+
+@router.get("/git-logins/{workspace_id}", response_model=Envelope[SealedLogin])
+async def git_login(
+    request: Request, workspace_id: UUID, project_id: Annotated[UUID, Query()], agent: Authenticated
+) -> Response:
+    """With what a host of the agent fetches a workspace; a worker sealed it for that host."""
+    await agent.connection.execute(ENTER, {"project": str(project_id)})
+    asked = {"id": workspace_id, "project": project_id, "credential": agent.credential}
+    found = (await agent.connection.execute(_GIT_LOGIN, asked)).one_or_none()
+    if found is None:
+        raise NotFound(f"no host of this agent is asked to fetch workspace {workspace_id} with a credential")
+    return answer(request, {"sealed": found.sealed})
+
+
+@router.post("/workspaces", operation_id="report_workspaces", response_model=Envelope[WorkspacesKept])
+async def workspaces(request: Request, body: HeldWorkspaces, agent: Authenticated) -> Response:
+    """Of which of the workspaces and sessions whose files the agent holds nothing is needed any more. None while the
+    platform is restored, or where far too many are unknown."""
+    restored = (await agent.connection.execute(select(is_restored))).scalar_one()
+    gone = [] if restored else await _gone(agent, body.workspaces, _NEEDED)
+    gone_sessions = [] if restored else await _gone(agent, body.sessions, _NEEDED_SESSIONS)
+    return answer(request, {"gone": gone, "gone_sessions": gone_sessions})
+
+
+async def _gone(agent: Agent, told: list[HeldTree], needed: TextClause) -> list[UUID]:
+    held = sorted(told, key=lambda one: one.project_id)
+    kept: set[UUID] = set()
+    for project_id, of_project in groupby(held, lambda one: one.project_id):
+        await agent.connection.execute(ENTER, {"project": str(project_id)})
+        asked = {"project": project_id, "ids": [str(one.id) for one in of_project], "credential": agent.credential}
+        kept.update((await agent.connection.execute(needed, asked)).scalars())
+    gone = [one.id for one in held if one.id not in kept]
+    return gone if len(gone) <= max(MOST_STRANGE, len(held) // 10) else []

@@ -23,6 +23,7 @@ from model.images import Image, ImageStatus
 from model.instances import Instance, Status
 from model.webhooks import Webhook
 from model.workflows import State, Workflow
+from model.workspaces import Workspace, WorkspaceStatus
 
 router = APIRouter(prefix="/v1/dashboard", tags=["dashboard"], responses=RESPONSES)
 
@@ -55,6 +56,7 @@ RESOURCES = {
     "load_balancers": Counted(
         LoadBalancer.status, LoadBalancer.project_id, LoadBalancer.status != BalancerStatus.DELETED
     ),
+    "workspaces": Counted(Workspace.status, Workspace.project_id, Workspace.status != WorkspaceStatus.DELETED),
     "images": Counted(Image.status, Image.project_id, Image.status != ImageStatus.DELETED),
     "cron_jobs": Counted(_paused, CronJob.project_id, CronJob.deleted_at.is_(None)),
     "webhooks": Counted(_switched, Webhook.project_id, literal(True)),

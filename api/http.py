@@ -21,7 +21,7 @@ from model.base import new_id
 from model.metrics import ACCEPTANCE_SECONDS, REQUEST_SECONDS, REQUESTS
 
 MAX_BODY = 1024 * 1024
-_UPLOAD = re.compile(r"/v1/images/[^/]+/upload")
+_UPLOAD = re.compile(r"POST (/v1/images/[^/]+/upload)|PUT (/v1/sessions/[^/]+/(files/.*|archive))", re.DOTALL)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 #: What a path is counted as that no route has: anybody may ask for any.
@@ -68,7 +68,7 @@ class Http:
         answered_at = 0.0
         waited = False
         received = 0
-        unlimited = scope.get("method") == "POST" and _UPLOAD.fullmatch(scope["path"])  # limits itself
+        unlimited = _UPLOAD.fullmatch(f"{scope.get('method')} {scope['path']}")  # limits itself
 
         async def count(message: Message) -> None:
             nonlocal status, answered_at, waited

@@ -14,6 +14,7 @@ from model.balancers import LoadBalancer
 from model.errors import Managed
 from model.hosts import Host, is_reachable
 from model.instances import Instance
+from model.sessions import WorkSession
 
 # All but a script, which nobody but its agent reads.
 own = [column for column in Instance.__table__.columns if column.name != "user_data"]
@@ -41,6 +42,13 @@ async def show(caller: Caller, instance_id: UUID) -> dict[str, Any]:
 
 async def check_unmanaged(caller: Caller, row: Row[Any]) -> None:
     """Raises Managed for an instance that users change through what it belongs to."""
+    if row.session_id is not None:
+        named = select(WorkSession.name).where(WorkSession.id == row.session_id)
+        name = (await caller.execute(named)).scalar_one_or_none()
+        raise Managed(
+            f"instance {row.name} is the sandbox of session {name}: change or delete that instead (/v1/sessions)",
+            managed_by={"type": "session", "id": str(row.session_id), "name": name},
+        )
     if row.balancer_id is None:
         return
     named = select(LoadBalancer.name).where(LoadBalancer.id == row.balancer_id)
@@ -65,7 +73,7 @@ def view(row: Row[Any]) -> dict[str, Any]:
         "instance_type": row.instance_type,
         "vcpus": row.vcpus,
         "memory_mb": row.memory_mb,
-        "env": row.env | {name: _ref(use) for name, use in row.secrets.items()},
+        "env": env_of(row),
         "cmd": row.cmd,
         "ports": row.ports,
         "labels": row.labels,
@@ -84,13 +92,25 @@ def view(row: Row[Any]) -> dict[str, Any]:
         "host_labels": row.wanted_labels,
         "network": row.network,
         "drift": row.drift,
-        "managed_by": None if row.balancer_id is None else {"type": "load_balancer", "id": str(row.balancer_id)},
+        "managed_by": _manager(row),
         **lifetimes.view(row),
         "workflow_id": row.workflow_id,
         "created_at": row.created_at,
         "updated_at": row.updated_at,
         "deleted_at": row.deleted_at,
     }
+
+
+def _manager(row: Row[Any]) -> dict[str, str] | None:
+    if row.session_id is not None:
+        return {"type": "session", "id": str(row.session_id)}
+    return None if row.balancer_id is None else {"type": "load_balancer", "id": str(row.balancer_id)}
+
+
+def env_of(row: Row[Any]) -> dict[str, Any]:
+    """As it was asked for."""
+    plain: dict[str, Any] = row.env
+    return plain | {name: _ref(use) for name, use in row.secrets.items()}
 
 
 def _ref(use: dict[str, Any]) -> dict[str, Any]:

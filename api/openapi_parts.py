@@ -42,6 +42,8 @@ TAGS = {
     "instance-types": "The sizes that instances come in.",
     "load-balancers": "One address for many instances: HTTP and TCP, with checks, weights, cookies and TLS.",
     "images": "What instances are made from.",
+    "workspaces": "Repositories that are brought to hosts, and the credentials with which they are fetched.",
+    "sessions": "Sandboxes on the files of workspaces, each with changes of its own; and these files.",
     "ssh-keys": "Public keys that are put into instances.",
     "secrets": "Values that instances are given, and nobody is shown.",
     "streams": "Into a running instance, through the agent of its host: logs, commands.",

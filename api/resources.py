@@ -14,26 +14,31 @@ from model.ssh_keys import SshKey
 from model.users import ServiceAccount
 from model.vault import Secret
 from model.webhooks import Webhook
+from model.workspaces import Credential
 
 _DELETED = "deleted"
 S = TypeVar("S", bound=Select[Any])
 
 
-def is_readable(resource: type[Resource]) -> ColumnElement[bool]:
-    """It is not deleted, or has been for less than 24 hours."""
-    return (resource.status != _DELETED) | (resource.deleted_at > func.now() - text("interval '24 hours'"))
+def is_readable(resource: type[Resource], gone: str = _DELETED) -> ColumnElement[bool]:
+    """It is not deleted, or has been for less than 24 hours. ``gone``: how that state is called."""
+    return (resource.status != gone) | (resource.deleted_at > func.now() - text("interval '24 hours'"))
 
 
-def listed(query: S, resource: type[Resource], caller: Caller, *, status: str | None, name: str | None) -> S:
+def listed(
+    query: S, resource: type[Resource], caller: Caller, *, status: str | None, name: str | None, gone: str = _DELETED
+) -> S:
     """``query``, of the caller's project alone; deleted ones only where ``status`` asks for them."""
     query = query.where(resource.project_id == caller.project_id)
-    query = query.where(resource.status == status) if status else query.where(resource.status != _DELETED)
-    if status == _DELETED:
-        query = query.where(is_readable(resource))
+    query = query.where(resource.status == status) if status else query.where(resource.status != gone)
+    if status == gone:
+        query = query.where(is_readable(resource, gone))
     return query if name is None else query.where(resource.name == name)
 
 
-def named(table: type[Secret | ServiceAccount | SshKey | Webhook], caller: Caller, name: str | None) -> list[Any]:
+def named(
+    table: type[Credential | Secret | ServiceAccount | SshKey | Webhook], caller: Caller, name: str | None
+) -> list[Any]:
     """Conditions: those of the caller's project, of this name where one is asked for."""
     return [table.project_id == caller.project_id, *([] if name is None else [table.name == name])]
 

@@ -49,6 +49,7 @@ AUDITED_COMMAND = 256
 _QUERY = (
     select(
         *(Instance.id, Instance.name, Instance.status, Instance.host_id, Instance.workflow_id, Instance.balancer_id),
+        Instance.session_id,
         *(Host.name.label("host"), Host.last_seen_at, Host.agent_url, Host.fingerprint),
     )
     .outerjoin(Host, Host.id == Instance.host_id)
@@ -103,7 +104,7 @@ async def logs(
         opened.close()
         held.close()
 
-    body = _until_stopping(request.app.state.stopping, held.revoked, opened)
+    body = until_stopping(request.app.state.stopping, held.revoked, opened)
     return Streamed(body, "text/plain; charset=utf-8", end)
 
 
@@ -238,7 +239,10 @@ async def _target(caller: Caller, instance_id: UUID, *, running: bool = False, e
     if row is None:
         raise NotFound(f"there is no instance {instance_id}")
     if entered:
-        await check_unmanaged(caller, row)
+        if row.session_id is None:
+            await check_unmanaged(caller, row)
+        else:  # whoever may work in the session
+            caller.require("sessions:use")
     if row.host_id is None or (running and row.status != Status.RUNNING):
         wanted = "not running" if running else "on no host"
         failed = row.status == Status.ERROR
@@ -309,7 +313,7 @@ def _words(command: str) -> str:
     raise ValidationFailed(f"command: {problem}", fields=[{"field": "command", "message": problem}])
 
 
-async def _until_stopping(
+async def until_stopping(
     stopping: asyncio.Event, revoked: asyncio.Event, opened: Opened[aiohttp.ClientResponse]
 ) -> AsyncIterator[bytes]:
     """The body of an answer. Where the API stops it ends there; where the agent breaks off, or the key is revoked, it

@@ -51,9 +51,12 @@ async def keep(
     webhook_id: UUID | None = None,
     instance_id: UUID | None = None,
     cron_job_id: UUID | None = None,
+    credential_id: UUID | None = None,
 ) -> None:
-    """What this webhook or cron job signs with, or this instance's script, from now on. Raises Unavailable."""
+    """What this webhook or cron job signs with, this instance's script, or this credential's value, from now on. Raises
+    Unavailable."""
     owners = {"webhook_id": webhook_id, "instance_id": instance_id, "cron_job_id": cron_job_id}
+    owners |= {"credential_id": credential_id}
     (owner,) = (name for name, id in owners.items() if id is not None)
     row = {"id": new_id(), "project_id": caller.project_id, **owners}
     encrypted = await _sealed(caller, keyring, value, row)

@@ -25,12 +25,13 @@ from api.errors import RESPONSES
 from api.instance_schemas import ErrorView
 from api.paging import Paging, page_of
 from api.samples import Time
-from model import groups, metrics
+from model import groups, metrics, workspaces
 from model.balancers import LoadBalancer
 from model.errors import InvalidState, NotFound
 from model.groups import Group
 from model.images import RESTING, Image
 from model.instances import STABLE, Instance
+from model.sessions import WorkSession
 from model.settings import Settings
 from model.workflows import (
     NEVER_STARTED,
@@ -43,6 +44,7 @@ from model.workflows import (
     Step,
     Workflow,
 )
+from model.workspaces import Workspace, WorkspaceStatus
 
 router = APIRouter(prefix="/v1/workflows", tags=["workflows"], responses=RESPONSES)
 log = structlog.get_logger()
@@ -50,7 +52,12 @@ _query = select(Workflow.__table__)
 #: How long Temporal may take to say how far the steps are; they are left out then.
 STEPS_SECONDS = 3
 #: Deletes, and the states from which one calls nothing else off.
-_AT_REST = {"DeprovisionInstance": STABLE, "DeleteImage": RESTING, groups.DELETE: groups.RESTING}
+_AT_REST = {
+    "DeprovisionInstance": STABLE,
+    "DeleteImage": RESTING,
+    groups.DELETE: groups.RESTING,
+    workspaces.DEPROVISION: {WorkspaceStatus.READY, WorkspaceStatus.ERROR},
+}
 
 
 class WorkflowView(BaseModel):
@@ -147,6 +154,8 @@ async def cancel(
     await caller.execute(select(Image.id).where(Image.id == row.resource_id).with_for_update())
     await caller.execute(select(Group.id).where(Group.id == row.resource_id).with_for_update())
     await caller.execute(select(LoadBalancer.id).where(LoadBalancer.id == row.resource_id).with_for_update())
+    await caller.execute(select(WorkSession.id).where(WorkSession.id == row.resource_id).with_for_update())
+    await caller.execute(select(Workspace.id).where(Workspace.id == row.resource_id).with_for_update())
     row = (await caller.execute(_query.where(Workflow.id == workflow_id).with_for_update())).one()
     if row.state in TERMINAL and row.cancel_requested_at is None:
         raise InvalidState(f"workflow {workflow_id} has ended: {row.state}", state=row.state)
@@ -206,14 +215,34 @@ async def _view(request: Request, caller: Caller, row: Row[Any], *, steps: bool)
         return data | {"steps": row.steps or []}
     if not caller.connection.closed:
         await caller.commit()
-    handle = request.app.state.temporal.get_workflow_handle(str(row.id))
-    try:
-        found = await asyncio.wait_for(summarise(handle, running=True), STEPS_SECONDS)
-    except (RPCError, RuntimeError, TimeoutError) as error:
-        # Not started yet, or Temporal is away: the row is all that is known.
-        log.info("workflow.steps_unknown", workflow_id=str(row.id), error=str(error))
+    found = await _steps(request, row.id)
+    if found is None:
         return data | {"steps": [] if row.state == State.ACCEPTED else None}
     return data | {"steps": [step.model_dump() for step in found]}
+
+
+async def _steps(request: Request, workflow_id: UUID) -> list[Step] | None:
+    """As Temporal tells them now; None: not started yet, or Temporal is away."""
+    handle = request.app.state.temporal.get_workflow_handle(str(workflow_id))
+    try:
+        return await asyncio.wait_for(summarise(handle, running=True), STEPS_SECONDS)
+    except (RPCError, RuntimeError, TimeoutError) as error:
+        log.info("workflow.steps_unknown", workflow_id=str(workflow_id), error=str(error))
+        return None
+
+
+async def is_at(request: Request, caller: Caller, workflow_id: UUID, step: str) -> bool:
+    """Whether a run is at this step now, as far as Temporal tells. The caller's transaction ends before."""
+    await caller.commit()
+    return any(one.name == step and one.finished_at is None for one in await _steps(request, workflow_id) or [])
+
+
+async def progress_of(request: Request, caller: Caller, workflow_id: UUID) -> str | None:
+    """What the step that a run is at said last. The caller's transaction ends before: Temporal may take its time."""
+    if not caller.connection.closed:
+        await caller.commit()
+    said = [step.progress for step in await _steps(request, workflow_id) or [] if step.progress]
+    return said[-1] if said else None
 
 
 def view(row: Row[Any], settings: Settings) -> dict[str, Any]:

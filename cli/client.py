@@ -180,6 +180,12 @@ class Client:
     def balancer(self, wanted: str) -> dict[str, Any]:
         return self.named("/lb", "load balancer", wanted)
 
+    def workspace(self, wanted: str) -> dict[str, Any]:
+        return self.named("/workspaces", "workspace", wanted)
+
+    def credential(self, wanted: str) -> dict[str, Any]:
+        return self.named("/credentials", "credential", wanted)
+
     def webhook(self, wanted: str) -> dict[str, Any]:
         return self.named("/webhooks", "webhook", wanted)
 

@@ -37,7 +37,7 @@ def cannot_start(error: StackError) -> CommandFailed:
 
 def up(detach: Detach = False, docker: Docker = True) -> None:
     """Start the platform on this machine and keep it running: PostgreSQL, Temporal, API, workers."""
-    from worker import engine, haproxy_image, stack, stack_plan
+    from worker import engine, git_image, haproxy_image, stack, stack_plan
 
     settings = read_settings()
     folder = settings.data_dir.absolute()
@@ -51,8 +51,11 @@ def up(detach: Detach = False, docker: Docker = True) -> None:
         docker_host = engine.ensure(settings, _say) if docker else None
         if docker_host:
             engine.ensure_base_image(docker_host, _say)
+            os.environ.setdefault("CAIRN_SESSION_IMAGE", engine.IMAGE)
             if haproxy_image.offer(docker_host, _say):
                 os.environ.setdefault("CAIRN_LB_IMAGE", haproxy_image.IMAGE)
+            if git_image.offer(docker_host, _say):
+                os.environ.setdefault("CAIRN_GIT_IMAGE", git_image.IMAGE)
         os.umask(0o077)  # what this and its children write is for this user alone
         if detach:
             _show(_start_detached(data_folder.make(folder), docker), "cairn down")

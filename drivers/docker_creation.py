@@ -13,8 +13,10 @@ from drivers.docker_facts import CPU_PERIOD
 from drivers.machines import Secrets
 from drivers.ownership import Owner, machine_name
 from drivers.secret_files import SecretFiles
+from drivers.session_trees import SessionTrees
 from model.errors import EngineUnavailable, ImageNotFound
 from model.instances import MachineSpec
+from model.sessions import PLACE
 from model.vault import FOLDER
 
 #: Files and sockets that each of its processes may have open. Below what engines commonly have themselves.
@@ -26,6 +28,7 @@ class Given(NamedTuple):
 
     files: SecretFiles
     secrets: Secrets
+    trees: SessionTrees | None = None
 
     def write(self, spec: MachineSpec) -> list[Mount]:
         """Keep those that come as files, and say where its container sees them. Raises EngineUnavailable."""
@@ -34,6 +37,14 @@ class Given(NamedTuple):
             return []
         folder = self.files.write(spec.id, spec.generation, names)
         return [Mount(target=FOLDER, source=str(folder), type="bind", read_only=True)]
+
+    def tree(self, spec: MachineSpec) -> list[Mount]:
+        """The files of the session whose sandbox it is. Raises EngineUnavailable where they are not mounted."""
+        if spec.tree is None:
+            return []
+        if self.trees is None:
+            raise EngineUnavailable("this agent keeps no files of sessions")
+        return [Mount(target=PLACE, source=str(self.trees.mount(spec.tree).absolute()), type="bind")]
 
     def environment(self, spec: MachineSpec) -> dict[str, str]:
         """Where its program finds the files, and what comes as a variable itself, which the engine shows."""
@@ -67,11 +78,12 @@ def create(client: APIClient, owner: Owner, spec: MachineSpec, publish_address: 
         port_bindings=bindings,
         log_config=LogConfig(type="json-file", config={"max-size": "10m", "max-file": "3"}),
         restart_policy=docker_first.restart_policy(spec),
-        mounts=given.write(spec),
+        mounts=[*given.write(spec), *given.tree(spec)],
     )
     made = client.create_container(
         image["Id"],
         **docker_first.program(image, spec),
+        working_dir=None if spec.tree is None else PLACE,
         name=machine_name(spec.id),
         hostname=re.sub(r"[^a-zA-Z0-9-]", "-", spec.name)[:63],
         environment=spec.network.variables | spec.env | given.environment(spec),

@@ -89,6 +89,8 @@ def program(image: dict[str, Any], spec: MachineSpec) -> dict[str, Any]:
     own = [*(config.get("Entrypoint") or []), *(spec.cmd or config.get("Cmd") or [])]
     if not own:
         raise EngineRefused(f"image {spec.image} has no program of its own: give one with cmd (cairn: -- CMD...)")
+    if spec.tree is not None and spec.cmd:  # whatever the image would do with that
+        return {"entrypoint": spec.cmd, "command": []}
     if spec.user_data is None:
         return {"command": spec.cmd}
     start = ["/bin/sh", f"/{FOLDER}/start", config.get("User") or ""]

@@ -245,6 +245,24 @@ class ChecksumMismatch(CairnError):
     code, status = "checksum_mismatch", 422
 
 
+class FetchFailed(CairnError):
+    """Git did not bring a repository; the message ends with its words."""
+
+    code, status = "fetch_failed", 422
+
+
+class PathRefused(CairnError):
+    """A folder that a host's operator does not allow to be copied, or that is not there."""
+
+    code, status = "path_refused", 422
+
+
+class WorkspaceTooLarge(CairnError):
+    """A workspace, with the repository that it is of, would take more than CAIRN_WORKSPACE_MAX_BYTES."""
+
+    code, status = "workspace_too_large", 413
+
+
 class ForeignObject(CairnError):
     """The engine holds an object of our name that does not carry our labels. It is never touched."""
 

@@ -126,11 +126,14 @@ class MachineSpec(Frozen):
     #: What it reaches.
     network: Network = OPEN
 
+    #: The work session whose files it has, where model.sessions.PLACE says.
+    tree: UUID | None = None
+
     #: What agents of 0.2 do not know: it goes out only where it says something.
     LATER: ClassVar[tuple[str, ...]] = (
         *("image_digest", "image_format"),
         *("restart_policy", "health_check", "user_data", "authorized_key"),
-        *("lives", "secrets", "registry_login", "balancer", "network"),
+        *("lives", "secrets", "registry_login", "balancer", "network", "tree"),
     )
 
     @property
@@ -271,6 +274,8 @@ class Instance(Resource, Base):
     group_revision: Mapped[int | None]
     #: The load balancer whose proxy it is: users change that, and not this.
     balancer_id: Mapped[UUID | None]
+    #: The work session whose sandbox it is, likewise.
+    session_id: Mapped[UUID | None]
     #: Which column of the quotas it is counted in.
     quota: Mapped[str] = mapped_column(server_default=text("'reserved'"))
     container_id: Mapped[str | None]

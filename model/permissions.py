@@ -28,6 +28,17 @@ PROJECT = {
     "lb:create": "create load balancers",
     "lb:update": "change them and their targets",
     "lb:delete": "delete them",
+    "workspaces:read": "list and show workspaces",
+    "workspaces:create": "create workspaces",
+    "workspaces:update": "rename them and fetch them anew",
+    "workspaces:delete": "delete them",
+    "sessions:read": "list and show work sessions",
+    "sessions:create": "make them on workspaces",
+    "sessions:use": "stop and start them, work in them: their files, commands and terminals",
+    "sessions:delete": "delete them",
+    "credentials:read": "list credentials of Git servers; never their values",
+    "credentials:use": "name them in workspaces",
+    "credentials:write": "create, rotate and delete them",
     "ssh_keys:read": "list and show SSH keys",
     "ssh_keys:write": "add and delete them",
     "workflows:read": "list, show and wait for workflows",
@@ -71,7 +82,11 @@ PLATFORM = {
 }
 ALL = PROJECT | ACCOUNT | PLATFORM
 
-_READ = frozenset(name for name in PROJECT if name.endswith(":read")) - {"audit:read", "secrets:read"}
+_READ = frozenset(name for name in PROJECT if name.endswith(":read")) - {
+    "audit:read",
+    "secrets:read",
+    "credentials:read",
+}
 _OPERATE = {
     *("instances:operate", "instances:exec", "workflows:cancel", "workflows:retry"),
     *("groups:scale", "deployments:scale"),
@@ -80,6 +95,9 @@ _DEVELOP = {
     *("instances:create", "instances:update", "instances:delete", "images:create", "images:delete"),
     *("ssh_keys:write", "secrets:read", "secrets:use", "cron:write", "cron:run", "groups:write", "deployments:write"),
     *("lb:create", "lb:update", "lb:delete"),
+    *("workspaces:create", "workspaces:update", "workspaces:delete"),
+    *("sessions:create", "sessions:use", "sessions:delete"),
+    *("credentials:read", "credentials:use", "credentials:write"),
 }
 #: Built in; a project's own come beside them. Of two roles, the one further on may do all that the other may, but
 #: ``developer`` and ``operator``: one changes what there is, the other keeps it running.

@@ -30,8 +30,8 @@ class Resource:
     deleted_at: Mapped[dt.datetime | None]
 
 
-def rules(table: str, states: type[StrEnum]) -> tuple[SchemaItem, ...]:
-    """What the database holds such a table to. One of ``states`` is deleted."""
+def rules(table: str, states: type[StrEnum], gone: str = "deleted") -> tuple[SchemaItem, ...]:
+    """What the database holds such a table to. ``gone``: the one of ``states`` in which its name is free again."""
     return (
         UniqueConstraint("project_id", "id"),
         ForeignKeyConstraint(
@@ -41,5 +41,5 @@ def rules(table: str, states: type[StrEnum]) -> tuple[SchemaItem, ...]:
             initially="DEFERRED",
         ),
         CheckConstraint("status IN ({})".format(", ".join(f"'{state}'" for state in states)), name="status"),
-        Index(f"uq_{table}_live_name", "project_id", "name", unique=True, postgresql_where=text("status <> 'deleted'")),
+        Index(f"uq_{table}_live_name", "project_id", "name", unique=True, postgresql_where=text(f"status <> '{gone}'")),
     )

@@ -13,6 +13,7 @@ from model.projects import ApiKey, Installation, Project, ProjectQuota, Pulse
 from model.rates import RateLimit
 from model.restores import Restore, RestoreDifference, RestoreHost
 from model.samples import Sample
+from model.sessions import WorkSession
 from model.ssh_keys import SshKey
 from model.users import (
     Binding,
@@ -29,6 +30,7 @@ from model.users import (
 from model.vault import DataKey, ImageLogin, InstanceSecrets, SealedValue, Secret, SecretVersion
 from model.webhooks import Webhook, WebhookDelivery
 from model.workflows import Event, IdempotencyKey, Workflow
+from model.workspaces import Credential, Workspace, WorkspaceLogin
 
 __all__ = [
     "Activity",
@@ -41,6 +43,7 @@ __all__ = [
     "Base",
     "Binding",
     "Configuration",
+    "Credential",
     "CronJob",
     "CronRun",
     "DataKey",
@@ -82,5 +85,8 @@ __all__ = [
     "User",
     "Webhook",
     "WebhookDelivery",
+    "WorkSession",
     "Workflow",
+    "Workspace",
+    "WorkspaceLogin",
 ]

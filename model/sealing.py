@@ -46,6 +46,11 @@ def of_login(image_id: UUID) -> str:
     return f"registry:{image_id}"
 
 
+def of_git_login(workspace_id: UUID) -> str:
+    """The purpose of the credential with which a workspace is fetched."""
+    return f"git:{workspace_id}"
+
+
 def seal(value: bytes, *, purpose: str, key: bytes) -> str:
     """``value`` for the holder of the private half of ``key``; base64, 48 bytes and the purpose longer.
 

@@ -138,6 +138,27 @@ class Settings(BaseSettings):
         120, description="Seconds a change of a load balancer may take, beside the time that a target takes to drain"
     )
     deadline_import: Seconds = Field(3600, description="Seconds an import of an image may take")
+    deadline_workspace: Seconds = Field(3600, description="Seconds that a workspace may take to be fetched")
+    workspace_max_bytes: int = Field(
+        20 << 30, ge=1 << 20, description="Bytes that a workspace may take on its host, with the repository it is of"
+    )
+    session_image: str = Field(
+        "debian:stable-slim",
+        description="Image of work sessions that name none: one with /bin/sh (embedded: cairn/base:latest)",
+    )
+    session_file_max_bytes: int = Field(
+        4 << 30, ge=1 << 20, description="Bytes that a file of a session, or what an archive unpacks to, may have"
+    )
+    workspace_paths: Words = Field(
+        (), description="Folders of a host, comma-separated, below which workspaces may be copied from (default: none)"
+    )
+    git_image: str = Field(
+        "alpine/git:2.49.1",
+        description="Image with git and ssh, in which an agent runs git (embedded: cairn/git:latest)",
+    )
+    git_ca_file: Path | None = Field(
+        None, description="File of further authorities, PEM, that an agent trusts when it fetches repositories"
+    )
     stop_grace: Annotated[float, Field(ge=0)] = Field(
         10, description="Seconds between asking an instance to end and ending it"
     )

@@ -9,6 +9,11 @@ Paths of an agent are ``/hosts/{host}/instances/{instance}/{verb}``, each with a
                                    then as API clients see it
     GET  read?path=, PUT write?path=        tar archives
 
+and ``/hosts/{host}/sessions/{session}/{verb}``, of the files of a session:
+
+    GET  files?act=list|read|archive|watch&path=     JSON, the bytes, a tar archive, one JSON object a line
+    PUT  change?act=write|unpack|move|mkdir|delete&path=      JSON of what there is then
+
 An error is its status and ``{"code", "message", "details"}``.
 """
 

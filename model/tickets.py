@@ -26,14 +26,14 @@ from model.errors import Unauthenticated
 
 #: From its signature to its use; a stream that it opened may last longer.
 TICKET_SECONDS = 30
-Verb = Literal["logs", "stats", "exec", "terminal", "read", "write"]
+Verb = Literal["logs", "stats", "exec", "terminal", "read", "write", "files", "change"]
 #: These only read what may be read again: their tickets may be used until they expire.
-REPEATABLE: frozenset[Verb] = frozenset({"logs", "stats"})
+REPEATABLE: frozenset[Verb] = frozenset({"logs", "stats", "files"})
 _ALGORITHM = "EdDSA"
 
 
 class Ticket(Frozen):
-    """One instance, one verb."""
+    """One instance, or one session, and one verb."""
 
     instance: UUID
     verb: Verb

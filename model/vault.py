@@ -104,8 +104,8 @@ class SecretVersion(Base):
 
 
 class SealedValue(Base):
-    """What a webhook or a cron job signs with, or the script of an instance or of a group's members; encrypted as
-    secrets are. The API cannot read it."""
+    """What a webhook or a cron job signs with, the script of an instance or of a group's members, or the value of a
+    credential; encrypted as secrets are. The API cannot read it."""
 
     __tablename__ = "sealed_values"
 
@@ -116,6 +116,7 @@ class SealedValue(Base):
     #: A group has one for each configuration that says another; those name theirs.
     group_id: Mapped[UUID | None]
     cron_job_id: Mapped[UUID | None]
+    credential_id: Mapped[UUID | None]
     data_key_id: Mapped[UUID]
     nonce: Mapped[bytes] = mapped_column(LargeBinary)
     ciphertext: Mapped[bytes] = mapped_column(LargeBinary)
@@ -125,6 +126,7 @@ class SealedValue(Base):
         UniqueConstraint("webhook_id"),
         UniqueConstraint("instance_id"),
         UniqueConstraint("cron_job_id"),
+        UniqueConstraint("credential_id"),
         ForeignKeyConstraint(["project_id", "webhook_id"], ["webhooks.project_id", "webhooks.id"], ondelete="CASCADE"),
         ForeignKeyConstraint(
             ["project_id", "instance_id"], ["instances.project_id", "instances.id"], ondelete="CASCADE"
@@ -135,8 +137,13 @@ class SealedValue(Base):
         ForeignKeyConstraint(
             ["project_id", "cron_job_id"], ["cron_jobs.project_id", "cron_jobs.id"], ondelete="CASCADE"
         ),
+        ForeignKeyConstraint(
+            ["project_id", "credential_id"], ["credentials.project_id", "credentials.id"], ondelete="CASCADE"
+        ),
         ForeignKeyConstraint(["project_id", "data_key_id"], ["data_keys.project_id", "data_keys.id"]),
-        CheckConstraint("num_nonnulls(webhook_id, instance_id, cron_job_id, group_id) = 1", name="owner"),
+        CheckConstraint(
+            "num_nonnulls(webhook_id, instance_id, cron_job_id, group_id, credential_id) = 1", name="owner"
+        ),
         Index("ix_sealed_values_data_key", "project_id", "data_key_id"),
         Index("ix_sealed_values_group", "group_id", postgresql_where=text("group_id IS NOT NULL")),
     )
@@ -148,6 +155,8 @@ class SealedValue(Base):
             return of_value(self.project_id, "user_data_of_group", self.id)
         if self.cron_job_id is not None:
             return of_value(self.project_id, "cron_job", self.cron_job_id)
+        if self.credential_id is not None:
+            return of_value(self.project_id, "credential", self.credential_id)
         kind, owner = ("webhook", self.webhook_id) if self.webhook_id else ("user_data", self.instance_id)
         return of_value(self.project_id, kind, owner)
 

@@ -45,6 +45,13 @@ Kind = Literal[
     "ProvisionLoadBalancer",
     "UpdateLoadBalancer",
     "DeprovisionLoadBalancer",
+    "InitWorkspace",
+    "SyncWorkspace",
+    "DeprovisionWorkspace",
+    "InitSession",
+    "StopSession",
+    "StartSession",
+    "DeprovisionSession",
     "ScaleGroup",
     "DeprovisionGroup",
     "AdoptInstance",
@@ -53,7 +60,17 @@ Kind = Literal[
     "FinishRestore",
 ]
 ResourceType = Literal[
-    "instance", "image", "host", "project", "restore", "user", "group", "deployment", "load_balancer"
+    "instance",
+    "image",
+    "host",
+    "project",
+    "restore",
+    "user",
+    "group",
+    "deployment",
+    "load_balancer",
+    "workspace",
+    "session",
 ]
 
 

@@ -24,12 +24,14 @@ from temporalio.worker import Worker
 
 from activities.balancers import BalancerEngine
 from activities.hosts import HostEngine
-from activities.images import Given, ImageEngine
+from activities.images import ImageEngine
 from activities.instances import InstanceEngine
 from activities.interceptor import ActivityInterceptor
 from activities.registry import methods
 from activities.restores import MachineSurvey
 from activities.runs import host_queue
+from activities.sessions import SessionEngine
+from activities.workspaces import WorkspaceEngine
 from drivers.balancers import Balancers
 from drivers.blob_source import ApiBlobs
 from drivers.brought import Brought, brought_folder
@@ -37,13 +39,17 @@ from drivers.egress import Egress
 from drivers.images import Images
 from drivers.machines import Fence, Machines
 from drivers.measured import measured
+from drivers.mounts import may_keep_files
+from drivers.session_trees import SessionTrees
 from drivers.streams import Streams
+from drivers.workspaces import Workspaces
 from model import logs
 from model.hosts import AgentHost
 from model.metrics import STEPS_LIMIT
 from model.networks import capability
 from model.settings import Settings, of_process
 from model.tickets import Gate
+from model.workspaces import CAPABILITY
 from worker import agent_server, fence, identity, joining, metrics, tracing
 from worker.agent_server import AgentServer
 from worker.balancers import BalancerReadings
@@ -54,6 +60,7 @@ from worker.leases import Leases, Refused
 from worker.samples import Samples
 from worker.sealed import Sealed
 from worker.temporal_link import TemporalLink
+from worker.workspaces import TREES, WorkspaceSweep, workspace_driver
 
 #: Steps of one host at once. Most wait for the engine, or for an instance to become ready.
 STEPS = 32
@@ -106,11 +113,20 @@ def egress_driver(host: AgentHost, installation: UUID, settings: Settings) -> Eg
 
 def capabilities(egress: Egress | None) -> list[str]:
     """What a host's agent can do beyond what every agent can."""
-    allow_list = [capability("allow-list")] if egress is None or egress.able() else []
-    return [capability("none"), *allow_list]
+    if egress is not None and not egress.able():
+        return [capability("none")]
+    # Repositories are fetched through a proxy like that of an instance; sandboxes write files as anybody.
+    files = [CAPABILITY] if egress is None or may_keep_files() else []
+    return [capability("none"), capability("allow-list"), *files]
 
 
-def driver(host: AgentHost, installation: UUID, settings: Settings, egress: Egress | None = None) -> Machines:
+def driver(
+    host: AgentHost,
+    installation: UUID,
+    settings: Settings,
+    egress: Egress | None = None,
+    trees: SessionTrees | None = None,
+) -> Machines:
     """The driver of a host's backend; only what is used is imported."""
     if host.backend == "simulated":
         from drivers.simulated import SimulatedMachines
@@ -126,6 +142,7 @@ def driver(host: AgentHost, installation: UUID, settings: Settings, egress: Egre
         host_id=host.id,
         publish_address=settings.publish_address,
         secrets_dir=settings.secrets_dir,
+        trees=trees,
         egress=egress,
     )
 
@@ -141,6 +158,14 @@ def image_driver(host: AgentHost, membership: Membership, settings: Settings) ->
 
     blobs = ApiBlobs(membership.api_url, membership.credential)
     return DockerImages(settings.docker_host, brought=brought, fetch=blobs.fetch, allow=settings.outbound_allow)
+
+
+def session_trees(host: AgentHost, settings: Settings) -> SessionTrees:
+    """Where sessions of a host have their files. What is simulated mounts nothing."""
+    folder = (identity_file(settings).parent / TREES).absolute()
+    if host.backend == "simulated":
+        return SessionTrees(folder / str(host.id), overlay=False)
+    return SessionTrees(folder)
 
 
 def balancer_driver(host: AgentHost, installation: UUID, settings: Settings) -> Balancers:
@@ -165,11 +190,17 @@ async def run(settings: Settings) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    trees = {host.id: session_trees(host, settings) for host in membership.hosts}
     egresses = {host.id: egress_driver(host, membership.installation, settings) for host in membership.hosts}
     machines = {
-        host.id: measured(driver(host, membership.installation, settings, egresses[host.id]), host.backend)
+        host.id: measured(
+            driver(host, membership.installation, settings, egresses[host.id], trees[host.id]), host.backend
+        )
         for host in membership.hosts
     }
+    for kept in trees.values():
+        # Before a sandbox that runs is asked for its files.
+        await asyncio.to_thread(kept.mount_all)
     images = {
         host.id: measured(image_driver(host, membership, settings), f"{host.backend}.images")
         for host in membership.hosts
@@ -178,9 +209,17 @@ async def run(settings: Settings) -> None:
         host.id: measured(balancer_driver(host, membership.installation, settings), f"{host.backend}.balancers")
         for host in membership.hosts
     }
+    workspaces = {
+        host.id: measured(
+            workspace_driver(host, membership.installation, settings, path.parent, images[host.id]),
+            f"{host.backend}.workspaces",
+        )
+        for host in membership.hosts
+    }
     gate = Gate(membership.ticket_keys)
     listener = agent_server.listen(settings, membership.api_url)
-    serves = AgentServer({host.id: streams(host, membership.installation, settings) for host in membership.hosts}, gate)
+    served = {host.id: streams(host, membership.installation, settings) for host in membership.hosts}
+    serves = AgentServer(served, gate, trees, settings.session_file_max_bytes)
     temporal = TemporalLink(
         settings,
         follows="temporal_address" in unset,
@@ -216,6 +255,8 @@ async def run(settings: Settings) -> None:
                 machines,
                 images,
                 balancers,
+                trees,
+                workspaces,
                 fence.AgentFence(settings),
                 Sealed(membership, keys),
             )
@@ -227,6 +268,7 @@ async def run(settings: Settings) -> None:
                 Samples(membership, machines).run(),
                 HealthLooks(membership, machines).run(),
                 BalancerReadings(membership, balancers).run(),
+                WorkspaceSweep(membership, workspaces, trees, 6 * settings.reconcile_interval).run(),
             )
             beside |= {serving, *(asyncio.create_task(loop) for loop in loops)}
         await asyncio.wait({*beside, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -248,8 +290,10 @@ def step_workers(
     machines: Mapping[UUID, Machines],
     images: Mapping[UUID, Images],
     balancers: Mapping[UUID, Balancers],
+    trees: Mapping[UUID, SessionTrees],
+    workspaces: Mapping[UUID, Workspaces],
     fence: Fence,
-    given: Given | None = None,
+    given: Sealed | None = None,
 ) -> list[Worker]:
     """A Temporal worker for each host's queue."""
     threads = ThreadPoolExecutor(max(STEPS, 4 * len(hosts)), thread_name_prefix="step")
@@ -257,11 +301,13 @@ def step_workers(
     workers = []
     for host in hosts:
         engines = [
-            InstanceEngine(machines[host.id], fence, given),
+            InstanceEngine(machines[host.id], fence, given, trees[host.id].mount),
             HostEngine(host.name, machines[host.id], fence),
             ImageEngine(host.name, images[host.id], given),
             MachineSurvey(host.name, machines[host.id]),
             BalancerEngine(balancers[host.id], machines[host.id], given.secrets if given else None),
+            SessionEngine(trees[host.id]),
+            WorkspaceEngine(workspaces[host.id], given),
         ]
         workers.append(
             Worker(

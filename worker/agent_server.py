@@ -30,6 +30,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from api.streamed import Streamed, first_of, keep_alive
+from drivers.session_trees import SessionTrees
 from drivers.streams import Output, Stream, Streams, Terminal
 from model.errors import (
     BodyTooLarge,
@@ -44,6 +45,7 @@ from model.errors import (
 from model.settings import Settings
 from model.streams import END, MOST_BYTES, STDERR, STDOUT, End, Failure, Resize, Run, Size, Tail, frame
 from model.tickets import Gate, Ticket, Verb
+from worker.agent_files import FileRoutes
 from worker.agent_http import Server
 from worker.identity import Keys
 from worker.open_streams import OpenStreams, Upload
@@ -66,12 +68,20 @@ _NO_MORE: Any = object()
 class AgentServer:
     """The application. ``hosts``: those of the agent; None: their driver has no streams."""
 
-    def __init__(self, hosts: Mapping[UUID, Streams | None], gate: Gate) -> None:
+    def __init__(
+        self,
+        hosts: Mapping[UUID, Streams | None],
+        gate: Gate,
+        trees: Mapping[UUID, SessionTrees] | None = None,
+        most_bytes: int = 0,
+    ) -> None:
+        """``trees``: where sessions have their files; ``most_bytes``: of one of these."""
         self._hosts = hosts
         self._gate = gate
         self._open: Counter[UUID] = Counter()
         self._streams = OpenStreams(THREADS)
         path = "/hosts/{host:uuid}/instances/{instance:uuid}"
+        files = FileRoutes(trees or {}, most_bytes, self._streams, self._slot)
         self.app = Starlette(
             routes=[
                 Route(f"{path}/logs", self._logs),
@@ -80,6 +90,7 @@ class AgentServer:
                 Route(f"{path}/read", self._read),
                 Route(f"{path}/write", self._write, methods=["PUT"]),
                 WebSocketRoute(f"{path}/terminal", self._terminal),
+                *files.routes(self._check, self._streamed, self._pulled),
             ],
             exception_handlers={CairnError: _refuse},  # type: ignore[dict-item]  # it gets just these
         )
@@ -238,16 +249,19 @@ class AgentServer:
     def _let_in(self, connection: HTTPConnection, verb: Verb) -> tuple[Streams, UUID]:
         """Raises Unauthenticated, NotFound, Unsupported."""
         host, instance = connection.path_params["host"], connection.path_params["instance"]
-        scheme, _, token = connection.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            raise Unauthenticated("a ticket is missing")
-        self._gate.check(token, Ticket(instance=instance, verb=verb), host)
+        self._check(connection, Ticket(instance=instance, verb=verb))
         if host not in self._hosts:
             raise NotFound("this agent does not serve this host")
         streams = self._hosts[host]
         if streams is None:
             raise Unsupported(verb, "simulated")
         return streams, instance
+
+    def _check(self, connection: HTTPConnection, wanted: Ticket) -> None:
+        scheme, _, token = connection.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            raise Unauthenticated("a ticket is missing")
+        self._gate.check(token, wanted, connection.path_params["host"])
 
     @contextlib.contextmanager
     def _slot(self, instance: UUID) -> Iterator[None]:

@@ -36,9 +36,11 @@ from activities.registry import methods
 from activities.restores import RestoreRecords
 from activities.runs import CONTROL, Histories
 from activities.samples import SampleRecords
+from activities.sessions import SessionRecords
 from activities.sweeper import LOST_AFTER, Sweeper
 from activities.user_ends import UserEnds
 from activities.webhooks import WebhookRecords
+from activities.workspaces import WorkspaceRecords
 from model import logs
 from model.keyring import Keyring
 from model.metrics import STEPS_LIMIT
@@ -113,11 +115,13 @@ async def run(settings: Settings) -> None:
         UserEnds(engine, histories),
         GroupRecords(engine, histories, limits),
         BalancerRecords(engine, histories, limits, keyring),
+        SessionRecords(engine, histories, limits),
         SampleRecords(engine),
         AuditRecords(engine, keyring),
         PurgeRecords(engine, retention_of(settings)),
         QuotaRecords(engine),
         image_records,
+        WorkspaceRecords(engine, histories, keyring),
         sweeper,
         WebhookRecords(engine),
         RestoreRecords(engine, client, asyncio.get_running_loop()),

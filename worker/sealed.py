@@ -14,8 +14,9 @@ from drivers.machines import Secrets
 from model.errors import Superseded, Unavailable
 from model.images import ImageWanted
 from model.instances import MachineSpec
-from model.sealing import of_login, of_secrets, of_user_data, unseal
+from model.sealing import of_git_login, of_login, of_secrets, of_user_data, unseal
 from model.vault import REGISTRY
+from model.workspaces import GitLogin, WorkspaceSpec
 from worker.identity import Keys, Membership
 
 PATIENCE = 5.0
@@ -63,6 +64,12 @@ class Sealed:
             told = self._fetch(path, purpose, f"the login for image {wanted.reference}", wanted.project_id).decode()
         login: Login = orjson.loads(told)
         return login
+
+    def git_login(self, spec: WorkspaceSpec) -> GitLogin:
+        """With what the workspace is fetched."""
+        path, purpose = f"git-logins/{spec.id}", of_git_login(spec.id)
+        told = self._fetch(path, purpose, f"the credential of workspace {spec.name}", spec.project_id)
+        return GitLogin.model_validate_json(told)
 
     def _given(self, spec: MachineSpec) -> dict[str, str]:
         path, purpose = f"secrets/{spec.id}", of_secrets(spec.id, spec.generation)

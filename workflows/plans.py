@@ -12,8 +12,10 @@ from workflows import (
     instances,
     projects,
     restores,
+    sessions,
     system,
     webhooks,
+    workspaces,
 )
 
 PLANS = [
@@ -23,7 +25,9 @@ PLANS = [
     *projects.PLANS,
     *groups.PLANS,
     *balancers.PLANS,
+    *sessions.PLANS,
     *images.PLANS,
+    *workspaces.PLANS,
     *system.PLANS,
     *webhooks.PLANS,
     *cron.PLANS,

@@ -47,6 +47,13 @@ PLANS = {
     "balancer": ("lb.claim", "lb.configure", "lb.apply", "lb.settle"),
     "balancer drain": ("lb.configure", "lb.apply", "lb.drain", "lb.drained", "lb.settle"),
     "balancer delete": ("lb.remove", "lb.settle"),
+    # With their sandboxes, likewise.
+    "session": ("session.begin", "session.prepare", "session.launch", "session.settle"),
+    "session stop": ("session.change", "session.settle"),
+    "session delete": ("session.remove", "session.discard", "session.settle"),
+    "workspace": ("workspace.claim", "workspace.place", "workspace.bring", "workspace.settle"),
+    "workspace sync": ("workspace.place", "workspace.bring", "workspace.settle"),
+    "workspace delete": ("workspace.claim", "workspace.remove", "workspace.settle"),
     "reconcile": ("host.inventory", "host.reconcile"),
     "tick": ("tick.sweep",),
     "samples": ("samples.coarsen",),
@@ -81,10 +88,16 @@ RESTORES = ("survey", "adopt", "discard", "forget", "finish")
 CRON = ("cron", "cron workflow", "cron compare")
 #: What is done with load balancers.
 BALANCERS = ("balancer", "balancer drain", "balancer delete")
+#: What is done with work sessions.
+SESSIONS = ("session", "session stop", "session delete")
+#: What is done with workspaces.
+WORKSPACES = ("workspace", "workspace sync", "workspace delete")
 #: What is the same on every engine, whose own steps other scenarios try.
 ON_ONE_ENGINE = (
     *SYSTEM,
     *BALANCERS,
+    *SESSIONS,
+    *WORKSPACES,
     *IMPORTS,
     *RESTORES,
     *CRON,
@@ -135,7 +148,7 @@ def every() -> list[Cell]:
             for point in points_of(activity):
                 whats = [what for what, at in FAULTS.items() if at is None or point.endswith(at)]
                 cells += [Cell(what, plan, point, backend) for what in whats for backend in backends]
-                if plan in (*ASKED, *BALANCERS, "drain", "import"):
+                if plan in (*ASKED, *BALANCERS, *WORKSPACES, *SESSIONS, "drain", "import"):
                     cells += [Cell("cancel", plan, point, backend) for backend in backends]
                     cells += [Cell(process, plan, point, "simulated") for process in PROCESSES]
                 if plan in ("webhook", "project", "user", "cron", "cron workflow", "group"):

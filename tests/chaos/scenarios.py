@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 
 from tests import invariants
-from tests.chaos import balancers, cron, groups, imports, projects, restores, users
-from tests.chaos.cells import BALANCERS, CRON, IMPORTS, PROCESSES, RESTORES, SYSTEM, Cell
+from tests.chaos import balancers, cron, groups, imports, projects, restores, sessions, users, workspaces
+from tests.chaos.cells import BALANCERS, CRON, IMPORTS, PROCESSES, RESTORES, SESSIONS, SYSTEM, WORKSPACES, Cell
 from tests.receiver import Receiver
 from tests.stack import Json, Stack, wait_for
 
@@ -37,6 +37,8 @@ ELSEWHERE = {
     **dict.fromkeys(RESTORES, restores.run),
     **dict.fromkeys(CRON, cron.run),
     **dict.fromkeys(BALANCERS, balancers.run),
+    **dict.fromkeys(SESSIONS, sessions.run),
+    **dict.fromkeys(WORKSPACES, workspaces.run),
     **{"project": projects.run, "user": users.run, "group": groups.run},
 }
 IN_CLEAR = "SELECT id FROM instances WHERE user_data IS NOT NULL"
@@ -398,6 +400,9 @@ def recover(stack: Stack) -> bool:
     """Whether a stack that failed a cell can be used for another."""
     with contextlib.suppress(AssertionError, httpx.HTTPError):
         stack.plant()
+        for path in ("/sessions", "/workspaces"):
+            for one in stack.list(path):
+                stack.completed(stack.accept("DELETE", f"{path}/{one['id']}"))
         stack.delete_all()
         invariants.settle(stack)
         return True

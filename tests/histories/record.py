@@ -31,6 +31,7 @@ from model.cron import CronTime, TargetKind
 from model.errors import (
     EngineRefused,
     EngineUnavailable,
+    FetchFailed,
     ImageRefused,
     InstanceExited,
     LeaseLapsed,
@@ -73,6 +74,12 @@ MIDDLE = {
     "ProvisionLoadBalancer": "lb.apply",
     "UpdateLoadBalancer": "lb.apply",
     "DeprovisionLoadBalancer": "lb.remove",
+    "InitSession": "session.prepare",
+    "StopSession": "session.change",
+    "StartSession": "session.change",
+    "DeprovisionSession": "session.discard",
+    **dict.fromkeys(("InitWorkspace", "SyncWorkspace"), "workspace.bring"),
+    "DeprovisionWorkspace": "workspace.remove",
 }
 FIRST = {
     "ProvisionInstance": "instance.place",
@@ -87,12 +94,16 @@ FIRST = {
     "ProvisionLoadBalancer": "lb.claim",
     "UpdateLoadBalancer": "lb.configure",
     "DeprovisionLoadBalancer": "lb.remove",
+    "InitSession": "session.begin",
+    **dict.fromkeys(("StopSession", "StartSession"), "session.change"),
+    "DeprovisionSession": "session.remove",
+    **dict.fromkeys(("InitWorkspace", "SyncWorkspace", "DeprovisionWorkspace"), "workspace.claim"),
     **dict.fromkeys(("AdoptInstance", "DiscardMachine", "ForgetDifference", "FinishRestore"), "restore.claim"),
 }
 #: What has begun runs to its end.
 UNSTOPPED = (
     *("DeprovisionInstance", "DeprovisionProject", "DeprovisionUser", "DeprovisionGroup", "DeprovisionLoadBalancer"),
-    "DeleteImage",
+    *("DeleteImage", "DeprovisionWorkspace", "DeprovisionSession"),
 )
 HOOK = WebhookRef(project_id=new_id(), webhook_id=new_id())
 Prepare = Callable[[Stage], object]
@@ -111,7 +122,8 @@ def of_every_plan() -> list[Case]:
         def retried(stage: Stage, step: str = step, first: str = first) -> None:
             stage.script[first].append(fails(ConnectionError("database away")))
             stage.script[step] += [fails(EngineUnavailable("away")), fails(EngineUnavailable("away"))]
-            for noun in ("instance", "drain", "image", "restore", "project", "user", "group", "lb"):
+            nouns = ("instance", "drain", "image", "restore", "project", "user", "group", "lb", "workspace", "session")
+            for noun in nouns:
                 stage.script[f"{noun}.settle"].append(fails(ConnectionError("database away")))
 
         def late(stage: Stage, step: str = step) -> None:
@@ -364,6 +376,49 @@ def cases_of_balancers() -> list[Case]:
     ]
 
 
+def cases_of_sessions() -> list[Case]:
+    def not_launched(stage: Stage) -> None:
+        stage.script["instance.create"].append(fails(EngineRefused("no")))
+
+    def same(stage: Stage) -> None:
+        stage.placed = False
+
+    def waited(stage: Stage) -> None:
+        stage.script["session.change"] += [fails(NotReady("its sandbox is worked on"))] * 2
+
+    return [
+        ("InitSession", "not-launched", not_launched, {}),
+        ("InitSession", "nowhere", same, {}),
+        ("StopSession", "waited", waited, {}),
+        ("StopSession", "nothing-to-do", same, {}),
+        ("DeprovisionSession", "gone", same, {}),
+    ]
+
+
+def cases_of_workspaces() -> list[Case]:
+    def nowhere(stage: Stage) -> None:
+        stage.placed = False
+
+    def refused(stage: Stage) -> None:
+        stage.script["workspace.remove"].append(fails(EngineRefused("no")))
+
+    def undo_failed(stage: Stage) -> None:
+        stage.script["workspace.bring"].append(fails(FetchFailed("no such repository")))
+        stage.always["undo workspace.remove"] = fails(EngineRefused("no"))
+
+    def waited(stage: Stage) -> None:
+        stage.script["workspace.claim"] += [fails(NotReady("another run"))] * 2
+        stage.script["workspace.place"].append(fails(NotReady("silent")))
+
+    return [
+        ("InitWorkspace", "waited", waited, {}),
+        ("InitWorkspace", "undo-failed", undo_failed, {}),
+        ("DeprovisionWorkspace", "nowhere", nowhere, {}),
+        ("DeprovisionWorkspace", "forced", refused, {"force": True}),
+        ("DeprovisionWorkspace", "waited", waited, {}),
+    ]
+
+
 async def record(play: Theatre, kind: str, outcome: str, prepare: Prepare, values: dict[str, Any]) -> str:
     play.stage.swallow = outcome == "cancel-swallowed"
     prepare(play.stage)
@@ -492,7 +547,7 @@ async def main(version: str) -> None:
         f"{kind}-{outcome}": lambda play, case=(kind, outcome, prepare, values): record(play, *case)
         for kind, outcome, prepare, values in [
             *(*of_every_plan(), *particular_cases(), *cases_of_projects()),
-            *(*cases_of_groups(), *cases_of_balancers()),
+            *(*cases_of_groups(), *cases_of_balancers(), *cases_of_workspaces(), *cases_of_sessions()),
         ]
     } | {
         "SurveyHost-completed": lambda play: record_system(play, "SurveyHost", lambda _: None, HOST),

@@ -22,12 +22,12 @@ READ = "installation projects hosts host_ports host_tokens instance_types instan
 READ_BY_ALL = (
     f"{READ} alembic_version restores restore_differences quotas pulses samples event_horizons images image_caches"
     " webhook_deliveries audit audit_links audit_heads cron_runs"
-    " scaling_groups group_configurations group_activities group_policies"
+    " scaling_groups group_configurations group_activities group_policies credentials workspaces work_sessions"
 )
 GROUPS = "scaling_groups group_configurations group_activities group_policies"
 PEOPLE = "users service_accounts roles bindings invitations login_addresses"
 #: Of secrets: no ciphertext.
-SEEN_BY_API = "data_keys secrets instance_secrets image_logins"
+SEEN_BY_API = "data_keys secrets instance_secrets image_logins workspace_logins"
 OF_SECRETS = f"{SEEN_BY_API} secret_versions sealed_values"
 BALANCERS = "load_balancers lb_targets lb_samples"
 #: Rights on whole tables; those on single columns are tried below.
@@ -38,31 +38,32 @@ RIGHTS = {
     ): f"{READ_BY_ALL} api_keys ssh_keys {PEOPLE} sessions refresh_tokens password_resets mails"
     f" rate_limits {SEEN_BY_API} {BALANCERS}",
     ("cairn_api", "INSERT"): (
-        f"{GROUPS} data_keys secrets secret_versions sealed_values {BALANCERS} "
+        f"{GROUPS} data_keys secrets secret_versions sealed_values credentials workspaces work_sessions {BALANCERS} "
         "host_tokens instance_types instances workflows events idempotency_keys pulses samples images ssh_keys"
         f" projects quotas api_keys {PEOPLE} sessions refresh_tokens password_resets mails rate_limits cron_runs"
     ),
     ("cairn_api", "UPDATE"): (
-        f"{GROUPS} secrets load_balancers lb_targets "
+        f"{GROUPS} secrets load_balancers lb_targets credentials workspaces work_sessions "
         "images host_tokens instance_types instances workflows idempotency_keys quotas pulses webhook_deliveries"
         f" projects api_keys {PEOPLE} sessions refresh_tokens mails rate_limits cron_runs"
     ),
     ("cairn_api", "DELETE"): f"hosts host_tokens webhooks ssh_keys {PEOPLE} password_resets api_keys mails rate_limits"
-    " group_policies secrets instance_secrets image_logins sealed_values lb_targets lb_samples",
+    " group_policies secrets instance_secrets image_logins sealed_values lb_targets lb_samples"
+    " credentials workspace_logins",
     ("cairn_worker", "SELECT"): f"{READ_BY_ALL} webhooks restore_hosts cron_jobs {OF_SECRETS} {BALANCERS}",
     ("cairn_worker", "INSERT"): (
-        "group_activities data_keys instance_secrets image_logins sealed_values lb_targets "
+        "group_activities data_keys instance_secrets image_logins workspace_logins sealed_values lb_targets "
         "image_caches host_ports workflows events pulses samples event_horizons webhook_deliveries instances"
         " restore_hosts restore_differences audit_links audit_heads cron_runs"
     ),
     ("cairn_worker", "UPDATE"): (
         f"{GROUPS} secret_versions sealed_values instance_secrets image_logins audit_heads restores restore_hosts"
         " restore_differences images image_caches hosts instances workflows quotas pulses event_horizons webhooks"
-        " webhook_deliveries cron_jobs cron_runs load_balancers lb_targets"
+        " webhook_deliveries cron_jobs cron_runs load_balancers lb_targets workspaces work_sessions workspace_logins"
     ),
     ("cairn_worker", "DELETE"): (
         "scaling_groups group_configurations group_activities data_keys instance_secrets image_logins sealed_values"
-        f" restore_hosts restore_differences {BALANCERS}"
+        f" restore_hosts restore_differences workspaces work_sessions workspace_logins {BALANCERS}"
         " image_caches host_ports host_tokens idempotency_keys samples instances workflows events webhook_deliveries "
         "images sessions password_resets login_addresses api_keys cron_jobs cron_runs"
     ),
@@ -90,6 +91,9 @@ PER_PROJECT = {
     "audit",
     "audit_links",
     "audit_heads",
+    "credentials",
+    "work_sessions",
+    "workspaces",
     *OF_SECRETS.split(),
     *GROUPS.split(),
     *BALANCERS.split(),
@@ -223,6 +227,8 @@ def test_tables_of_projects_are_guarded_row_by_row(database: Database) -> None:
         "load_balancers",
         "lb_targets",
         "lb_samples",
+        "workspaces",
+        "work_sessions",
     }
     # Workers read the events of all projects, and write them in one.
     assert all(

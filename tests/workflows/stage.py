@@ -39,9 +39,13 @@ from activities.restores import Adoption, Decision, RestoreEnd, Survey
 from activities.rounds import Emptying
 from activities.runs import CONTROL, host_queue, start
 from activities.samples import Coarsened
+from activities.session_ends import SessionEnd
+from activities.sessions import Sandbox
 from activities.sweeper import Swept
 from activities.user_ends import UserEnd
 from activities.webhooks import WEBHOOKS, Batch
+from activities.workspace_ends import WorkspaceEnd
+from activities.workspaces import Placed
 from model.balancers import AppliedSpec, BalancerSettings, BalancerSpec, DrainRequest
 from model.base import new_id
 from model.cron import CronEnd, CronTurn, TargetKind
@@ -49,8 +53,10 @@ from model.health import HealthCheck
 from model.images import ImageFound, ImageWanted
 from model.instances import MachineSpec, MachineState, OwnedMachine, Port
 from model.restores import FoundMachine
+from model.sessions import SessionTree
 from model.webhooks import WebhookRef
 from model.workflows import Failure, Order
+from model.workspaces import WorkspaceFacts, WorkspaceSpec
 from tests.workflows.cron_stage import CronApi, CronControl, CronTargets
 from worker.temporal import DYNAMIC_CONFIG, SEARCH_ATTRIBUTES, find_binary
 from worker.temporal_client import DATA_CONVERTER
@@ -139,6 +145,9 @@ class Stage:
         #: The servers that leave a balancer, look by look; how its runs ended.
         self.draining: list[list[str]] = []
         self.balanced: list[BalancerEnd] = []
+        #: How runs of work sessions ended.
+        self.sessions_ended: list[SessionEnd] = []
+        self.fetched: list[WorkspaceEnd] = []
         #: Whether a cancelled activity ends as if nothing had happened.
         self.swallow = False
 
@@ -152,8 +161,12 @@ class Stage:
         elif ((act := self.always.get(name)) and not undo) or (undo and (act := self.always.get(f"undo {name}"))):
             await act()
 
+    def sandbox(self, order: Order) -> Sandbox:
+        tree = SessionTree(session=order.resource_id, workspace=new_id(), commit="1" * 40)
+        return Sandbox(host=HOST if self.placed else None, tree=tree)
+
     def part(self, kind: str) -> Order | None:
-        """What a balancer's run does to its proxy; None where that is gone."""
+        """What a balancer's run does to its proxy, a session's to its sandbox; None where that is gone."""
         return order(kind) if self.placed else None
 
     def spec(self, order: Order, generation: int, port: int | None = None) -> MachineSpec:
@@ -308,10 +321,50 @@ class Control:
         await self._stage.play()
         return self._stage.part("DeprovisionInstance")
 
+    @activity.defn(name="session.begin")
+    async def begin_session(self, order: Order) -> Sandbox:
+        await self._stage.play()
+        return self._stage.sandbox(order)
+
+    @activity.defn(name="session.launch")
+    async def launch_sandbox(self, order: Order) -> Order | None:
+        await self._stage.play()
+        return self._stage.part("ProvisionInstance")
+
+    @activity.defn(name="session.change")
+    async def change_sandbox(self, order: Order) -> Order | None:
+        await self._stage.play()
+        return self._stage.part("StopInstance" if order.kind == "StopSession" else "StartInstance")
+
+    @activity.defn(name="session.remove")
+    async def remove_sandbox(self, order: Order) -> Sandbox:
+        await self._stage.play()
+        return self._stage.sandbox(order).model_copy(update={"change": self._stage.part("DeprovisionInstance")})
+
+    @activity.defn(name="session.settle")
+    async def settle_session(self, ended: SessionEnd) -> None:
+        await self._stage.play(f" {ended.outcome}")
+        self._stage.sessions_ended.append(ended)
+
     @activity.defn(name="lb.settle")
     async def settle_balancer(self, ended: BalancerEnd) -> None:
         await self._stage.play(f" {ended.outcome}")
         self._stage.balanced.append(ended)
+
+    @activity.defn(name="workspace.claim")
+    async def claim_workspace(self, order: Order) -> None:
+        await self._stage.play()
+
+    @activity.defn(name="workspace.place")
+    async def place_workspace(self, order: Order) -> Placed:
+        await self._stage.play()
+        about = {"id": order.resource_id, "project_id": order.project_id, "name": order.name}
+        return Placed(host=HOST if self._stage.placed else None, spec=WorkspaceSpec.model_validate(about))
+
+    @activity.defn(name="workspace.settle")
+    async def settle_workspace(self, ended: WorkspaceEnd) -> None:
+        await self._stage.play(f" {ended.outcome}")
+        self._stage.fetched.append(ended)
 
     @activity.defn(name="instance.settle")
     async def settle(self, settlement: Settlement) -> None:
@@ -459,6 +512,14 @@ class Engine:
         await self._stage.play()
         return HostImages(host=HOST, images=[])
 
+    @activity.defn(name="session.prepare")
+    async def prepare(self, tree: SessionTree) -> None:
+        await self._stage.play()
+
+    @activity.defn(name="session.discard")
+    async def discard_tree(self, tree: SessionTree) -> None:
+        await self._stage.play()
+
     @activity.defn(name="lb.apply")
     async def apply(self, spec: BalancerSpec) -> AppliedSpec:
         await self._stage.play()
@@ -467,6 +528,15 @@ class Engine:
     @activity.defn(name="lb.drain")
     async def drain(self, request: DrainRequest) -> None:
         await self._stage.play(f" {len(request.servers)}")
+
+    @activity.defn(name="workspace.bring")
+    async def bring(self, spec: WorkspaceSpec) -> WorkspaceFacts:
+        await self._stage.play()
+        return WorkspaceFacts(commit="c" * 40, ref="main", size_bytes=7)
+
+    @activity.defn(name="workspace.remove")
+    async def remove_workspace(self, spec: WorkspaceSpec) -> None:
+        await self._stage.play()
 
     @activity.defn(name="instance.create")
     async def create(self, spec: MachineSpec) -> str:

@@ -1,0 +1,267 @@
+"""The files of a work session, through the agent of its host, whether its sandbox runs or not."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+from uuid import UUID
+
+import orjson
+from fastapi import APIRouter, Query, Request, Response
+from sqlalchemy import select
+from starlette.requests import ClientDisconnect
+
+from api.agent_client import Agents, Opened, Target
+from api.authentication import may, may_unread
+from api.caller import Caller
+from api.envelope import Envelope, answer
+from api.errors import RESPONSES, also
+from api.open_streams import OpenStreams
+from api.resources import one
+from api.streamed import Streamed
+from api.streams import until_stopping
+from api.work_session_rows import mine
+from api.work_session_schemas import FileList, FileMove, FileView, FolderCreate, Unpacked
+from drivers.pace import Pace
+from drivers.pace import said as pace_said
+from model.errors import HostUnreachable, InvalidState, Malformed
+from model.hosts import Host, is_reachable
+from model.sessions import SessionStatus, WorkSession
+from model.workspaces import Workspace
+
+router = APIRouter(prefix="/v1/sessions/{session_id}", tags=["sessions"], responses=RESPONSES | also(409, 502))
+
+#: In these its files are there.
+_THERE = frozenset({SessionStatus.CREATING_SANDBOX, SessionStatus.RUNNING, SessionStatus.STOPPED})
+#: How long a sender may be silent.
+SILENCE_SECONDS = 60
+PARTIAL = 206
+_RANGE = re.compile(r"bytes=(\d+)-(\d*)")
+_TARGET = (
+    select(
+        *(WorkSession.id, WorkSession.name, WorkSession.status, WorkSession.workflow_id),
+        *(Host.id.label("host_id"), Host.name.label("host")),
+        *(Host.last_seen_at, Host.agent_url, Host.fingerprint),
+    )
+    .join(Workspace, Workspace.id == WorkSession.workspace_id)
+    .outerjoin(Host, Host.id == Workspace.host_id)
+)
+UPLOAD: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+BYTES: dict[str, Any] = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+PathQuery = Annotated[str, Query(max_length=4095, description="From the session's folder on; none: that itself")]
+
+
+@router.get("/files", response_model=Envelope[FileList])
+async def index(
+    request: Request, session_id: UUID, caller: Annotated[Caller, may("sessions:use")], path: PathQuery = ""
+) -> Response:
+    """What is in a folder, by name: at most 10,000 entries."""
+    opened = await _open(request, caller, session_id, {"act": "list", "path": path})
+    try:
+        return answer(request, orjson.loads(await opened.it.read()))
+    finally:
+        opened.close()
+
+
+@router.post("/files/move", response_model=Envelope[FileView])
+async def move(
+    request: Request, session_id: UUID, caller: Annotated[Caller, may("sessions:use")], body: FileMove
+) -> Response:
+    """Give a file, folder or link another path, in one step."""
+    query = {"act": "move", "path": body.source, "to": body.to, "replace": "true" if body.replace else "false"}
+    return answer(request, await _change(request, caller, session_id, query))
+
+
+@router.post("/files/mkdir", response_model=Envelope[FileView])
+async def mkdir(
+    request: Request, session_id: UUID, caller: Annotated[Caller, may("sessions:use")], body: FolderCreate
+) -> Response:
+    """Make a folder, and those above it."""
+    return answer(request, await _change(request, caller, session_id, {"act": "mkdir", "path": body.path}))
+
+
+@router.get("/files/{path:path}", response_class=Response, responses={200: BYTES, PARTIAL: BYTES})
+async def read(
+    request: Request, session_id: UUID, path: str, caller: Annotated[Caller, may("sessions:use")]
+) -> Response:
+    """A file's bytes; with `Range: bytes=FIRST-LAST`, a part of them."""
+    query, asked = {"act": "read", "path": path}, _RANGE.fullmatch(request.headers.get("range", ""))
+    first = 0
+    if asked:
+        first, last = int(asked[1]), asked[2]
+        query["offset"] = str(first)
+        if last and int(last) >= first:
+            query["length"] = str(int(last) - first + 1)
+    streamed, opened = await _streamed(request, caller, session_id, query, "application/octet-stream")
+    about = opened.it.headers
+    size, length = int(about["x-file-size"]), int(about["x-file-length"])
+    streamed.headers.update({"content-length": str(length), "etag": f'"{about["x-file-tag"]}"'})
+    streamed.headers["accept-ranges"] = "bytes"
+    if asked and length:
+        streamed.status_code = PARTIAL
+        streamed.headers["content-range"] = f"bytes {first}-{first + length - 1}/{size}"
+    return streamed
+
+
+@router.put("/files/{path:path}", response_model=Envelope[FileView], openapi_extra=UPLOAD)
+async def write(
+    request: Request, session_id: UUID, path: str, caller: Annotated[Caller, may_unread("sessions:use")]
+) -> Response:
+    """Make a file have the body as its content, from one moment to the next. Folders above it are made; a link is
+    replaced, not followed. What is cut off changes nothing."""
+    query = {"act": "write", "path": path}
+    return answer(request, await _change(request, caller, session_id, query, _body(request)))
+
+
+@router.delete("/files/{path:path}", status_code=204)
+async def delete(
+    request: Request,
+    session_id: UUID,
+    path: str,
+    caller: Annotated[Caller, may("sessions:use")],
+    recursive: bool = False,
+) -> Response:
+    """Delete a file, a link, or an empty folder; with `recursive=true` one with all that is in it."""
+    query = {"act": "delete", "path": path, "recursive": "true" if recursive else "false"}
+    await _change(request, caller, session_id, query)
+    return Response(status_code=204)
+
+
+@router.get("/archive", response_class=Response, responses={200: BYTES})
+async def archive(
+    request: Request, session_id: UUID, caller: Annotated[Caller, may("sessions:use")], path: PathQuery = ""
+) -> Response:
+    """A file or folder as a tar archive."""
+    query = {"act": "archive", "path": path}
+    return (await _streamed(request, caller, session_id, query, "application/x-tar"))[0]
+
+
+@router.put("/archive", response_model=Envelope[Unpacked], openapi_extra=UPLOAD)
+async def unpack(
+    request: Request, session_id: UUID, caller: Annotated[Caller, may_unread("sessions:use")], path: PathQuery = ""
+) -> Response:
+    """Unpack a tar archive, plain or packed with gzip or zstd, into a folder, which is made where there is none. Files
+    of the same name are replaced. One that is refused at an entry has been unpacked up to there."""
+    query = {"act": "unpack", "path": path}
+    return answer(request, await _change(request, caller, session_id, query, _body(request)))
+
+
+@router.get("/watch", response_class=Response)
+async def watch(
+    request: Request, session_id: UUID, caller: Annotated[Caller, may("sessions:use")], path: PathQuery = ""
+) -> Response:
+    """What changes below a folder from now on, as server-sent events: `created`, `changed` or `deleted`, with the path
+    and type of each; `overflow`: more than is told."""
+    query = {"act": "watch", "path": path}
+    return (await _streamed(request, caller, session_id, query, "text/event-stream"))[0]
+
+
+async def _target(caller: Caller, session_id: UUID) -> Target:
+    """Raises NotFound, InvalidState, HostUnreachable."""
+    row = await one(caller, _TARGET.where(mine(caller, session_id)), "session", session_id)
+    if row.status not in _THERE:
+        raise InvalidState(
+            f"session {row.name} is {row.status}: its files are not there",
+            state=row.status,
+            workflow_id=str(row.workflow_id),
+        )
+    if row.host_id is None or not is_reachable(row.last_seen_at) or row.agent_url is None or row.fingerprint is None:
+        said = "its agent has not renewed its lease, or serves no streams; try again"
+        raise HostUnreachable(f"host {row.host} cannot be reached: {said}", host=row.host)
+    return Target(row.id, row.name, row.host_id, row.host, row.agent_url, row.fingerprint, "session")
+
+
+async def _open(request: Request, caller: Caller, session_id: UUID, query: dict[str, str]) -> Opened[Any]:
+    target = await _target(caller, session_id)
+    await caller.commit()
+    agents: Agents = request.app.state.agents
+    return await agents.open(target, "files", query)
+
+
+async def _streamed(
+    request: Request, caller: Caller, session_id: UUID, query: dict[str, str], media_type: str
+) -> tuple[Streamed, Opened[Any]]:
+    streams: OpenStreams = request.app.state.open_streams
+    held = streams.hold(caller, "sessions:use")
+    try:
+        opened = await _open(request, caller, session_id, query)
+    except BaseException:
+        held.close()
+        raise
+
+    def end() -> None:
+        opened.close()
+        held.close()
+
+    body = until_stopping(request.app.state.stopping, held.revoked, opened)
+    if query["act"] == "watch":
+        body = _events(body)
+    return Streamed(body, media_type, end), opened
+
+
+async def _events(lines: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Each line is a JSON object, or empty."""
+    rest = b""
+    async for part in lines:
+        *whole, rest = (rest + part).split(b"\n")
+        for line in whole:
+            if not line:
+                yield b": here\n\n"
+                continue
+            said = orjson.loads(line)
+            yield b"event: %s\ndata: %s\n\n" % (said["change"].encode(), line)
+
+
+async def _change(
+    request: Request,
+    caller: Caller,
+    session_id: UUID,
+    query: dict[str, str],
+    body: AsyncIterator[bytes] | None = None,
+) -> Any:
+    """Audited before it happens: from then on nobody knows whether it did."""
+    target = await _target(caller, session_id)
+    told = {name: value for name, value in query.items() if name in ("act", "path", "to")}
+    caller.changed("session", session_id, after={"name": target.name} | told)
+    await caller.commit()
+    agents: Agents = request.app.state.agents
+    try:
+        return await agents.change(target, query, body)
+    except HostUnreachable:
+        if (refused := getattr(request.state, "refused", None)) is not None:
+            raise refused from None
+        raise
+
+
+def _refused(request: Request, why: str) -> Malformed:
+    """Noted: who sends it on tells only that it broke."""
+    request.state.refused = Malformed(why)
+    refused: Malformed = request.state.refused
+    return refused
+
+
+async def _body(request: Request) -> AsyncIterator[bytes]:
+    """Raises Malformed where its sender is gone, silent or too slow."""
+    pieces, pace, size = request.stream(), Pace(), 0
+    try:
+        while True:
+            async with asyncio.timeout(SILENCE_SECONDS):
+                piece = await anext(pieces, None)
+            if piece is None:
+                return
+            size += len(piece)
+            if pace.is_too_slow(size):
+                raise _refused(request, f"{pace_said()}: nothing was kept")
+            if piece:
+                yield piece
+    except ClientDisconnect:
+        raise _refused(request, "the body was cut off: nothing of it was kept") from None
+    except TimeoutError:
+        raise _refused(request, f"nothing came for {SILENCE_SECONDS} s: nothing was kept") from None

@@ -1,0 +1,122 @@
+"""Work sessions as clients write and read them."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from api.instance_schemas import Env, ErrorView, ImageName, Name, Ports, SecretRef, TypeName
+from api.lifetimes import IdleStop, Ttl
+from model.instances import Port
+from model.networks import Network
+
+
+class SessionCreate(BaseModel):
+    """``POST /v1/workspaces/{id}/sessions``."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"name": "fix-login", "image": "python:3.13-slim", "network": {"mode": "none"}}]
+        },
+    )
+
+    #: Null: one after the workspace's.
+    name: Name | None = None
+    #: With /bin/sh; null: the platform's (CAIRN_SESSION_IMAGE).
+    image: ImageName | None = None
+    instance_type: TypeName = "basic-1"
+    env: Env = {}
+    #: As of an instance.
+    network: Network | None = None
+    #: It is stopped when it has done nothing for so long; its files stay.
+    idle_stop_seconds: IdleStop | None = None
+    #: It is deleted, with its files, so many seconds after it was accepted.
+    ttl_seconds: Ttl | None = None
+    ports: Ports = []
+
+    @model_validator(mode="after")
+    def _is_reached(self) -> SessionCreate:
+        if self.ports and self.network is not None and self.network.mode != "open":
+            raise ValueError(f"ports: nothing reaches a session with the network {self.network.mode}; publish none")
+        return self
+
+
+class SessionView(BaseModel):
+    id: str
+    project_id: str
+    name: str
+    status: str
+    workspace_id: str
+    #: Of the workspace: what its files were at first.
+    commit: str
+    #: Its sandbox, an instance that is changed through it alone, and what that was made of.
+    instance_id: str
+    image: str
+    instance_type: str
+    env: dict[str, str | SecretRef]
+    network: Network
+    ports: list[Port]
+    host: str | None
+    reachable: bool | None
+    private_ip: str | None
+    ttl_seconds: int | None
+    expires_at: dt.datetime | None
+    idle_stop_seconds: int | None
+    version: int
+    error: ErrorView | None
+    workflow_id: str
+    created_at: dt.datetime
+    updated_at: dt.datetime
+    deleted_at: dt.datetime | None
+
+
+class FileView(BaseModel):
+    """A file, folder or link of a session."""
+
+    name: str
+    #: From the session's folder on.
+    path: str
+    #: `file`, `folder`, `link`, or `other`, which can only be moved and deleted.
+    type: str
+    size: int
+    #: Permissions, octal digits.
+    mode: str
+    modified_at: dt.datetime
+    #: Of a link: what it says.
+    target: str | None
+
+
+class FileList(BaseModel):
+    entries: list[FileView]
+    #: There are more than the 10,000 that are named.
+    truncated: bool
+
+
+class FileMove(BaseModel):
+    """``POST /v1/sessions/{id}/files/move``."""
+
+    model_config = ConfigDict(
+        extra="forbid", populate_by_name=True, json_schema_extra={"examples": [{"from": "old.py", "to": "src/new.py"}]}
+    )
+
+    source: Annotated[str, Field(alias="from", min_length=1, max_length=4095)]
+    to: Annotated[str, Field(min_length=1, max_length=4095)]
+    #: Of what is there; else 409.
+    replace: Annotated[bool, Field(strict=True)] = False
+
+
+class FolderCreate(BaseModel):
+    """``POST /v1/sessions/{id}/files/mkdir``."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"path": "src/new"}]})
+
+    path: Annotated[str, Field(min_length=1, max_length=4095)]
+
+
+class Unpacked(BaseModel):
+    """``PUT /v1/sessions/{id}/archive``: how many entries there were."""
+
+    entries: int

@@ -1,0 +1,277 @@
+"""Work sessions: ``/v1/workspaces/{id}/sessions`` makes them, ``/v1/sessions`` shows and changes them. Their files are
+in ``api.session_files``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Request, Response
+from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from api import lifetimes, workspaces
+from api.accept import Acceptance, Answered, check_if_match, etag
+from api.authentication import may
+from api.caller import Caller
+from api.envelope import Envelope, Nothing, answer
+from api.errors import RESPONSES
+from api.instance_changes import cancel_others, order_of
+from api.instance_schemas import InstanceCreate
+from api.launches import template_of
+from api.paging import OfName, Paging, page_of
+from api.quotas import reserve
+from api.resources import listed, one
+from api.work_session_rows import GONE, lock, query, show, view
+from api.work_session_schemas import SessionCreate, SessionView
+from api.workflows import is_at
+from model.base import new_id
+from model.errors import InvalidState, NameTaken
+from model.hosts import Host
+from model.instances import Instance, Status
+from model.sessions import DEPROVISION, IDLE, INIT, START, STOP, SessionStatus, WorkSession
+from model.settings import Settings
+from model.workflows import TERMINAL, Order, Workflow
+from model.workspaces import WorkspaceStatus
+
+router = APIRouter(prefix="/v1", tags=["sessions"], responses=RESPONSES)
+
+#: Of a name, in the name of what is called after it.
+SHOWN = 40
+#: The step of a launch that brings its image to the host.
+PULL = "image.ensure"
+
+
+@router.post("/workspaces/{workspace_id}/sessions", status_code=202, response_model=Envelope[SessionView])
+async def create(
+    request: Request, workspace_id: UUID, body: SessionCreate, caller: Annotated[Caller, may("sessions:create")]
+) -> Response:
+    """Make a session: a sandbox of its own on the workspace's host, with the files of the workspace's commit at
+    `/workspace`. What it changes there stays its own, and stays when it is stopped."""
+    acceptance = Acceptance(request, caller, created=True)
+    session_id, instance_id = new_id(), new_id()
+    asked = body.model_dump(mode="json", exclude_unset=True, by_alias=True)
+    if answered := await acceptance.answered_before(session_id, asked):
+        return await acceptance.answer(show, answered)
+    workspace = await workspaces.lock(caller, workspace_id)
+    await _check_ready(caller, workspace)
+    name = body.name or f"{workspace.name[:SHOWN]}-{session_id.hex[-8:]}"
+    sandbox = await _sandbox(request, caller, workspace, body, f"session-{name[:SHOWN]}-{session_id.hex[-8:]}")
+    template = await template_of(request, caller, sandbox)
+    order = _order(request, caller, acceptance, INIT, session_id, name)
+    launch = order_of(request, caller, acceptance, "ProvisionInstance", instance_id, sandbox.name)
+    ports = [port.host_port for port in template.wanted_ports if port.host_port]
+    launch = launch.model_copy(update={"workflow_id": new_id(), "fixed_ports": ports})
+    values = template.columns() | {
+        "id": instance_id,
+        "project_id": caller.project_id,
+        "name": sandbox.name,
+        "status": Status.PENDING,
+        "workflow_id": launch.workflow_id,
+        "session_id": session_id,
+        "idle_stop_seconds": body.idle_stop_seconds,
+        **await lifetimes.ttl(caller, body.ttl_seconds),
+    }
+    await caller.execute(insert(Instance.__table__), values)  # type: ignore[arg-type]  # a Table, typed as FromClause
+    await _insert(caller, workspace, order, instance_id)
+    # Of what it is given, what can hold secrets is left out.
+    told = {"name": name, "workspace_id": str(workspace_id), "commit": workspace.commit, "image": sandbox.image}
+    caller.changed("session", session_id, after=told)
+    data = {"name": name, "from": None, "to": SessionStatus.INITIALIZING, "workspace_id": str(workspace_id)}
+    await acceptance.write(order, "session.initializing", data)
+    await _write_child(caller, launch, order)
+    shown = {"name": launch.name, "from": None, "to": Status.PENDING}
+    await acceptance.record("instance.pending", "instance", instance_id, launch.workflow_id, shown)
+    await reserve(caller, instances=1, vcpus=template.vcpus, memory_mb=template.memory_mb)
+    return await acceptance.answer(show)
+
+
+async def _check_ready(caller: Caller, workspace: Row[Any]) -> None:
+    """Raises InvalidState where its files are not there, or may go while it is fetched anew."""
+    if workspace.status != WorkspaceStatus.READY:
+        raise InvalidState(f"workspace {workspace.name} is {workspace.status}, not ready", state=workspace.status)
+    if (under_way := await _under_way(caller, workspace.id)) is not None:
+        raise InvalidState(
+            f"workspace {workspace.name} is being worked on: try again when that has ended",
+            state=workspace.status,
+            workflow_id=str(under_way),
+        )
+
+
+async def _sandbox(
+    request: Request, caller: Caller, workspace: Row[Any], body: SessionCreate, name: str
+) -> InstanceCreate:
+    """The launch of its sandbox, where the workspace is. Its program does nothing, until it is asked to end."""
+    settings: Settings = request.app.state.settings
+    found = select(Host.name, Host.backend).where(Host.id == workspace.host_id)
+    host = await one(caller, found, "host", workspace.host_id)
+    return InstanceCreate(
+        name=name,
+        image=body.image or settings.session_image,
+        instance_type=body.instance_type,
+        ports=body.ports,
+        env=body.env,
+        cmd=IDLE,
+        backend=host.backend,
+        host=host.name,
+        network=body.network,
+        ttl_seconds=body.ttl_seconds,
+        idle_stop_seconds=body.idle_stop_seconds,
+    )
+
+
+async def _insert(caller: Caller, workspace: Row[Any], order: Order, instance_id: UUID) -> None:
+    values = {
+        "id": order.resource_id,
+        "project_id": caller.project_id,
+        "name": order.name,
+        "status": SessionStatus.INITIALIZING,
+        "workspace_id": workspace.id,
+        "commit": workspace.commit,
+        "instance_id": instance_id,
+        "workflow_id": order.workflow_id,
+    }
+    try:
+        await caller.execute(insert(WorkSession).values(**values))
+    except IntegrityError as error:
+        if "uq_work_sessions_live_name" in str(error.orig):
+            raise NameTaken(f"there is a session named '{order.name}' already", name=order.name) from error
+        raise
+
+
+async def _write_child(caller: Caller, child: Order, parent: Order) -> None:
+    await caller.execute(
+        insert(Workflow).values(
+            id=child.workflow_id,
+            project_id=child.project_id,
+            kind=child.kind,
+            resource_type=child.resource_type,
+            resource_id=child.resource_id,
+            actor=caller.actor,
+            order=child.written(),
+            parent_id=parent.workflow_id,
+        )
+    )
+
+
+@router.get("/sessions", response_model=Envelope[list[SessionView]])
+async def index(
+    request: Request,
+    caller: Annotated[Caller, may("sessions:read")],
+    page: Paging,
+    status: Annotated[SessionStatus | None, Query()] = None,
+    name: OfName = None,
+    workspace_id: UUID | None = None,
+) -> Response:
+    """Sessions of the project, newest first; those removed within 24 hours only with `?status=removed`."""
+    found = listed(query, WorkSession, caller, status=status, name=name, gone=GONE)
+    if workspace_id is not None:
+        found = found.where(WorkSession.workspace_id == workspace_id)
+    return await page_of(request, caller, found, WorkSession.__table__.c.id, page, view)
+
+
+@router.get("/sessions/{session_id}", response_model=Envelope[SessionView])
+async def show_one(request: Request, session_id: UUID, caller: Annotated[Caller, may("sessions:read")]) -> Response:
+    """One session. A removed one stays readable for 24 hours. While the image of its sandbox is brought to the host it
+    is `pulling_image` here; in lists and events that is part of `creating_sandbox`."""
+    data = await show(caller, session_id)
+    if data["status"] == SessionStatus.CREATING_SANDBOX:
+        launch = select(Instance.workflow_id).where(Instance.id == data["instance_id"])
+        if await is_at(request, caller, (await caller.execute(launch)).scalar_one(), PULL):
+            data["status"] = SessionStatus.PULLING_IMAGE
+    return answer(request, data, headers={"ETag": etag(data["version"])})
+
+
+@router.post("/sessions/{session_id}/stop", status_code=202, response_model=Envelope[SessionView])
+async def stop(
+    request: Request,
+    session_id: UUID,
+    caller: Annotated[Caller, may("sessions:use")],
+    body: Nothing | None = None,
+) -> Response:
+    """Stop the sandbox of a running session. Its files stay, and can be read and written."""
+    return await _change(request, caller, session_id, STOP, SessionStatus.RUNNING)
+
+
+@router.post("/sessions/{session_id}/start", status_code=202, response_model=Envelope[SessionView])
+async def start(
+    request: Request,
+    session_id: UUID,
+    caller: Annotated[Caller, may("sessions:use")],
+    body: Nothing | None = None,
+) -> Response:
+    """Start the sandbox of a stopped session again, with the files that it had."""
+    return await _change(request, caller, session_id, START, SessionStatus.STOPPED)
+
+
+async def _change(request: Request, caller: Caller, session_id: UUID, kind: str, wanted: SessionStatus) -> Response:
+    acceptance = Acceptance(request, caller)
+    session = await lock(caller, session_id)
+    if answered := await acceptance.answered_before(session_id, None):
+        return await acceptance.answer(show, answered)
+    check_if_match(request, session.version)
+    under_way = await _under_way(caller, session_id)
+    if session.status != wanted or under_way is not None:
+        busy = {} if under_way is None else {"workflow_id": str(under_way)}
+        said = f"{session.status}, not {wanted}" if session.status != wanted else "being worked on"
+        raise InvalidState(f"session {session.name} is {said}", state=session.status, **busy)
+    order = _order(request, caller, acceptance, kind, session_id, session.name)
+    await _begin(caller, acceptance, session, order, session.status, "stopping" if kind == STOP else "starting")
+    return await acceptance.answer(show)
+
+
+@router.delete("/sessions/{session_id}", status_code=202, response_model=Envelope[SessionView])
+async def delete(request: Request, session_id: UUID, caller: Annotated[Caller, may("sessions:delete")]) -> Response:
+    """Delete a session, whatever its state, with its sandbox and its files; what works on it is called off."""
+    acceptance = Acceptance(request, caller)
+    session = await lock(caller, session_id)
+    if session.status == SessionStatus.REMOVED:
+        return answer(request, await show(caller, session_id), headers={"ETag": etag(session.version)})
+    if session.status == SessionStatus.REMOVING:
+        check_if_match(request, session.version, session.version - 1)
+        return await acceptance.answer(show, Answered(session_id, session.workflow_id))
+    check_if_match(request, session.version)
+    await cancel_others(caller, acceptance, session_id)
+    order = _order(request, caller, acceptance, DEPROVISION, session_id, session.name)
+    await _begin(caller, acceptance, session, order, SessionStatus.REMOVING, SessionStatus.REMOVING)
+    return await acceptance.answer(show)
+
+
+async def _begin(
+    caller: Caller, acceptance: Acceptance, session: Row[Any], order: Order, status: str, event: str
+) -> None:
+    """The order's workflow owns the session from here on."""
+    values = {"status": status, "workflow_id": order.workflow_id, "version": WorkSession.version + 1}
+    owned = update(WorkSession).where(WorkSession.id == session.id).values(**values, updated_at=func.now())
+    await caller.execute(owned)
+    data = {"name": session.name, "from": session.status, "to": status}
+    await acceptance.write(order, f"session.{event}", data, prior_status=session.status)
+
+
+async def _under_way(caller: Caller, resource_id: UUID) -> UUID | None:
+    """A run that works on it."""
+    its = (Workflow.project_id == caller.project_id) & (Workflow.resource_id == resource_id)
+    found = select(Workflow.id).where(its, Workflow.state.not_in(TERMINAL)).order_by(Workflow.id.desc()).limit(1)
+    return (await caller.execute(found)).scalar_one_or_none()
+
+
+def _order(request: Request, caller: Caller, acceptance: Acceptance, kind: str, session_id: UUID, name: str) -> Order:
+    settings: Settings = request.app.state.settings
+    seconds = {
+        INIT: settings.deadline_launch + settings.deadline_start,
+        STOP: settings.deadline_stop,
+        START: settings.deadline_start,
+        # What is in its way is undone first.
+        DEPROVISION: settings.deadline_delete + settings.deadline_stop,
+    }
+    return Order(
+        workflow_id=acceptance.workflow_id,
+        project_id=caller.project_id,
+        kind=kind,
+        resource_type="session",
+        resource_id=session_id,
+        name=name,
+        request_id=request.state.request_id,
+        deadline_seconds=seconds[kind],
+        grace_seconds=settings.stop_grace,
+    )

@@ -1,0 +1,243 @@
+"""``cairn session``: sandboxes on the files of workspaces, and these files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import httpx
+import typer
+
+from cli import render, streams
+from cli.client import Client
+from cli.completion import sessions as session_names
+from cli.completion import workspaces as workspace_names
+from cli.ending import Ending, Kind, each, finish
+from cli.errors import usage
+from cli.listing import Listing, Table, print_list
+from cli.options import pairs, seconds
+from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
+from cli.render import All, Format, Limit, Output
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Work sessions: sandboxes on workspaces' files.")
+
+Name = Annotated[str, typer.Argument(help="Name or id.", show_default=False, autocompletion=session_names)]
+Names = Annotated[
+    list[str],
+    typer.Argument(metavar="NAME...", help="Names or ids.", show_default=False, autocompletion=session_names),
+]
+Workspace = Annotated[
+    str, typer.Argument(help="Name or id of a workspace.", show_default=False, autocompletion=workspace_names)
+]
+Command = Annotated[list[str], typer.Argument(metavar="-- CMD...", help="What to run, after --.", show_default=False)]
+
+
+@app.command(epilog="Example: cairn session create shop --name fix-login --network none")
+def create(
+    workspace: Workspace,
+    name: Annotated[str | None, typer.Option(help="What it is to be called (default: after the workspace).")] = None,
+    image: Annotated[str | None, typer.Option(help="Image of its sandbox (default: the platform's).")] = None,
+    size: Annotated[str, typer.Option("--type", help="Instance type of its sandbox.")] = "basic-1",
+    env: Annotated[list[str] | None, typer.Option("--env", "-e", help="K=V; may be repeated.")] = None,
+    network: Annotated[str | None, typer.Option(help="What it reaches: open or none (default: open).")] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="The only servers that it reaches, as pypi.org; may be repeated.")
+    ] = None,
+    idle: Annotated[str | None, typer.Option(help="Stop it when it has done nothing for so long: 30m, 2h.")] = None,
+    ttl: Annotated[str | None, typer.Option(help="Delete it, with its files, after so long: 8h, 3d.")] = None,
+    wait: Wait = True,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    output: Output = Format.TABLE,
+) -> None:
+    """Make a session on a workspace, with the files of its commit at /workspace."""
+    if allow and network:
+        raise usage("--allow and --network exclude each other", "--allow alone lets it reach just these")
+    wanted: dict[str, Any] = {
+        "name": name,
+        "image": image,
+        "instance_type": size,
+        "env": pairs("--env", env) or None,
+        "network": {"mode": "allow-list", "allow": allow} if allow else {"mode": network} if network else None,
+        "idle_stop_seconds": seconds("--idle", idle) if idle else None,
+        "ttl_seconds": seconds("--ttl", ttl) if ttl else None,
+    }
+    body = {what: value for what, value in wanted.items() if value is not None}
+    with Client() as client:
+        path = f"/workspaces/{client.named('/workspaces', 'workspace', workspace)['id']}/sessions"
+        finish(client, [client.request("POST", path, body=body)], "start of", Ending(wait, timeout, output), _KIND)
+
+
+@app.command("list", epilog="Example: cairn session list")
+def list_(limit: Limit = 50, everything: All = False, output: Output = Format.TABLE) -> None:
+    """List sessions, newest first."""
+    table = Table(
+        ["NAME", "STATUS", "COMMIT", "NETWORK", "HOST", "AGE", "ID"],
+        lambda row: [
+            row["name"],
+            row["status"],
+            row["commit"][:12],
+            row["network"]["mode"],
+            row["host"] or "",
+            render.age(row["created_at"]),
+            row["id"],
+        ],
+        wide=["ID"],
+    )
+    with Client() as client:
+        print_list(client, "/sessions", {}, Listing(limit, everything, output), table)
+
+
+@app.command(epilog="Example: cairn session show fix-login")
+def show(name: Name, output: Output = Format.TABLE) -> None:
+    """Show one session."""
+    with Client() as client:
+        _print(_find(client, name), output)
+
+
+@app.command(epilog="Example: cairn session stop fix-login")
+def stop(names: Names, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT, output: Output = Format.TABLE) -> None:
+    """Stop sessions; their files stay."""
+    ending = Ending(wait, timeout, output)
+    each(_KIND, names, "stop of", lambda client, path: client.request("POST", f"{path}/stop"), ending)
+
+
+@app.command(epilog="Example: cairn session start fix-login")
+def start(names: Names, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT, output: Output = Format.TABLE) -> None:
+    """Start stopped sessions, with the files that they had."""
+    ending = Ending(wait, timeout, output)
+    each(_KIND, names, "start of", lambda client, path: client.request("POST", f"{path}/start"), ending)
+
+
+@app.command(epilog="Example: cairn session rm fix-login")
+def rm(names: Names, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT, output: Output = Format.TABLE) -> None:
+    """Delete sessions, with their files."""
+    ending = Ending(wait, timeout, output)
+    each(_KIND, names, "delete of", lambda client, path: client.request("DELETE", path), ending)
+
+
+@app.command("exec", epilog="Example: cairn session exec fix-login -- make test")
+def exec_(
+    name: Name,
+    command: Command,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that it may take, at most 600.")] = 30.0,
+    output: Output = Format.TABLE,
+) -> None:
+    """Run a command in a session's sandbox, at /workspace; ends with the command's own exit code."""
+    streams.exec_(_sandbox(name), command, timeout, output)
+
+
+@app.command(epilog="Example: cairn session terminal fix-login")
+def terminal(
+    name: Name,
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="-- CMD...", help="What to run there (default: a shell), after --.", show_default=False),
+    ] = None,
+) -> None:
+    """Open a terminal in a session's sandbox, at /workspace."""
+    streams.terminal(_sandbox(name), command)
+
+
+@app.command(epilog="Example: cairn session files fix-login src")
+def files(
+    name: Name,
+    path: Annotated[str, typer.Argument(help="A folder of it (default: all of it).", show_default=False)] = "",
+    output: Output = Format.TABLE,
+) -> None:
+    """List a folder of a session, whether that runs or not."""
+    with Client() as client:
+        folder = f"/sessions/{_find(client, name)['id']}/files"
+        found = client.request("GET", folder, params={"path": path})["data"]
+    if output is not Format.TABLE:
+        render.print_json(found)
+        return
+    rows = [
+        [entry["mode"], entry["type"], str(entry["size"]), render.age(entry["modified_at"]), _shown(entry)]
+        for entry in found["entries"]
+    ]
+    render.print_table(["MODE", "TYPE", "BYTES", "AGE", "NAME"], rows)
+    if found["truncated"]:
+        render.say("there are more than are shown")
+
+
+@app.command(epilog="Example: cairn session cp fix-login:src/app.py .")
+def cp(
+    source: Annotated[str, typer.Argument(help="A file here, or SESSION:PATH.", show_default=False)],
+    target: Annotated[str, typer.Argument(help="SESSION:PATH, or a file or folder here.", show_default=False)],
+) -> None:
+    """Copy a file into a session, or out of it, whether that runs or not."""
+    out_of, into = _split(source), _split(target)
+    if (out_of is None) == (into is None):
+        raise usage("one of both is a file of a session", "write it as SESSION:PATH")
+    with Client() as client:
+        if into is not None:
+            session, path = into
+            inside = path + Path(source).name if not path or path.endswith("/") else path
+            _upload(client, _path(client, session, inside), Path(source))
+        elif out_of is not None:
+            session, path = out_of
+            here = Path(target) / Path(path).name if Path(target).is_dir() else Path(target)
+            with client.text(_path(client, session, path), {}) as answer, here.open("wb") as file:
+                for chunk in answer.iter_bytes():
+                    file.write(chunk)
+
+
+def _upload(client: Client, path: str, source: Path) -> None:
+    try:
+        with source.open("rb") as file:
+            answer = client.http.put(path, content=file, timeout=httpx.Timeout(None, connect=5))
+    except OSError as error:
+        raise usage(f"{source} cannot be read: {error.strerror}", "name a file that you may read") from None
+    except httpx.TransportError as error:
+        raise client.unreachable(error) from None
+    client.opened(answer.status_code, answer.content, path)
+
+
+def _split(given: str) -> tuple[str, str] | None:
+    session, colon, path = given.partition(":")
+    return (session, path) if colon and "/" not in session else None
+
+
+def _path(client: Client, session: str, path: str) -> str:
+    return f"/sessions/{_find(client, session)['id']}/files/{quote(path)}"
+
+
+def _find(client: Client, name: str) -> dict[str, Any]:
+    return client.named("/sessions", "session", name)
+
+
+def _sandbox(name: str) -> str:
+    with Client() as client:
+        return str(_find(client, name)["instance_id"])
+
+
+def _shown(entry: dict[str, Any]) -> str:
+    arrow = "" if entry["target"] is None else f" -> {entry['target']}"
+    return f"{entry['name']}{arrow}"
+
+
+def _print(session: dict[str, Any], output: Format) -> None:
+    if output is not Format.TABLE:
+        render.print_json(session)
+        return
+    error = session["error"]
+    render.print_facts(
+        [
+            ("name", session["name"]),
+            ("id", session["id"]),
+            ("status", session["status"]),
+            ("error", f"{error['code']}: {error['message']}" if error else ""),
+            ("workspace", session["workspace_id"]),
+            ("commit", session["commit"]),
+            ("image", session["image"]),
+            ("type", session["instance_type"]),
+            ("network", session["network"]["mode"]),
+            ("sandbox", session["instance_id"]),
+            ("host", session["host"] or ""),
+            ("expires", session["expires_at"] or ""),
+        ]
+    )
+
+
+_KIND = Kind("/sessions", _find, _print)

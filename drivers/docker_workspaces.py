@@ -1,0 +1,302 @@
+"""Workspaces of a Docker host: git runs in sandboxes of the engine, the files lie in the agent's folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import UUID
+
+from drivers import docker_names, faults, git_words, outbound, progress, trees
+from drivers.docker_engine import DockerEngine, calling
+from drivers.docker_git import GitSandbox, GitSandboxes, as_user
+from drivers.images import Images
+from drivers.locks import alone, of_engine
+from drivers.machines import Check
+from drivers.ownership import Owner
+from drivers.secret_files import SecretFiles
+from drivers.trees import Trees
+from drivers.workspaces import Held
+from model import git_urls
+from model.errors import EngineRefused, FetchFailed, WorkspaceTooLarge
+from model.git_urls import GitUrl
+from model.images import ImageWanted
+from model.workspaces import GitLogin, WorkspaceFacts, WorkspaceSpec
+
+#: Files of locks there are, for workspaces and for mirrors: none is left for each that ever was.
+LOCKS = 512
+#: What is left free of the disk, and how much longer than a look at sizes it takes until the next.
+FREE_BYTES, SHARE = 512 << 20, 10
+#: Where sandboxes see what they work on.
+MIRROR, WORKSPACE = "/mirror", "/workspace"
+#: The branch that a workspace's repository is on.
+BRANCH = "refs/heads/workspace"
+#: The index of what is checked out: needed until it is there.
+_INDEX = {"GIT_INDEX_FILE": f"{WORKSPACE}/index"}
+
+
+class DockerWorkspaces:
+    """The workspace port on one Docker engine, for one owner."""
+
+    name = "docker"
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        installation: UUID,
+        host_id: UUID,
+        root: Path,
+        images: Images,
+        image: str,
+        secrets: SecretFiles,
+        most_bytes: int,
+        seconds: float,
+        networks: outbound.Networks = (),
+        paths: Sequence[str] = (),
+        authorities: bytes | None = None,
+    ) -> None:
+        """``root``: the folder of trees. ``paths``: below which folders may be copied. ``secrets``: of git alone."""
+        self._base_url = base_url
+        self._engine = DockerEngine(base_url, Owner(installation=installation, host_id=host_id))
+        user, owner = as_user()
+        self._trees = Trees(root, owner)
+        self._git = GitSandboxes(
+            self._engine, secrets, user=user, seconds=seconds, networks=networks, authorities=authorities
+        )
+        self._images = images
+        self._image = image
+        self._most_bytes = most_bytes
+        self._paths = paths
+
+    def bring(self, spec: WorkspaceSpec, login: Callable[[], GitLogin] | None, cancelled: Check) -> WorkspaceFacts:
+        with self._alone("workspace", spec.id.int, cancelled):
+            image = self._usable(cancelled)
+            self._trees.begin(spec.id, spec.project_id)
+            try:
+                if spec.git_url is None:
+                    commit, ref = self._copy(spec, image, cancelled)
+                else:
+                    commit, ref = self._fetch(spec, image, login() if login else None, cancelled)
+            finally:
+                trees.clear(self._trees.incoming(spec.id))
+            faults.reached("after_effect")
+            size = self._check_size(self._trees.workspace(spec.id))
+            return WorkspaceFacts(commit=commit, ref=ref, size_bytes=size)
+
+    def remove(self, workspace: UUID, cancelled: Check) -> None:
+        # What works on it is ended first: it may be of an agent that died, and holds no lock of ours.
+        self._git.end(workspace)
+        with self._alone("workspace", workspace.int, cancelled):
+            self._git.end(workspace)
+            self._trees.remove(workspace)
+            faults.reached("after_effect")
+
+    def held(self) -> list[Held]:
+        return self._trees.held()
+
+    def tidy(self) -> None:
+        self._git.end_forgotten()
+        self._trees.forget_mirrors()
+
+    def _usable(self, cancelled: Check) -> str:
+        """The engine's id of the image with git."""
+        self._images.ensure(ImageWanted(reference=self._image), cancelled)
+        with calling():
+            found = docker_names.find(self._engine.client, ImageWanted(reference=self._image))
+        if found is None:
+            raise EngineRefused(f"the image {self._image}, in which git runs, is not on the engine (CAIRN_GIT_IMAGE)")
+        return str(found["Id"])
+
+    def _fetch(
+        self, spec: WorkspaceSpec, image: str, login: GitLogin | None, cancelled: Check
+    ) -> tuple[str, str | None]:
+        url = git_urls.parse(spec.git_url or "")
+        if login is not None and (login.host, login.type) != (url.host, url.scheme):
+            raise FetchFailed(f"the credential is for {login.type} to {login.host}, and not for {spec.git_url}")
+        if spec.depth is not None:
+            return self._fetch_shallow(spec, url, image, login, cancelled)
+        mirror = self._trees.mirror(spec.project_id, spec.git_url or "")
+        with self._alone("mirror", int(mirror.name[:8], 16), cancelled):
+            self._trees.make(mirror)
+            trees.unlock(mirror)
+            try:
+                with self._git.opened(
+                    spec.id,
+                    spec.project_id,
+                    image,
+                    {MIRROR: mirror},
+                    cancelled,
+                    url=url,
+                    login=login,
+                    check=self._limit(mirror),
+                ) as sandbox:
+                    sandbox.git("init", "-q", "--bare", "--template=", MIRROR, what="making a mirror failed")
+                    full, ref = _wanted(sandbox, spec)
+                    branches = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
+                    fetch = ["fetch", "--progress", "--force", "--prune", "--no-tags", "--no-write-fetch-head"]
+                    failed = f"{spec.git_url} could not be fetched"
+                    sandbox.git(*fetch, "--", spec.git_url or "", *branches, at=MIRROR, what=failed)
+                    if ref is None and not sandbox.succeeds("cat-file", "-e", f"{full}^{{commit}}", at=MIRROR):
+                        # A commit of no branch, which some servers give all the same.
+                        kept = f"+{full}:refs/cairn/{full}"
+                        fetch.remove("--prune")
+                        sandbox.git(*fetch, "--", spec.git_url or "", kept, at=MIRROR, what=failed)
+                    found = sandbox.git("rev-parse", "--verify", f"{full}^{{commit}}", at=MIRROR, what=failed)
+            except BaseException:
+                self._trees.drop_partial(mirror)
+                raise
+            commit = found.strip()
+            os.utime(mirror)
+            self._check_size(mirror)
+            with self._inside(spec, image, url if spec.submodules else None, login, cancelled) as sandbox:
+                repository = _init(sandbox)
+                self._trees.link_packs(mirror, self._trees.repository(spec.id))
+                sandbox.git("update-ref", BRANCH, commit, at=repository, what="the commit could not be taken")
+                self._check_out(sandbox, spec, commit)
+        self._trees.settle(spec.id, commit, spec.keep)
+        return commit, ref
+
+    def _fetch_shallow(
+        self, spec: WorkspaceSpec, url: GitUrl, image: str, login: GitLogin | None, cancelled: Check
+    ) -> tuple[str, str | None]:
+        """Into the workspace's own repository: a mirror has all or nothing."""
+        with self._inside(spec, image, url, login, cancelled) as sandbox:
+            repository = _init(sandbox)
+            full, ref = _wanted(sandbox, spec)
+            failed = f"{spec.git_url} could not be fetched"
+            fetch = ["fetch", "--progress", "--force", "--no-tags", f"--depth={spec.depth}"]
+            sandbox.git(*fetch, "--", spec.git_url or "", f"+{full}:{BRANCH}", at=repository, what=failed)
+            commit = sandbox.git("rev-parse", "--verify", f"{BRANCH}^{{commit}}", at=repository, what=failed).strip()
+            self._check_out(sandbox, spec, commit)
+        self._trees.settle(spec.id, commit, spec.keep)
+        return commit, ref
+
+    def _copy(self, spec: WorkspaceSpec, image: str, cancelled: Check) -> tuple[str, None]:
+        progress.say("copying")
+        source = trees.open_below(spec.path or "", self._paths)
+        try:
+            self._trees.copy(source, self._trees.incoming(spec.id), self._most_bytes, cancelled)
+        finally:
+            os.close(source)
+        with self._inside(spec, image, None, None, cancelled) as sandbox:
+            repository = _init(sandbox)
+            failed = "what was copied could not be committed"
+            tree = ["--git-dir", repository, "--work-tree", f"{WORKSPACE}/incoming"]
+            at = f"{WORKSPACE}/incoming"
+            sandbox.git(*tree, "-c", "core.bare=false", "add", "--all", "--force", ".", at=at, env=_INDEX, what=failed)
+            written = sandbox.git("write-tree", at=repository, env=_INDEX, what=failed).strip()
+            commit = sandbox.git("commit-tree", "-m", "As copied", written, at=repository, what=failed).strip()
+            sandbox.git("update-ref", BRANCH, commit, at=repository, what=failed)
+        (self._trees.workspace(spec.id) / "index").unlink(missing_ok=True)
+        self._trees.settle(spec.id, commit, spec.keep)
+        return commit, None
+
+    def _check_out(self, sandbox: GitSandbox, spec: WorkspaceSpec, commit: str) -> None:
+        """The files of the commit, into what is incoming."""
+        progress.say("checking out")
+        repository, at = f"{WORKSPACE}/repo.git", f"{WORKSPACE}/incoming"
+        index = self._trees.workspace(spec.id) / "index"
+        index.unlink(missing_ok=True)
+        tree = ["--git-dir", repository, "--work-tree", at, "-c", "core.bare=false"]
+        failed = "the commit could not be checked out"
+        sandbox.git(*tree, "read-tree", "--reset", "-u", "-v", commit, at=at, env=_INDEX, what=failed)
+        if spec.submodules:
+            inside = _INDEX | {"GIT_DIR": repository, "GIT_WORK_TREE": at}
+            for name, value in (("core.bare", "false"), ("remote.origin.url", spec.git_url or "")):
+                sandbox.git("config", name, value, at=repository, what=failed)
+            update = ["submodule", "update", "--init", "--recursive", "--force", "--progress"]
+            depth = [f"--depth={spec.depth}"] if spec.depth is not None else []
+            sandbox.git(*update, *depth, at=at, env=inside, what="its submodules could not be fetched")
+            sandbox.git("config", "core.bare", "true", at=repository, what=failed)
+            # They lead into a repository that nobody else sees at this place.
+            for link in self._trees.incoming(spec.id).rglob(".git"):
+                if not link.is_symlink() and link.is_file():
+                    link.unlink()
+        index.unlink(missing_ok=True)
+
+    @contextmanager
+    def _inside(
+        self, spec: WorkspaceSpec, image: str, url: GitUrl | None, login: GitLogin | None, cancelled: Check
+    ) -> Iterator[GitSandbox]:
+        folder = self._trees.workspace(spec.id)
+        trees.unlock(self._trees.repository(spec.id))
+        check = self._limit(folder)
+        with self._git.opened(
+            spec.id,
+            spec.project_id,
+            image,
+            {WORKSPACE: folder},
+            cancelled,
+            url=url,
+            login=login if url is not None else None,
+            check=check,
+        ) as sandbox:
+            yield sandbox
+
+    def _check_size(self, folder: Path) -> int:
+        """Raises WorkspaceTooLarge, and what is of no use does not stay."""
+        size = trees.size_of(folder)
+        if size > self._most_bytes:
+            trees.clear(folder)
+            raise WorkspaceTooLarge(
+                f"the workspace takes {size} bytes, and may take {self._most_bytes} (CAIRN_WORKSPACE_MAX_BYTES)"
+            )
+        return size
+
+    def _limit(self, folder: Path) -> Callable[[], None]:
+        """Looks at how much there is; the more it is, the less often."""
+        due = 0.0
+
+        def check() -> None:
+            nonlocal due
+            began = time.monotonic()
+            if began < due:
+                return
+            size = trees.size_of(folder)
+            due = time.monotonic() + max(0.5, SHARE * (time.monotonic() - began))
+            if size > self._most_bytes:
+                raise WorkspaceTooLarge(
+                    f"the workspace would take more than {self._most_bytes} bytes (CAIRN_WORKSPACE_MAX_BYTES)"
+                )
+            with contextlib.suppress(FileNotFoundError):
+                if shutil.disk_usage(folder).free < FREE_BYTES:
+                    raise EngineRefused("the disk of the host has no room for more")
+
+        return check
+
+    @contextmanager
+    def _alone(self, what: str, number: int, cancelled: Check) -> Iterator[None]:
+        with alone(of_engine(self._base_url, f"{what} {number % LOCKS}"), cancelled):
+            yield
+
+
+def _init(sandbox: GitSandbox) -> str:
+    """The workspace's repository, made where there is none."""
+    repository = f"{WORKSPACE}/repo.git"
+    sandbox.git("init", "-q", "--bare", "--template=", repository, what="making a repository failed")
+    return repository
+
+
+def _wanted(sandbox: GitSandbox, spec: WorkspaceSpec) -> tuple[str, str | None]:
+    """What is to be fetched, as git names it, and the branch or tag that this is. Raises FetchFailed."""
+    progress.say("asking")
+    url, ref = spec.git_url or "", spec.ref
+    asked = ["HEAD"] if ref is None else [f"refs/heads/{ref}", f"refs/tags/{ref}"]
+    listed = sandbox.git("ls-remote", "--symref", "--", url, *asked, what=f"{url} could not be read")
+    head, refs = git_words.found_refs(listed)
+    if ref is None:
+        if head is None and "HEAD" not in refs:
+            raise FetchFailed(f"{url} has no commit yet: push one first, or name a branch")
+        full = head or refs["HEAD"]
+        return full, full.removeprefix("refs/heads/") if head else None
+    for name in asked:
+        if name in refs:
+            return name, ref
+    if git_urls.is_commit(ref):
+        return ref, None
+    raise FetchFailed(f"{url} has no branch and no tag '{ref}'")

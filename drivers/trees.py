@@ -1,0 +1,229 @@
+"""Trees of files on a host: mirrors of repositories, workspaces. What git does in them it does in sandboxes.
+
+``mirrors/<project>/<sha256 of the URL>`` is a bare mirror. A workspace has ``repo.git``, a bare repository whose packs
+are the mirror's, as links; and ``bases/<commit>``, checked-out files, which are moved there when all of them are there
+and are never changed: sessions lie over them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import stat
+import time
+from collections.abc import Collection
+from pathlib import Path
+from uuid import UUID
+
+from drivers.machines import Cancelled, Check
+from drivers.workspaces import Held
+from model.errors import PathRefused, WorkspaceTooLarge
+
+#: In a workspace's folder: of which project it is.
+_PROJECT = "project"
+_CHUNK = 1 << 20
+#: A mirror from which nothing was fetched for so long is removed.
+UNUSED_SECONDS = 14 * 86400.0
+#: What git receives it writes on as it comes: what stood still for so long is nobody's.
+PARTIAL_SECONDS = 3600.0
+
+
+class Trees:
+    """Those below one folder. ``user``: whose they are (git's, in its sandboxes); None: this process's."""
+
+    def __init__(self, root: Path, user: int | None) -> None:
+        self.root = root
+        self._user = user
+
+    def mirror(self, project_id: UUID, url: str) -> Path:
+        return self.root / "mirrors" / str(project_id) / hashlib.sha256(url.encode()).hexdigest()
+
+    def workspace(self, id: UUID) -> Path:
+        return self.root / "workspaces" / str(id)
+
+    def repository(self, id: UUID) -> Path:
+        return self.workspace(id) / "repo.git"
+
+    def base(self, id: UUID, commit: str) -> Path:
+        """The files of a commit; nobody changes anything in it."""
+        return self.workspace(id) / "bases" / commit
+
+    def incoming(self, id: UUID) -> Path:
+        return self.workspace(id) / "incoming"
+
+    def make(self, folder: Path) -> Path:
+        """A folder that git writes to, where there is none."""
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self.give(folder)
+        return folder
+
+    def give(self, path: Path) -> None:
+        if self._user is not None:
+            os.chown(path, self._user, self._user, follow_symlinks=False)
+
+    def begin(self, id: UUID, project_id: UUID) -> Path:
+        """The folder of a workspace, with an empty one for what comes."""
+        folder = self.make(self.workspace(id))
+        (folder / _PROJECT).write_text(str(project_id))
+        incoming = self.incoming(id)
+        clear(incoming)
+        self.make(folder / "bases")
+        self.make(incoming)
+        return folder
+
+    def link_packs(self, mirror: Path, repository: Path) -> None:
+        """The mirror's packs as the repository's: links, or copies where there can be none. Packs never change."""
+        there = self.make(repository / "objects" / "pack")
+        # An index last: a pack counts from then on.
+        found = sorted((mirror / "objects" / "pack").iterdir(), key=lambda file: (file.suffix == ".idx", file.name))
+        for file in found:
+            linked = there / file.name
+            if file.name.startswith("tmp_") or not stat.S_ISREG(file.lstat().st_mode) or linked.exists():
+                continue
+            try:
+                os.link(file, linked, follow_symlinks=False)
+            except OSError:
+                shutil.copyfile(file, linked.with_name(f"tmp_{file.name}"), follow_symlinks=False)
+                linked.with_name(f"tmp_{file.name}").rename(linked)
+                self.give(linked)
+
+    def settle(self, id: UUID, commit: str, keep: Collection[str]) -> Path:
+        """Make what came the files of the commit, and remove those of others than ``keep``."""
+        base = self.base(id, commit)
+        if base.exists():
+            clear(self.incoming(id))
+        else:
+            self.incoming(id).rename(base)
+        for other in list(base.parent.iterdir()):
+            if other.name != commit and other.name not in keep:
+                clear(other)
+        return base
+
+    def remove(self, id: UUID) -> None:
+        clear(self.workspace(id))
+
+    def held(self) -> list[Held]:
+        found = []
+        with contextlib.suppress(FileNotFoundError):
+            for folder in (self.root / "workspaces").iterdir():
+                with contextlib.suppress(ValueError, OSError):
+                    found.append(Held(UUID(folder.name), UUID((folder / _PROJECT).read_text())))
+        return found
+
+    def forget_mirrors(self) -> None:
+        """Those from which nothing was fetched for long: the next fetch makes another. And of the others what an agent
+        that died has left."""
+        now = time.time()
+        for mirror in self.root.glob("mirrors/*/*"):
+            with contextlib.suppress(OSError):
+                if now - mirror.stat().st_mtime > UNUSED_SECONDS:
+                    clear(mirror)
+            for left in mirror.glob("objects/pack/tmp_*"):
+                with contextlib.suppress(OSError):
+                    if now - left.stat().st_mtime > PARTIAL_SECONDS:
+                        left.unlink()
+
+    def drop_partial(self, mirror: Path) -> None:
+        """What a fetch into it that has ended early left there; all of it, where nothing was fetched before."""
+        if any(mirror.glob("objects/pack/*.pack")):
+            unlock(mirror)
+            return
+        clear(mirror)
+
+    def copy(self, source: int, target: Path, most_bytes: int, cancelled: Check) -> None:
+        """The files below the folder of this descriptor, but repositories of git: no link is followed, and what is
+        neither folder, file nor link is left out. Raises WorkspaceTooLarge, PathRefused."""
+        copied = 0
+        for path, folders, files, descriptor in os.fwalk(".", dir_fd=source, follow_symlinks=False):
+            here = target / path
+            folders[:] = [name for name in folders if name != ".git"]
+            for name in [*folders, *files]:
+                if cancelled():
+                    raise Cancelled("copying")
+                found = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+                if stat.S_ISLNK(found.st_mode):
+                    # A link to a folder is listed among the folders, and not entered.
+                    os.symlink(os.readlink(name, dir_fd=descriptor), here / name)
+                elif stat.S_ISDIR(found.st_mode):
+                    (here / name).mkdir()
+                elif stat.S_ISREG(found.st_mode) and name != ".git":
+                    copied += found.st_size
+                    if copied > most_bytes:
+                        raise WorkspaceTooLarge(f"the folder has more than {most_bytes} bytes")
+                    _copy_file(name, descriptor, here / name, 0o755 if found.st_mode & 0o100 else 0o644)
+                else:
+                    continue
+                self.give(here / name)
+
+
+def _copy_file(name: str, folder: int, target: Path, mode: int) -> None:
+    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    with open(descriptor, "rb") as source, open(target, "xb") as copy:
+        shutil.copyfileobj(source, copy, _CHUNK)
+        os.fchmod(copy.fileno(), mode)
+
+
+def open_below(path: str, allowed: Collection[str]) -> int:
+    """The folder of this path, below one that is allowed, with no link on the way there. Raises PathRefused."""
+    refused = PathRefused(
+        f"{path} is not a folder that workspaces may be copied from on this host (CAIRN_WORKSPACE_PATHS of its agent)"
+    )
+    for root in allowed:
+        inside = os.path.relpath(path, root)
+        if not os.path.isabs(root) or inside == ".." or inside.startswith("../"):
+            continue
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        try:
+            descriptor = os.open(root, flags)
+        except OSError:
+            continue
+        for part in Path(inside).parts:
+            try:
+                deeper = os.open(part, flags | os.O_NOFOLLOW, dir_fd=descriptor)
+            except OSError:
+                raise refused from None
+            finally:
+                os.close(descriptor)
+            descriptor = deeper
+        return descriptor
+    raise refused
+
+
+def size_of(*folders: Path) -> int:
+    """Bytes of all files in them, as far as they hold still; those with several names are counted once."""
+    seen: set[tuple[int, int]] = set()
+    total = 0
+    for folder in folders:
+        for path, _, files in os.walk(folder):
+            for name in files:
+                with contextlib.suppress(OSError):
+                    found = os.lstat(os.path.join(path, name))
+                    if found.st_nlink > 1:
+                        if (found.st_dev, found.st_ino) in seen:
+                            continue
+                        seen.add((found.st_dev, found.st_ino))
+                    total += found.st_size
+    return total
+
+
+def unlock(repository: Path) -> None:
+    """Remove what a git that was killed has left in a repository which nobody works on."""
+    for left in [
+        *repository.glob("*.lock"),
+        *repository.glob("refs/**/*.lock"),
+        *repository.glob("objects/pack/tmp_*"),
+    ]:
+        left.unlink(missing_ok=True)
+
+
+def clear(folder: Path) -> None:
+    """Remove it, if there; what somebody else removes meanwhile is gone too."""
+    while folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError, OSError):
+            folder.rmdir()
+            return
+        time.sleep(0.01)

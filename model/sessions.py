@@ -1,0 +1,66 @@
+"""Work sessions: sandboxes, each on files of its own that begin as a workspace's. States, orders, the table."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from uuid import UUID
+
+from sqlalchemy import ForeignKeyConstraint, Index, text
+from sqlalchemy.orm import Mapped
+
+from model.base import Base, Frozen
+from model.resources import Resource, rules
+
+#: The workflows of sessions.
+INIT, STOP, START, DEPROVISION = "InitSession", "StopSession", "StartSession", "DeprovisionSession"
+#: Where a session's files are in its sandbox.
+PLACE = "/workspace"
+#: The program of a sandbox, which does nothing.
+IDLE = ["/bin/sh", "-c", "while :; do sleep 3600; done"]
+
+
+class SessionStatus(StrEnum):
+    INITIALIZING = "initializing"
+    #: Its files are made.
+    CLONING = "cloning"
+    PULLING_IMAGE = "pulling_image"
+    CREATING_SANDBOX = "creating_sandbox"
+    READY = "ready"
+    RUNNING = "running"
+    STOPPED = "stopped"
+    ERROR = "error"
+    REMOVING = "removing"
+    REMOVED = "removed"
+
+
+class SessionTree(Frozen):
+    """What a host is told to make of a session's files."""
+
+    session: UUID
+    #: None: told by a release that did not say it.
+    project: UUID | None = None
+    workspace: UUID
+    #: Of the workspace: what they are before the session changes anything.
+    commit: str
+
+
+class WorkSession(Resource, Base):
+    __tablename__ = "work_sessions"
+
+    workspace_id: Mapped[UUID]
+    commit: Mapped[str]
+    #: Its sandbox.
+    instance_id: Mapped[UUID]
+    #: The workflow that owns the session, or owned it last.
+    workflow_id: Mapped[UUID]
+
+    __table_args__ = (
+        *rules("work_sessions", SessionStatus, gone="removed"),
+        ForeignKeyConstraint(["project_id", "workspace_id"], ["workspaces.project_id", "workspaces.id"]),
+        ForeignKeyConstraint(["project_id", "instance_id"], ["instances.project_id", "instances.id"]),
+        Index("ix_work_sessions_list", "project_id", "id", postgresql_where=text("status <> 'removed'")),
+        Index("ix_work_sessions_workspace", "workspace_id"),
+        Index("ix_work_sessions_instance", "instance_id"),
+        Index("ix_work_sessions_workflow", "project_id", "workflow_id"),
+        Index("ix_work_sessions_removed", "deleted_at", postgresql_where=text("status = 'removed'")),
+    )

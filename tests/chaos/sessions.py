@@ -1,0 +1,82 @@
+"""Work sessions that are interrupted: made, stopped, started and deleted, or as they were before; with their files."""
+
+from __future__ import annotations
+
+import uuid
+
+import httpx
+
+from tests.chaos.cells import PROCESSES, Cell
+from tests.stack import Json, Stack
+
+#: What ends in which state, done and not.
+ENDS = {
+    "session": ("running", "error"),
+    "session stop": ("stopped", "running"),
+    "session delete": ("removed", "running"),
+}
+
+
+def run(stack: Stack, cell: Cell) -> None:
+    """One cell."""
+    workspace = _workspace(stack)
+    session = None if cell.plan == "session" else _made(stack, workspace)
+    alone = cell.what == "cancel" or cell.what in PROCESSES
+    before = len(stack.hits(cell.point))
+    stack.fault(cell.point, "pause" if alone else cell.what)
+    accepted = _begin(stack, cell, workspace, session)
+    stack.wait_for_hit(cell.point, before)
+    if cell.what == "cancel":
+        answer = stack.cancel(accepted)
+        assert answer.status_code in (httpx.codes.ACCEPTED, httpx.codes.CONFLICT), answer.text
+    elif cell.what in PROCESSES:
+        stack.kill(cell.what)
+    if alone:
+        stack.plant()
+    row = stack.ended(accepted)
+    ends = ("completed", "cancelled") if cell.what == "cancel" else ("completed",)
+    assert row["state"] in ends, row
+    _expect(stack, cell, accepted["data"], done=row["state"] == "completed")
+    if stack.get(f"/sessions/{accepted['data']['id']}")["status"] != "removed":
+        stack.completed(stack.accept("DELETE", f"/sessions/{accepted['data']['id']}"))
+    assert not left(stack, accepted["data"]), "its files are left"
+    stack.completed(stack.accept("DELETE", f"/workspaces/{workspace}"))
+
+
+def left(stack: Stack, session: Json) -> list[str]:
+    """What is on the disk of a session."""
+    return [str(path) for path in stack.data.glob(f"**/sessions/{session['id']}")]
+
+
+def _workspace(stack: Stack) -> str:
+    host = next(host["name"] for host in stack.get("/hosts") if host["backend"] == "simulated")
+    source = {"git_url": "https://git.example/shop.git"}
+    accepted = stack.accept(
+        "POST", "/workspaces", {"name": f"w-{uuid.uuid4().hex[:8]}", "source": source, "host": host}
+    )
+    stack.completed(accepted)
+    return str(accepted["data"]["id"])
+
+
+def _made(stack: Stack, workspace: str) -> Json:
+    accepted = stack.accept("POST", f"/workspaces/{workspace}/sessions", {})
+    stack.completed(accepted)
+    found: Json = accepted["data"]
+    return found
+
+
+def _begin(stack: Stack, cell: Cell, workspace: str, session: Json | None) -> Json:
+    if session is None:
+        return stack.accept("POST", f"/workspaces/{workspace}/sessions", {})
+    path = f"/sessions/{session['id']}"
+    return stack.accept("DELETE", path) if cell.plan == "session delete" else stack.accept("POST", f"{path}/stop")
+
+
+def _expect(stack: Stack, cell: Cell, session: Json, *, done: bool) -> None:
+    now = stack.get(f"/sessions/{session['id']}")
+    finished, undone = ENDS[cell.plan]
+    assert now["status"] == (finished if done else undone), now
+    machines = [one for one in stack.simulated_machines() if one["labels"]["io.cairn.id"] == session["instance_id"]]
+    there = now["status"] in ("running", "stopped")
+    assert len(machines) == (1 if there else 0), machines
+    assert bool(left(stack, session)) is there

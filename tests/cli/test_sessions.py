@@ -1,0 +1,55 @@
+"""``cairn session``: what it sends, and what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cli.errors import Exit
+from tests.cli.fake import INSTANCE, WHEN, WORKFLOW, Answer, FakeApi, accepted, cairn, workflow
+
+WORKSPACE, SESSION = "0199b3f0-0000-7000-8000-0000000000a1", "0199b3f0-0000-7000-8000-0000000000a2"
+ABOUT = {"id": WORKSPACE, "name": "shop"}
+
+
+def session(**over: Any) -> dict[str, Any]:
+    named = {"id": SESSION, "name": "work", "status": "running", "workspace_id": WORKSPACE, "commit": "1" * 40}
+    about = {"instance_id": INSTANCE, "image": "cairn/base:latest", "instance_type": "basic-1", "host": "rack-1"}
+    return {
+        **named,
+        **about,
+        "network": {"mode": "none"},
+        "expires_at": None,
+        "error": None,
+        "created_at": WHEN,
+        **over,
+    }
+
+
+def test_create_says_what_was_asked_for_and_nothing_else(api: FakeApi) -> None:
+    api.on("GET /workspaces", Answer(200, [ABOUT]))
+    api.on(f"POST /workspaces/{WORKSPACE}/sessions", accepted(session(status="initializing")))
+    api.on(f"GET /workflows/{WORKFLOW}", Answer(200, workflow()))
+    api.on(f"GET /sessions/{SESSION}", Answer(200, session()))
+    result = cairn("session", "create", "shop", "--name", "work", "--allow", "pypi.org", "--ttl", "1h", "--env", "A=b")
+    assert result.exit_code == 0, result.output
+    (sent,) = api.seen(f"POST /workspaces/{WORKSPACE}/sessions")
+    network = {"mode": "allow-list", "allow": ["pypi.org"]}
+    wanted = {"name": "work", "instance_type": "basic-1", "env": {"A": "b"}, "network": network, "ttl_seconds": 3600}
+    assert sent.body == wanted
+    assert cairn("session", "create", "shop", "--allow", "a.org", "--network", "none").exit_code == Exit.USAGE
+
+
+def test_files_are_listed_and_copied_both_ways(api: FakeApi, tmp_path: Path) -> None:
+    api.on("GET /sessions", Answer(200, [session()]))
+    entry = {"name": "a", "path": "src/a", "type": "link", "size": 1, "mode": "777", "modified_at": WHEN, "target": "b"}
+    api.on(f"GET /sessions/{SESSION}/files", Answer(200, {"entries": [entry], "truncated": False}))
+    result = cairn("session", "files", "work", "src")
+    assert result.exit_code == 0 and "a -> b" in result.stdout, result.output
+    api.on(f"PUT /sessions/{SESSION}/files/src/new", Answer(200, entry))
+    # The stand-in reads bodies as JSON.
+    (tmp_path / "new").write_text("{}")
+    result = cairn("session", "cp", str(tmp_path / "new"), "work:src/")
+    assert result.exit_code == 0, result.output
+    assert len(api.seen(f"PUT /sessions/{SESSION}/files/src/new")) == 1
+    assert cairn("session", "cp", "a", "b").exit_code == Exit.USAGE

@@ -1,0 +1,130 @@
+"""Work sessions on a real stack: their files stay whatever stops, and nothing of them is left when they are gone."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests import invariants
+from tests.stack import Json, Stack, wait_for
+
+pytestmark = pytest.mark.engine
+TOTAL = "cd /workspace && find . -type f | sort | xargs sha256sum | sha256sum"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that a workspace is copied from."""
+    folder = tmp_path_factory.mktemp("source")
+    (folder / "src").mkdir()
+    (folder / "README").write_text("base\n")
+    (folder / "src" / "data.bin").write_bytes(os.urandom(300_000))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stack(source: Path) -> Iterator[Stack]:
+    made = Stack(simulated_hosts=0, CAIRN_WORKSPACE_PATHS=str(source)).start().ready()
+    yield made
+    made.remove()
+
+
+def run(stack: Stack, session: Json, command: str) -> str:
+    """What a command in its sandbox writes."""
+    body = {"cmd": ["/bin/sh", "-c", command], "timeout": 30}
+    answer = stack.request("POST", f"/instances/{session['instance_id']}/exec", json=body)
+    assert answer.status_code == httpx.codes.OK, answer.text
+    result = answer.json()["data"]
+    assert result["exit_code"] == 0, result
+    return str(result["stdout"])
+
+
+def created(stack: Stack, workspace: str, **body: Any) -> Json:
+    accepted = stack.accept("POST", f"/workspaces/{workspace}/sessions", {"network": {"mode": "none"}} | body)
+    stack.completed(accepted)
+    found: Json = stack.get(f"/sessions/{accepted['data']['id']}")
+    assert found["status"] == "running", found
+    return found
+
+
+def test_a_session_keeps_its_files_through_stop_start_and_kills_and_leaves_nothing(stack: Stack, source: Path) -> None:
+    made = stack.accept("POST", "/workspaces", {"name": "shop", "source": {"path": str(source)}})
+    stack.completed(made)
+    workspace = made["data"]["id"]
+    session, other = created(stack, workspace, name="work"), created(stack, workspace, name="other")
+    path = f"/sessions/{session['id']}"
+    assert run(stack, session, "cat README; pwd") == "base\n/workspace\n"
+
+    # Both sides see what the other writes.
+    written = os.urandom(2_000_000)
+    assert stack.request("PUT", f"{path}/files/new/data", content=written).status_code == httpx.codes.OK
+    assert run(stack, session, "sha256sum new/data").split()[0] == hashlib.sha256(written).hexdigest()
+    run(stack, session, "echo inside > src/inside; rm README; mv src lib; ln -s /etc out; ln -s ../.. up")
+    assert stack.request("GET", f"{path}/files/lib/inside").text == "inside\n"
+    part = stack.request("GET", f"{path}/files/new/data", headers={"Range": "bytes=5-9"})
+    assert (part.status_code, part.content) == (httpx.codes.PARTIAL_CONTENT, written[5:10])
+    names = [entry["name"] for entry in stack.get(f"{path}/files")["entries"]]
+    assert names == ["lib", "new", "out", "up"]
+    for hostile in ("out/passwd", "up/data", "%2e%2e/tree.json", "/etc/passwd", "lib/%2e%2e/%2e%2e/tree.json"):
+        answer = stack.request("GET", f"{path}/files/{hostile}")
+        assert answer.status_code in (404, 422), f"{hostile}: {answer.status_code} {answer.text}"
+    for link in ("out", "up"):
+        assert stack.request("DELETE", f"{path}/files/{link}").status_code == httpx.codes.NO_CONTENT
+    assert stack.request("POST", f"{path}/files/move", json={"from": "new/data", "to": "kept"}).is_success
+
+    invariants.settle(stack, 10)
+    # Stopped, its files are there; started, and after the agent was killed, all of them are the same.
+    before = run(stack, session, TOTAL)
+    stack.completed(stack.accept("POST", f"{path}/stop"))
+    assert stack.get(path)["status"] == "stopped"
+    archive = stack.request("GET", f"{path}/archive").content
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        content = tar.extractfile("./kept")
+        assert content is not None and content.read() == written
+    stack.kill("host_agent")
+    stack.completed(stack.accept("POST", f"{path}/start"))
+    assert run(stack, session, TOTAL) == before
+    assert run(stack, other, "cat README") == "base\n"
+
+    # What is unpacked is there; what runs out of time goes by itself.
+    assert stack.request("PUT", f"/sessions/{other['id']}/archive?path=in", content=archive).is_success
+    assert run(stack, other, "sha256sum in/kept").split()[0] == hashlib.sha256(written).hexdigest()
+    assert stack.request("DELETE", f"/workspaces/{workspace}").status_code == httpx.codes.CONFLICT
+    brief = stack.accept("POST", f"/workspaces/{workspace}/sessions", {"name": "brief", "ttl_seconds": 1})
+    for gone in (session, other):
+        stack.completed(stack.accept("DELETE", f"/sessions/{gone['id']}"))
+    wait_for("it has gone", lambda: stack.get(f"/sessions/{brief['data']['id']}")["status"] == "removed", 60)
+    invariants.settle(stack, 10)
+    assert stack.containers() == []
+    stack.completed(stack.accept("DELETE", f"/workspaces/{workspace}"))
+    assert not [*stack.agents_dir.glob("trees/*/*/")]
+
+
+def test_a_session_that_is_called_off_leaves_nothing(stack: Stack, source: Path) -> None:
+    made = stack.accept("POST", "/workspaces", {"name": "off", "source": {"path": str(source)}})
+    stack.completed(made)
+    seen: list[str] = []
+    accepted: Json = {}
+    for point in ("session.prepare.before", "image.ensure.before", "instance.create.after_effect"):
+        before = len(stack.hits(point))
+        stack.fault(point, "pause")
+        accepted = accepted or stack.accept("POST", f"/workspaces/{made['data']['id']}/sessions", {})
+        stack.wait_for_hit(point, before)
+        seen.append(stack.get(f"/sessions/{accepted['data']['id']}")["status"])
+    assert seen == ["cloning", "pulling_image", "creating_sandbox"]
+    stack.cancelled(accepted, 30)
+    stack.plant()
+    time.sleep(0.1)
+    assert stack.get(f"/sessions/{accepted['data']['id']}")["status"] == "error"
+    invariants.settle(stack, 10)
+    assert stack.containers() == []
+    stack.completed(stack.accept("DELETE", f"/sessions/{accepted['data']['id']}"))

@@ -1,0 +1,58 @@
+"""The plans of work sessions, step by step."""
+
+from __future__ import annotations
+
+import pytest
+from temporalio.client import WorkflowFailureError
+
+from model.errors import EngineRefused
+from tests.workflows.stage import Gate, Theatre, fails
+
+LAUNCH = ["instance.place", "image.ensure", "instance.create", "instance.start", "instance.settle completed"]
+DELETE = ["instance.claim", "instance.delete generation 1", "instance.settle completed"]
+BACK = ["undo session.remove", *DELETE, "undo session.discard"]
+
+
+async def test_a_new_session_is_files_and_a_launch(play: Theatre) -> None:
+    await (await play.start("InitSession")).result()
+    begun = ["session.begin", "session.prepare", "session.launch"]
+    assert play.stage.calls == [*begun, *LAUNCH, "session.settle completed"]
+
+
+@pytest.mark.parametrize("step", ["session.prepare", "session.launch", "instance.create", "instance.start"])
+async def test_what_fails_leaves_neither_sandbox_nor_files(play: Theatre, step: str) -> None:
+    play.stage.script[step].append(fails(EngineRefused("no")))
+    with pytest.raises(WorkflowFailureError):
+        await (await play.start("InitSession")).result()
+    assert play.stage.calls[-6:] == [*BACK, "session.settle failed"]
+    failure = play.stage.sessions_ended[0].failure
+    assert failure is not None and (failure.code, failure.message) == ("engine_refused", "no")
+
+
+@pytest.mark.parametrize("step", ["session.prepare", "instance.start"])
+async def test_cancelled_anywhere_both_go(play: Theatre, step: str) -> None:
+    gate = Gate()
+    play.stage.script[step].append(gate)
+    handle = await play.start("InitSession")
+    await gate.reached.wait()
+    await handle.cancel()
+    with pytest.raises(WorkflowFailureError):
+        await handle.result()
+    assert play.stage.calls[-6:] == [*BACK, "session.settle cancelled"]
+
+
+async def test_files_go_after_the_sandbox_whoever_cancels(play: Theatre) -> None:
+    gate = Gate(swallow=True)
+    play.stage.script["session.discard"].append(gate)
+    handle = await play.start("DeprovisionSession")
+    await gate.reached.wait()
+    await handle.cancel()
+    gate.opened.set()
+    await handle.result()
+    assert play.stage.calls == ["session.remove", *DELETE, "session.discard", "session.settle completed"]
+
+
+async def test_a_sandbox_that_is_so_already_is_left_alone(play: Theatre) -> None:
+    play.stage.placed = False
+    await (await play.start("StopSession")).result()
+    assert play.stage.calls == ["session.change", "session.settle completed"]

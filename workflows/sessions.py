@@ -1,0 +1,103 @@
+"""The plans of work sessions. Their sandboxes are launched, stopped and deleted by children of theirs."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from temporalio import workflow
+from temporalio.exceptions import FailureError
+
+from workflows.balancers import carried_out
+from workflows.hosts import move
+from workflows.options import REMOVE, RESTORE, on_control, on_host, remaining
+from workflows.saga import Saga, Settle, call, carry_out, shielded
+
+with workflow.unsafe.imports_passed_through():
+    from activities.session_ends import SessionEnd
+    from activities.sessions import Sandbox, SessionEngine, SessionRecords
+    from model.workflows import Failure, Order, Outcome
+
+
+def settling(order: Order) -> Settle:
+    async def settle(outcome: Outcome, failure: Failure | None, facts: Any, undone: bool) -> None:
+        ended = SessionEnd(order=order, outcome=outcome, failure=failure)
+        await call(SessionRecords.settle, ended, "settle", on_control())
+
+    return settle
+
+
+@workflow.defn
+class InitSession:
+    """Make its files, then launch its sandbox on them. Where one of both fails, both go again."""
+
+    @workflow.run
+    async def run(self, order: Order) -> None:
+        async def plan(saga: Saga) -> None:
+            begun = await saga.step(SessionRecords.begin, order, on_control(remaining(order)))
+            try:
+                if begun.host is not None:
+                    await saga.step(SessionEngine.prepare, begun.tree, on_host(begun.host, remaining(order)))
+                launch = await saga.step(SessionRecords.launch, order, on_control(remaining(order)))
+                if launch is not None:
+                    await carried_out(launch)
+            except (asyncio.CancelledError, FailureError):
+                await shielded(self._take_back(order, begun))
+                raise
+
+        await carry_out(order, plan, settling(order))
+
+    async def _take_back(self, order: Order, begun: Sandbox) -> None:
+        try:
+            doomed = await call(SessionRecords.remove, order, "undo-sandbox", on_control(RESTORE, poll=True))
+            if doomed.change is not None:
+                await move(doomed.change)
+            if begun.host is not None:
+                await call(SessionEngine.discard, begun.tree, "undo-files", on_host(begun.host, REMOVE))
+        except FailureError as error:
+            # The session is in error then, and its delete removes what is left.
+            workflow.logger.error("not taken back: %s", error.cause)
+
+
+@workflow.defn
+class StopSession:
+    @workflow.run
+    async def run(self, order: Order) -> None:
+        await changed(order)
+
+
+@workflow.defn
+class StartSession:
+    @workflow.run
+    async def run(self, order: Order) -> None:
+        await changed(order)
+
+
+@workflow.defn
+class DeprovisionSession:
+    """Wait until the runs in the way have ended, delete its sandbox, then its files. A cancel does not stop it."""
+
+    @workflow.run
+    async def run(self, order: Order) -> None:
+        async def plan(saga: Saga) -> None:
+            doomed = await saga.step(SessionRecords.remove, order, on_control(remaining(order), poll=True))
+            if doomed.change is not None:
+                await carried_out(doomed.change)
+            if doomed.host is not None:
+                await saga.step(SessionEngine.discard, doomed.tree, on_host(doomed.host, remaining(order)))
+
+        await carry_out(order, plan, settling(order), cancellable=False)
+
+
+async def changed(order: Order) -> None:
+    """Stop or start its sandbox; a part that is called off is as it was before."""
+
+    async def plan(saga: Saga) -> None:
+        part = await saga.step(SessionRecords.change, order, on_control(remaining(order), poll=True))
+        if part is not None:
+            await carried_out(part)
+
+    await carry_out(order, plan, settling(order))
+
+
+PLANS = [InitSession, StopSession, StartSession, DeprovisionSession]
