@@ -114,7 +114,8 @@ class SessionRecords:
             begun = _part(session, order, "DeprovisionInstance")
             if begun is None:
                 orders.call_off_others(session, sandbox)
-                begun = self._order(session, order, sandbox, "DeprovisionInstance", self._limits.deadline_delete)
+                deadline = self._limits.deadline_delete
+                begun = self._order(session, order, sandbox, "DeprovisionInstance", deadline)
             return found.model_copy(update={"change": begun})
 
     def _order(self, session: Session, order: Order, sandbox: Instance, kind: str, deadline: float) -> Order:
@@ -127,6 +128,7 @@ class SessionRecords:
             deadline_seconds=deadline,
             grace_seconds=self._limits.stop_grace,
             parent_id=order.workflow_id,
+            force=order.force,
         )
 
     @activity.defn(name="session.settle")

@@ -90,6 +90,13 @@ class SessionTrees:
         faults.reached("after_effect")
         return folder / "merged"
 
+    def record(self, session: UUID) -> Record:
+        """Of what it was made. Raises NotFound where there is none."""
+        record = _read(self._folder(session))
+        if record is None:
+            raise NotFound(f"session {session} has no files on this host", path="")
+        return record
+
     def mount(self, session: UUID, cancelled: Check = lambda: False) -> Path:
         """Mount what was prepared; success where it is mounted. Raises NotFound where there is none."""
         with self._locked(session) as (folder, lock):
@@ -130,7 +137,7 @@ class SessionTrees:
             names = os.listdir(self._trees / "sessions")
         except FileNotFoundError:
             return []
-        return [UUID(name) for name in names if _is_id(name)]
+        return [UUID(name) for name in names if is_id(name)]
 
     def _folder(self, session: UUID) -> Path:
         return self._trees / "sessions" / str(session)
@@ -260,7 +267,7 @@ def _write(folder: Path, record: Record) -> None:
     new.rename(folder / RECORD)
 
 
-def _is_id(name: str) -> bool:
+def is_id(name: str) -> bool:
     try:
         return str(UUID(name)) == name
     except ValueError:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import UUID, uuid5
 
 import httpx
@@ -20,6 +21,10 @@ from model.settings import Settings
 from model.workspaces import MOST_TREES
 from worker.identity import Membership, api_client
 
+if TYPE_CHECKING:
+    from drivers.docker_workspaces import DockerWorkspaces
+    from drivers.simulated_workspaces import SimulatedWorkspaces
+
 log = structlog.get_logger()
 PATIENCE = 10.0
 #: Beside what an agent is: its identity, what it brought.
@@ -30,8 +35,8 @@ AUTHORITIES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bund
 
 def workspace_driver(
     host: AgentHost, installation: UUID, settings: Settings, agents: Path, images: Images
-) -> Workspaces:
-    """The driver of a host's backend. ``agents``: the folder of the agent's identity."""
+) -> DockerWorkspaces | SimulatedWorkspaces:
+    """The driver of a host's backend; that of its commits comes with it. ``agents``: the folder of the agent's identity."""
     root = (agents / TREES).absolute()
     if host.backend == "simulated":
         from drivers.simulated_workspaces import SimulatedWorkspaces
