@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import Engine, Row, func, select, update
 from sqlalchemy.orm import Session
 from temporalio import activity
 
@@ -122,7 +123,8 @@ def _workspace(session: Session, id: UUID) -> Workspace:
     return session.scalars(select(Workspace).where(Workspace.id == id)).one()
 
 
-def moved(workspace: Workspace, work: WorkSession, parent: str) -> WorkspaceMoved:
+def moved(workspace: Workspace | Row[Any], work: WorkSession | Row[Any], parent: str) -> WorkspaceMoved:
+    """What to say where a session cannot commit to its workspace any more."""
     return WorkspaceMoved(
         f"workspace {workspace.name} is at {workspace.commit} and {workspace.status}, and what session {work.name} has "
         f"changed follows {parent}: take its changes (GET /v1/sessions/{work.id}/diff) to a new session",

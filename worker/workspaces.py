@@ -36,7 +36,7 @@ AUTHORITIES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bund
 def workspace_driver(
     host: AgentHost, installation: UUID, settings: Settings, agents: Path, images: Images
 ) -> DockerWorkspaces | SimulatedWorkspaces:
-    """The driver of a host's backend; that of its commits comes with it. ``agents``: the folder of the agent's identity."""
+    """The driver of a host's backend, which makes that of its commits. ``agents``: the folder of its identity."""
     root = (agents / TREES).absolute()
     if host.backend == "simulated":
         from drivers.simulated_workspaces import SimulatedWorkspaces
