@@ -155,8 +155,12 @@ def test_what_is_due_is_ordered_of_the_session_once(worked: Worked) -> None:
     assert worked.db.one("SELECT status FROM work_sessions")["status"] == "removing"
     assert worked.db.one("SELECT status FROM instances")["status"] == "running"
     assert worked.due() == []
-    assert worked.settle(order, FAILED) == "error"
+    # It was only a row, and nothing of the session is gone.
+    assert worked.settle(order, FAILED) == "running"
     assert worked.due() == [], "it failed a moment ago"
+    again = worked.order("DeprovisionSession", "removing")
+    worked.platform.run(worked.records.remove, again)
+    assert worked.settle(again, FAILED) == "error"
 
 
 def test_a_commit_is_the_workspace_s_where_that_is_still_where_it_was(worked: Worked) -> None:
