@@ -17,7 +17,7 @@ from api.authentication import may
 from api.caller import Caller
 from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES
-from api.instance_changes import cancel_others, order_of
+from api.instance_changes import cancel_others, order_of, unforced
 from api.instance_schemas import InstanceCreate
 from api.launches import template_of
 from api.paging import OfName, Paging, page_of
@@ -271,7 +271,7 @@ async def delete(
     session = await lock(caller, session_id)
     if session.status == SessionStatus.REMOVED:
         return answer(request, await show(caller, session_id), headers={"ETag": etag(session.version)})
-    if session.status == SessionStatus.REMOVING:
+    if session.status == SessionStatus.REMOVING and not (force and await unforced(caller, session.workflow_id)):
         check_if_match(request, session.version, session.version - 1)
         return await acceptance.answer(show, Answered(session_id, session.workflow_id))
     check_if_match(request, session.version)

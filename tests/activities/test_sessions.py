@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -192,8 +193,14 @@ def test_a_commit_is_the_workspace_s_where_that_is_still_where_it_was(worked: Wo
     assert worked.db.one("SELECT head FROM work_sessions")["head"] == "3" * 40
 
 
-def test_a_forced_delete_forces_that_of_the_sandbox(worked: Worked) -> None:
+def test_a_forced_delete_forces_that_of_the_sandbox_and_waits_for_none(
+    worked: Worked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worked.order("DeprovisionSession", "removing")  # one that waits for a host which is lost
     order = worked.order("DeprovisionSession", "removing").model_copy(update={"force": True})
+    with pytest.raises(NotReady):
+        worked.platform.run(worked.records.remove, order)
+    monkeypatch.setattr("activities.sessions.FORCE_AFTER", dt.timedelta(seconds=-60))
     assert worked.platform.run(worked.records.remove, order).change.force
 
 

@@ -123,7 +123,8 @@ def test_what_a_session_commits_is_what_new_ones_begin_with(stack: Stack, source
     about = {change["path"]: change["status"] for change in found["files"]}
     assert about == {"README": "modified", "new/file": "added", "src/data.bin": "deleted"}
     assert "-base\n+changed\n" in found["diff"] and not found["truncated"] and found["base"] == first
-    assert stack.get(f"{path}/diff?path=new&stat=true")["diff"] is None
+    part = stack.request("GET", f"{path}/diff?path=new&stat=true").json()["data"]
+    assert ([change["path"] for change in part["files"]], part["diff"]) == (["new/file"], None)
 
     # The agent dies with the commit made and nobody told: it is made once.
     point = "commit.write.after_effect"
