@@ -8,6 +8,7 @@ from temporalio import activity
 
 from activities.audit import AuditRecords
 from activities.balancers import BalancerEngine, BalancerRecords
+from activities.commits import CommitEngine, CommitRecords
 from activities.cron import CronRecords
 from activities.cron_calls import CronActs, CronCalls
 from activities.cron_schedules import CronSchedules
@@ -36,6 +37,7 @@ CONTROL_CLASSES: tuple[type, ...] = (
     HostDrains,
     BalancerRecords,
     SessionRecords,
+    CommitRecords,
     SampleRecords,
     ProjectEnds,
     UserEnds,
@@ -60,6 +62,7 @@ HOST_CLASSES: tuple[type, ...] = (
     BalancerEngine,
     WorkspaceEngine,
     SessionEngine,
+    CommitEngine,
 )
 WEBHOOK_CLASSES: tuple[type, ...] = (WebhookCalls,)
 CRON_CLASSES: tuple[type, ...] = (CronCalls,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Protocol
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from temporalio import activity
 from activities import orders
 from activities.database import transaction
 from activities.fleet import Limits
+from activities.instances import FORCE_AFTER
 from activities.runs import Histories, claim, others, record
 from activities.session_ends import SessionEnd, lock_session, move_session, settle_session
 from drivers.machines import Check
@@ -101,12 +103,15 @@ class SessionRecords:
         """Claim the run, and order the delete of its sandbox, as a child of it, unless that is deleted; and say where
         its files are. Repeated, the same child, as long as that has not ended.
 
-        What works on the sandbox is called off; runs of the session itself are waited for.
+        What works on the sandbox is called off; runs of the session itself are waited for, by one that is forced not
+        longer than FORCE_AFTER: each works on what it finds.
         """
+        waited = dt.datetime.now(dt.UTC) - activity.info().scheduled_time
         with transaction(self._engine, order.project_id) as session:
             work = lock_session(session, order)
             claim(session, order)
-            if in_the_way := others(session, order):
+            in_the_way = others(session, order)
+            if in_the_way and not (order.force and waited > FORCE_AFTER):
                 raise NotReady(f"workflow {in_the_way[0]} still works on session {order.name}")
             found, sandbox = _sandbox(session, work), _lock_sandbox(session, work)
             if sandbox.status == Status.DELETED:
@@ -114,7 +119,8 @@ class SessionRecords:
             begun = _part(session, order, "DeprovisionInstance")
             if begun is None:
                 orders.call_off_others(session, sandbox)
-                begun = self._order(session, order, sandbox, "DeprovisionInstance", self._limits.deadline_delete)
+                deadline = self._limits.deadline_delete
+                begun = self._order(session, order, sandbox, "DeprovisionInstance", deadline)
             return found.model_copy(update={"change": begun})
 
     def _order(self, session: Session, order: Order, sandbox: Instance, kind: str, deadline: float) -> Order:
@@ -127,6 +133,7 @@ class SessionRecords:
             deadline_seconds=deadline,
             grace_seconds=self._limits.stop_grace,
             parent_id=order.workflow_id,
+            force=order.force,
         )
 
     @activity.defn(name="session.settle")

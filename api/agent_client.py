@@ -142,10 +142,11 @@ class Agents:
         query: Mapping[str, str],
         run: Run | None = None,
         sent: Sent | None = None,
+        patience: float = ANSWER_SECONDS,
     ) -> Opened[aiohttp.ClientResponse]:
-        """Its body raises what ``broken`` is made of, where it breaks off."""
+        """Its body raises what ``broken`` is made of, where it breaks off. ``patience``: seconds for its first word."""
         with self._counted(target):
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with asyncio.timeout(patience):
                 answer = await self._http().request(
                     "GET" if run is None else "POST",
                     _url(target, verb),

@@ -68,7 +68,7 @@ async def change(
     if verb.done is Status.DELETED:
         if instance.status == Status.DELETED:
             return answer(request, await show(caller, instance_id), headers={"ETag": etag(instance.version)})
-        if instance.status == Status.DELETING and not (force and await _unforced(caller, instance.workflow_id)):
+        if instance.status == Status.DELETING and not (force and await unforced(caller, instance.workflow_id)):
             # The same request again names the version before it.
             check_if_match(request, instance.version, instance.version - 1)
             return await acceptance.answer(show, Answered(instance_id, instance.workflow_id))
@@ -222,7 +222,7 @@ async def name_taken(caller: Caller, error: IntegrityError, name: str) -> Except
     return NameTaken(f"there is an instance named '{name}' already", name=name)
 
 
-async def _unforced(caller: Caller, workflow_id: UUID) -> bool:
+async def unforced(caller: Caller, workflow_id: UUID) -> bool:
     """Whether the delete under way is one that waits for its engine: a forced one may take its place."""
     order = select(Workflow.order).where(Workflow.project_id == caller.project_id, Workflow.id == workflow_id)
     return not Order.model_validate((await caller.execute(order)).scalar_one()).force

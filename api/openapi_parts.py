@@ -32,6 +32,7 @@ close code: 4000 and the status.
 | `/v1/ws/logs/{instance_id}?tail=` | binary: what the instance's program writes |
 | `/v1/ws/stats/{instance_id}` | text, about once a second: what the instance uses, as a JSON object |
 | `/v1/ws/terminal/{instance_id}?command=&columns=&rows=` | binary both ways; sizes, and how it ended, as text |
+| `/v1/sessions/{session_id}/terminal?command=&columns=&rows=` | the same, in a session's sandbox |
 """
 TAGS = {
     "auth": "Users, their logins, and the keys that they make.",

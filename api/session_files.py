@@ -10,10 +10,10 @@ from uuid import UUID
 
 import orjson
 from fastapi import APIRouter, Query, Request, Response
-from sqlalchemy import select
+from sqlalchemy import func, select
 from starlette.requests import ClientDisconnect
 
-from api.agent_client import Agents, Opened, Target
+from api.agent_client import ANSWER_SECONDS, Agents, Opened, Target
 from api.authentication import may, may_unread
 from api.caller import Caller
 from api.envelope import Envelope, answer
@@ -23,7 +23,7 @@ from api.resources import one
 from api.streamed import Streamed
 from api.streams import until_stopping
 from api.work_session_rows import mine
-from api.work_session_schemas import FileList, FileMove, FileView, FolderCreate, Unpacked
+from api.work_session_schemas import DiffView, FileList, FileMove, FileView, FolderCreate, Unpacked
 from drivers.pace import Pace
 from drivers.pace import said as pace_said
 from model.errors import HostUnreachable, InvalidState, Malformed
@@ -35,6 +35,8 @@ router = APIRouter(prefix="/v1/sessions/{session_id}", tags=["sessions"], respon
 
 #: In these its files are there.
 _THERE = frozenset({SessionStatus.CREATING_SANDBOX, SessionStatus.RUNNING, SessionStatus.STOPPED})
+#: An agent compares for up to 100 s, and may have to make a sandbox first.
+DIFF_SECONDS = 130.0
 #: How long a sender may be silent.
 SILENCE_SECONDS = 60
 PARTIAL = 206
@@ -134,6 +136,27 @@ async def delete(
     return Response(status_code=204)
 
 
+@router.get("/diff", response_model=Envelope[DiffView])
+async def diff(
+    request: Request,
+    session_id: UUID,
+    caller: Annotated[Caller, may("sessions:use")],
+    path: PathQuery = "",
+    stat: Annotated[bool, Query(description="Without the text")] = False,
+) -> Response:
+    """What the session has changed since it was last committed, or began, below a path; files that nobody has added
+    included, and those that a `.gitignore` names not. At most 1 MiB of text and 10,000 files."""
+    about = select(WorkSession.project_id, func.coalesce(WorkSession.head, WorkSession.commit).label("base"))
+    row = await one(caller, about.where(mine(caller, session_id)), "session", session_id)
+    query = {"act": "diff", "path": path, "base": row.base, "project": str(row.project_id)}
+    query["text"] = "false" if stat else "true"
+    opened = await _open(request, caller, session_id, query, patience=DIFF_SECONDS)
+    try:
+        return answer(request, orjson.loads(await opened.it.read()))
+    finally:
+        opened.close()
+
+
 @router.get("/archive", response_class=Response, responses={200: BYTES})
 async def archive(
     request: Request, session_id: UUID, caller: Annotated[Caller, may("sessions:use")], path: PathQuery = ""
@@ -178,11 +201,13 @@ async def _target(caller: Caller, session_id: UUID) -> Target:
     return Target(row.id, row.name, row.host_id, row.host, row.agent_url, row.fingerprint, "session")
 
 
-async def _open(request: Request, caller: Caller, session_id: UUID, query: dict[str, str]) -> Opened[Any]:
+async def _open(
+    request: Request, caller: Caller, session_id: UUID, query: dict[str, str], patience: float = ANSWER_SECONDS
+) -> Opened[Any]:
     target = await _target(caller, session_id)
     await caller.commit()
     agents: Agents = request.app.state.agents
-    return await agents.open(target, "files", query)
+    return await agents.open(target, "files", query, patience=patience)
 
 
 async def _streamed(

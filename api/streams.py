@@ -27,11 +27,14 @@ from api.http import StreamBroken
 from api.instance_rows import MINE, check_unmanaged
 from api.instance_schemas import split_words
 from api.open_streams import Held, OpenStreams
+from api.resources import one
 from api.sockets import ENDED, accept, ignored, relay, told
 from api.streamed import Streamed, first_of
+from api.work_session_rows import mine
 from model.errors import HostUnreachable, InvalidState, NotFound, ValidationFailed
 from model.hosts import Host, is_reachable
 from model.instances import Instance, Status
+from model.sessions import WorkSession
 from model.settings import Settings
 from model.streams import Resize, Run, Size, Tail
 
@@ -173,9 +176,28 @@ async def terminal(
     rows: Size = 24,
 ) -> None:
     """A terminal in the instance: bytes as binary messages; sizes, and how it ended, as JSON in text messages."""
+    await _terminal(socket, instance_id, command, columns, rows)
+
+
+@router.websocket("/v1/sessions/{session_id}/terminal")
+async def session_terminal(
+    socket: WebSocket,
+    session_id: UUID,
+    command: Annotated[str | None, Query(max_length=MOST_COMMAND, pattern=r"^[^\x00]*$")] = None,
+    columns: Size = 80,
+    rows: Size = 24,
+) -> None:
+    """The same in the sandbox of a work session, where its files are."""
+    await _terminal(socket, session_id, command, columns, rows, of_session=True)
+
+
+async def _terminal(
+    socket: WebSocket, id: UUID, command: str | None, columns: int, rows: int, *, of_session: bool = False
+) -> None:
     async with told(socket), AsyncExitStack() as open_:
-        target = await _enter(socket, instance_id, "instances:exec", running=True, command=command or "")
-        await open_.enter_async_context(activity.going_on(socket.state.caller, instance_id))
+        said = command or ""
+        target = await _enter(socket, id, "instances:exec", running=True, command=said, of_session=of_session)
+        await open_.enter_async_context(activity.going_on(socket.state.caller, target.instance))
         query = {"columns": str(columns), "rows": str(rows)}
         if command:
             query["command"] = _words(command)
@@ -263,10 +285,21 @@ async def _target(caller: Caller, instance_id: UUID, *, running: bool = False, e
 
 
 async def _enter(
-    socket: WebSocket, instance_id: UUID, permission: str, *, running: bool = False, command: str = ""
+    socket: WebSocket,
+    instance_id: UUID,
+    permission: str,
+    *,
+    running: bool = False,
+    command: str = "",
+    of_session: bool = False,
 ) -> Target:
+    """``of_session``: the id is that of a work session, whose sandbox is meant."""
     caller = socket.state.caller = await authenticate(socket, permission)
     try:
+        if of_session:
+            caller.require("sessions:use")
+            sandbox = select(WorkSession.instance_id).where(mine(caller, instance_id))
+            instance_id = (await one(caller, sandbox, "session", instance_id)).instance_id
         target = await _target(caller, instance_id, running=running, entered=permission == "instances:exec")
         socket.state.held = _hold(socket, caller, permission)
         if permission == "instances:exec":

@@ -5,12 +5,15 @@ from __future__ import annotations
 import datetime as dt
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from api.instance_schemas import Env, ErrorView, ImageName, Name, Ports, SecretRef, TypeName
+from api.instance_schemas import Env, ErrorView, ImageName, Name, Ports, SecretRef, Text, TypeName
 from api.lifetimes import IdleStop, Ttl
 from model.instances import Port
 from model.networks import Network
+
+#: Characters of a commit's message.
+LONGEST_MESSAGE = 16_384
 
 
 class SessionCreate(BaseModel):
@@ -52,6 +55,8 @@ class SessionView(BaseModel):
     workspace_id: str
     #: Of the workspace: what its files were at first.
     commit: str
+    #: What was last committed of it; null: nothing.
+    head: str | None
     #: Its sandbox, an instance that is changed through it alone, and what that was made of.
     instance_id: str
     image: str
@@ -71,6 +76,70 @@ class SessionView(BaseModel):
     created_at: dt.datetime
     updated_at: dt.datetime
     deleted_at: dt.datetime | None
+
+
+class Author(BaseModel):
+    """Who a commit is by."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[Text, Field(min_length=1, max_length=200, pattern=r"^[^<>]*[^<>\s.,;:'\"][^<>]*$")]
+    email: Annotated[Text, Field(min_length=3, max_length=254, pattern=r"^[^<>@\s]+@[^<>@\s]+$")]
+
+    @field_validator("name")
+    @classmethod
+    def _one_line(cls, name: str) -> str:
+        if not name.isprintable():
+            raise ValueError("it is one line, without control characters")
+        return name
+
+
+class CommitCreate(BaseModel):
+    """``POST /v1/sessions/{id}/commit``."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"message": "Mend the login", "author": {"name": "Ada", "email": "ada@example.org"}}]
+        },
+    )
+
+    #: Its first line is the title.
+    message: Annotated[Text, Field(min_length=1, max_length=LONGEST_MESSAGE)]
+    #: Null: the platform.
+    author: Author | None = None
+
+    @field_validator("message")
+    @classmethod
+    def _says_something(cls, message: str) -> str:
+        if not message.strip():
+            raise ValueError("it says nothing")
+        return message
+
+
+class ChangeView(BaseModel):
+    """What became of one file."""
+
+    path: str
+    #: `added`, `modified`, `deleted` or `renamed`.
+    status: str
+    #: Of a renamed one: what it was called.
+    old_path: str | None
+    #: Lines; null: it is no text.
+    additions: int | None
+    deletions: int | None
+
+
+class DiffView(BaseModel):
+    """What a session has changed, files that nobody has added included."""
+
+    #: The commit that it is compared with: what was last committed of it, else what it began with.
+    base: str
+    files: list[ChangeView]
+    #: As git writes it; null: with `stat=true`.
+    diff: str | None
+    #: There is more than the 1 MiB of text, or the 10,000 files, that are shown.
+    truncated: bool
 
 
 class FileView(BaseModel):

@@ -10,26 +10,27 @@ from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy import Row, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from activities.commits import moved
 from api import lifetimes, workspaces
 from api.accept import Acceptance, Answered, check_if_match, etag
 from api.authentication import may
 from api.caller import Caller
 from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES
-from api.instance_changes import cancel_others, order_of
+from api.instance_changes import cancel_others, order_of, unforced
 from api.instance_schemas import InstanceCreate
 from api.launches import template_of
 from api.paging import OfName, Paging, page_of
 from api.quotas import reserve
 from api.resources import listed, one
 from api.work_session_rows import GONE, lock, query, show, view
-from api.work_session_schemas import SessionCreate, SessionView
+from api.work_session_schemas import CommitCreate, SessionCreate, SessionView
 from api.workflows import is_at
 from model.base import new_id
 from model.errors import InvalidState, NameTaken
 from model.hosts import Host
 from model.instances import Instance, Status
-from model.sessions import DEPROVISION, IDLE, INIT, START, STOP, SessionStatus, WorkSession
+from model.sessions import COMMIT, DEPROVISION, IDLE, INIT, START, STOP, SessionStatus, WorkSession
 from model.settings import Settings
 from model.workflows import TERMINAL, Order, Workflow
 from model.workspaces import WorkspaceStatus
@@ -210,29 +211,73 @@ async def _change(request: Request, caller: Caller, session_id: UUID, kind: str,
     if answered := await acceptance.answered_before(session_id, None):
         return await acceptance.answer(show, answered)
     check_if_match(request, session.version)
-    under_way = await _under_way(caller, session_id)
-    if session.status != wanted or under_way is not None:
-        busy = {} if under_way is None else {"workflow_id": str(under_way)}
-        said = f"{session.status}, not {wanted}" if session.status != wanted else "being worked on"
-        raise InvalidState(f"session {session.name} is {said}", state=session.status, **busy)
+    await _check_at_rest(caller, session, wanted)
     order = _order(request, caller, acceptance, kind, session_id, session.name)
     await _begin(caller, acceptance, session, order, session.status, "stopping" if kind == STOP else "starting")
     return await acceptance.answer(show)
 
 
+async def _check_at_rest(caller: Caller, session: Row[Any], *wanted: SessionStatus) -> None:
+    """Raises InvalidState where it is in another state than these, or is worked on."""
+    under_way = await _under_way(caller, session.id)
+    if session.status not in wanted or under_way is not None:
+        busy = {} if under_way is None else {"workflow_id": str(under_way)}
+        said = f"{session.status}, not {' or '.join(wanted)}" if session.status not in wanted else "being worked on"
+        raise InvalidState(f"session {session.name} is {said}", state=session.status, **busy)
+
+
+@router.post("/sessions/{session_id}/commit", status_code=202, response_model=Envelope[SessionView])
+async def commit(
+    request: Request, session_id: UUID, body: CommitCreate, caller: Annotated[Caller, may("sessions:use")]
+) -> Response:
+    """Commit what the session has changed to its workspace: one commit onto what the workspace is at, with which new
+    sessions begin from then on. The session goes on, stopped or running; `head` is the commit. Where nothing was
+    changed, all stays as it is.
+
+    409 `workspace_moved`, with both commits, where the workspace is at another commit than the session's changes
+    follow; where it goes there meanwhile, the workflow fails with the same. Needs `workspaces:update` too.
+    """
+    caller.require("workspaces:update")
+    acceptance = Acceptance(request, caller)
+    session = await lock(caller, session_id)
+    if answered := await acceptance.answered_before(session_id, body.model_dump(mode="json", exclude_unset=True)):
+        return await acceptance.answer(show, answered)
+    check_if_match(request, session.version)
+    await _check_at_rest(caller, session, SessionStatus.RUNNING, SessionStatus.STOPPED)
+    workspace = await workspaces.lock(caller, session.workspace_id)
+    await _check_ready(caller, workspace)
+    if workspace.submodules:
+        # They are files of the session, and none of the workspace's repository.
+        said = f"workspace {workspace.name} was brought with submodules, of which sessions make no commits: push yours"
+        raise InvalidState(said, state=workspace.status)
+    if workspace.commit != (session.head or session.commit):
+        raise moved(workspace, session, session.head or session.commit)
+    author = None if body.author is None else f"{body.author.name} <{body.author.email}>"
+    order = _order(request, caller, acceptance, COMMIT, session_id, session.name)
+    order = order.model_copy(update={"message": body.message, "author": author})
+    await _begin(caller, acceptance, session, order, session.status, "committing")
+    return await acceptance.answer(show)
+
+
 @router.delete("/sessions/{session_id}", status_code=202, response_model=Envelope[SessionView])
-async def delete(request: Request, session_id: UUID, caller: Annotated[Caller, may("sessions:delete")]) -> Response:
-    """Delete a session, whatever its state, with its sandbox and its files; what works on it is called off."""
+async def delete(
+    request: Request, session_id: UUID, caller: Annotated[Caller, may("sessions:delete")], force: bool = False
+) -> Response:
+    """Delete a session, whatever its state, with its sandbox and its files; what works on it is called off.
+
+    With `force=true` a host that does not answer is not waited for: its agent removes what is left.
+    """
     acceptance = Acceptance(request, caller)
     session = await lock(caller, session_id)
     if session.status == SessionStatus.REMOVED:
         return answer(request, await show(caller, session_id), headers={"ETag": etag(session.version)})
-    if session.status == SessionStatus.REMOVING:
+    if session.status == SessionStatus.REMOVING and not (force and await unforced(caller, session.workflow_id)):
         check_if_match(request, session.version, session.version - 1)
         return await acceptance.answer(show, Answered(session_id, session.workflow_id))
     check_if_match(request, session.version)
     await cancel_others(caller, acceptance, session_id)
     order = _order(request, caller, acceptance, DEPROVISION, session_id, session.name)
+    order = order.model_copy(update={"force": force})
     await _begin(caller, acceptance, session, order, SessionStatus.REMOVING, SessionStatus.REMOVING)
     return await acceptance.answer(show)
 
@@ -261,6 +306,7 @@ def _order(request: Request, caller: Caller, acceptance: Acceptance, kind: str, 
         INIT: settings.deadline_launch + settings.deadline_start,
         STOP: settings.deadline_stop,
         START: settings.deadline_start,
+        COMMIT: settings.deadline_workspace,
         # What is in its way is undone first.
         DEPROVISION: settings.deadline_delete + settings.deadline_stop,
     }

@@ -25,7 +25,7 @@ from model.base import new_id
 from model.errors import InUse, InvalidState, NameTaken, NotFound, ValidationFailed
 from model.git_urls import GitUrl
 from model.hosts import Host
-from model.sessions import SessionStatus, WorkSession
+from model.sessions import COMMIT, SessionStatus, WorkSession
 from model.settings import Settings
 from model.workflows import TERMINAL, Event, Order, Workflow
 from model.workspaces import DEPROVISION, INIT, SYNC, Workspace, WorkspaceStatus
@@ -180,6 +180,7 @@ async def sync(
             state=workspace.status,
             workflow_id=str(under_way),
         )
+    await _check_no_commit(caller, workspace)
     order = _order(request, caller, acceptance, SYNC, workspace_id, workspace.name)
     await _begin(caller, acceptance, workspace, order, WorkspaceStatus.READY, "workspace.syncing")
     return await acceptance.answer(_show)
@@ -208,6 +209,19 @@ async def delete(
     order = order.model_copy(update={"force": force})
     await _begin(caller, acceptance, workspace, order, WorkspaceStatus.DELETING, "workspace.deleting")
     return await acceptance.answer(_show)
+
+
+async def _check_no_commit(caller: Caller, workspace: Row[Any]) -> None:
+    """Raises InvalidState while a session's changes become a commit of it, which a sync would take away."""
+    its = select(WorkSession.id).where(WorkSession.workspace_id == workspace.id)
+    commits = (Workflow.project_id == caller.project_id) & (Workflow.kind == COMMIT) & Workflow.resource_id.in_(its)
+    found = select(Workflow.id).where(commits, Workflow.state.not_in(TERMINAL)).limit(1)
+    if (under_way := (await caller.execute(found)).scalar_one_or_none()) is not None:
+        raise InvalidState(
+            f"a session commits to workspace {workspace.name}: try again when that has ended",
+            state=workspace.status,
+            workflow_id=str(under_way),
+        )
 
 
 async def _check_unused(caller: Caller, workspace: Row[Any]) -> None:

@@ -104,6 +104,7 @@ HINTS = {
     "precondition_failed": "it has changed meanwhile: look again, then repeat",
     "fetch_failed": "see what git said: cairn workspace show NAME; another login: cairn credential rotate NAME",
     "path_refused": "an operator allows folders of a host: CAIRN_WORKSPACE_PATHS of its agent",
+    "workspace_moved": "take its changes to a new session: cairn session diff NAME; cairn session create WORKSPACE",
     "workspace_too_large": "fetch less of it: cairn workspace create NAME URL --depth 1",
     "managed": "it belongs to a load balancer: change that, with cairn lb",
     "unreachable_target": "publish the port (--port), or launch it on the balancer's host: cairn lb show NAME",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import tarfile
+import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 from urllib.parse import quote
 
 import httpx
@@ -20,6 +23,8 @@ from cli.options import pairs, seconds
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
 from cli.render import All, Format, Limit, Output
 
+#: A host may have to look at each file.
+DIFF_SECONDS = 150.0
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Work sessions: sandboxes on workspaces' files.")
 
 Name = Annotated[str, typer.Argument(help="Name or id.", show_default=False, autocompletion=session_names)]
@@ -110,10 +115,57 @@ def start(names: Names, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT, o
 
 
 @app.command(epilog="Example: cairn session rm fix-login")
-def rm(names: Names, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT, output: Output = Format.TABLE) -> None:
+def rm(
+    names: Names,
+    force: Annotated[bool, typer.Option("--force", help="Do not wait for a host that does not answer.")] = False,
+    wait: Wait = True,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    output: Output = Format.TABLE,
+) -> None:
     """Delete sessions, with their files."""
+    ending, params = Ending(wait, timeout, output), {"force": "true"} if force else None
+    each(_KIND, names, "delete of", lambda client, path: client.request("DELETE", path, params=params), ending)
+
+
+@app.command(epilog="Example: cairn session diff fix-login src")
+def diff(
+    name: Name,
+    path: Annotated[str, typer.Argument(help="A file or folder of it (default: all of it).", show_default=False)] = "",
+    stat: Annotated[bool, typer.Option("--stat", help="Only which files, and how many lines.")] = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Show what a session has changed since it was last committed, or made."""
+    with Client() as client:
+        params = {"path": path, "stat": "true" if stat else "false"}
+        found = client.request("GET", f"{_path_of(client, name)}/diff", params=params, timeout=DIFF_SECONDS)["data"]
+    if output is not Format.TABLE:
+        render.print_json(found)
+    elif stat:
+        render.print_table(["STATUS", "ADDED", "DELETED", "NAME"], [_row(change) for change in found["files"]])
+    else:
+        typer.echo(found["diff"], nl=False)
+    if found["truncated"]:
+        render.say("there is more than is shown: name a path")
+
+
+@app.command(epilog="Example: cairn session commit fix-login -m 'Mend the login'")
+def commit(
+    name: Name,
+    message: Annotated[str, typer.Option("--message", "-m", help="What it says; its first line is the title.")],
+    author: Annotated[str | None, typer.Option(help="'NAME <MAIL>' (default: the platform).")] = None,
+    wait: Wait = True,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    output: Output = Format.TABLE,
+) -> None:
+    """Commit what a session has changed to its workspace: new sessions begin with it."""
+    body: dict[str, Any] = {"message": message}
+    if author is not None:
+        found = re.fullmatch(r"([^<>]+) <([^<> ]+)>", author)
+        if found is None:
+            raise usage("--author is none", "write it as 'Ada Lovelace <ada@example.org>'")
+        body["author"] = {"name": found[1], "email": found[2]}
     ending = Ending(wait, timeout, output)
-    each(_KIND, names, "delete of", lambda client, path: client.request("DELETE", path), ending)
+    each(_KIND, [name], "commit of", lambda client, path: client.request("POST", f"{path}/commit", body=body), ending)
 
 
 @app.command("exec", epilog="Example: cairn session exec fix-login -- make test")
@@ -147,8 +199,7 @@ def files(
 ) -> None:
     """List a folder of a session, whether that runs or not."""
     with Client() as client:
-        folder = f"/sessions/{_find(client, name)['id']}/files"
-        found = client.request("GET", folder, params={"path": path})["data"]
+        found = client.request("GET", f"{_path_of(client, name)}/files", params={"path": path})["data"]
     if output is not Format.TABLE:
         render.print_json(found)
         return
@@ -165,13 +216,20 @@ def files(
 def cp(
     source: Annotated[str, typer.Argument(help="A file here, or SESSION:PATH.", show_default=False)],
     target: Annotated[str, typer.Argument(help="SESSION:PATH, or a file or folder here.", show_default=False)],
+    recursive: Annotated[
+        bool, typer.Option("--recursive", "-r", help="A folder, which comes to be in the folder TARGET.")
+    ] = False,
 ) -> None:
-    """Copy a file into a session, or out of it, whether that runs or not."""
+    """Copy a file or folder into a session, or out of it, whether that runs or not."""
     out_of, into = _split(source), _split(target)
     if (out_of is None) == (into is None):
         raise usage("one of both is a file of a session", "write it as SESSION:PATH")
     with Client() as client:
-        if into is not None:
+        if recursive and into is not None:
+            _pack(client, into, Path(source))
+        elif recursive and out_of is not None:
+            _unpack(client, out_of, Path(target))
+        elif into is not None:
             session, path = into
             inside = path + Path(source).name if not path or path.endswith("/") else path
             _upload(client, _path(client, session, inside), Path(source))
@@ -186,9 +244,42 @@ def cp(
 def _upload(client: Client, path: str, source: Path) -> None:
     try:
         with source.open("rb") as file:
-            answer = client.http.put(path, content=file, timeout=httpx.Timeout(None, connect=5))
+            _put(client, path, file, {})
     except OSError as error:
         raise usage(f"{source} cannot be read: {error.strerror}", "name a file that you may read") from None
+
+
+def _pack(client: Client, into: tuple[str, str], source: Path) -> None:
+    session, path = into
+    with tempfile.TemporaryFile() as packed:
+        try:
+            with tarfile.open(fileobj=packed, mode="w") as archive:
+                archive.add(source, source.resolve().name)
+        except OSError as error:
+            raise usage(f"{source} cannot be read: {error.strerror}", "name a folder that you may read") from None
+        packed.seek(0)
+        _put(client, f"{_path_of(client, session)}/archive", packed, {"path": path.rstrip("/")})
+
+
+def _unpack(client: Client, out_of: tuple[str, str], target: Path) -> None:
+    session, path = out_of
+    with tempfile.TemporaryFile() as packed:
+        with client.text(f"{_path_of(client, session)}/archive", {"path": path.rstrip("/")}) as answer:
+            for chunk in answer.iter_bytes():
+                packed.write(chunk)
+        packed.seek(0)
+        try:
+            target.mkdir(exist_ok=True)
+            with tarfile.open(fileobj=packed) as archive:
+                # What others made in a session: nothing of it comes to be elsewhere than in the folder.
+                archive.extractall(target, filter="data")
+        except (OSError, tarfile.TarError) as error:
+            raise usage(f"it cannot be unpacked into {target}: {error}", "name a folder that you may write") from None
+
+
+def _put(client: Client, path: str, content: IO[bytes], params: dict[str, str]) -> None:
+    try:
+        answer = client.http.put(path, content=content, params=params, timeout=httpx.Timeout(None, connect=5))
     except httpx.TransportError as error:
         raise client.unreachable(error) from None
     client.opened(answer.status_code, answer.content, path)
@@ -200,7 +291,11 @@ def _split(given: str) -> tuple[str, str] | None:
 
 
 def _path(client: Client, session: str, path: str) -> str:
-    return f"/sessions/{_find(client, session)['id']}/files/{quote(path)}"
+    return f"{_path_of(client, session)}/files/{quote(path)}"
+
+
+def _path_of(client: Client, name: str) -> str:
+    return f"/sessions/{_find(client, name)['id']}"
 
 
 def _find(client: Client, name: str) -> dict[str, Any]:
@@ -217,6 +312,12 @@ def _shown(entry: dict[str, Any]) -> str:
     return f"{entry['name']}{arrow}"
 
 
+def _row(change: dict[str, Any]) -> list[str]:
+    arrow = "" if change["old_path"] is None else f"{change['old_path']} -> "
+    lines = ("-" if change[name] is None else str(change[name]) for name in ("additions", "deletions"))
+    return [change["status"], *lines, f"{arrow}{change['path']}"]
+
+
 def _print(session: dict[str, Any], output: Format) -> None:
     if output is not Format.TABLE:
         render.print_json(session)
@@ -230,6 +331,7 @@ def _print(session: dict[str, Any], output: Format) -> None:
             ("error", f"{error['code']}: {error['message']}" if error else ""),
             ("workspace", session["workspace_id"]),
             ("commit", session["commit"]),
+            ("committed", session["head"] or ""),
             ("image", session["image"]),
             ("type", session["instance_type"]),
             ("network", session["network"]["mode"]),

@@ -14,7 +14,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -84,10 +84,13 @@ class GitSandboxes:
         url: GitUrl | None = None,
         login: GitLogin | None = None,
         check: Callable[[], None] = lambda: None,
+        shown: Mapping[str, Path] | None = None,
     ) -> Iterator[GitSandbox]:
         """A sandbox with these folders of the host, by where it sees them. ``url``: what it may fetch.
 
-        ``check`` is asked again and again while git runs, and may raise what ends it.
+        ``check`` is asked again and again while git runs, and may raise what ends it. ``shown``: folders that it can
+        only read, whoever their files are of: what is written in a session's sandbox is root's, and may be for root
+        alone.
         """
         self.end(workspace)
         proxied = f"{PROXY_ADDRESS} {PROXY_PORT}" if url is not None else None
@@ -98,9 +101,9 @@ class GitSandboxes:
         client = APIClient(self._engine.base_url, version=self._engine.client.api_version, timeout=int(self._seconds))
         try:
             with calling(), changing(cancelled):
-                made = self._create(
-                    client, name, workspace, project_id, image, {git_words.FOLDER: folder}, folders, url
-                )
+                read_only = {git_words.FOLDER: folder, **(shown or {})}
+                reader = as_reader() if shown else None
+                made = self._create(client, name, workspace, project_id, image, read_only, folders, url, reader)
                 client.start(made)
                 pid = int(client.inspect_container(made)["State"]["Pid"])
             with self._outlet(workspace, pid, url):
@@ -120,13 +123,17 @@ class GitSandboxes:
         given: Mapping[str, Path],
         folders: Mapping[str, Path],
         url: GitUrl | None,
+        reader: tuple[str, list[str]] | None = None,
     ) -> str:
+        """``reader``: as whom git runs instead, and with which capabilities."""
+        user, capabilities = reader or (self._user, [])
         mounts = [Mount(target=at, source=str(path), type="bind", read_only=True) for at, path in given.items()]
         mounts += [Mount(target=at, source=str(path.resolve()), type="bind") for at, path in folders.items()]
         host_config = client.create_host_config(
             network_mode="none",
             read_only=True,
             cap_drop=["ALL"],
+            cap_add=capabilities,
             security_opt=["no-new-privileges"],
             pids_limit=PIDS,
             mem_limit=MEMORY,
@@ -151,7 +158,7 @@ class GitSandboxes:
             image,
             entrypoint=["/bin/sleep"],
             command=[str(int(self._seconds))],
-            user=self._user,
+            user=user,
             name=name,
             working_dir="/",
             environment=git_words.ENVIRONMENT | proxy,
@@ -244,10 +251,22 @@ class GitSandbox:
         self._login = login
         self._until = time.monotonic() + seconds
 
-    def git(self, *words: str, at: str = "/", env: Mapping[str, str] | None = None, what: str) -> str:
-        """What git writes. Raises FetchFailed, which says ``what`` failed and git's last words; Cancelled."""
-        code, output, said = self._run(["git", *words], at, env or {})
-        if code:
+    def git(
+        self,
+        *words: str,
+        at: str = "/",
+        env: Mapping[str, str] | None = None,
+        what: str,
+        fine: Collection[int] = (0,),
+        most: int | None = None,
+    ) -> str:
+        """What git writes. Raises FetchFailed, which says ``what`` failed and git's last words; Cancelled.
+
+        ``fine``: exit codes that are none of a failure. ``most``: bytes, of which one more may come; the rest of what
+        it would have written is not waited for.
+        """
+        code, output, said = self._run(["git", *words], at, env or {}, most)
+        if code not in fine:
             raise FetchFailed(f"{what}: {git_words.last_words(said, self._login) or f'exit code {code}'}")
         return output
 
@@ -255,7 +274,9 @@ class GitSandbox:
         """Whether git finds it so."""
         return self._run(["git", *words], at, {})[0] == 0
 
-    def _run(self, argv: Sequence[str], at: str, env: Mapping[str, str]) -> tuple[int, str, list[str]]:
+    def _run(
+        self, argv: Sequence[str], at: str, env: Mapping[str, str], most: int | None = None
+    ) -> tuple[int, str, list[str]]:
         with calling():
             command = self._client.exec_create(self._engine_id, list(argv), environment=dict(env), workdir=at)["Id"]
             stream = self._client.exec_start(command, stream=True, demux=True)
@@ -272,6 +293,8 @@ class GitSandbox:
                 break
             self._look()
             output += piece[0] or b""
+            if most is not None and len(output) > most:
+                return 0, output[: most + 1].decode(errors="replace"), lines
             if len(output) > MOST_OUTPUT:
                 raise FetchFailed(f"git wrote more than {MOST_OUTPUT >> 20} MiB")
             rest += (piece[1] or b"").decode(errors="replace")
@@ -307,6 +330,14 @@ def _pump(stream: Any, pieces: queue.SimpleQueue[tuple[bytes | None, bytes | Non
         pass
     finally:
         pieces.put(None)
+
+
+def as_reader() -> tuple[str, list[str]]:
+    """As whom git reads what sessions have written, and with which capabilities: root that sees each file, and no more;
+    without root's rights this process's own user."""
+    if os.geteuid() == 0:
+        return "0:0", ["DAC_OVERRIDE"]
+    return as_user()[0], []
 
 
 def as_user() -> tuple[str, int | None]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from uuid import UUID
 
 from drivers import docker_names, faults, git_words, outbound, progress, trees
+from drivers.docker_commits import BRANCH, DockerCommits, Means
 from drivers.docker_engine import DockerEngine, calling
 from drivers.docker_git import GitSandbox, GitSandboxes, as_user
 from drivers.images import Images
@@ -19,6 +20,7 @@ from drivers.locks import alone, of_engine
 from drivers.machines import Check
 from drivers.ownership import Owner
 from drivers.secret_files import SecretFiles
+from drivers.session_trees import SessionTrees
 from drivers.trees import Trees
 from drivers.workspaces import Held
 from model import git_urls
@@ -33,8 +35,6 @@ LOCKS = 512
 FREE_BYTES, SHARE = 512 << 20, 10
 #: Where sandboxes see what they work on.
 MIRROR, WORKSPACE = "/mirror", "/workspace"
-#: The branch that a workspace's repository is on.
-BRANCH = "refs/heads/workspace"
 #: The index of what is checked out: needed until it is there.
 _INDEX = {"GIT_INDEX_FILE": f"{WORKSPACE}/index"}
 
@@ -87,6 +87,11 @@ class DockerWorkspaces:
             faults.reached("after_effect")
             size = self._check_size(self._trees.workspace(spec.id))
             return WorkspaceFacts(commit=commit, ref=ref, size_bytes=size)
+
+    def commits(self, sessions: SessionTrees) -> DockerCommits:
+        """The commit port on the same engine and folder."""
+        means = Means(self._git, self._trees, sessions, self._usable, self._alone, self._limit)
+        return DockerCommits(means)
 
     def remove(self, workspace: UUID, cancelled: Check) -> None:
         # What works on it is ended first: it may be of an agent that died, and holds no lock of ours.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Literal
 from urllib.parse import quote
 
 from model.git_urls import GitUrl
+from model.sessions import FileChange
 from model.workspaces import GitLogin
 
 #: Where a sandbox finds what is in no image and no argument: settings, and the values of a credential.
@@ -75,6 +77,11 @@ _PROGRESS = re.compile(
 )
 #: Of a failure, characters.
 MOST_WORDS = 600
+_STATUSES: dict[str, Literal["added", "modified", "deleted", "renamed"]] = {
+    "A": "added",
+    "D": "deleted",
+    "R": "renamed",
+}
 _HASH = re.compile(r"[0-9a-f]{40}")
 
 
@@ -138,6 +145,34 @@ def last_words(said: Iterable[str], login: GitLogin | None) -> str:
         for secret in (login.secret.strip(), quote(login.secret.strip(), safe="")):
             text = text.replace(secret, "***")
     return text[-MOST_WORDS:]
+
+
+def changed_files(statuses: str, lines: str) -> list[FileChange]:
+    """Of ``diff --name-status -z`` and ``diff --numstat -z``; what was cut off in the middle of a file is left out."""
+    counted, found = _counted(lines), []
+    words = iter(statuses.split("\0")[:-1])
+    for status in words:
+        old = next(words, "") if status.startswith("R") else None
+        path = next(words, "")
+        if path:
+            kind = _STATUSES.get(status[:1], "modified")
+            added, deleted = counted.get(path, (None, None))
+            found.append(FileChange(path=path, status=kind, old_path=old, additions=added, deletions=deleted))
+    return found
+
+
+def _counted(lines: str) -> dict[str, tuple[int | None, int | None]]:
+    """Lines that came and went, by path."""
+    counted: dict[str, tuple[int | None, int | None]] = {}
+    words = iter(lines.split("\0")[:-1])
+    for line in words:
+        added, deleted, path = [*line.split("\t", 2), "", ""][:3]
+        if not path:  # it was renamed: both names follow
+            next(words, "")
+            path = next(words, "")
+        # Of what is no text both are dashes.
+        counted[path] = (int(added), int(deleted)) if added.isdecimal() and deleted.isdecimal() else (None, None)
+    return counted
 
 
 def found_refs(listed: str) -> tuple[str | None, dict[str, str]]:

@@ -93,6 +93,13 @@ class SessionTrees:
         faults.reached("after_effect")
         return folder / "merged"
 
+    def record(self, session: UUID) -> Record:
+        """Of what it was made. Raises NotFound where there is none."""
+        record = _read(self._folder(session))
+        if record is None:
+            raise NotFound(f"session {session} has no files on this host", path="")
+        return record
+
     def mount(self, session: UUID, cancelled: Check = lambda: False) -> Path:
         """Mount what was prepared; success where it is mounted. Raises NotFound where there is none."""
         with self._locked(session) as (folder, lock):
@@ -133,7 +140,7 @@ class SessionTrees:
             names = os.listdir(self._trees / "sessions")
         except FileNotFoundError:
             return []
-        return [UUID(name) for name in names if _is_id(name)]
+        return [UUID(name) for name in names if is_id(name)]
 
     def held(self) -> list[Held]:
         """All that were prepared, and of which project they are."""
@@ -277,7 +284,7 @@ def _write(folder: Path, record: Record) -> None:
     new.rename(folder / RECORD)
 
 
-def _is_id(name: str) -> bool:
+def is_id(name: str) -> bool:
     try:
         return str(UUID(name)) == name
     except ValueError:

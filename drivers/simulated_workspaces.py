@@ -9,6 +9,8 @@ from uuid import UUID
 
 from drivers import faults
 from drivers.machines import Check
+from drivers.session_trees import SessionTrees
+from drivers.simulated_commits import SimulatedCommits
 from drivers.trees import Trees
 from drivers.workspaces import Held
 from model.errors import FetchFailed
@@ -38,6 +40,9 @@ class SimulatedWorkspaces:
     def remove(self, workspace: UUID, cancelled: Check) -> None:
         self._trees.remove(workspace)
         faults.reached("after_effect")
+
+    def commits(self, sessions: SessionTrees) -> SimulatedCommits:
+        return SimulatedCommits(self._trees, sessions)
 
     def held(self) -> list[Held]:
         return self._trees.held()

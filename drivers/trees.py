@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import stat
 import time
@@ -24,6 +25,8 @@ from model.errors import PathRefused, WorkspaceTooLarge
 #: In a workspace's folder: of which project it is.
 _PROJECT = "project"
 _CHUNK = 1 << 20
+#: Folders of a repository in which objects are.
+_OBJECTS = re.compile(r"pack|[0-9a-f]{2}")
 #: A mirror from which nothing was fetched for so long is removed.
 UNUSED_SECONDS = 14 * 86400.0
 #: What git receives it writes on as it comes: what stood still for so long is nobody's.
@@ -77,8 +80,21 @@ class Trees:
     def link_packs(self, mirror: Path, repository: Path) -> None:
         """The mirror's packs as the repository's: links, or copies where there can be none. Packs never change."""
         there = self.make(repository / "objects" / "pack")
+        self._link(mirror / "objects" / "pack", there)
+
+    def link_objects(self, made: Path, repository: Path) -> None:
+        """All objects of a repository as another's: files that never change either. They become git's."""
+        for folder in sorted((made / "objects").iterdir()):
+            if _OBJECTS.fullmatch(folder.name) and stat.S_ISDIR(folder.lstat().st_mode):
+                there = self.make(repository / "objects" / folder.name)
+                for linked in self._link(folder, there):
+                    self.give(linked)
+
+    def _link(self, folder: Path, there: Path) -> list[Path]:
+        """What was not there yet."""
         # An index last: a pack counts from then on.
-        found = sorted((mirror / "objects" / "pack").iterdir(), key=lambda file: (file.suffix == ".idx", file.name))
+        found = sorted(folder.iterdir(), key=lambda file: (file.suffix == ".idx", file.name))
+        new = []
         for file in found:
             linked = there / file.name
             if file.name.startswith("tmp_") or not stat.S_ISREG(file.lstat().st_mode) or linked.exists():
@@ -89,6 +105,8 @@ class Trees:
                 shutil.copyfile(file, linked.with_name(f"tmp_{file.name}"), follow_symlinks=False)
                 linked.with_name(f"tmp_{file.name}").rename(linked)
                 self.give(linked)
+            new.append(linked)
+        return new
 
     def settle(self, id: UUID, commit: str, keep: Collection[str]) -> Path:
         """Make what came the files of the commit, and remove those of others than ``keep``."""

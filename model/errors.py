@@ -86,6 +86,12 @@ class InUse(CairnError):
     code, status = "in_use", 409
 
 
+class WorkspaceMoved(CairnError):
+    """The workspace is at another commit than the one that a session's changes follow."""
+
+    code, status = "workspace_moved", 409
+
+
 class Managed(CairnError):
     """What was to be changed belongs to something else, which is to be changed instead; details: ``managed_by``."""
 

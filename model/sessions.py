@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 from uuid import UUID
 
 from sqlalchemy import ForeignKeyConstraint, Index, text
@@ -13,6 +14,7 @@ from model.resources import Resource, rules
 
 #: The workflows of sessions.
 INIT, STOP, START, DEPROVISION = "InitSession", "StopSession", "StartSession", "DeprovisionSession"
+COMMIT = "CommitSession"
 #: Where a session's files are in its sandbox.
 PLACE = "/workspace"
 #: The program of a sandbox, which does nothing.
@@ -44,11 +46,50 @@ class SessionTree(Frozen):
     commit: str
 
 
+class CommitSpec(Frozen):
+    """What a host is told to make of a session's files: a commit of its workspace."""
+
+    #: Of the run: repeated, it is the same commit.
+    id: UUID
+    project_id: UUID
+    tree: SessionTree
+    parent: str
+    message: str
+    #: ``NAME <MAIL>``; None: the platform.
+    author: str | None = None
+    #: Seconds since 1970.
+    at: int
+
+
+class FileChange(Frozen):
+    """What a session has made of one file. Lines are those of texts; None: it is none."""
+
+    path: str
+    status: Literal["added", "modified", "deleted", "renamed"]
+    #: Of a renamed one: what it was called.
+    old_path: str | None = None
+    additions: int | None = None
+    deletions: int | None = None
+
+
+class Difference(Frozen):
+    """What a session has changed since a commit."""
+
+    base: str
+    files: list[FileChange]
+    #: As git writes it; None: it was not asked for.
+    diff: str | None = None
+    #: There is more of one of both than is shown.
+    truncated: bool = False
+
+
 class WorkSession(Resource, Base):
     __tablename__ = "work_sessions"
 
     workspace_id: Mapped[UUID]
     commit: Mapped[str]
+    #: What was last committed of it; null: nothing.
+    head: Mapped[str | None]
     #: Its sandbox.
     instance_id: Mapped[UUID]
     #: The workflow that owns the session, or owned it last.

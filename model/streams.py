@@ -12,6 +12,7 @@ Paths of an agent are ``/hosts/{host}/instances/{instance}/{verb}``, each with a
 and ``/hosts/{host}/sessions/{session}/{verb}``, of the files of a session:
 
     GET  files?act=list|read|archive|watch&path=     JSON, the bytes, a tar archive, one JSON object a line
+    GET  files?act=diff&path=&base=&project=&text=   JSON: a Difference
     PUT  change?act=write|unpack|move|mkdir|delete&path=      JSON of what there is then
 
 An error is its status and ``{"code", "message", "details"}``.

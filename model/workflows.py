@@ -51,6 +51,7 @@ Kind = Literal[
     "InitSession",
     "StopSession",
     "StartSession",
+    "CommitSession",
     "DeprovisionSession",
     "ScaleGroup",
     "DeprovisionGroup",
@@ -98,6 +99,9 @@ class Order(Frozen):
     instance_type: str | None = None
     #: Host ports that the user named: these are never replaced by others.
     fixed_ports: list[int] = []
+    #: Of a commit of a session; the author as ``NAME <MAIL>``.
+    message: str = ""
+    author: str | None = None
     #: Of a run that goes on where another has ended (its history was long): the first of them, which claimed the row.
     first_run_id: str | None = None
     #: Of the request that asked for it, as W3C Trace Context writes it: whoever starts the run continues its trace.

@@ -23,6 +23,7 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from activities.balancers import BalancerEngine
+from activities.commits import CommitEngine
 from activities.hosts import HostEngine
 from activities.images import ImageEngine
 from activities.instances import InstanceEngine
@@ -35,6 +36,7 @@ from activities.workspaces import WorkspaceEngine
 from drivers.balancers import Balancers
 from drivers.blob_source import ApiBlobs
 from drivers.brought import Brought, brought_folder
+from drivers.commits import Commits
 from drivers.egress import Egress
 from drivers.images import Images
 from drivers.machines import Fence, Machines
@@ -209,17 +211,21 @@ async def run(settings: Settings) -> None:
         host.id: measured(balancer_driver(host, membership.installation, settings), f"{host.backend}.balancers")
         for host in membership.hosts
     }
-    workspaces = {
-        host.id: measured(
-            workspace_driver(host, membership.installation, settings, path.parent, images[host.id]),
-            f"{host.backend}.workspaces",
-        )
+    drivers = {
+        host.id: workspace_driver(host, membership.installation, settings, path.parent, images[host.id])
+        for host in membership.hosts
+    }
+    workspaces: dict[UUID, Workspaces] = {
+        host.id: measured(drivers[host.id], f"{host.backend}.workspaces") for host in membership.hosts
+    }
+    commits: dict[UUID, Commits] = {
+        host.id: measured(drivers[host.id].commits(trees[host.id]), f"{host.backend}.commits")
         for host in membership.hosts
     }
     gate = Gate(membership.ticket_keys)
     listener = agent_server.listen(settings, membership.api_url)
     served = {host.id: streams(host, membership.installation, settings) for host in membership.hosts}
-    serves = AgentServer(served, gate, trees, settings.session_file_max_bytes)
+    serves = AgentServer(served, gate, trees, settings.session_file_max_bytes, commits)
     temporal = TemporalLink(
         settings,
         follows="temporal_address" in unset,
@@ -257,6 +263,7 @@ async def run(settings: Settings) -> None:
                 balancers,
                 trees,
                 workspaces,
+                commits,
                 fence.AgentFence(settings),
                 Sealed(membership, keys),
             )
@@ -292,6 +299,7 @@ def step_workers(
     balancers: Mapping[UUID, Balancers],
     trees: Mapping[UUID, SessionTrees],
     workspaces: Mapping[UUID, Workspaces],
+    commits: Mapping[UUID, Commits],
     fence: Fence,
     given: Sealed | None = None,
 ) -> list[Worker]:
@@ -307,6 +315,7 @@ def step_workers(
             MachineSurvey(host.name, machines[host.id]),
             BalancerEngine(balancers[host.id], machines[host.id], given.secrets if given else None),
             SessionEngine(trees[host.id]),
+            CommitEngine(commits[host.id]),
             WorkspaceEngine(workspaces[host.id], given),
         ]
         workers.append(

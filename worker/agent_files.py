@@ -13,11 +13,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from drivers.commits import Commits
 from drivers.file_archives import ArchiveOut, unpack
 from drivers.file_watch import FileWatch
 from drivers.files import FileContent, Files
-from drivers.session_trees import SessionTrees
+from drivers.session_trees import SessionTrees, is_id
 from model.errors import NotFound, ValidationFailed
+from model.git_urls import is_commit
+from model.sessions import Difference
 from model.tickets import Ticket
 from worker.open_streams import OpenStreams, Upload
 
@@ -32,11 +35,13 @@ class FileRoutes:
     def __init__(
         self,
         trees: Mapping[UUID, SessionTrees],
+        commits: Mapping[UUID, Commits],
         most_bytes: int,
         streams: OpenStreams,
         slot: Callable[[UUID], AbstractContextManager[None]],
     ) -> None:
         self._trees = trees
+        self._commits = commits
         self._most_bytes = most_bytes
         self._streams = streams
         self._slot = slot
@@ -49,6 +54,9 @@ class FileRoutes:
             check(request, Ticket(instance=session, verb="files"))
             asked = request.query_params
             kept, path = await self._files(request), asked.get("path", "")
+            if asked.get("act") == "diff":
+                with self._slot(session):
+                    return _json(await self._streams.blocking(self._difference, request, session, path))
             match asked.get("act"):
                 case "list":
                     with self._slot(session):
@@ -76,7 +84,7 @@ class FileRoutes:
                             yield change.model_dump_json().encode() + b"\n"
 
                     return await streamed(session, lambda: FileWatch(kept, path), lines)
-            raise ValidationFailed("act: expected list, read, archive or watch", fields=[])
+            raise ValidationFailed("act: expected list, read, archive, watch or diff", fields=[])
 
         async def change(request: Request) -> Response:
             session: UUID = request.path_params["session"]
@@ -91,6 +99,16 @@ class FileRoutes:
 
         path = "/hosts/{host:uuid}/sessions/{session:uuid}"
         return [Route(f"{path}/files", files), Route(f"{path}/change", change, methods=["PUT"])]
+
+    def _difference(self, request: Request, session: UUID, path: str) -> Difference:
+        asked, host = request.query_params, request.path_params["host"]
+        base, project = asked.get("base", ""), asked.get("project", "")
+        if host not in self._commits:
+            raise NotFound("this agent does not serve this host")
+        if not is_commit(base) or not is_id(project):
+            raise ValidationFailed("base, project: expected a commit's whole id and a project's", fields=[])
+        text = asked.get("text") != "false"
+        return self._commits[host].diff(session, UUID(project), base, path, text=text, cancelled=lambda: False)
 
     async def _files(self, request: Request) -> Files:
         """Mounted, also where the host has started again since. Raises NotFound."""

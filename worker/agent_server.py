@@ -30,6 +30,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from api.streamed import Streamed, first_of, keep_alive
+from drivers.commits import Commits
 from drivers.session_trees import SessionTrees
 from drivers.streams import Output, Stream, Streams, Terminal
 from model.errors import (
@@ -74,14 +75,16 @@ class AgentServer:
         gate: Gate,
         trees: Mapping[UUID, SessionTrees] | None = None,
         most_bytes: int = 0,
+        commits: Mapping[UUID, Commits] | None = None,
     ) -> None:
-        """``trees``: where sessions have their files; ``most_bytes``: of one of these."""
+        """``trees``: where sessions have their files; ``most_bytes``: of one of these; ``commits``: what compares
+        them."""
         self._hosts = hosts
         self._gate = gate
         self._open: Counter[UUID] = Counter()
         self._streams = OpenStreams(THREADS)
         path = "/hosts/{host:uuid}/instances/{instance:uuid}"
-        files = FileRoutes(trees or {}, most_bytes, self._streams, self._slot)
+        files = FileRoutes(trees or {}, commits or {}, most_bytes, self._streams, self._slot)
         self.app = Starlette(
             routes=[
                 Route(f"{path}/logs", self._logs),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import UUID, uuid5
 
 import httpx
@@ -23,6 +24,10 @@ from model.settings import Settings
 from model.workspaces import MOST_TREES
 from worker.identity import Membership, api_client
 
+if TYPE_CHECKING:
+    from drivers.docker_workspaces import DockerWorkspaces
+    from drivers.simulated_workspaces import SimulatedWorkspaces
+
 log = structlog.get_logger()
 PATIENCE = 10.0
 #: Beside what an agent is: its identity, what it brought.
@@ -33,8 +38,8 @@ AUTHORITIES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bund
 
 def workspace_driver(
     host: AgentHost, installation: UUID, settings: Settings, agents: Path, images: Images
-) -> Workspaces:
-    """The driver of a host's backend. ``agents``: the folder of the agent's identity."""
+) -> DockerWorkspaces | SimulatedWorkspaces:
+    """The driver of a host's backend, which makes that of its commits. ``agents``: the folder of its identity."""
     root = (agents / TREES).absolute()
     if host.backend == "simulated":
         from drivers.simulated_workspaces import SimulatedWorkspaces

@@ -6,14 +6,15 @@ import asyncio
 from typing import Any
 
 from temporalio import workflow
-from temporalio.exceptions import FailureError
+from temporalio.exceptions import ActivityError, FailureError
 
 from workflows.balancers import carried_out
 from workflows.hosts import move
 from workflows.options import REMOVE, RESTORE, on_control, on_host, remaining
-from workflows.saga import Saga, Settle, call, carry_out, shielded
+from workflows.saga import Saga, Settle, Undo, call, carry_out, shielded
 
 with workflow.unsafe.imports_passed_through():
+    from activities.commits import CommitEngine, CommitRecords, Committed
     from activities.session_ends import SessionEnd
     from activities.sessions import Sandbox, SessionEngine, SessionRecords
     from model.workflows import Failure, Order, Outcome
@@ -74,8 +75,38 @@ class StartSession:
 
 
 @workflow.defn
+class CommitSession:
+    """Write its files as a commit, then let the workspace be at that: from there on there is no way back."""
+
+    @workflow.run
+    async def run(self, order: Order) -> None:
+        async def plan(saga: Saga) -> None:
+            begun = await saga.step(CommitRecords.begin, order, on_control(remaining(order), poll=True))
+            there = on_host(begun.host, remaining(order))
+            undo = [Undo(CommitEngine.discard, begun.spec, on_host(begun.host, REMOVE), may_fail=True)]
+            commit = await saga.step(CommitEngine.write, begun.spec, there, undo=undo)
+            if commit is not None:
+                committed = Committed(order=order, spec=begun.spec, commit=commit)
+                await shielded(self._advance(saga, begun.host, committed))
+
+        await carry_out(order, plan, settling(order))
+
+    async def _advance(self, saga: Saga, host: str, committed: Committed) -> None:
+        # Without a deadline: one whose answer is late has happened all the same.
+        await saga.commit(CommitRecords.advance, committed, on_control())
+        try:
+            await saga.step(CommitEngine.publish, committed, on_host(host, RESTORE))
+        except ActivityError as error:
+            # The next commit moves the branch to where it is then.
+            workflow.logger.error("branch not moved: %s", error.cause)
+
+
+@workflow.defn
 class DeprovisionSession:
-    """Wait until the runs in the way have ended, delete its sandbox, then its files. A cancel does not stop it."""
+    """Wait until the runs in the way have ended, delete its sandbox, then its files. A cancel does not stop it.
+
+    Forced, a host that does not answer is not waited for: its agent removes what is left.
+    """
 
     @workflow.run
     async def run(self, order: Order) -> None:
@@ -83,8 +114,14 @@ class DeprovisionSession:
             doomed = await saga.step(SessionRecords.remove, order, on_control(remaining(order), poll=True))
             if doomed.change is not None:
                 await carried_out(doomed.change)
-            if doomed.host is not None:
-                await saga.step(SessionEngine.discard, doomed.tree, on_host(doomed.host, remaining(order)))
+            if doomed.host is None:
+                return
+            within = REMOVE if order.force else remaining(order)
+            try:
+                await saga.step(SessionEngine.discard, doomed.tree, on_host(doomed.host, within))
+            except ActivityError:
+                if not order.force:
+                    raise
 
         await carry_out(order, plan, settling(order), cancellable=False)
 
@@ -100,4 +137,4 @@ async def changed(order: Order) -> None:
     await carry_out(order, plan, settling(order))
 
 
-PLANS = [InitSession, StopSession, StartSession, DeprovisionSession]
+PLANS = [InitSession, StopSession, StartSession, CommitSession, DeprovisionSession]

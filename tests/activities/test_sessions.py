@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from psycopg.types.json import Jsonb
 from sqlalchemy import Engine
 
+from activities.commits import CommitRecords, Committed
 from activities.database import transaction
 from activities.fleet import Limits
 from activities.instances import InstanceRecords
@@ -19,7 +21,7 @@ from activities.session_ends import SessionEnd
 from activities.sessions import SessionRecords
 from activities.workspaces import commits_in_use
 from model.base import new_id
-from model.errors import InvalidState, NotReady
+from model.errors import InvalidState, NotReady, WorkspaceMoved
 from model.workflows import Failure, Order
 from model.workspaces import Workspace
 from tests.activities.conftest import CAPACITY, NoHistories, Platform
@@ -160,6 +162,46 @@ def test_what_is_due_is_ordered_of_the_session_once(worked: Worked) -> None:
     again = worked.order("DeprovisionSession", "removing")
     worked.platform.run(worked.records.remove, again)
     assert worked.settle(again, FAILED) == "error"
+
+
+def test_a_commit_is_the_workspace_s_where_that_is_still_where_it_was(worked: Worked) -> None:
+    commits, platform = CommitRecords(worked.engine), worked.platform
+    order = worked.order("CommitSession")
+    with pytest.raises(WorkspaceMoved) as refused:
+        platform.run(commits.begin, order)
+    assert "2" * 40 in refused.value.message and COMMIT in refused.value.message
+    worked.db.rows('UPDATE workspaces SET "commit" = %s', COMMIT)
+    begun = platform.run(commits.begin, order)
+    assert (begun.host, begun.spec.parent, begun.spec.tree.session) == ("one", COMMIT, worked.session)
+    assert platform.run(commits.begin, order) == begun
+    written = Committed(order=order, spec=begun.spec, commit="3" * 40)
+    for _ in range(2):  # its answer was lost
+        platform.run(commits.advance, written)
+    assert worked.settle(order) == "running"
+    at = worked.db.one('SELECT w."commit", s.head, s."commit" AS began FROM workspaces w, work_sessions s')
+    assert (at["commit"], at["head"], at["began"]) == ("3" * 40, "3" * 40, COMMIT)
+    assert len(worked.db.rows("SELECT 1 FROM events WHERE type = 'session.committed'")) == 1
+    # The next one follows it; another came meanwhile, and keeps what it made.
+    order = worked.order("CommitSession")
+    begun = platform.run(commits.begin, order)
+    assert begun.spec.parent == "3" * 40
+    worked.db.rows('UPDATE workspaces SET "commit" = %s', "4" * 40)
+    with pytest.raises(WorkspaceMoved) as refused:
+        platform.run(commits.advance, Committed(order=order, spec=begun.spec, commit="5" * 40))
+    assert refused.value.details == {"workspace_commit": "4" * 40, "session_commit": "3" * 40}
+    assert worked.settle(order, FAILED) == "running"
+    assert worked.db.one("SELECT head FROM work_sessions")["head"] == "3" * 40
+
+
+def test_a_forced_delete_forces_that_of_the_sandbox_and_waits_for_none(
+    worked: Worked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worked.order("DeprovisionSession", "removing")  # one that waits for a host which is lost
+    order = worked.order("DeprovisionSession", "removing").model_copy(update={"force": True})
+    with pytest.raises(NotReady):
+        worked.platform.run(worked.records.remove, order)
+    monkeypatch.setattr("activities.sessions.FORCE_AFTER", dt.timedelta(seconds=-60))
+    assert worked.platform.run(worked.records.remove, order).change.force
 
 
 def test_files_of_the_commits_of_sessions_are_kept(worked: Worked) -> None:

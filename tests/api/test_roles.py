@@ -52,12 +52,15 @@ SHARED = {"host_id", "type_name", "user_id", "number", "path"}
 #: What in a path is part of a thing, and none.
 PARTS = {"number", "path"}
 #: What an agent answers, which no test here has.
-FILES = re.compile(r"/v1/sessions/{session_id}/(files|archive|watch)\b")
+FILES = re.compile(r"/v1/sessions/{session_id}/(files|archive|watch|diff)\b")
 #: An id that nothing has: one for all, as it is in the names of tests.
 NOBODYS = "0199b3f0-0000-7000-8000-00000000dead"
 #: Of these, each answer has its own.
 EACH_ITS_OWN = {"x-request-id", "date", "ratelimit-remaining", "ratelimit-reset"}
-SOCKETS = ("/v1/ws/logs/{instance_id}", "/v1/ws/stats/{instance_id}", "/v1/ws/terminal/{instance_id}")
+SOCKETS = (
+    *("/v1/ws/logs/{instance_id}", "/v1/ws/stats/{instance_id}", "/v1/ws/terminal/{instance_id}"),
+    "/v1/sessions/{session_id}/terminal",
+)
 #: Of the caller's one project, with tests of its own; and that of every path that has none.
 OTHER_SOCKETS = ("/v1/ws/events", "/{path:path}")
 #: What tells of processes that live, and of requests themselves, also of those that are refused.
@@ -497,12 +500,13 @@ async def _strangers_project(world: World) -> str:
 @pytest.mark.parametrize("path", SOCKETS)
 async def test_sockets_too(world: World, path: str) -> None:
     said = []
-    for instance in (world.things["instance_id"], str(uuid4())):
-        url = world.api.url.replace("http", "ws", 1) + path.format(instance_id=instance)
+    (part,) = re.findall(r"{(\w+)}", path)
+    for thing in (world.things[part], str(uuid4())):
+        url = world.api.url.replace("http", "ws", 1) + path.format(**{part: thing})
         with pytest.raises(InvalidStatus) as error:
             await connect(url, additional_headers=dict(world.stranger.headers), proxy=None)
         response = error.value.response
-        body = response.body.decode().replace(instance, "").replace(response.headers["x-request-id"], "")
+        body = response.body.decode().replace(thing, "").replace(response.headers["x-request-id"], "")
         kept = {name: value for name, value in response.headers.items() if name.lower() not in EACH_ITS_OWN}
         said.append((response.status_code, body, kept))
     assert said[0][0] == 404

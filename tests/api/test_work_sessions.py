@@ -126,6 +126,58 @@ async def test_stop_start_and_delete_follow_the_state(api: Api) -> None:
     assert (await api.http.get("/v1/sessions")).json()["data"] == []
 
 
+async def test_a_commit_is_accepted_where_its_workspace_is_still_where_it_was(api: Api) -> None:
+    id = await workspace(api)
+    made = await create(api, id)
+    path, body = f"/v1/sessions/{made['id']}/commit", {"message": "Mend it"}
+    assert (await api.http.post(path, json=body)).json()["error"]["code"] == "invalid_state"
+    put(api, made, "stopped")
+    for bad in (
+        {},
+        {"message": " \n"},
+        {"message": "x" * 20_000},
+        body | {"author": {"name": "A <b>", "email": "a@b"}},
+        body | {"author": {"name": "A\nB", "email": "a@b"}},
+        body | {"author": {"name": "A", "email": "a b@c"}},
+        body | {"author": {"name": "A"}},
+    ):
+        assert (await api.http.post(path, json=bad)).status_code == 422, bad
+    key = api.db.key(api.db.project_id, "no-workspaces", "developer", scopes=["sessions:*"])
+    assert (await api.as_(key).post(path, json=body)).status_code == 403
+    api.db.rows("UPDATE workspaces SET submodules = true")
+    assert "submodules" in (await api.http.post(path, json=body)).json()["error"]["message"]
+    api.db.rows("UPDATE workspaces SET submodules = false")
+    full = body | {"author": {"name": "Ada Lovelace", "email": "ada@example.org"}}
+    headers = {"Idempotency-Key": "one"}
+    accepted = [await api.http.post(path, json=full, headers=headers) for _ in range(2)]
+    assert {answer.status_code for answer in accepted} == {202}
+    order = api.db.one("SELECT \"order\" FROM workflows WHERE kind = 'CommitSession'")["order"]
+    assert (order["message"], order["author"]) == ("Mend it", "Ada Lovelace <ada@example.org>")
+    # Neither the session nor its workspace is anybody else's meanwhile.
+    for other in (api.http.post(path, json=body), api.http.post(f"/v1/workspaces/{id}/sync")):
+        answer = await other
+        assert answer.json()["error"]["code"] == "invalid_state", answer.text
+    put(api, made, "running")
+    api.db.rows('UPDATE workspaces SET "commit" = %s', "2" * 40)
+    moved = (await api.http.post(path, json=body)).json()["error"]
+    assert (moved["code"], moved["details"]["workspace_commit"]) == ("workspace_moved", "2" * 40)
+    assert moved["details"]["session_commit"] == COMMIT
+    # What it has committed is what its changes follow.
+    api.db.rows("UPDATE work_sessions SET head = %s", "2" * 40)
+    assert (await api.http.post(path, json=body)).status_code == 202
+
+
+async def test_a_forced_delete_says_so(api: Api) -> None:
+    made = await create(api, await workspace(api))
+    path = f"/v1/sessions/{made['id']}"
+    first = (await api.http.delete(path)).json()["meta"]["workflow_id"]
+    # It takes the place of one that waits; another does not.
+    forced = [(await api.http.delete(f"{path}?force=true")).json()["meta"]["workflow_id"] for _ in range(2)]
+    assert forced[0] == forced[1] != first
+    order = api.db.one('SELECT "order" FROM workflows WHERE id = %s', forced[0])["order"]
+    assert order["force"] is True
+
+
 async def test_the_sandbox_is_changed_through_its_session_alone_and_entered_by_who_may_use_it(api: Api) -> None:
     made = await create(api, await workspace(api))
     put(api, made, "running")
@@ -155,6 +207,7 @@ async def test_files_are_asked_for_only_where_they_are(api: Api) -> None:
             api.http.delete(f"{base}/files/a"),
             api.http.post(f"{base}/files/move", json={"from": "a", "to": "b"}),
             api.http.post(f"{base}/files/mkdir", json={"path": "a"}),
+            api.http.get(f"{base}/diff?stat=true"),
             api.http.get(f"{base}/archive"),
             api.http.put(f"{base}/archive", content=b""),
             api.http.get(f"{base}/watch"),

@@ -50,6 +50,8 @@ PLANS = {
     # With their sandboxes, likewise.
     "session": ("session.begin", "session.prepare", "session.launch", "session.settle"),
     "session stop": ("session.change", "session.settle"),
+    "session commit": ("commit.begin", "commit.write", "commit.advance", "commit.publish", "session.settle"),
+    "session commit undone": ("commit.discard",),
     "session delete": ("session.remove", "session.discard", "session.settle"),
     "workspace": ("workspace.claim", "workspace.place", "workspace.bring", "workspace.settle"),
     "workspace sync": ("workspace.place", "workspace.bring", "workspace.settle"),
@@ -89,7 +91,7 @@ CRON = ("cron", "cron workflow", "cron compare")
 #: What is done with load balancers.
 BALANCERS = ("balancer", "balancer drain", "balancer delete")
 #: What is done with work sessions.
-SESSIONS = ("session", "session stop", "session delete")
+SESSIONS = ("session", "session stop", "session commit", "session commit undone", "session delete")
 #: What is done with workspaces.
 WORKSPACES = ("workspace", "workspace sync", "workspace delete")
 #: What is the same on every engine, whose own steps other scenarios try.

@@ -13,6 +13,7 @@ from tests.stack import Json, Stack
 ENDS = {
     "session": ("running", "error"),
     "session stop": ("stopped", "running"),
+    **dict.fromkeys(("session commit", "session commit undone"), ("running", "running")),
     "session delete": ("removed", "running"),
 }
 
@@ -22,9 +23,14 @@ def run(stack: Stack, cell: Cell) -> None:
     workspace = _workspace(stack)
     session = None if cell.plan == "session" else _made(stack, workspace)
     alone = cell.what == "cancel" or cell.what in PROCESSES
-    before = len(stack.hits(cell.point))
-    stack.fault(cell.point, "pause" if alone else cell.what)
+    before, undone = len(stack.hits(cell.point)), cell.plan == "session commit undone"
+    held, holding = "commit.write.before", len(stack.hits("commit.write.before"))
+    what = [(cell.point, "pause" if alone else cell.what), *([(held, "pause")] if undone else [])]
+    stack.plant(*({"point": point, "action": action, "times": 1, "seconds": 0} for point, action in what))
     accepted = _begin(stack, cell, workspace, session)
+    if undone:
+        stack.wait_for_hit(held, holding)
+        assert stack.cancel(accepted).status_code == httpx.codes.ACCEPTED
     stack.wait_for_hit(cell.point, before)
     if cell.what == "cancel":
         answer = stack.cancel(accepted)
@@ -34,7 +40,7 @@ def run(stack: Stack, cell: Cell) -> None:
     if alone:
         stack.plant()
     row = stack.ended(accepted)
-    ends = ("completed", "cancelled") if cell.what == "cancel" else ("completed",)
+    ends = ("cancelled",) if undone else ("completed", "cancelled") if cell.what == "cancel" else ("completed",)
     assert row["state"] in ends, row
     _expect(stack, cell, accepted["data"], done=row["state"] == "completed")
     if stack.get(f"/sessions/{accepted['data']['id']}")["status"] != "removed":
@@ -69,6 +75,8 @@ def _begin(stack: Stack, cell: Cell, workspace: str, session: Json | None) -> Js
     if session is None:
         return stack.accept("POST", f"/workspaces/{workspace}/sessions", {})
     path = f"/sessions/{session['id']}"
+    if cell.plan.startswith("session commit"):
+        return stack.accept("POST", f"{path}/commit", {"message": "Mend it"})
     return stack.accept("DELETE", path) if cell.plan == "session delete" else stack.accept("POST", f"{path}/stop")
 
 
@@ -80,3 +88,10 @@ def _expect(stack: Stack, cell: Cell, session: Json, *, done: bool) -> None:
     there = now["status"] in ("running", "stopped")
     assert len(machines) == (1 if there else 0), machines
     assert bool(left(stack, session)) is there
+    if cell.plan.startswith("session commit"):
+        # The workspace is at what was committed, with its files, or where it was; nothing else is there.
+        workspace = stack.get(f"/workspaces/{now['workspace_id']}")
+        commits = {now["commit"], workspace["commit"]}
+        assert (len(commits), now["head"]) == ((2, workspace["commit"]) if done else (1, None)), (now, workspace)
+        bases = {path.name for path in stack.data.glob(f"**/trees/**/workspaces/{workspace['id']}/bases/*")}
+        assert bases == commits, bases

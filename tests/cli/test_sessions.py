@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ def session(**over: Any) -> dict[str, Any]:
         **about,
         "network": {"mode": "none"},
         "expires_at": None,
+        "head": None,
         "error": None,
         "created_at": WHEN,
         **over,
@@ -53,3 +56,40 @@ def test_files_are_listed_and_copied_both_ways(api: FakeApi, tmp_path: Path) -> 
     assert result.exit_code == 0, result.output
     assert len(api.seen(f"PUT /sessions/{SESSION}/files/src/new")) == 1
     assert cairn("session", "cp", "a", "b").exit_code == Exit.USAGE
+
+
+def test_folders_are_copied_both_ways_and_nothing_comes_to_be_elsewhere(api: FakeApi, tmp_path: Path) -> None:
+    api.on("GET /sessions", Answer(200, [session()]))
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("src/a"), io.BytesIO())
+    api.on(f"GET /sessions/{SESSION}/archive", Answer(200, raw=packed.getvalue()))
+    result = cairn("session", "cp", "-r", "work:src", str(tmp_path / "here"))
+    assert result.exit_code == 0 and (tmp_path / "here" / "src" / "a").is_file(), result.output
+    assert api.seen(f"GET /sessions/{SESSION}/archive")[0].query == {"path": "src"}
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("../evil"), io.BytesIO())
+    api.scripts[f"GET /sessions/{SESSION}/archive"].clear()
+    api.on(f"GET /sessions/{SESSION}/archive", Answer(200, raw=packed.getvalue()))
+    assert cairn("session", "cp", "-r", "work:", str(tmp_path / "here")).exit_code == Exit.USAGE
+    assert not (tmp_path / "evil").exists()
+
+
+def test_a_diff_is_printed_and_a_commit_says_who_it_is_by(api: FakeApi) -> None:
+    api.on("GET /sessions", Answer(200, [session()]))
+    change = {"path": "b", "old_path": "a", "status": "renamed", "additions": 1, "deletions": None}
+    found = {"base": "1" * 40, "files": [change], "diff": "diff --git a/a b/b\n", "truncated": True}
+    api.on(f"GET /sessions/{SESSION}/diff", Answer(200, found))
+    result = cairn("session", "diff", "work")
+    assert result.stdout == "diff --git a/a b/b\n" and "there is more" in result.stderr
+    assert "a -> b" in cairn("session", "diff", "work", "src", "--stat").stdout
+    assert api.seen(f"GET /sessions/{SESSION}/diff")[1].query == {"path": "src", "stat": "true"}
+    api.on(f"POST /sessions/{SESSION}/commit", accepted(session()))
+    api.on(f"GET /workflows/{WORKFLOW}", Answer(200, workflow()))
+    api.on(f"GET /sessions/{SESSION}", Answer(200, session(head="2" * 40)))
+    result = cairn("session", "commit", "work", "-m", "Mend it", "--author", "Ada <ada@example.org>")
+    assert result.exit_code == 0 and "2" * 40 in result.stdout, result.output
+    (sent,) = api.seen(f"POST /sessions/{SESSION}/commit")
+    assert sent.body == {"message": "Mend it", "author": {"name": "Ada", "email": "ada@example.org"}}
+    assert cairn("session", "commit", "work", "-m", "x", "--author", "Ada").exit_code == Exit.USAGE

@@ -39,6 +39,7 @@ from model.errors import (
     NeedsStop,
     NotReady,
     PortTaken,
+    WorkspaceMoved,
 )
 from model.instances import OwnedMachine
 from model.webhooks import WebhookRef
@@ -77,6 +78,7 @@ MIDDLE = {
     "InitSession": "session.prepare",
     "StopSession": "session.change",
     "StartSession": "session.change",
+    "CommitSession": "commit.write",
     "DeprovisionSession": "session.discard",
     **dict.fromkeys(("InitWorkspace", "SyncWorkspace"), "workspace.bring"),
     "DeprovisionWorkspace": "workspace.remove",
@@ -96,6 +98,7 @@ FIRST = {
     "DeprovisionLoadBalancer": "lb.remove",
     "InitSession": "session.begin",
     **dict.fromkeys(("StopSession", "StartSession"), "session.change"),
+    "CommitSession": "commit.begin",
     "DeprovisionSession": "session.remove",
     **dict.fromkeys(("InitWorkspace", "SyncWorkspace", "DeprovisionWorkspace"), "workspace.claim"),
     **dict.fromkeys(("AdoptInstance", "DiscardMachine", "ForgetDifference", "FinishRestore"), "restore.claim"),
@@ -386,12 +389,25 @@ def cases_of_sessions() -> list[Case]:
     def waited(stage: Stage) -> None:
         stage.script["session.change"] += [fails(NotReady("its sandbox is worked on"))] * 2
 
+    def refused(stage: Stage) -> None:
+        stage.script["session.discard"].append(fails(EngineRefused("no")))
+
+    def moved(stage: Stage) -> None:
+        stage.script["commit.advance"].append(fails(WorkspaceMoved("the workspace is at another commit")))
+
+    def not_published(stage: Stage) -> None:
+        stage.script["commit.publish"].append(fails(EngineRefused("no")))
+
     return [
         ("InitSession", "not-launched", not_launched, {}),
         ("InitSession", "nowhere", same, {}),
         ("StopSession", "waited", waited, {}),
         ("StopSession", "nothing-to-do", same, {}),
         ("DeprovisionSession", "gone", same, {}),
+        ("DeprovisionSession", "forced", refused, {"force": True}),
+        ("CommitSession", "unchanged", same, {}),
+        ("CommitSession", "moved", moved, {"message": "Mend it", "author": "Ada <ada@example.org>"}),
+        ("CommitSession", "not-published", not_published, {"message": "Mend it"}),
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import subprocess
 import tarfile
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from websockets.sync.client import connect
 
 from tests import invariants
 from tests.stack import Json, Stack, wait_for
@@ -107,6 +109,60 @@ def test_a_session_keeps_its_files_through_stop_start_and_kills_and_leaves_nothi
     assert stack.containers() == []
     stack.completed(stack.accept("DELETE", f"/workspaces/{workspace}"))
     assert not [*stack.agents_dir.glob("trees/*/*/")]
+
+
+def test_what_a_session_commits_is_what_new_ones_begin_with(stack: Stack, source: Path) -> None:
+    made = stack.accept("POST", "/workspaces", {"name": "commits", "source": {"path": str(source)}})
+    stack.completed(made)
+    workspace = made["data"]["id"]
+    session, other = created(stack, workspace, name="ours"), created(stack, workspace, name="theirs")
+    path, first = f"/sessions/{session['id']}", session["commit"]
+    for one in (session, other):
+        run(stack, one, "echo changed > README; mkdir new; echo new > new/file; chmod 600 new/file; rm src/data.bin")
+    found = stack.get(f"{path}/diff")
+    about = {change["path"]: change["status"] for change in found["files"]}
+    assert about == {"README": "modified", "new/file": "added", "src/data.bin": "deleted"}
+    assert "-base\n+changed\n" in found["diff"] and not found["truncated"] and found["base"] == first
+    part = stack.request("GET", f"{path}/diff?path=new&stat=true").json()["data"]
+    assert ([change["path"] for change in part["files"]], part["diff"]) == (["new/file"], None)
+
+    # The agent dies with the commit made and nobody told: it is made once.
+    point = "commit.write.after_effect"
+    before = len(stack.hits(point))
+    stack.fault(point, "kill")
+    author = {"name": "Ada", "email": "ada@example.org"}
+    accepted = stack.accept("POST", f"{path}/commit", {"message": "Mend it", "author": author})
+    stack.wait_for_hit(point, before)
+    stack.completed(accepted)
+    second = stack.get(f"/workspaces/{workspace}")["commit"]
+    assert second != first and stack.get(path)["head"] == second
+    (repository,) = stack.data.glob(f"**/trees/workspaces/{workspace}/repo.git")
+    log = subprocess.run(
+        ["git", "-c", "safe.directory=*", "log", "--format=%H %an %s", "workspace"],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert log[0] == f"{second} Ada Mend it" and len(log) == 2 and log[1].startswith(first)
+    assert stack.get(f"{path}/diff")["files"] == []
+    assert run(stack, session, "cat README") == "changed\n", "it goes on"
+
+    late = stack.request("POST", f"/sessions/{other['id']}/commit", json={"message": "Mend it too"})
+    assert late.status_code == httpx.codes.CONFLICT and first in late.text and second in late.text
+    new = created(stack, workspace, name="new")
+    assert new["commit"] == second
+    assert run(stack, new, "cat README new/file; ls") == "changed\nnew\nREADME\nnew\n", "no folder is empty"
+    known = stack.endpoint()
+    address = known["api_url"].replace("http", "ws", 1) + f"/sessions/{new['id']}/terminal?command=pwd"
+    with connect(address, additional_headers={"X-API-Key": known["api_key"]}, proxy=None) as terminal:
+        shown = b"".join(part for part in terminal if isinstance(part, bytes))
+    assert shown.strip() == b"/workspace"
+    for gone in (session, other, new):
+        stack.completed(stack.accept("DELETE", f"/sessions/{gone['id']}?force=true"))
+    stack.completed(stack.accept("DELETE", f"/workspaces/{workspace}"))
+    invariants.settle(stack, 10)
+    assert not list(stack.data.glob(f"**/trees/workspaces/{workspace}"))
 
 
 def test_a_session_that_is_called_off_leaves_nothing(stack: Stack, source: Path) -> None:

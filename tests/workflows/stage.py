@@ -23,6 +23,7 @@ import activities.interceptor
 from activities.audit import Sealed
 from activities.balancer_ends import BalancerEnd
 from activities.balancers import Configuration
+from activities.commits import CommitBegun, Committed
 from activities.cron_calls import API, CRON
 from activities.drains import DrainEnd, Round
 from activities.groups import GroupEnd, GroupRound, Release
@@ -53,7 +54,7 @@ from model.health import HealthCheck
 from model.images import ImageFound, ImageWanted
 from model.instances import MachineSpec, MachineState, OwnedMachine, Port
 from model.restores import FoundMachine
-from model.sessions import SessionTree
+from model.sessions import CommitSpec, SessionTree
 from model.webhooks import WebhookRef
 from model.workflows import Failure, Order
 from model.workspaces import WorkspaceFacts, WorkspaceSpec
@@ -341,6 +342,17 @@ class Control:
         await self._stage.play()
         return self._stage.sandbox(order).model_copy(update={"change": self._stage.part("DeprovisionInstance")})
 
+    @activity.defn(name="commit.begin")
+    async def begin_commit(self, order: Order) -> CommitBegun:
+        await self._stage.play()
+        tree = self._stage.sandbox(order).tree
+        about = {"id": order.workflow_id, "project_id": order.project_id, "tree": tree, "parent": tree.commit, "at": 0}
+        return CommitBegun(host=HOST, spec=CommitSpec(message=order.message, author=order.author, **about))
+
+    @activity.defn(name="commit.advance")
+    async def advance(self, committed: Committed) -> None:
+        await self._stage.play()
+
     @activity.defn(name="session.settle")
     async def settle_session(self, ended: SessionEnd) -> None:
         await self._stage.play(f" {ended.outcome}")
@@ -518,6 +530,19 @@ class Engine:
 
     @activity.defn(name="session.discard")
     async def discard_tree(self, tree: SessionTree) -> None:
+        await self._stage.play()
+
+    @activity.defn(name="commit.write")
+    async def write(self, spec: CommitSpec) -> str | None:
+        await self._stage.play()
+        return "2" * 40 if self._stage.placed else None
+
+    @activity.defn(name="commit.publish")
+    async def publish(self, committed: Committed) -> None:
+        await self._stage.play()
+
+    @activity.defn(name="commit.discard")
+    async def discard_commit(self, spec: CommitSpec) -> None:
         await self._stage.play()
 
     @activity.defn(name="lb.apply")

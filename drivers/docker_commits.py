@@ -1,0 +1,271 @@
+"""What sessions have changed, seen and committed by git in sandboxes of a Docker engine.
+
+Git looks at a session's files in a sandbox that can change nothing but the folder it is given: what it finds there was
+written by strangers. Only files that it wrote, objects by their names, come into the workspace's repository.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import NamedTuple, Protocol
+from uuid import UUID
+
+from drivers import faults, git_words, trees
+from drivers.docker_git import GitSandbox, GitSandboxes
+from drivers.machines import Check
+from drivers.session_trees import SessionTrees
+from drivers.trees import Trees
+from model.errors import EngineRefused, FetchFailed, NotFound
+from model.sessions import CommitSpec, Difference
+
+#: The branch that a workspace's repository is on.
+BRANCH = "refs/heads/workspace"
+#: Where sandboxes see what they work on.
+SESSION, REPOSITORY, MADE, WORKSPACE = "/session", "/repository", "/made", "/workspace"
+#: Of a difference: bytes of text and of names, files, and seconds.
+MOST_TEXT, MOST_NAMES, MOST_FILES, DIFF_SECONDS = 1 << 20, 3 << 20, 10_000, 100.0
+#: What a run that was ended from outside left is removed after so long.
+LEFT_OVER = 86400.0
+#: In the folder of a commit: its id, once all of it is there.
+_NOTE = "commit"
+#: Nothing of what a repository says about itself runs or changes how its files are seen.
+_SEEN_ALIKE = ("-c", "core.bare=false", "-c", "core.fileMode=true", "-c", "advice.addEmbeddedRepo=false")
+
+
+class Alone(Protocol):
+    """Holds off whoever else works on a thing of a number, in whichever process."""
+
+    def __call__(self, what: str, number: int, cancelled: Check) -> AbstractContextManager[None]: ...
+
+
+class Means(NamedTuple):
+    """What it shares with the workspaces of its engine."""
+
+    git: GitSandboxes
+    trees: Trees
+    sessions: SessionTrees
+    #: The engine's id of the image with git.
+    image: Callable[[Check], str]
+    alone: Alone
+    #: A check that a folder does not become too large.
+    limit: Callable[[Path], Callable[[], None]]
+
+
+class DockerCommits:
+    """The commit port on one Docker engine, for one owner."""
+
+    def __init__(self, means: Means) -> None:
+        self._git = means.git
+        self._trees = means.trees
+        self._sessions = means.sessions
+        self._image = means.image
+        self._alone = means.alone
+        self._limit = means.limit
+
+    def write(self, spec: CommitSpec, cancelled: Check) -> str | None:
+        session, workspace = spec.tree.session, spec.tree.workspace
+        with _in_words(), self._alone("session", session.int, cancelled):
+            commit = self._made(spec) or self._make(spec, cancelled)
+        if commit is not None:
+            with _in_words(), self._alone("workspace", workspace.int, cancelled):
+                self._trees.link_objects(self._folder(spec) / "made", self._trees.repository(workspace))
+                self._check_out(spec, commit, cancelled)
+        faults.reached("after_effect")
+        return commit
+
+    def publish(self, spec: CommitSpec, commit: str, cancelled: Check) -> None:
+        workspace, session = spec.tree.workspace, spec.tree.session
+        with _in_words(), self._alone("workspace", workspace.int, cancelled):
+            with self._inside(spec, cancelled) as sandbox:
+                # Whatever a sync makes of the branch, what was committed stays.
+                for ref in (BRANCH, f"refs/sessions/{session}"):
+                    moved = "the branch could not be moved"
+                    sandbox.git("update-ref", ref, commit, at=f"{WORKSPACE}/repo.git", what=moved)
+            self._clear(spec)
+            faults.reached("after_effect")
+
+    def discard(self, spec: CommitSpec, cancelled: Check) -> None:
+        self._git.end(spec.tree.session)
+        with self._alone("workspace", spec.tree.workspace.int, cancelled):
+            commit = self._made(spec)
+            if commit is not None and commit != spec.parent:
+                trees.clear(self._trees.base(spec.tree.workspace, commit))
+            self._clear(spec)
+            faults.reached("after_effect")
+
+    def diff(
+        self, session: UUID, project_id: UUID, base: str, path: str, *, text: bool, cancelled: Check
+    ) -> Difference:
+        record = self._sessions.record(session)
+        repository, until = self._trees.repository(record.tree.workspace), time.monotonic() + DIFF_SECONDS
+
+        def check() -> None:
+            if time.monotonic() > until:
+                raise EngineRefused(f"the difference took longer than {DIFF_SECONDS:g} s: ask for that of a path")
+
+        with _in_words(), self._alone("session", session.int, cancelled):
+            shown = {SESSION: self._sessions.mount(session, cancelled), REPOSITORY: repository}
+            image = self._image(cancelled)
+            with self._git.opened(session, project_id, image, {}, cancelled, check=check, shown=shown) as sandbox:
+                return _difference(sandbox, base, path, text=text)
+
+    def _make(self, spec: CommitSpec, cancelled: Check) -> str | None:
+        """Write the commit into a folder of its own."""
+        folder, workspace = self._folder(spec), spec.tree.workspace
+        if not self._trees.repository(workspace).is_dir():
+            raise NotFound(f"workspace {workspace} has no repository on this host", path="")
+        self._forget_others(folder)
+        trees.clear(folder)
+        self._trees.make(folder.parent)
+        self._trees.make(folder)
+        made = folder / "made"
+        made.mkdir()
+        merged = self._sessions.mount(spec.tree.session, cancelled)
+        shown = {SESSION: merged, REPOSITORY: self._trees.repository(workspace)}
+        sandboxed = self._git.opened(
+            spec.tree.session,
+            spec.project_id,
+            self._image(cancelled),
+            {MADE: made},
+            cancelled,
+            check=self._limit(made),
+            shown=shown,
+        )
+        with sandboxed as sandbox:
+            commit = _commit(sandbox, spec)
+        if commit is None:
+            self._clear(spec)
+            return None
+        note = folder / f".{_NOTE}"
+        with note.open("w") as file:
+            file.write(commit)
+            file.flush()
+            os.fsync(file.fileno())
+        note.rename(folder / _NOTE)
+        return commit
+
+    def _check_out(self, spec: CommitSpec, commit: str, cancelled: Check) -> None:
+        """Its files, as sessions of the workspace begin with them."""
+        folder, base = self._folder(spec), self._trees.base(spec.tree.workspace, commit)
+        if base.is_dir():
+            return
+        files, at = folder / "files", f"{WORKSPACE}/commits/{spec.id}"
+        trees.clear(files)
+        self._trees.make(files)
+        (folder / "index").unlink(missing_ok=True)
+        with self._inside(spec, cancelled) as sandbox:
+            tree = ["--git-dir", f"{WORKSPACE}/repo.git", "--work-tree", f"{at}/files", "-c", "core.bare=false"]
+            env = {"GIT_INDEX_FILE": f"{at}/index"}
+            failed = "the commit could not be checked out"
+            sandbox.git(*tree, "read-tree", "--reset", "-u", commit, at=f"{at}/files", env=env, what=failed)
+        files.rename(base)
+
+    @contextmanager
+    def _inside(self, spec: CommitSpec, cancelled: Check) -> Iterator[GitSandbox]:
+        """Git at work on the workspace."""
+        workspace = spec.tree.workspace
+        trees.unlock(self._trees.repository(workspace))
+        folder = self._trees.workspace(workspace)
+        image, folders = self._image(cancelled), {WORKSPACE: folder}
+        limit = self._limit(folder)
+        with self._git.opened(workspace, spec.project_id, image, folders, cancelled, check=limit) as sandbox:
+            yield sandbox
+
+    def _folder(self, spec: CommitSpec) -> Path:
+        return self._trees.workspace(spec.tree.workspace) / "commits" / str(spec.id)
+
+    def _made(self, spec: CommitSpec) -> str | None:
+        try:
+            return (self._folder(spec) / _NOTE).read_text()
+        except FileNotFoundError:
+            return None
+
+    def _clear(self, spec: CommitSpec) -> None:
+        folder = self._folder(spec)
+        trees.clear(folder)
+        with contextlib.suppress(OSError):  # others are in it, or it was never there
+            folder.parent.rmdir()
+
+    def _forget_others(self, folder: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            for other in folder.parent.iterdir():
+                if other != folder and time.time() - other.stat().st_mtime > LEFT_OVER:
+                    trees.clear(other)
+
+
+def _seen(sandbox: GitSandbox, git_dir: str, base: str, failed: str) -> dict[str, str]:
+    """With what git sees a session's files as those of a repository, at a commit."""
+    sandbox.git("init", "-q", "--bare", "--template=", git_dir, what=failed)
+    env = {
+        "GIT_DIR": git_dir,
+        "GIT_WORK_TREE": SESSION,
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES": f"{REPOSITORY}/objects",
+    }
+    sandbox.git(*_SEEN_ALIKE, "read-tree", base, at=SESSION, env=env, what=failed)
+    return env
+
+
+def _commit(sandbox: GitSandbox, spec: CommitSpec) -> str | None:
+    failed = "what the session has changed could not be committed"
+    env = _seen(sandbox, MADE, spec.parent, failed)
+    sandbox.git(*_SEEN_ALIKE, "add", "--all", ".", at=SESSION, env=env, what=failed)
+    tree = sandbox.git("write-tree", at=SESSION, env=env, what=failed).strip()
+    before = sandbox.git("rev-parse", "--verify", f"{spec.parent}^{{tree}}", at=SESSION, env=env, what=failed).strip()
+    if tree == before:
+        return None
+    env |= _names(spec)
+    told = ["commit-tree", "-p", spec.parent, "-m", spec.message, tree]
+    return sandbox.git(*told, at=SESSION, env=env, what=failed).strip()
+
+
+def _names(spec: CommitSpec) -> Mapping[str, str]:
+    when = f"@{spec.at} +0000"
+    # Commits of two sessions are never the same one.
+    committer = {"GIT_COMMITTER_NAME": "Cairn", "GIT_COMMITTER_EMAIL": f"session-{spec.tree.session}@localhost"}
+    author = {}
+    if spec.author is not None:
+        name, _, mail = spec.author.rstrip(">").rpartition(" <")
+        author = {"GIT_AUTHOR_NAME": name, "GIT_AUTHOR_EMAIL": mail}
+    return {"GIT_AUTHOR_DATE": when, "GIT_COMMITTER_DATE": when} | committer | author
+
+
+def _difference(sandbox: GitSandbox, base: str, path: str, *, text: bool) -> Difference:
+    failed = "what the session has changed could not be seen"
+    env = _seen(sandbox, "/tmp/git", base, failed)  # noqa: S108 - of a container of its own
+    # What is the same is known from then on: all that follows reads only what is not.
+    sandbox.git(*_SEEN_ALIKE, "update-index", "-q", "--refresh", at=SESSION, env=env, what=failed, fine=(0, 1))
+    # Of what nobody has added only names are noted; a repository without a commit in it is passed over.
+    added = ["--literal-pathspecs", *_SEEN_ALIKE, "add", "--intent-to-add", "--ignore-errors", "."]
+    sandbox.git(*added, at=SESSION, env=env, what=failed, fine=(0, 1))
+    asked = ["--literal-pathspecs", *_SEEN_ALIKE, "diff", "--no-ext-diff", "--no-textconv", "--no-color", "-M"]
+    asked += ["--ignore-submodules=dirty"]
+    below = ["--", path] if path else ["--"]
+
+    def found(*how: str, most: int) -> tuple[str, bool]:
+        said = sandbox.git(*asked, *how, base, *below, at=SESSION, env=env, what=failed, most=most)
+        return (said, False) if len(said.encode()) <= most else (said[:most], True)
+
+    statuses, more = found("--name-status", "-z", most=MOST_NAMES)
+    lines, _ = found("--numstat", "-z", most=MOST_NAMES)
+    files = git_words.changed_files(statuses, lines)
+    more = more or len(files) > MOST_FILES
+    said = None
+    if text:
+        said, cut = found("--patch", most=MOST_TEXT)
+        said = said[: said.rfind("\n") + 1] if cut else said
+        more = more or cut
+    return Difference(base=base, files=files[:MOST_FILES], diff=said, truncated=more)
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """What git said is not that it could not fetch."""
+    try:
+        yield
+    except FetchFailed as error:
+        raise EngineRefused(error.message) from error

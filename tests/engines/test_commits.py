@@ -1,0 +1,258 @@
+"""What sessions have changed, seen and committed by real git in real sandboxes, of files that strangers wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import docker
+import pytest
+
+from drivers import docker_commits
+from drivers.docker_workspaces import DockerWorkspaces
+from drivers.machines import Cancelled
+from drivers.ownership import PREFIX
+from drivers.secret_files import SecretFiles
+from drivers.session_trees import SessionTrees
+from model.errors import EngineRefused, NotFound
+from model.sessions import CommitSpec, Difference, SessionTree
+from model.workspaces import WorkspaceSpec
+from tests.drivers.conftest import never
+from tests.engines.conftest import image_driver
+from tests.git_server import git, git_server
+from worker import engine, git_image
+
+pytestmark = pytest.mark.engine
+PROJECT = UUID(int=7)
+BRANCH = docker_commits.BRANCH
+
+
+class Host:
+    """A host with a workspace of a folder, or of a repository."""
+
+    def __init__(self, folder: Path, **more: Any) -> None:
+        self.folder, self.id = folder, uuid4()
+        self.secrets = Path(f"/dev/shm/cairn-test-{uuid4().hex[:12]}")  # noqa: S108 - a name that nobody guesses
+        given: dict[str, Any] = {"most_bytes": 1 << 30, "seconds": 120.0, "paths": (str(folder),)}
+        self.workspaces = DockerWorkspaces(
+            engine.SOCKET,
+            installation=uuid4(),
+            host_id=self.id,
+            root=folder / "trees",
+            images=image_driver(folder / "images"),
+            image=git_image.IMAGE,
+            secrets=SecretFiles(self.secrets, self.id),
+            **given | more,
+        )
+        self.sessions = SessionTrees(folder / "trees")
+        self.commits = self.workspaces.commits(self.sessions)
+
+    def workspace(self, **source: Any) -> tuple[UUID, str]:
+        spec = WorkspaceSpec(id=uuid4(), project_id=PROJECT, name="shop", **source)
+        return spec.id, self.workspaces.bring(spec, None, never).commit
+
+    def session(self, workspace: UUID, commit: str) -> tuple[SessionTree, Path]:
+        tree = SessionTree(session=uuid4(), workspace=workspace, commit=commit)
+        return tree, self.sessions.prepare(tree, never)
+
+    def repository(self, workspace: UUID) -> Path:
+        return self.folder / "trees" / "workspaces" / str(workspace) / "repo.git"
+
+    def base(self, workspace: UUID, commit: str) -> Path:
+        return self.repository(workspace).with_name("bases") / commit
+
+    def diff(self, tree: SessionTree, base: str, path: str = "", *, text: bool = True) -> Difference:
+        return self.commits.diff(tree.session, PROJECT, base, path, text=text, cancelled=never)
+
+    def sandboxes(self) -> list[str]:
+        client = docker.APIClient(engine.SOCKET)
+        found = client.containers(all=True, filters={"label": [f"{PREFIX}.host={self.id}"]})
+        client.close()
+        return [one["Names"][0] for one in found]
+
+
+def spec_of(tree: SessionTree, parent: str, message: str = "Mend it", **more: Any) -> CommitSpec:
+    return CommitSpec(
+        id=uuid4(), project_id=PROJECT, tree=tree, parent=parent, message=message, at=1_700_000_000, **more
+    )
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    git_image.ensure(engine.SOCKET, lambda _: None)
+    made = Host(tmp_path)
+    yield made
+    for session in made.sessions.found():
+        made.sessions.remove(session)
+    shutil.rmtree(made.secrets, ignore_errors=True)
+    assert not made.sandboxes()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    (folder / "src").mkdir(parents=True)
+    (folder / "README").write_text("one\ntwo\n")
+    (folder / "gone").write_text("gone\n")
+    (folder / "src" / "long.py").write_text("".join(f"line {n}\n" for n in range(50)))
+    (folder / ".gitignore").write_text("*.o\n")
+    return folder
+
+
+def digest(folder: Path) -> str:
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or path.is_file():
+            content = os.readlink(path).encode() if path.is_symlink() else path.read_bytes()
+            found.update(f"{path.relative_to(folder)} {path.lstat().st_mode & 0o100}".encode() + content)
+    return found.hexdigest()
+
+
+def change(merged: Path) -> None:
+    """All that can become of a file, as a program in the sandbox does it."""
+    (merged / "README").write_text("one\n2\n")
+    (merged / "gone").unlink()
+    (merged / "src" / "long.py").rename(merged / "src" / "moved.py")
+    (merged / "new folder").mkdir(mode=0o700)
+    (merged / "new folder" / "für.txt").write_text("secret\n")
+    (merged / "new folder" / "für.txt").chmod(0o600)
+    (merged / "data.bin").write_bytes(bytes(range(256)) * 10)
+    (merged / "run").write_text("#!/bin/sh\n")
+    (merged / "run").chmod(0o755)
+    (merged / "made.o").write_text("ignored")
+    (merged / "out").symlink_to("/etc/passwd")
+    os.mkfifo(merged / "pipe")
+    # What it says about itself is nothing to us, and nothing of it runs.
+    (merged / ".git").mkdir()
+    (merged / ".git" / "config").write_text("[core]\n\tfsmonitor = touch /made/evil\n")
+    (merged / ".gitattributes").write_text("* filter=evil diff=evil\n")
+
+
+def test_a_diff_tells_all_that_was_changed_and_changes_nothing(host: Host, source: Path) -> None:
+    workspace, first = host.workspace(path=str(source))
+    tree, merged = host.session(workspace, first)
+    assert host.diff(tree, first) == Difference(base=first, files=[], diff="")
+    change(merged)
+    (merged / ".gitattributes").unlink()
+    git("init", "-q", "nested", at=merged)
+    before = digest(merged)
+    found = host.diff(tree, first)
+    about = {change.path: (change.status, change.additions, change.deletions) for change in found.files}
+    assert about == {
+        "README": ("modified", 1, 1),
+        "gone": ("deleted", 0, 1),
+        "src/moved.py": ("renamed", 0, 0),
+        "new folder/für.txt": ("added", 1, 0),
+        "data.bin": ("added", None, None),
+        "run": ("added", 1, 0),
+        "out": ("added", 1, 0),
+    }
+    assert next(change.old_path for change in found.files if change.status == "renamed") == "src/long.py"
+    assert found.diff is not None and "-two\n+2\n" in found.diff and "+secret\n" in found.diff
+    assert not found.truncated and digest(merged) == before
+    part = host.diff(tree, first, "new folder", text=False)
+    assert ([change.path for change in part.files], part.diff) == (["new folder/für.txt"], None)
+    # More than is shown is cut at a line.
+    (merged / "large").write_text("0123456789\n" * 200_000)
+    found = host.diff(tree, first)
+    assert found.truncated and found.diff is not None and found.diff.endswith("\n")
+    assert docker_commits.MOST_TEXT - 100 < len(found.diff) <= docker_commits.MOST_TEXT
+    with pytest.raises(EngineRefused, match="could not be seen"):
+        host.diff(tree, "f" * 40)
+    with pytest.raises(NotFound):
+        host.diff(tree.model_copy(update={"session": uuid4()}), first)
+
+
+def test_a_commit_is_the_session_s_files_and_the_same_one_however_often_it_is_written(host: Host, source: Path) -> None:
+    workspace, first = host.workspace(path=str(source))
+    tree, merged = host.session(workspace, first)
+    other, _ = host.session(workspace, first)
+    repository = host.repository(workspace)
+    unchanged = spec_of(tree, first)
+    assert host.commits.write(unchanged, never) is None
+    assert not (repository.with_name("commits")).exists()
+    change(merged)
+    spec = spec_of(tree, first, "Mend it\n\nAll of it.", author="Ada Lovelace <ada@example.org>")
+    commit = host.commits.write(spec, never)
+    assert commit is not None
+    # Its agent died, or its answer was lost; and the session goes on meanwhile.
+    (merged / "later").write_text("later\n")
+    assert host.commits.write(spec, never) == commit
+    shutil.rmtree(host.base(workspace, commit))
+    assert host.commits.write(spec, never) == commit
+    assert git("rev-parse", BRANCH, at=repository) == first, "it counts when it is published"
+    for _ in range(2):
+        host.commits.publish(spec, commit, never)
+    assert git("rev-parse", BRANCH, f"refs/sessions/{tree.session}", at=repository).split() == [commit, commit]
+    assert sorted(path.name for path in repository.parent.iterdir()) == ["bases", "project", "repo.git"]
+    shown = git("log", "-1", "--format=%P|%an|%ae|%cn|%at|%B", commit, at=repository)
+    assert shown.strip() == f"{first}|Ada Lovelace|ada@example.org|Cairn|1700000000|Mend it\n\nAll of it."
+    git("fsck", "--strict", at=repository)
+    # New sessions begin with what was committed: all but what is ignored, and no file of git.
+    base = host.base(workspace, commit)
+    for extra in ("later", "made.o", "pipe"):
+        (merged / extra).unlink()
+    shutil.rmtree(merged / ".git")
+    assert digest(base) == digest(merged)
+    user = 65534 if os.geteuid() == 0 else os.geteuid()
+    assert {path.lstat().st_uid for path in [*base.rglob("*"), *repository.rglob("*")]} == {user}
+    assert host.diff(tree, commit) == Difference(base=commit, files=[], diff="")
+    # The next one follows; another session's is another, though it were the same.
+    (merged / "second").write_text("second\n")
+    second = spec_of(tree, commit)
+    latest = host.commits.write(second, never)
+    assert latest is not None
+    host.commits.publish(second, latest, never)
+    assert git("log", "--format=%H", BRANCH, at=repository).split() == [latest, commit, first]
+    (host.sessions.merged(other.session) / "second").write_text("second\n")
+    apart = host.commits.write(spec_of(other, first), never)
+    assert apart not in (None, latest) and host.base(workspace, str(apart)).is_dir()
+
+
+def test_what_is_called_off_leaves_nothing_and_what_it_cannot_do_says_why(host: Host, source: Path) -> None:
+    workspace, first = host.workspace(path=str(source))
+    tree, merged = host.session(workspace, first)
+    (merged / "new").write_text("new")
+    spec = spec_of(tree, first)
+    with pytest.raises(Cancelled):
+        host.commits.write(spec, lambda: True)
+    commit = host.commits.write(spec, never)
+    assert commit is not None and host.base(workspace, commit).is_dir()
+    for _ in range(2):
+        host.commits.discard(spec, never)
+        assert [path.name for path in host.base(workspace, first).parent.iterdir()] == [first]
+        assert not host.repository(workspace).with_name("commits").exists()
+    git("init", "-q", "nested", at=merged)
+    with pytest.raises(EngineRefused, match="does not have a commit checked out"):
+        host.commits.write(spec, never)
+    with pytest.raises(NotFound):
+        host.commits.write(spec_of(tree.model_copy(update={"session": uuid4()}), first), never)
+
+
+def test_a_shallow_workspace_can_be_committed_to(tmp_path: Path) -> None:
+    git_image.ensure(engine.SOCKET, lambda _: None)
+    with git_server() as server:
+        server.repository("deep", {"a": b"1"})
+        server.commit("deep", {"a": b"2"})
+        server.push("deep", "main")
+        loopback = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+        host = Host(tmp_path, networks=loopback, authorities=server.certificate.read_bytes())
+        workspace, first = host.workspace(git_url=server.url("deep"), depth=1)
+        tree, merged = host.session(workspace, first)
+        try:
+            (merged / "a").write_text("3")
+            spec = spec_of(tree, first)
+            commit = host.commits.write(spec, never)
+            assert commit is not None
+            host.commits.publish(spec, commit, never)
+            assert git("log", "--format=%H", BRANCH, at=host.repository(workspace)).split() == [commit, first]
+            assert (host.base(workspace, commit) / "a").read_text() == "3"
+        finally:
+            host.sessions.remove(tree.session)
+            shutil.rmtree(host.secrets, ignore_errors=True)
