@@ -52,6 +52,7 @@ Kind = Literal[
     "StopSession",
     "StartSession",
     "DeprovisionSession",
+    "ChatTurn",
     "ScaleGroup",
     "DeprovisionGroup",
     "AdoptInstance",
