@@ -8,6 +8,7 @@ from temporalio import activity
 
 from activities.audit import AuditRecords
 from activities.balancers import BalancerEngine, BalancerRecords
+from activities.chats import ChatCalls, ChatRecords
 from activities.cron import CronRecords
 from activities.cron_calls import CronActs, CronCalls
 from activities.cron_schedules import CronSchedules
@@ -36,6 +37,7 @@ CONTROL_CLASSES: tuple[type, ...] = (
     HostDrains,
     BalancerRecords,
     SessionRecords,
+    ChatRecords,
     SampleRecords,
     ProjectEnds,
     UserEnds,
@@ -64,7 +66,8 @@ HOST_CLASSES: tuple[type, ...] = (
 WEBHOOK_CLASSES: tuple[type, ...] = (WebhookCalls,)
 CRON_CLASSES: tuple[type, ...] = (CronCalls,)
 API_CLASSES: tuple[type, ...] = (CronActs,)
-Queue = Literal["control", "host", "webhooks", "images", "cron", "api"]
+CHAT_CLASSES: tuple[type, ...] = (ChatCalls,)
+Queue = Literal["control", "host", "webhooks", "images", "cron", "api", "chats"]
 
 
 class FaultPoint(TypedDict):
@@ -97,6 +100,7 @@ def fault_points() -> list[FaultPoint]:
         ("webhooks", WEBHOOK_CLASSES),
         ("cron", CRON_CLASSES),
         ("api", API_CLASSES),
+        ("chats", CHAT_CLASSES),
     ]
     return [
         {"activity": name, "point": f"{name}.{point}", "queue": elsewhere.get(name, queue)}

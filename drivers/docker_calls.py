@@ -31,6 +31,4 @@ class DockerCalls:
             raise Unsupported("call", "docker")
         with entered(self._engine, found["Id"]) as place:
             address = ("127.0.0.1", call.port)
-            return http_calls.request(
-                lambda: namespaces.connect(place.namespace, address, CONNECT_SECONDS), call
-            )
+            return http_calls.request(lambda: namespaces.connect(place.namespace, address, CONNECT_SECONDS), call)

@@ -122,9 +122,7 @@ class Message(Base):
         CheckConstraint("(status IN ('pending', 'running')) = (finished_at IS NULL)", name="finished"),
         Index("ix_messages_workflow", "workflow_id"),
         # One answer at a time.
-        Index(
-            "uq_messages_open", "session_id", unique=True, postgresql_where=text("status IN ('pending', 'running')")
-        ),
+        Index("uq_messages_open", "session_id", unique=True, postgresql_where=text("status IN ('pending', 'running')")),
     )
 
 
@@ -141,8 +139,6 @@ class Chunk(Base):
     created_at: Mapped[Now]
 
     __table_args__ = (
-        ForeignKeyConstraint(
-            ["project_id", "message_id"], ["messages.project_id", "messages.id"], ondelete="CASCADE"
-        ),
+        ForeignKeyConstraint(["project_id", "message_id"], ["messages.project_id", "messages.id"], ondelete="CASCADE"),
         CheckConstraint("number >= 1", name="number"),
     )

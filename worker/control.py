@@ -17,6 +17,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from activities.audit import AuditRecords
 from activities.balancers import BalancerRecords
+from activities.chats import ChatRecords
 from activities.cron import CronRecords
 from activities.cron_schedules import CronSchedules
 from activities.drains import HostDrains
@@ -116,6 +117,7 @@ async def run(settings: Settings) -> None:
         GroupRecords(engine, histories, limits),
         BalancerRecords(engine, histories, limits, keyring),
         SessionRecords(engine, histories, limits),
+        ChatRecords(engine),
         SampleRecords(engine),
         AuditRecords(engine, keyring),
         PurgeRecords(engine, retention_of(settings)),

@@ -78,9 +78,7 @@ def _agents() -> None:
         sa.UniqueConstraint("project_id", "id", name=op.f("uq_agents_project_id_id")),
         sa.UniqueConstraint("project_id", "name", name=op.f("uq_agents_project_id_name")),
     )
-    op.create_index(
-        "uq_agents_default", "agents", ["project_id"], unique=True, postgresql_where=sa.text("is_default")
-    )
+    op.create_index("uq_agents_default", "agents", ["project_id"], unique=True, postgresql_where=sa.text("is_default"))
 
 
 def _messages() -> None:
