@@ -1,4 +1,4 @@
-"""What is said to the agent of a session: stored first, then delivered by a workflow, and streamed as it is answered."""
+"""What is said to the agent of a session: stored first, then delivered by a workflow; answers as they come."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from uuid import UUID
 import orjson
 import structlog
 from fastapi import APIRouter, Request, Response
-from sqlalchemy import case, func, insert, literal_column, select, text
+from sqlalchemy import ColumnElement, case, func, insert, literal_column, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.accept import Acceptance, Show
@@ -43,7 +43,7 @@ SHOWN = 65_536
 BATCH = 64
 LOOK_SECONDS, QUIET_SECONDS = 1.0, 15.0
 _ID = re.compile(r"(\d{1,9})\.(\d{1,9})")
-_SAID = literal_column(
+_SAID: ColumnElement[str] = literal_column(
     "(SELECT string_agg(c.data ->> 'text', '' ORDER BY c.number) FROM message_chunks c"
     " WHERE c.message_id = messages.id AND c.kind = 'text')"
 )
@@ -64,6 +64,10 @@ _EVENTS = text(
     ORDER BY 1, 2 LIMIT :most
     """
 )
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {}}},
+    202: {"model": Envelope[ChatView]},
+}
 log = structlog.get_logger()
 
 
@@ -77,7 +81,7 @@ class Position(NamedTuple):
 @router.post(
     "/chat",
     response_class=Response,
-    responses={200: {"content": {"text/event-stream": {}}}, 202: {"model": Envelope[ChatView]}} | also(409, 429),
+    responses=_ANSWERS | also(409, 429),
 )
 async def chat(
     request: Request, session_id: UUID, caller: Annotated[Caller, may("sessions:use")], body: ChatCreate

@@ -58,7 +58,7 @@ class AgentCreate(BaseModel):
     name: Name
     #: `reference`: the one that comes with the platform, without a model. `custom`: any program that keeps to the
     #: contract of agents.
-    type: Literal["reference", "custom"] = "reference"
+    type: AgentType = AgentType.REFERENCE
     #: What these say is between you and the agent, which gets them as variables.
     mode: Word | None = None
     model: Word | None = None

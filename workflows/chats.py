@@ -24,7 +24,8 @@ class ChatTurn:
             turn = await saga.step(ChatRecords.begin, order, on_control(remaining(order)))
             # What is left of it in the sandbox ends with that, at the latest.
             stop = Undo(ChatCalls.cancel, turn, on_chats(REMOVE), may_fail=True)
-            await saga.step(ChatCalls.deliver, turn, on_chats(remaining(order)), undo=[stop])
+            # An activity of an event loop: as a method, what it answers would have to be awaited.
+            _: object = await saga.step(ChatCalls.deliver, turn, on_chats(remaining(order)), undo=[stop])
 
         await carry_out(order, plan, settling(order))
 
