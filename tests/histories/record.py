@@ -78,6 +78,7 @@ MIDDLE = {
     "StopSession": "session.change",
     "StartSession": "session.change",
     "DeprovisionSession": "session.discard",
+    "ChatTurn": "chat.deliver",
     **dict.fromkeys(("InitWorkspace", "SyncWorkspace"), "workspace.bring"),
     "DeprovisionWorkspace": "workspace.remove",
 }
@@ -97,6 +98,7 @@ FIRST = {
     "InitSession": "session.begin",
     **dict.fromkeys(("StopSession", "StartSession"), "session.change"),
     "DeprovisionSession": "session.remove",
+    "ChatTurn": "chat.begin",
     **dict.fromkeys(("InitWorkspace", "SyncWorkspace", "DeprovisionWorkspace"), "workspace.claim"),
     **dict.fromkeys(("AdoptInstance", "DiscardMachine", "ForgetDifference", "FinishRestore"), "restore.claim"),
 }

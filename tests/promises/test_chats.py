@@ -143,7 +143,7 @@ def test_an_answer_is_whole_and_worked_on_once_whatever_is_killed(stack: Stack) 
     assert stack.containers() == []
 
 
-def test_what_does_not_keep_to_the_contract_fails_and_says_why(stack: Stack, tmp_path: Path) -> None:
+def test_what_does_not_keep_to_the_contract_fails_and_says_why(stack: Stack) -> None:
     script = (
         "while :; do printf 'HTTP/1.0 200 OK\\r\\n\\r\\nid: 1\\nevent: text\\ndata: no\\n\\n' | nc -l -p 9000; done"
     )
