@@ -119,7 +119,8 @@ def test_an_answer_is_whole_and_worked_on_once_whatever_is_killed(stack: Stack) 
     kinds = [kind for _, kind, _ in events if kind != "text"]
     assert kinds == ["prompt", "tool", "tool_output", "tool_result", "end"]
     assert events[-1][2] == {"status": "completed", "error": None}
-    assert stack.request("GET", f"/sessions/{made['id']}/files/made").text == "once\n"
+    # An agent that was killed a moment ago may not be back.
+    assert stack.answered("GET", f"/sessions/{made['id']}/files/made").text == "once\n"
     stack.completed(asked)
     assert stack.get(f"/sessions/{made['id']}")["status"] == "ready"
     said = stack.get(f"/sessions/{made['id']}/messages")
