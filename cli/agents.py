@@ -123,7 +123,7 @@ def _given(
     mcp: list[str] | None,
 ) -> dict[str, Any]:
     servers = [{"name": name, "url": url} for name, url in pairs("--mcp", mcp).items()] if mcp else None
-    wanted = {"mode": mode, "model": model, "image": image, "port": port, "mcp_servers": servers}
+    wanted: dict[str, Any] = {"mode": mode, "model": model, "image": image, "port": port, "mcp_servers": servers}
     wanted["env"] = pairs("--env", env) if env else None
     return {what: value for what, value in wanted.items() if value is not None}
 
