@@ -158,7 +158,7 @@ class SessionEngine:
 def _sandbox(session: Session, work: WorkSession) -> Sandbox:
     workspace = session.get_one(Workspace, work.workspace_id)
     host = session.get(Host, workspace.host_id) if workspace.host_id else None
-    tree = SessionTree(session=work.id, workspace=work.workspace_id, commit=work.commit)
+    tree = SessionTree(session=work.id, project=work.project_id, workspace=work.workspace_id, commit=work.commit)
     return Sandbox(host=host.name if host else None, tree=tree)
 
 

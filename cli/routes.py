@@ -21,6 +21,10 @@ _COMMANDS = {
     "GET /rbac/roles": "cairn role list",
     "GET /service-accounts": "cairn service-account list",
     "GET /webhooks": "cairn webhook list",
+    "GET /workspaces": "cairn workspace list",
+    "GET /sessions": "cairn session list",
+    "GET /agents": "cairn agent list",
+    "GET /credentials": "cairn credential list",
     "DELETE /images/{}": "cairn image rm {}",
     "POST /hosts/{}/drain": "cairn host drain {}",
     "POST /auth/keys/{}/revoke": "cairn key revoke {}",
@@ -53,6 +57,10 @@ _LISTS = {
     "projects": "cairn project list",
     "users": "cairn user list",
     "service-accounts": "cairn service-account list",
+    "workspaces": "cairn workspace list",
+    "sessions": "cairn session list",
+    "agents": "cairn agent list",
+    "credentials": "cairn credential list",
 }
 
 

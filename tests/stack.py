@@ -16,7 +16,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,8 @@ import httpx
 import psycopg
 
 from drivers.brought import Brought
+from drivers.mounts import unmount_below
+from tests.folders import new_folder
 from tests.platform import IMAGE, TERMINAL, Json, Platform, wait_for
 from tests.services import PostgresServer
 from worker import database, engine, ports, postgres
@@ -76,8 +77,9 @@ class Stack(Platform):
     def __init__(self, *, docker: bool = True, simulated_hosts: int = 2, fresh: bool = False, **environ: str) -> None:
         super().__init__()
         # Short: PostgreSQL's socket is in it, and its path may have 107 bytes.
-        self.folder = Path(tempfile.mkdtemp(prefix="cs-"))
+        self.folder = new_folder("cs-")
         self.data = self.folder / "d"
+        self.agents_dir = self.data / "agents"
         if not fresh:
             self.data.mkdir(mode=0o700)
             subprocess.run(["cp", "-a", "--", str(migrated()), str(self.data / "postgres")], check=True)
@@ -177,6 +179,7 @@ class Stack(Platform):
                     with contextlib.suppress(docker.errors.APIError):
                         client.images.remove(image.reference)
             client.close()
+        unmount_below(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
         shutil.rmtree(self.secrets_dir, ignore_errors=True)
 

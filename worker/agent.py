@@ -40,6 +40,7 @@ from drivers.egress import Egress
 from drivers.images import Images
 from drivers.machines import Fence, Machines
 from drivers.measured import measured
+from drivers.mounts import may_keep_files
 from drivers.session_trees import SessionTrees
 from drivers.streams import Streams
 from drivers.workspaces import Workspaces
@@ -124,9 +125,11 @@ def egress_driver(host: AgentHost, installation: UUID, settings: Settings) -> Eg
 
 def capabilities(egress: Egress | None) -> list[str]:
     """What a host's agent can do beyond what every agent can."""
-    # Repositories are fetched through a proxy like that of an instance.
-    allow_list = [capability("allow-list"), CAPABILITY] if egress is None or egress.able() else []
-    return [capability("none"), *allow_list]
+    if egress is not None and not egress.able():
+        return [capability("none")]
+    # Repositories are fetched through a proxy like that of an instance; sandboxes write files as anybody.
+    files = [CAPABILITY] if egress is None or may_keep_files() else []
+    return [capability("none"), capability("allow-list"), *files]
 
 
 def driver(
@@ -278,7 +281,7 @@ async def run(settings: Settings) -> None:
                 Samples(membership, machines).run(),
                 HealthLooks(membership, machines).run(),
                 BalancerReadings(membership, balancers).run(),
-                WorkspaceSweep(membership, workspaces, 6 * settings.reconcile_interval).run(),
+                WorkspaceSweep(membership, workspaces, trees, 6 * settings.reconcile_interval).run(),
             )
             beside |= {serving, *(asyncio.create_task(loop) for loop in loops)}
         await asyncio.wait({*beside, stopped}, return_when=asyncio.FIRST_COMPLETED)
