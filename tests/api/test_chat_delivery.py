@@ -1,4 +1,4 @@
-"""Prompts on their way to an agent, answers on their way back: each event once, whatever breaks, and none that is odd."""
+"""Prompts on their way to agents, and answers back: each event once, whatever breaks, and none that is odd."""
 
 from __future__ import annotations
 

@@ -53,9 +53,9 @@ def test_an_answer_is_printed_as_it_comes_and_its_failure_is_the_commands(api: F
     events = b'id: 4.1\nevent: text\ndata: {"text": "hel"}\n\nid: 4.2\nevent: tool\ndata: {"name": "shell"}\n\n'
     events += b'id: 4.3\nevent: text\ndata: {"text": "lo"}\n\n'
     stream, kind = f"GET /sessions/{SESSION}/stream", {"Content-Type": "text/event-stream"}
-    for status, code in (("completed", 0), ("failed", Exit.FAILED)):
-        end = b'id: 4.4\nevent: end\ndata: {"status": "%s", "error": null}\n\n' % status.encode()
-        api.on(stream, Answer(200, headers=kind, raw=events + end))
+    last = b'id: 4.4\nevent: end\ndata: {"status": "%s", "error": null}\n\n'
+    api.on(stream, *(Answer(200, headers=kind, raw=events + last % end) for end in (b"completed", b"failed")))
+    for code in (0, Exit.FAILED):
         result = cairn("session", "chat", "work", "hi")
         assert (result.exit_code, result.stdout) == (code, "hello"), result.output
     assert api.seen(f"POST /sessions/{SESSION}/chat")[0].body == {"prompt": "hi"}
