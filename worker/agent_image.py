@@ -36,7 +36,7 @@ def ensure(url: str, report: Report) -> None:
     Raises StackError that says what to do.
     """
     if not has_image(url):
-        program_image.make(url, IMAGE, root_archive, CHANGES, report)
+        program_image.make(url, IMAGE, root_archive, CHANGES, report, of="the Python that runs this")
 
 
 def offer(url: str, report: Report) -> bool:
