@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from sqlalchemy import Engine, func, insert, select
+from sqlalchemy import Engine, exists, func, insert, select
 from sqlalchemy.orm import Session
 from temporalio import activity
 
@@ -12,7 +12,7 @@ from activities.database import transaction
 from activities.runs import RunEnded, claim
 from model.chat import END, OPEN, Chunk, Message, MessageStatus, Role, Turn
 from model.sessions import WorkSession
-from model.workflows import NEVER_STARTED, Failure, Order, Outcome
+from model.workflows import NEVER_STARTED, TERMINAL, Failure, Order, Outcome, Workflow
 
 #: The queue of turns, which APIs take up: they alone speak with agents of hosts. It is not that of cron jobs, whose
 #: requests are short.
@@ -73,9 +73,11 @@ def settle_answer(session: Session, order: Order, outcome: Outcome, failure: Fai
 
 
 def call_off_answer(session: Session, work: WorkSession) -> None:
-    """End the answer that a session still waits for, whose turn was called off before it had started."""
+    """End the answer that a session still waits for, whose turn was called off before it had started: by a delete, say,
+    that was called off itself."""
     its = (Message.project_id == work.project_id) & (Message.session_id == work.id) & Message.status.in_(OPEN)
-    for answer in session.scalars(select(Message).where(its).with_for_update()):
+    goes_on = exists().where(Workflow.id == Message.workflow_id, Workflow.state.not_in(TERMINAL))
+    for answer in session.scalars(select(Message).where(its, ~goes_on).with_for_update()):
         _end(session, answer, "cancelled", NEVER_STARTED)
 
 

@@ -19,6 +19,8 @@ from model.workflows import Failure, Order, Outcome, Step, Workflow
 
 #: What a session is whose sandbox is at rest.
 _AS_SANDBOX = {Status.RUNNING: SessionStatus.RUNNING, Status.STOPPED: SessionStatus.STOPPED}
+#: In which nothing is under way.
+_AT_REST = (SessionStatus.READY, SessionStatus.RUNNING, SessionStatus.STOPPED)
 
 
 class SessionEnd(Frozen):
@@ -55,13 +57,16 @@ def settle_session(
         work.error = failure.model_dump() if failure and order.kind != CHAT else None
         if work.status == SessionStatus.REMOVED:
             work.deleted_at = func.now()
-            call_off_answer(session, work)
+    call_off_answer(session, work)
     record(session, order, *events, (f"workflow.{outcome}", {"kind": order.kind, "error": row.error}))
 
 
 def _leads_to(work: WorkSession, row: Workflow, outcome: Outcome, sandbox: Status) -> SessionStatus:
-    if row.kind == DEPROVISION:
-        return SessionStatus.REMOVED if outcome == "completed" else SessionStatus.ERROR
+    if row.kind == DEPROVISION and outcome == "completed":
+        return SessionStatus.REMOVED
+    # Called off while it was only a row, it has changed nothing; but it may have called something else off.
+    if row.kind == DEPROVISION and (row.started_at is not None or row.prior_status not in _AT_REST):
+        return SessionStatus.ERROR
     if row.kind == INIT and outcome != "completed":
         return SessionStatus.ERROR
     # A change that failed may have led anywhere: what the sandbox is, the session is.

@@ -85,7 +85,7 @@ class Stack(Platform):
             subprocess.run(["cp", "-a", "--", str(migrated()), str(self.data / "postgres")], check=True)
         self.faults_file = self.folder / "faults.json"
         #: In memory, where its agents keep instances' secrets.
-        self.secrets_dir = Path("/dev/shm") / self.folder.name  # noqa: S108 - a name that nobody guesses
+        self.secrets_dir = Path("/dev/shm") / f"{self.folder.name}-secrets"  # noqa: S108 - a name that nobody guesses
         low = FIRST_PORT + next(_blocks) % BLOCKS * PORTS
         self.port_range = (low, low + PORTS - 1)
         simulator = ports.choose("127.0.0.1", set(), self.port_range)

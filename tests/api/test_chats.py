@@ -195,9 +195,14 @@ async def test_what_is_called_off_or_fails_says_so_with_the_answer(api: Api) -> 
     assert rows[0]["error"] == {"code": "agent_failed", "message": "no"}
     shown = (await api.http.get(path)).json()["data"]
     assert (shown["status"], shown["error"]) == ("ready", None)
-    # A delete calls off what has not begun; with its session the answer ends.
+    # A delete calls off what has not begun; called off itself, it leaves nobody waiting.
     assert (await api.http.post(f"{path}/chat", json={"prompt": "c"}, headers=json)).status_code == 202
-    assert (await api.http.delete(path)).status_code == 202
+    deleting = await api.http.delete(path)
+    assert deleting.status_code == 202
+    workflow = deleting.json()["meta"]["workflow_id"]
+    assert (await api.http.post(f"/v1/workflows/{workflow}/cancel")).json()["data"]["state"] == "cancelled"
+    assert (await api.http.get(f"{path}/messages")).json()["data"][0]["status"] == "cancelled"
+    assert (await api.http.get(path)).json()["data"]["status"] == "ready"
     assert api.db.one("SELECT state FROM workflows WHERE kind = 'ChatTurn' ORDER BY id DESC LIMIT 1")["state"] == (
         "cancelled"
     )

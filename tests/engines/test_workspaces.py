@@ -318,6 +318,7 @@ def test_folder_of_the_host_is_copied_where_its_operator_allows(host: Host, tmp_
 
 
 @pytest.mark.skipif(not LARGE, reason="half a gigabyte: make chaos")
+@pytest.mark.timeout(1200)
 def test_second_clone_of_half_a_gigabyte_takes_less_than_a_third(host: Host) -> None:
     host.server.repository("huge", {f"blob-{n}": os.urandom(25 << 20) for n in range(20)})
     # Called off in the middle, of which it tells, nothing of it is left.
