@@ -8,6 +8,7 @@ from temporalio import activity
 
 from activities.audit import AuditRecords
 from activities.balancers import BalancerEngine, BalancerRecords
+from activities.chats import ChatCalls, ChatRecords
 from activities.commits import CommitEngine, CommitRecords
 from activities.cron import CronRecords
 from activities.cron_calls import CronActs, CronCalls
@@ -38,6 +39,7 @@ CONTROL_CLASSES: tuple[type, ...] = (
     BalancerRecords,
     SessionRecords,
     CommitRecords,
+    ChatRecords,
     SampleRecords,
     ProjectEnds,
     UserEnds,
@@ -67,7 +69,8 @@ HOST_CLASSES: tuple[type, ...] = (
 WEBHOOK_CLASSES: tuple[type, ...] = (WebhookCalls,)
 CRON_CLASSES: tuple[type, ...] = (CronCalls,)
 API_CLASSES: tuple[type, ...] = (CronActs,)
-Queue = Literal["control", "host", "webhooks", "images", "cron", "api"]
+CHAT_CLASSES: tuple[type, ...] = (ChatCalls,)
+Queue = Literal["control", "host", "webhooks", "images", "cron", "api", "chats"]
 
 
 class FaultPoint(TypedDict):
@@ -100,6 +103,7 @@ def fault_points() -> list[FaultPoint]:
         ("webhooks", WEBHOOK_CLASSES),
         ("cron", CRON_CLASSES),
         ("api", API_CLASSES),
+        ("chats", CHAT_CLASSES),
     ]
     return [
         {"activity": name, "point": f"{name}.{point}", "queue": elsewhere.get(name, queue)}

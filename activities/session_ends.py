@@ -8,9 +8,11 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from activities import rounds
+from activities.chats import call_off_answer, settle_answer
 from activities.instance_ends import settle_instance
 from activities.runs import RunEnded, end, record
 from model.base import Frozen
+from model.chat import CHAT
 from model.instances import Instance, Status
 from model.sessions import DEPROVISION, INIT, SessionStatus, WorkSession
 from model.workflows import Failure, Order, Outcome, Step, Workflow
@@ -44,18 +46,22 @@ def settle_session(
     row = end(session, order, outcome, failure, steps)
     if row is None:
         return
+    if order.kind == CHAT:
+        settle_answer(session, order, outcome, failure)
     rounds.call_off(session, order, {"instance": settle_instance})
     events = []
     if work.workflow_id == order.workflow_id:  # else a newer one owns it now
         sandbox = session.get_one(Instance, work.instance_id)
-        events.append(move_session(work, _leads_to(row, outcome, Status(sandbox.status))))
-        work.error = failure.model_dump() if failure else None
+        events.append(move_session(work, _leads_to(work, row, outcome, Status(sandbox.status))))
+        # What became of a turn is told with its answer.
+        work.error = failure.model_dump() if failure and order.kind != CHAT else None
         if work.status == SessionStatus.REMOVED:
             work.deleted_at = func.now()
+    call_off_answer(session, work)
     record(session, order, *events, (f"workflow.{outcome}", {"kind": order.kind, "error": row.error}))
 
 
-def _leads_to(row: Workflow, outcome: Outcome, sandbox: Status) -> SessionStatus:
+def _leads_to(work: WorkSession, row: Workflow, outcome: Outcome, sandbox: Status) -> SessionStatus:
     if row.kind == DEPROVISION and outcome == "completed":
         return SessionStatus.REMOVED
     # Called off while it was only a row, it has changed nothing; but it may have called something else off.
@@ -64,6 +70,8 @@ def _leads_to(row: Workflow, outcome: Outcome, sandbox: Status) -> SessionStatus
     if row.kind == INIT and outcome != "completed":
         return SessionStatus.ERROR
     # A change that failed may have led anywhere: what the sandbox is, the session is.
+    if sandbox == Status.RUNNING and work.agent_id is not None:
+        return SessionStatus.READY
     return _AS_SANDBOX.get(sandbox, SessionStatus(row.prior_status or SessionStatus.ERROR))
 
 

@@ -14,7 +14,7 @@ from activities.runs import record
 from model.base import new_id
 from model.instances import Instance
 from model.lifetimes import AGAIN
-from model.sessions import DEPROVISION, STOP, SessionStatus, WorkSession
+from model.sessions import DEPROVISION, STOP, UP, SessionStatus, WorkSession
 from model.workflows import TERMINAL, Order, Workflow
 
 
@@ -26,7 +26,7 @@ def due(session: Session, sandbox: Instance, kind: str, because: str, limits: Li
     work = session.scalars(select(WorkSession).where(mine).with_for_update(skip_locked=True)).one_or_none()
     if work is None or work.status in (SessionStatus.REMOVING, SessionStatus.REMOVED):
         return None
-    if kind == STOP and work.status != SessionStatus.RUNNING:
+    if kind == STOP and work.status not in UP:
         return None
     lately = Workflow.finished_at > func.now() - AGAIN
     busy = Workflow.state.not_in(TERMINAL) if kind == STOP else (Workflow.kind == kind) & Workflow.finished_at.is_(None)

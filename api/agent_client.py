@@ -19,6 +19,7 @@ from pydantic import SecretStr
 
 from api.streamed import keep_alive
 from model.errors import (
+    AgentUnavailable,
     BodyTooLarge,
     CairnError,
     CommandTimeout,
@@ -34,7 +35,7 @@ from model.errors import (
     Unsupported,
     ValidationFailed,
 )
-from model.streams import END, HEAD, MOST_BYTES, STDERR, STDOUT, End, Failure, Run
+from model.streams import END, HEAD, MOST_BYTES, STDERR, STDOUT, Call, End, Failure, Run
 from model.tickets import Ticket, Verb, sign
 
 #: Of one API process, at once.
@@ -50,6 +51,7 @@ MOST_ERROR = 64 * 1024
 _ERRORS: dict[str, type[CairnError]] = {
     kind.code: kind
     for kind in (
+        AgentUnavailable,
         BodyTooLarge,
         CommandTimeout,
         EngineRefused,
@@ -140,7 +142,7 @@ class Agents:
         target: Target,
         verb: Verb,
         query: Mapping[str, str],
-        run: Run | None = None,
+        run: Run | Call | None = None,
         sent: Sent | None = None,
         patience: float = ANSWER_SECONDS,
     ) -> Opened[aiohttp.ClientResponse]:

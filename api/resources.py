@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Executable, Row, Select, func, text
 
 from api.caller import Caller
+from model.chat import WorkAgent
 from model.errors import NotFound
 from model.resources import Resource
 from model.ssh_keys import SshKey
@@ -37,7 +38,7 @@ def listed(
 
 
 def named(
-    table: type[Credential | Secret | ServiceAccount | SshKey | Webhook], caller: Caller, name: str | None
+    table: type[Credential | Secret | ServiceAccount | SshKey | Webhook | WorkAgent], caller: Caller, name: str | None
 ) -> list[Any]:
     """Conditions: those of the caller's project, of this name where one is asked for."""
     return [table.project_id == caller.project_id, *([] if name is None else [table.name == name])]

@@ -28,13 +28,13 @@ from drivers.pace import Pace
 from drivers.pace import said as pace_said
 from model.errors import HostUnreachable, InvalidState, Malformed
 from model.hosts import Host, is_reachable
-from model.sessions import SessionStatus, WorkSession
+from model.sessions import UP, SessionStatus, WorkSession
 from model.workspaces import Workspace
 
 router = APIRouter(prefix="/v1/sessions/{session_id}", tags=["sessions"], responses=RESPONSES | also(409, 502))
 
 #: In these its files are there.
-_THERE = frozenset({SessionStatus.CREATING_SANDBOX, SessionStatus.RUNNING, SessionStatus.STOPPED})
+_THERE = UP | {SessionStatus.CREATING_SANDBOX, SessionStatus.STOPPED}
 #: An agent compares for up to 100 s, and may have to make a sandbox first.
 DIFF_SECONDS = 130.0
 #: How long a sender may be silent.

@@ -47,8 +47,8 @@ async def show(caller: Caller, session_id: UUID) -> dict[str, Any]:
 
 def view(row: Row[Any]) -> dict[str, Any]:
     """The JSON of a session, from a row of ``query``."""
-    shown = ("id", "project_id", "name", "status", "workspace_id", "commit", "head", "instance_id", "version", "error")
-    times = ("workflow_id", "created_at", "updated_at", "deleted_at")
+    shown = ("id", "project_id", "name", "status", "workspace_id", "commit", "head", "instance_id", "agent_id")
+    times = ("version", "error", "workflow_id", "created_at", "updated_at", "deleted_at")
     sandbox = ("image", "instance_type", "network", "ports", "private_ip", "host")
     return {name: getattr(row, name) for name in (*shown, *times, *sandbox, *_LIFETIMES)} | {
         "env": instance_rows.env_of(row),

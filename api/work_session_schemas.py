@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Annotated
+from typing import Annotated, Literal
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -28,7 +29,9 @@ class SessionCreate(BaseModel):
 
     #: Null: one after the workspace's.
     name: Name | None = None
-    #: With /bin/sh; null: the platform's (CAIRN_SESSION_IMAGE).
+    #: An agent of the project, whose program its sandbox runs; `default`: the project's default.
+    agent_id: UUID | Literal["default"] | None = None
+    #: With /bin/sh; null: the agent's, else the platform's (CAIRN_SESSION_IMAGE).
     image: ImageName | None = None
     instance_type: TypeName = "basic-1"
     env: Env = {}
@@ -59,6 +62,7 @@ class SessionView(BaseModel):
     head: str | None
     #: Its sandbox, an instance that is changed through it alone, and what that was made of.
     instance_id: str
+    agent_id: str | None
     image: str
     instance_type: str
     env: dict[str, str | SecretRef]

@@ -3,15 +3,17 @@ in ``api.session_files``."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
+from pydantic import ValidationError
 from sqlalchemy import Row, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from activities.commits import moved
-from api import lifetimes, workspaces
+from api import lifetimes, work_agents, workspaces
 from api.accept import Acceptance, Answered, check_if_match, etag
 from api.authentication import may
 from api.caller import Caller
@@ -27,10 +29,11 @@ from api.work_session_rows import GONE, lock, query, show, view
 from api.work_session_schemas import CommitCreate, SessionCreate, SessionView
 from api.workflows import is_at
 from model.base import new_id
-from model.errors import InvalidState, NameTaken
+from model.chat import CHAT
+from model.errors import InvalidState, NameTaken, ValidationFailed
 from model.hosts import Host
 from model.instances import Instance, Status
-from model.sessions import COMMIT, DEPROVISION, IDLE, INIT, START, STOP, SessionStatus, WorkSession
+from model.sessions import COMMIT, DEPROVISION, IDLE, INIT, START, STOP, UP, SessionStatus, WorkSession
 from model.settings import Settings
 from model.workflows import TERMINAL, Order, Workflow
 from model.workspaces import WorkspaceStatus
@@ -56,10 +59,11 @@ async def create(
         return await acceptance.answer(show, answered)
     workspace = await workspaces.lock(caller, workspace_id)
     await _check_ready(caller, workspace)
+    agent = await work_agents.chosen(caller, body.agent_id)
     name = body.name or f"{workspace.name[:SHOWN]}-{session_id.hex[-8:]}"
-    sandbox = await _sandbox(request, caller, workspace, body, f"session-{name[:SHOWN]}-{session_id.hex[-8:]}")
+    sandbox = await _sandbox(request, caller, workspace, body, agent, f"session-{name[:SHOWN]}-{session_id.hex[-8:]}")
     template = await template_of(request, caller, sandbox)
-    order = _order(request, caller, acceptance, INIT, session_id, name)
+    order = order_of_session(request, caller, acceptance, INIT, session_id, name)
     launch = order_of(request, caller, acceptance, "ProvisionInstance", instance_id, sandbox.name)
     ports = [port.host_port for port in template.wanted_ports if port.host_port]
     launch = launch.model_copy(update={"workflow_id": new_id(), "fixed_ports": ports})
@@ -74,7 +78,7 @@ async def create(
         **await lifetimes.ttl(caller, body.ttl_seconds),
     }
     await caller.execute(insert(Instance.__table__), values)  # type: ignore[arg-type]  # a Table, typed as FromClause
-    await _insert(caller, workspace, order, instance_id)
+    await _insert(caller, workspace, agent, order, instance_id)
     # Of what it is given, what can hold secrets is left out.
     told = {"name": name, "workspace_id": str(workspace_id), "commit": workspace.commit, "image": sandbox.image}
     caller.changed("session", session_id, after=told)
@@ -100,28 +104,34 @@ async def _check_ready(caller: Caller, workspace: Row[Any]) -> None:
 
 
 async def _sandbox(
-    request: Request, caller: Caller, workspace: Row[Any], body: SessionCreate, name: str
+    request: Request, caller: Caller, workspace: Row[Any], body: SessionCreate, agent: Row[Any] | None, name: str
 ) -> InstanceCreate:
-    """The launch of its sandbox, where the workspace is. Its program does nothing, until it is asked to end."""
+    """The launch of its sandbox, where the workspace is. Its program is the agent's; without one it does nothing, until
+    it is asked to end. Raises ValidationFailed where the two environments do not go together."""
     settings: Settings = request.app.state.settings
     found = select(Host.name, Host.backend).where(Host.id == workspace.host_id)
     host = await one(caller, found, "host", workspace.host_id)
-    return InstanceCreate(
-        name=name,
-        image=body.image or settings.session_image,
-        instance_type=body.instance_type,
-        ports=body.ports,
-        env=body.env,
-        cmd=IDLE,
-        backend=host.backend,
-        host=host.name,
-        network=body.network,
-        ttl_seconds=body.ttl_seconds,
-        idle_stop_seconds=body.idle_stop_seconds,
-    )
+    default = settings.session_image if agent is None else work_agents.image_of(agent, settings)
+    try:
+        return InstanceCreate(
+            name=name,
+            image=body.image or default,
+            instance_type=body.instance_type,
+            ports=body.ports,
+            env=body.env if agent is None else work_agents.environment_of(agent) | body.env,
+            cmd=IDLE if agent is None else work_agents.command_of(agent),
+            backend=host.backend,
+            host=host.name,
+            network=body.network,
+            ttl_seconds=body.ttl_seconds,
+            idle_stop_seconds=body.idle_stop_seconds,
+        )
+    except ValidationError as error:
+        problem = f"with its agent's: {error.errors()[0]['msg']}"
+        raise ValidationFailed(f"env: {problem}", fields=[{"field": "env", "message": problem}]) from None
 
 
-async def _insert(caller: Caller, workspace: Row[Any], order: Order, instance_id: UUID) -> None:
+async def _insert(caller: Caller, workspace: Row[Any], agent: Row[Any] | None, order: Order, instance_id: UUID) -> None:
     values = {
         "id": order.resource_id,
         "project_id": caller.project_id,
@@ -130,6 +140,8 @@ async def _insert(caller: Caller, workspace: Row[Any], order: Order, instance_id
         "workspace_id": workspace.id,
         "commit": workspace.commit,
         "instance_id": instance_id,
+        "agent_id": None if agent is None else agent.id,
+        "agent_port": None if agent is None else agent.port,
         "workflow_id": order.workflow_id,
     }
     try:
@@ -191,7 +203,7 @@ async def stop(
     body: Nothing | None = None,
 ) -> Response:
     """Stop the sandbox of a running session. Its files stay, and can be read and written."""
-    return await _change(request, caller, session_id, STOP, SessionStatus.RUNNING)
+    return await _change(request, caller, session_id, STOP, UP)
 
 
 @router.post("/sessions/{session_id}/start", status_code=202, response_model=Envelope[SessionView])
@@ -202,27 +214,30 @@ async def start(
     body: Nothing | None = None,
 ) -> Response:
     """Start the sandbox of a stopped session again, with the files that it had."""
-    return await _change(request, caller, session_id, START, SessionStatus.STOPPED)
+    return await _change(request, caller, session_id, START, {SessionStatus.STOPPED})
 
 
-async def _change(request: Request, caller: Caller, session_id: UUID, kind: str, wanted: SessionStatus) -> Response:
+async def _change(
+    request: Request, caller: Caller, session_id: UUID, kind: str, wanted: Collection[SessionStatus]
+) -> Response:
     acceptance = Acceptance(request, caller)
     session = await lock(caller, session_id)
     if answered := await acceptance.answered_before(session_id, None):
         return await acceptance.answer(show, answered)
     check_if_match(request, session.version)
-    await _check_at_rest(caller, session, wanted)
-    order = _order(request, caller, acceptance, kind, session_id, session.name)
-    await _begin(caller, acceptance, session, order, session.status, "stopping" if kind == STOP else "starting")
+    await check_status(caller, session, wanted)
+    order = order_of_session(request, caller, acceptance, kind, session_id, session.name)
+    await begin(caller, acceptance, session, order, session.status, "stopping" if kind == STOP else "starting")
     return await acceptance.answer(show)
 
 
-async def _check_at_rest(caller: Caller, session: Row[Any], *wanted: SessionStatus) -> None:
-    """Raises InvalidState where it is in another state than these, or is worked on."""
+async def check_status(caller: Caller, session: Row[Any], wanted: Collection[SessionStatus]) -> None:
+    """Raises InvalidState where it is not in such a state, or is being worked on."""
     under_way = await _under_way(caller, session.id)
     if session.status not in wanted or under_way is not None:
         busy = {} if under_way is None else {"workflow_id": str(under_way)}
-        said = f"{session.status}, not {' or '.join(wanted)}" if session.status not in wanted else "being worked on"
+        lacking = f"{session.status}, not {' or '.join(sorted(wanted))}"
+        said = lacking if session.status not in wanted else "being worked on"
         raise InvalidState(f"session {session.name} is {said}", state=session.status, **busy)
 
 
@@ -243,7 +258,7 @@ async def commit(
     if answered := await acceptance.answered_before(session_id, body.model_dump(mode="json", exclude_unset=True)):
         return await acceptance.answer(show, answered)
     check_if_match(request, session.version)
-    await _check_at_rest(caller, session, SessionStatus.RUNNING, SessionStatus.STOPPED)
+    await check_status(caller, session, UP | {SessionStatus.STOPPED})
     workspace = await workspaces.lock(caller, session.workspace_id)
     await _check_ready(caller, workspace)
     if workspace.submodules:
@@ -253,9 +268,9 @@ async def commit(
     if workspace.commit != (session.head or session.commit):
         raise moved(workspace, session, session.head or session.commit)
     author = None if body.author is None else f"{body.author.name} <{body.author.email}>"
-    order = _order(request, caller, acceptance, COMMIT, session_id, session.name)
+    order = order_of_session(request, caller, acceptance, COMMIT, session_id, session.name)
     order = order.model_copy(update={"message": body.message, "author": author})
-    await _begin(caller, acceptance, session, order, session.status, "committing")
+    await begin(caller, acceptance, session, order, session.status, "committing")
     return await acceptance.answer(show)
 
 
@@ -276,13 +291,13 @@ async def delete(
         return await acceptance.answer(show, Answered(session_id, session.workflow_id))
     check_if_match(request, session.version)
     await cancel_others(caller, acceptance, session_id)
-    order = _order(request, caller, acceptance, DEPROVISION, session_id, session.name)
+    order = order_of_session(request, caller, acceptance, DEPROVISION, session_id, session.name)
     order = order.model_copy(update={"force": force})
-    await _begin(caller, acceptance, session, order, SessionStatus.REMOVING, SessionStatus.REMOVING)
+    await begin(caller, acceptance, session, order, SessionStatus.REMOVING, SessionStatus.REMOVING)
     return await acceptance.answer(show)
 
 
-async def _begin(
+async def begin(
     caller: Caller, acceptance: Acceptance, session: Row[Any], order: Order, status: str, event: str
 ) -> None:
     """The order's workflow owns the session from here on."""
@@ -300,7 +315,9 @@ async def _under_way(caller: Caller, resource_id: UUID) -> UUID | None:
     return (await caller.execute(found)).scalar_one_or_none()
 
 
-def _order(request: Request, caller: Caller, acceptance: Acceptance, kind: str, session_id: UUID, name: str) -> Order:
+def order_of_session(
+    request: Request, caller: Caller, acceptance: Acceptance, kind: str, session_id: UUID, name: str
+) -> Order:
     settings: Settings = request.app.state.settings
     seconds = {
         INIT: settings.deadline_launch + settings.deadline_start,
@@ -309,6 +326,7 @@ def _order(request: Request, caller: Caller, acceptance: Acceptance, kind: str, 
         COMMIT: settings.deadline_workspace,
         # What is in its way is undone first.
         DEPROVISION: settings.deadline_delete + settings.deadline_stop,
+        CHAT: settings.deadline_chat,
     }
     return Order(
         workflow_id=acceptance.workflow_id,

@@ -162,13 +162,13 @@ async def cancel(
     told = {"kind": row.kind, "resource_type": row.resource_type, "resource_id": row.resource_id}
     caller.changed("workflow", workflow_id, {"state": row.state}, told, workflow_id=workflow_id)
     if row.state not in TERMINAL:  # else: this cancel again, whose answer was lost
-        row = await _ask_to_end(request, caller, row)
+        row = await ask_to_end(request, caller, row)
     headers = {"Location": f"/v1/workflows/{workflow_id}"}
     settings: Settings = request.app.state.settings
     return answer(request, view(row, settings), 202, headers=headers, workflow_id=str(workflow_id))
 
 
-async def _ask_to_end(request: Request, caller: Caller, row: Row[Any]) -> Row[Any]:
+async def ask_to_end(request: Request, caller: Caller, row: Row[Any]) -> Row[Any]:
     """Write the wish down, and hand it over. What nobody ever ran is settled here."""
     # A delete may have called off another run, which then has to be seen to its end. And a row that waits
     # again, because Temporal lost its run, may have left something that has to be undone.

@@ -253,7 +253,7 @@ class Client:
             yield made
 
     def events(
-        self, last_id: str | None, params: Mapping[str, Any] | None = None, silence: float = 60
+        self, last_id: str | None, params: Mapping[str, Any] | None = None, silence: float = 60, path: str = "/events"
     ) -> Iterator[httpx.Response]:
         """One connection to the event stream, from after ``last_id``; ReadTimeout after ``silence`` seconds of it."""
         headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
@@ -261,11 +261,11 @@ class Client:
             headers["Last-Event-ID"] = last_id
         # The stream is silent between events, apart from the server's keep-alive comments.
         timeout = httpx.Timeout(silence, connect=5)
-        with self.http.stream("GET", "/events", params=params, headers=headers, timeout=timeout) as answer:
+        with self.http.stream("GET", path, params=params, headers=headers, timeout=timeout) as answer:
             if answer.status_code != httpx.codes.OK:
                 answer.read()
                 try:
-                    self.opened(answer.status_code, answer.content, "/events")
+                    self.opened(answer.status_code, answer.content, path)
                 except CommandFailed as failure:
                     if last_id and any(field.get("field") == "Last-Event-ID" for field in failure.fields):
                         message = f"--after {last_id}: expected the id of an event"

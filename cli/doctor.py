@@ -20,7 +20,7 @@ from cli import render
 from cli.errors import CommandFailed, Exit
 from cli.settings import read_settings
 from model.settings import Settings
-from worker import data_folder, engine, git_image, haproxy_image, ports, postgres, temporal
+from worker import agent_image, data_folder, engine, git_image, haproxy_image, ports, postgres, temporal
 from worker.data_folder import StackError
 
 OLDEST_PYTHON = (3, 11)
@@ -66,6 +66,7 @@ def doctor(install: Install = False, output: render.Output = render.Format.TABLE
             engine.ensure_base_image(url, render.say)
             haproxy_image.offer(url, render.say)
             git_image.offer(url, render.say)
+            agent_image.offer(url, render.say)
             engine.ensure_programs(settings, render.say)
         except StackError as error:
             raise CommandFailed(str(error), "cannot_install", Exit.FAILED) from None
@@ -156,6 +157,9 @@ def _docker(settings: Settings) -> Iterator[Finding]:
     there = git_image.has_image(url)
     fix = None if there else "only for workspaces with no registry: 'cairn up' or 'cairn doctor --install' make it"
     yield Finding(name="git image", found=there, works=there, detail=git_image.IMAGE, fix=fix, required=False)
+    there = agent_image.has_image(url)
+    fix = None if there else "only for the reference agent of sessions: 'cairn up' or 'cairn doctor --install' make it"
+    yield Finding(name="agent image", found=there, works=there, detail=agent_image.IMAGE, fix=fix, required=False)
     yield _allow_lists(url)
 
 

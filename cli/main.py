@@ -57,6 +57,7 @@ COMMANDS = {
     "image": Place("cli.images", "app", "Images: from a registry, a file or a URL."),
     "workspace": Place("cli.workspaces", "app", "Repositories that are brought to hosts."),
     "credential": Place("cli.credentials", "app", "With what workspaces are fetched."),
+    "agent": Place("cli.agents", "app", "Agents that work in sessions."),
     "ssh-key": Place("cli.ssh_keys", "app", "Public keys that instances are launched with."),
     "host": Place("cli.hosts", "app", "Hosts: let machines join, empty and remove them."),
     "secret": Place("cli.secrets", "app", "Values that instances are given, and nobody is shown."),

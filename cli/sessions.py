@@ -12,7 +12,7 @@ from urllib.parse import quote
 import httpx
 import typer
 
-from cli import render, streams
+from cli import chats, render, streams
 from cli.client import Client
 from cli.completion import sessions as session_names
 from cli.completion import workspaces as workspace_names
@@ -42,6 +42,9 @@ Command = Annotated[list[str], typer.Argument(metavar="-- CMD...", help="What to
 def create(
     workspace: Workspace,
     name: Annotated[str | None, typer.Option(help="What it is to be called (default: after the workspace).")] = None,
+    agent: Annotated[
+        str | None, typer.Option(help="Name or id of its agent; default: the project's default.", show_default=False)
+    ] = None,
     image: Annotated[str | None, typer.Option(help="Image of its sandbox (default: the platform's).")] = None,
     size: Annotated[str, typer.Option("--type", help="Instance type of its sandbox.")] = "basic-1",
     env: Annotated[list[str] | None, typer.Option("--env", "-e", help="K=V; may be repeated.")] = None,
@@ -69,6 +72,8 @@ def create(
     }
     body = {what: value for what, value in wanted.items() if value is not None}
     with Client() as client:
+        if agent is not None:
+            body["agent_id"] = agent if agent == "default" else client.named("/agents", "agent", agent)["id"]
         path = f"/workspaces/{client.named('/workspaces', 'workspace', workspace)['id']}/sessions"
         finish(client, [client.request("POST", path, body=body)], "start of", Ending(wait, timeout, output), _KIND)
 
@@ -166,6 +171,10 @@ def commit(
         body["author"] = {"name": found[1], "email": found[2]}
     ending = Ending(wait, timeout, output)
     each(_KIND, [name], "commit of", lambda client, path: client.request("POST", f"{path}/commit", body=body), ending)
+
+
+app.command("chat", epilog='Example: cairn session chat fix-login "Make the tests pass"')(chats.chat)
+app.command("messages", epilog="Example: cairn session messages fix-login")(chats.messages)
 
 
 @app.command("exec", epilog="Example: cairn session exec fix-login -- make test")

@@ -37,7 +37,7 @@ def cannot_start(error: StackError) -> CommandFailed:
 
 def up(detach: Detach = False, docker: Docker = True) -> None:
     """Start the platform on this machine and keep it running: PostgreSQL, Temporal, API, workers."""
-    from worker import engine, git_image, haproxy_image, stack, stack_plan
+    from worker import agent_image, engine, git_image, haproxy_image, stack, stack_plan
 
     settings = read_settings()
     folder = settings.data_dir.absolute()
@@ -56,6 +56,7 @@ def up(detach: Detach = False, docker: Docker = True) -> None:
                 os.environ.setdefault("CAIRN_LB_IMAGE", haproxy_image.IMAGE)
             if git_image.offer(docker_host, _say):
                 os.environ.setdefault("CAIRN_GIT_IMAGE", git_image.IMAGE)
+            agent_image.offer(docker_host, _say)
         os.umask(0o077)  # what this and its children write is for this user alone
         if detach:
             _show(_start_detached(data_folder.make(folder), docker), "cairn down")

@@ -7,25 +7,24 @@ however it was started again, by us, its engine or somebody else, its proxy list
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import struct
 import time
 from dataclasses import dataclass
 from uuid import UUID
 
-import docker.errors
 import structlog
 from pydantic import ValidationError
 
 from drivers import namespaces
-from drivers.docker_engine import NOT_FOUND, DockerEngine, calling, pause
+from drivers.docker_engine import DockerEngine, calling, pause
+from drivers.docker_places import entered
 from drivers.egress_proxy import MOST_CONNECTIONS, EgressProxy
 from drivers.machines import Check
 from drivers.outbound import Networks
 from drivers.ownership import NETWORK, Owner
 from model.base import Frozen
-from model.errors import CairnError, EngineUnavailable
+from model.errors import CairnError
 from model.networks import PROXY_ADDRESS, PROXY_PORT, Network
 
 #: Between two looks at the engine, and at the namespaces of what is known.
@@ -173,31 +172,9 @@ class DockerEgress:
 
     def _open(self, machine: _Running) -> tuple[int, int, socket.socket]:
         """Its first process, which namespace that is in, and what listens there. Raises OSError, CairnError."""
-        before = self._process(machine.engine_id)
-        namespace = os.open(f"/proc/{before[0]}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            # One process from before until now: the number was not given to another meanwhile.
-            if self._process(machine.engine_id) != before:
-                raise EngineUnavailable("it was started again meanwhile")
-            inode = os.fstat(namespace).st_ino
-            if inode == namespaces.inode("self"):
-                raise EngineUnavailable("it is in the network of the host: what it reaches is not held back")
+        with entered(self._engine, machine.engine_id) as place:
             address = (PROXY_ADDRESS, PROXY_PORT)
-            return before[0], inode, namespaces.listen(namespace, address, MOST_CONNECTIONS)
-        finally:
-            os.close(namespace)
-
-    def _process(self, engine_id: str) -> tuple[int, str]:
-        with calling():
-            try:
-                state = self._engine.client.inspect_container(engine_id)["State"]
-            except docker.errors.APIError as error:
-                if error.status_code == NOT_FOUND:
-                    raise EngineUnavailable("it has gone") from error
-                raise
-        if not state["Running"] or not state["Pid"]:
-            raise EngineUnavailable("it does not run")
-        return int(state["Pid"]), str(state["StartedAt"])
+            return place.pid, place.inode, namespaces.listen(place.namespace, address, MOST_CONNECTIONS)
 
 
 def is_able(base_url: str) -> bool:

@@ -45,6 +45,22 @@ def listen(namespace: int, address: tuple[str, int], backlog: int) -> socket.soc
     return _inside(namespace, opened)
 
 
+def connect(namespace: int, address: tuple[str, int], seconds: float) -> socket.socket:
+    """A socket that is connected in the namespace of this file descriptor. Raises OSError."""
+
+    def opened() -> socket.socket:
+        made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            made.settimeout(seconds)
+            made.connect(address)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    return _inside(namespace, opened)
+
+
 def can_enter(pid: int) -> bool:
     """Whether this process may see the network namespace of such a process, and may enter namespaces at all."""
     if inode(pid) is None:

@@ -194,6 +194,18 @@ class HostUnreachable(CairnError):
     code, status, retryable = "host_unreachable", 503, True
 
 
+class AgentUnavailable(CairnError):
+    """Nothing answers where the agent of a work session should, or it broke off."""
+
+    code, status, retryable = "agent_unavailable", 502, True
+
+
+class AgentFailed(CairnError):
+    """The agent of a work session refused a prompt, failed at it, or does not keep to its contract."""
+
+    code, status = "agent_failed", 502
+
+
 class CommandTimeout(CairnError):
     """A command inside an instance took too long, and was ended; details: what it had written until then."""
 

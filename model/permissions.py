@@ -34,8 +34,10 @@ PROJECT = {
     "workspaces:delete": "delete them",
     "sessions:read": "list and show work sessions",
     "sessions:create": "make them on workspaces",
-    "sessions:use": "stop and start them, work in them: their files, commands and terminals",
+    "sessions:use": "stop and start them, work in them: their files, commands, terminals and agents",
     "sessions:delete": "delete them",
+    "agents:read": "list and show agents",
+    "agents:write": "create, change and delete them",
     "credentials:read": "list credentials of Git servers; never their values",
     "credentials:use": "name them in workspaces",
     "credentials:write": "create, rotate and delete them",
@@ -96,7 +98,7 @@ _DEVELOP = {
     *("ssh_keys:write", "secrets:read", "secrets:use", "cron:write", "cron:run", "groups:write", "deployments:write"),
     *("lb:create", "lb:update", "lb:delete"),
     *("workspaces:create", "workspaces:update", "workspaces:delete"),
-    *("sessions:create", "sessions:use", "sessions:delete"),
+    *("sessions:create", "sessions:use", "sessions:delete", "agents:write"),
     *("credentials:read", "credentials:use", "credentials:write"),
 }
 #: Built in; a project's own come beside them. Of two roles, the one further on may do all that the other may, but

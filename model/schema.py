@@ -3,12 +3,14 @@
 from model.audit import AuditEntry, AuditHead, AuditLink
 from model.balancers import BalancerSample, BalancerTarget, LoadBalancer
 from model.base import Base
+from model.chat import Chunk, Message, WorkAgent
 from model.cron import CronJob, CronRun
 from model.groups import Activity, Configuration, Group
 from model.hosts import Host, HostPort, HostToken, InstanceType
 from model.images import Image, ImageCache
 from model.instances import Instance
 from model.policies import Policy
+from model.preferences import Preference
 from model.projects import ApiKey, Installation, Project, ProjectQuota, Pulse
 from model.rates import RateLimit
 from model.restores import Restore, RestoreDifference, RestoreHost
@@ -42,6 +44,7 @@ __all__ = [
     "BalancerTarget",
     "Base",
     "Binding",
+    "Chunk",
     "Configuration",
     "Credential",
     "CronJob",
@@ -64,8 +67,10 @@ __all__ = [
     "LoadBalancer",
     "LoginAddress",
     "Mail",
+    "Message",
     "PasswordReset",
     "Policy",
+    "Preference",
     "Project",
     "ProjectQuota",
     "Pulse",
@@ -85,6 +90,7 @@ __all__ = [
     "User",
     "Webhook",
     "WebhookDelivery",
+    "WorkAgent",
     "WorkSession",
     "Workflow",
     "Workspace",

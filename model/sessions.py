@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Literal
 from uuid import UUID
 
-from sqlalchemy import ForeignKeyConstraint, Index, text
+from sqlalchemy import CheckConstraint, ForeignKeyConstraint, Index, text
 from sqlalchemy.orm import Mapped
 
 from model.base import Base, Frozen
@@ -27,12 +27,18 @@ class SessionStatus(StrEnum):
     CLONING = "cloning"
     PULLING_IMAGE = "pulling_image"
     CREATING_SANDBOX = "creating_sandbox"
+    #: It has an agent, which has nothing to do.
     READY = "ready"
+    #: It has no agent, or one that works.
     RUNNING = "running"
     STOPPED = "stopped"
     ERROR = "error"
     REMOVING = "removing"
     REMOVED = "removed"
+
+
+#: In these its sandbox runs.
+UP = frozenset({SessionStatus.READY, SessionStatus.RUNNING})
 
 
 class SessionTree(Frozen):
@@ -92,11 +98,15 @@ class WorkSession(Resource, Base):
     head: Mapped[str | None]
     #: Its sandbox.
     instance_id: Mapped[UUID]
+    #: The agent that it was made with, and where that listens: of then, whatever became of the agent's row.
+    agent_id: Mapped[UUID | None]
+    agent_port: Mapped[int | None]
     #: The workflow that owns the session, or owned it last.
     workflow_id: Mapped[UUID]
 
     __table_args__ = (
         *rules("work_sessions", SessionStatus, gone="removed"),
+        CheckConstraint("(agent_id IS NULL) = (agent_port IS NULL)", name="agent"),
         ForeignKeyConstraint(["project_id", "workspace_id"], ["workspaces.project_id", "workspaces.id"]),
         ForeignKeyConstraint(["project_id", "instance_id"], ["instances.project_id", "instances.id"]),
         Index("ix_work_sessions_list", "project_id", "id", postgresql_where=text("status <> 'removed'")),

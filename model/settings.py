@@ -146,6 +146,11 @@ class Settings(BaseSettings):
         "debian:stable-slim",
         description="Image of work sessions that name none: one with /bin/sh (embedded: cairn/base:latest)",
     )
+    agent_image: str = Field(
+        "cairn/agent:latest",
+        description="Image of sessions with the reference agent ('cairn up' and 'cairn doctor --install' make it)",
+    )
+    deadline_chat: Seconds = Field(3600, description="Seconds that the agent of a session may take for an answer")
     session_file_max_bytes: int = Field(
         4 << 30, ge=1 << 20, description="Bytes that a file of a session, or what an archive unpacks to, may have"
     )

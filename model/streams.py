@@ -8,6 +8,7 @@ Paths of an agent are ``/hosts/{host}/instances/{instance}/{verb}``, each with a
     WS   terminal?columns=&rows=&command=   command: a JSON list. First a text frame, {"open": true} or {"error": …};
                                    then as API clients see it
     GET  read?path=, PUT write?path=        tar archives
+    POST call                      a Call, to what listens inside on its own loopback; X-Call-Status, and the bytes
 
 and ``/hosts/{host}/sessions/{session}/{verb}``, of the files of a session:
 
@@ -21,7 +22,7 @@ An error is its status and ``{"code", "message", "details"}``.
 from __future__ import annotations
 
 import struct
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -54,6 +55,16 @@ class Run(Frozen):
     argv: Annotated[list[str], Field(min_length=1)]
     timeout: Annotated[float, Field(gt=0)]
     limit: Annotated[int, Field(ge=0)]
+
+
+class Call(Frozen):
+    """A request to the agent of a work session, in its sandbox. Where it can go is all that it can be."""
+
+    port: Annotated[int, Field(ge=1024, le=65535)]
+    path: Literal["/health", "/chat", "/cancel"]
+    headers: dict[str, str] = {}
+    #: JSON; None: a GET.
+    body: str | None = None
 
 
 class Failure(Frozen):

@@ -53,6 +53,7 @@ Kind = Literal[
     "StartSession",
     "CommitSession",
     "DeprovisionSession",
+    "ChatTurn",
     "ScaleGroup",
     "DeprovisionGroup",
     "AdoptInstance",

@@ -36,6 +36,7 @@ from activities.workspaces import WorkspaceEngine
 from drivers.balancers import Balancers
 from drivers.blob_source import ApiBlobs
 from drivers.brought import Brought, brought_folder
+from drivers.calls import Calls
 from drivers.commits import Commits
 from drivers.egress import Egress
 from drivers.images import Images
@@ -102,6 +103,17 @@ def streams(host: AgentHost, installation: UUID, settings: Settings) -> Streams 
     from drivers.docker_streams import DockerStreams
 
     return DockerStreams(settings.docker_host, installation=installation, host_id=host.id)
+
+
+def calls(host: AgentHost, installation: UUID, settings: Settings) -> Calls:
+    """How the agents of its sessions are reached."""
+    if host.backend == "simulated":
+        from drivers.simulated_calls import SimulatedCalls
+
+        return SimulatedCalls((identity_file(settings).parent / "agents" / str(host.id)).absolute())
+    from drivers.docker_calls import DockerCalls
+
+    return DockerCalls(settings.docker_host, installation=installation, host_id=host.id)
 
 
 def egress_driver(host: AgentHost, installation: UUID, settings: Settings) -> Egress | None:
@@ -225,7 +237,8 @@ async def run(settings: Settings) -> None:
     gate = Gate(membership.ticket_keys)
     listener = agent_server.listen(settings, membership.api_url)
     served = {host.id: streams(host, membership.installation, settings) for host in membership.hosts}
-    serves = AgentServer(served, gate, trees, settings.session_file_max_bytes, commits)
+    called = {host.id: calls(host, membership.installation, settings) for host in membership.hosts}
+    serves = AgentServer(served, gate, trees, settings.session_file_max_bytes, commits, called)
     temporal = TemporalLink(
         settings,
         follows="temporal_address" in unset,

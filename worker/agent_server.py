@@ -30,6 +30,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from api.streamed import Streamed, first_of, keep_alive
+from drivers.calls import Calls
 from drivers.commits import Commits
 from drivers.session_trees import SessionTrees
 from drivers.streams import Output, Stream, Streams, Terminal
@@ -46,6 +47,7 @@ from model.errors import (
 from model.settings import Settings
 from model.streams import END, MOST_BYTES, STDERR, STDOUT, End, Failure, Resize, Run, Size, Tail, frame
 from model.tickets import Gate, Ticket, Verb
+from worker.agent_calls import CallRoutes
 from worker.agent_files import FileRoutes
 from worker.agent_http import Server
 from worker.identity import Keys
@@ -76,9 +78,10 @@ class AgentServer:
         trees: Mapping[UUID, SessionTrees] | None = None,
         most_bytes: int = 0,
         commits: Mapping[UUID, Commits] | None = None,
+        calls: Mapping[UUID, Calls] | None = None,
     ) -> None:
         """``trees``: where sessions have their files; ``most_bytes``: of one of these; ``commits``: what compares
-        them."""
+        them; ``calls``: into sandboxes."""
         self._hosts = hosts
         self._gate = gate
         self._open: Counter[UUID] = Counter()
@@ -94,6 +97,7 @@ class AgentServer:
                 Route(f"{path}/write", self._write, methods=["PUT"]),
                 WebSocketRoute(f"{path}/terminal", self._terminal),
                 *files.routes(self._check, self._streamed, self._pulled),
+                *CallRoutes(calls or {}).routes(self._check, _body, self._streamed, self._pulled),
             ],
             exception_handlers={CairnError: _refuse},  # type: ignore[dict-item]  # it gets just these
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 from types import FrameType
 
@@ -18,7 +17,7 @@ from api.app import create_app
 from api.streamed import keep_alive
 from model import logs, metrics
 from model.settings import Settings, of_process
-from worker import blob_store, cron_acts, tracing
+from worker import blob_store, chats, cron_acts, tracing
 from worker.database import connect_async
 from worker.temporal_client import connect
 from worker.websocket import OPTIONS, TOO_LONG, is_too_long
@@ -131,12 +130,15 @@ async def serve(settings: Settings) -> None:
     )
     state = app.state
     server = Server(config, leaving=state.leaving, stopping=state.stopping, seconds=settings.api_leave_seconds)
-    acting = asyncio.create_task(cron_acts.act(app, settings))
+    taking_up = [
+        asyncio.create_task(cron_acts.act(app, settings)),
+        asyncio.create_task(chats.take_up(app, settings)),
+    ]
     with keep_alive(config.bind_socket()) as listener:
         await server.serve(sockets=[listener])
-    acting.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await acting
+    for task in taking_up:
+        task.cancel()
+    await asyncio.gather(*taking_up, return_exceptions=True)
     await engine.dispose()
 
 

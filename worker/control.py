@@ -17,6 +17,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from activities.audit import AuditRecords
 from activities.balancers import BalancerRecords
+from activities.chats import ChatRecords
 from activities.commits import CommitRecords
 from activities.cron import CronRecords
 from activities.cron_schedules import CronSchedules
@@ -118,6 +119,7 @@ async def run(settings: Settings) -> None:
         BalancerRecords(engine, histories, limits, keyring),
         SessionRecords(engine, histories, limits),
         CommitRecords(engine),
+        ChatRecords(engine),
         SampleRecords(engine),
         AuditRecords(engine, keyring),
         PurgeRecords(engine, retention_of(settings)),

@@ -31,11 +31,18 @@ def has_image(url: str, image: str) -> bool:
     return True
 
 
-def make(url: str, image: str, root_archive: Callable[[Path], bytes], changes: list[str], report: Report) -> None:
+def make(
+    url: str,
+    image: str,
+    root_archive: Callable[[Path], bytes],
+    changes: list[str],
+    report: Report,
+    of: str = "the distribution's packages",
+) -> None:
     """Make it on the engine of this root file system. Raises StackError that says what to do."""
     with TemporaryDirectory(prefix="cairn-") as scratch:
         archive = root_archive(Path(scratch))
-    report(f"Making the image {image} ({len(archive) >> 20} MiB) from the distribution's packages.")
+    report(f"Making the image {image} ({len(archive) >> 20} MiB) of {of}.")
     client = docker.DockerClient(base_url=url, timeout=120)
     try:
         name, _, tag = image.partition(":")

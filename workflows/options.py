@@ -9,6 +9,7 @@ from temporalio.common import RetryPolicy
 from temporalio.workflow import ActivityCancellationType, ActivityConfig
 
 with workflow.unsafe.imports_passed_through():
+    from activities.chats import CHATS
     from activities.cron_calls import API, CRON
     from activities.images import IMAGES
     from activities.runs import CONTROL, host_queue
@@ -82,6 +83,11 @@ def on_cron(within: timedelta) -> ActivityConfig:
 def on_api(within: timedelta) -> ActivityConfig:
     """A request to the platform itself, which whichever API is there takes up."""
     return on_control(within, long=True) | ActivityConfig(task_queue=API)
+
+
+def on_chats(within: timedelta) -> ActivityConfig:
+    """What is said to an agent of a session, and what it answers, through whichever API is there."""
+    return on_control(within, long=True) | ActivityConfig(task_queue=CHATS)
 
 
 def on_host(host: str, within: timedelta, *, taken_up_within: timedelta | None = None) -> ActivityConfig:

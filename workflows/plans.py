@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from workflows import (
     balancers,
+    chats,
     cron,
     groups,
     hosts,
@@ -26,6 +27,7 @@ PLANS = [
     *groups.PLANS,
     *balancers.PLANS,
     *sessions.PLANS,
+    *chats.PLANS,
     *images.PLANS,
     *workspaces.PLANS,
     *system.PLANS,

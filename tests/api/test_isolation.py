@@ -17,8 +17,10 @@ from websockets.asyncio.client import connect
 import api.roles
 import api.service_accounts
 import api.ssh_keys
+import api.work_agents
 from api.paging import page_of
 from model.base import new_id
+from model.chat import WorkAgent
 from model.ssh_keys import SshKey
 from model.users import Role, ServiceAccount
 from tests.api.conftest import Api, served
@@ -121,6 +123,7 @@ async def take(api: Api, project: UUID, what: str) -> None:
         (api.ssh_keys, "/v1/ssh-keys", SshKey),
         (api.service_accounts, "/v1/service-accounts", ServiceAccount),
         (api.roles, "/v1/rbac/roles", Role),
+        (api.work_agents, "/v1/agents", WorkAgent),
     ],
 )
 async def test_route_that_forgot_its_filter_shows_nothing_of_another_project(

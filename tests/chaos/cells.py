@@ -53,6 +53,8 @@ PLANS = {
     "session commit": ("commit.begin", "commit.write", "commit.advance", "commit.publish", "session.settle"),
     "session commit undone": ("commit.discard",),
     "session delete": ("session.remove", "session.discard", "session.settle"),
+    "chat": ("chat.begin", "chat.deliver", "session.settle"),
+    "chat called off": ("chat.cancel", "session.settle"),
     "workspace": ("workspace.claim", "workspace.place", "workspace.bring", "workspace.settle"),
     "workspace sync": ("workspace.place", "workspace.bring", "workspace.settle"),
     "workspace delete": ("workspace.claim", "workspace.remove", "workspace.settle"),
@@ -92,6 +94,8 @@ CRON = ("cron", "cron workflow", "cron compare")
 BALANCERS = ("balancer", "balancer drain", "balancer delete")
 #: What is done with work sessions.
 SESSIONS = ("session", "session stop", "session commit", "session commit undone", "session delete")
+#: What is said to their agents.
+CHATS = ("chat", "chat called off")
 #: What is done with workspaces.
 WORKSPACES = ("workspace", "workspace sync", "workspace delete")
 #: What is the same on every engine, whose own steps other scenarios try.
@@ -99,6 +103,7 @@ ON_ONE_ENGINE = (
     *SYSTEM,
     *BALANCERS,
     *SESSIONS,
+    *CHATS,
     *WORKSPACES,
     *IMPORTS,
     *RESTORES,
@@ -150,7 +155,7 @@ def every() -> list[Cell]:
             for point in points_of(activity):
                 whats = [what for what, at in FAULTS.items() if at is None or point.endswith(at)]
                 cells += [Cell(what, plan, point, backend) for what in whats for backend in backends]
-                if plan in (*ASKED, *BALANCERS, *WORKSPACES, *SESSIONS, "drain", "import"):
+                if plan in (*ASKED, *BALANCERS, *WORKSPACES, *SESSIONS, "chat", "drain", "import"):
                     cells += [Cell("cancel", plan, point, backend) for backend in backends]
                     cells += [Cell(process, plan, point, "simulated") for process in PROCESSES]
                 if plan in ("webhook", "project", "user", "cron", "cron workflow", "group"):

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 
 from tests import invariants
-from tests.chaos import balancers, cron, groups, imports, projects, restores, sessions, users, workspaces
-from tests.chaos.cells import BALANCERS, CRON, IMPORTS, PROCESSES, RESTORES, SESSIONS, SYSTEM, WORKSPACES, Cell
+from tests.chaos import balancers, chats, cron, groups, imports, projects, restores, sessions, users, workspaces
+from tests.chaos.cells import BALANCERS, CHATS, CRON, IMPORTS, PROCESSES, RESTORES, SESSIONS, SYSTEM, WORKSPACES, Cell
 from tests.receiver import Receiver
 from tests.stack import Json, Stack, wait_for
 
@@ -38,6 +38,7 @@ ELSEWHERE = {
     **dict.fromkeys(CRON, cron.run),
     **dict.fromkeys(BALANCERS, balancers.run),
     **dict.fromkeys(SESSIONS, sessions.run),
+    **dict.fromkeys(CHATS, chats.run),
     **dict.fromkeys(WORKSPACES, workspaces.run),
     **{"project": projects.run, "user": users.run, "group": groups.run},
 }

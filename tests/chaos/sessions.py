@@ -20,7 +20,7 @@ ENDS = {
 
 def run(stack: Stack, cell: Cell) -> None:
     """One cell."""
-    workspace = _workspace(stack)
+    workspace = workspace_of(stack)
     session = None if cell.plan == "session" else _made(stack, workspace)
     alone = cell.what == "cancel" or cell.what in PROCESSES
     before, undone = len(stack.hits(cell.point)), cell.plan == "session commit undone"
@@ -54,7 +54,7 @@ def left(stack: Stack, session: Json) -> list[str]:
     return [str(path) for path in stack.data.glob(f"**/sessions/{session['id']}")]
 
 
-def _workspace(stack: Stack) -> str:
+def workspace_of(stack: Stack) -> str:
     host = next(host["name"] for host in stack.get("/hosts") if host["backend"] == "simulated")
     source = {"git_url": "https://git.example/shop.git"}
     accepted = stack.accept(

@@ -135,6 +135,10 @@ ROWS = {
         {**MADE, "description": "x" * 100, "current_version": 1, "updated_at": MADE["created_at"]},
     ),
     "audit list": ("/audit", AUDITED),
+    "agent list": (
+        "/agents",
+        {**MADE, "type": "custom", "model": "x" * 60, "is_default": True},
+    ),
     "service-account list": ("/service-accounts", {**MADE, "description": "x" * 100}),
 }
 #: Lists that do not come from the API.

@@ -80,6 +80,7 @@ MIDDLE = {
     "StartSession": "session.change",
     "CommitSession": "commit.write",
     "DeprovisionSession": "session.discard",
+    "ChatTurn": "chat.deliver",
     **dict.fromkeys(("InitWorkspace", "SyncWorkspace"), "workspace.bring"),
     "DeprovisionWorkspace": "workspace.remove",
 }
@@ -100,6 +101,7 @@ FIRST = {
     **dict.fromkeys(("StopSession", "StartSession"), "session.change"),
     "CommitSession": "commit.begin",
     "DeprovisionSession": "session.remove",
+    "ChatTurn": "chat.begin",
     **dict.fromkeys(("InitWorkspace", "SyncWorkspace", "DeprovisionWorkspace"), "workspace.claim"),
     **dict.fromkeys(("AdoptInstance", "DiscardMachine", "ForgetDifference", "FinishRestore"), "restore.claim"),
 }

@@ -23,6 +23,7 @@ READ_BY_ALL = (
     f"{READ} alembic_version restores restore_differences quotas pulses samples event_horizons images image_caches"
     " webhook_deliveries audit audit_links audit_heads cron_runs"
     " scaling_groups group_configurations group_activities group_policies credentials workspaces work_sessions"
+    " messages message_chunks"
 )
 GROUPS = "scaling_groups group_configurations group_activities group_policies"
 PEOPLE = "users service_accounts roles bindings invitations login_addresses"
@@ -36,30 +37,32 @@ RIGHTS = {
         "cairn_api",
         "SELECT",
     ): f"{READ_BY_ALL} api_keys ssh_keys {PEOPLE} sessions refresh_tokens password_resets mails"
-    f" rate_limits {SEEN_BY_API} {BALANCERS}",
+    f" rate_limits {SEEN_BY_API} {BALANCERS} agents preferences",
     ("cairn_api", "INSERT"): (
         f"{GROUPS} data_keys secrets secret_versions sealed_values credentials workspaces work_sessions {BALANCERS} "
+        "agents messages message_chunks preferences "
         "host_tokens instance_types instances workflows events idempotency_keys pulses samples images ssh_keys"
         f" projects quotas api_keys {PEOPLE} sessions refresh_tokens password_resets mails rate_limits cron_runs"
     ),
     ("cairn_api", "UPDATE"): (
-        f"{GROUPS} secrets load_balancers lb_targets credentials workspaces work_sessions "
+        f"{GROUPS} secrets load_balancers lb_targets credentials workspaces work_sessions agents messages preferences "
         "images host_tokens instance_types instances workflows idempotency_keys quotas pulses webhook_deliveries"
         f" projects api_keys {PEOPLE} sessions refresh_tokens mails rate_limits cron_runs"
     ),
     ("cairn_api", "DELETE"): f"hosts host_tokens webhooks ssh_keys {PEOPLE} password_resets api_keys mails rate_limits"
     " group_policies secrets instance_secrets image_logins sealed_values lb_targets lb_samples"
-    " credentials workspace_logins",
+    " credentials workspace_logins agents preferences",
     ("cairn_worker", "SELECT"): f"{READ_BY_ALL} webhooks restore_hosts cron_jobs {OF_SECRETS} {BALANCERS}",
     ("cairn_worker", "INSERT"): (
         "group_activities data_keys instance_secrets image_logins workspace_logins sealed_values lb_targets "
         "image_caches host_ports workflows events pulses samples event_horizons webhook_deliveries instances"
-        " restore_hosts restore_differences audit_links audit_heads cron_runs"
+        " restore_hosts restore_differences audit_links audit_heads cron_runs message_chunks"
     ),
     ("cairn_worker", "UPDATE"): (
         f"{GROUPS} secret_versions sealed_values instance_secrets image_logins audit_heads restores restore_hosts"
         " restore_differences images image_caches hosts instances workflows quotas pulses event_horizons webhooks"
         " webhook_deliveries cron_jobs cron_runs load_balancers lb_targets workspaces work_sessions workspace_logins"
+        " messages"
     ),
     ("cairn_worker", "DELETE"): (
         "scaling_groups group_configurations group_activities data_keys instance_secrets image_logins sealed_values"
@@ -92,6 +95,9 @@ PER_PROJECT = {
     "audit_links",
     "audit_heads",
     "credentials",
+    "agents",
+    "messages",
+    "message_chunks",
     "work_sessions",
     "workspaces",
     *OF_SECRETS.split(),

@@ -23,6 +23,7 @@ import activities.interceptor
 from activities.audit import Sealed
 from activities.balancer_ends import BalancerEnd
 from activities.balancers import Configuration
+from activities.chats import CHATS
 from activities.commits import CommitBegun, Committed
 from activities.cron_calls import API, CRON
 from activities.drains import DrainEnd, Round
@@ -58,6 +59,7 @@ from model.sessions import CommitSpec, SessionTree
 from model.webhooks import WebhookRef
 from model.workflows import Failure, Order
 from model.workspaces import WorkspaceFacts, WorkspaceSpec
+from tests.workflows.chat_stage import ChatApi, ChatControl
 from tests.workflows.cron_stage import CronApi, CronControl, CronTargets
 from worker.temporal import DYNAMIC_CONFIG, SEARCH_ATTRIBUTES, find_binary
 from worker.temporal_client import DATA_CONVERTER
@@ -685,7 +687,7 @@ async def theatre(client: Client, *, cached: int = 100, agent: bool = True) -> A
         client,
         task_queue=CONTROL,
         workflows=PLANS,
-        activities=[*methods(Control(stage)), *methods(CronControl(stage))],  # type: ignore[list-item]
+        activities=[*methods(Control(stage)), *methods(CronControl(stage)), *methods(ChatControl(stage))],  # type: ignore[list-item]
         max_cached_workflows=cached,
         **common,
     )
@@ -693,7 +695,7 @@ async def theatre(client: Client, *, cached: int = 100, agent: bool = True) -> A
         async with AsyncExitStack() as workers:
             await workers.enter_async_context(control)
             elsewhere = {WEBHOOKS: Receivers(stage), IMAGES: Importer(stage), CRON: CronTargets(stage)}
-            for queue, stands_in in (elsewhere | {API: CronApi(stage)}).items():
+            for queue, stands_in in (elsewhere | {API: CronApi(stage), CHATS: ChatApi(stage)}).items():
                 served = methods(stands_in)
                 one = Worker(client, task_queue=queue, activities=served, **common)  # type: ignore[arg-type]
                 await workers.enter_async_context(one)
