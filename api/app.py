@@ -48,6 +48,7 @@ from api import (
     metrics,
     openapi,
     policies,
+    pools,
     project_quotas,
     projects,
     restores,
@@ -74,6 +75,7 @@ from api.dispatcher import Dispatcher
 from api.event_hub import Hub
 from api.hashing import Hashing
 from api.http import Http
+from api.joins import Joins
 from api.key_use import KeyUse
 from api.limits import Limits
 from api.mails import Mails
@@ -131,6 +133,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
     app.state.limits = Limits(settings)
     app.state.tokens = partial(signing.tokens, app)
     app.state.agents = Agents(settings.ticket_key)
+    app.state.joins = Joins(app.state.agents)
     app.state.open_streams = OpenStreams(engine, settings.project_streams, events=settings.project_event_streams)
     app.state.hashing = Hashing()
     app.state.key_use = KeyUse(engine)
@@ -164,6 +167,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
         work_sessions,
         session_files,
         credentials,
+        pools,
         blobs,
         streams,
         workflows,

@@ -47,7 +47,20 @@ async def show(caller: Caller, session_id: UUID) -> dict[str, Any]:
 
 def view(row: Row[Any]) -> dict[str, Any]:
     """The JSON of a session, from a row of ``query``."""
-    shown = ("id", "project_id", "name", "status", "workspace_id", "commit", "instance_id", "version", "error")
+    shown = (
+        "id",
+        "project_id",
+        "name",
+        "status",
+        "workspace_id",
+        "commit",
+        "instance_id",
+        "version",
+        "error",
+        "start",
+        "start_reason",
+        "pool_id",
+    )
     times = ("workflow_id", "created_at", "updated_at", "deleted_at")
     sandbox = ("image", "instance_type", "network", "ports", "private_ip", "host")
     return {name: getattr(row, name) for name in (*shown, *times, *sandbox, *_LIFETIMES)} | {

@@ -130,7 +130,7 @@ class SessionTrees:
             names = os.listdir(self._trees / "sessions")
         except FileNotFoundError:
             return []
-        return [UUID(name) for name in names if _is_id(name)]
+        return [UUID(name) for name in names if is_id(name)]
 
     def _folder(self, session: UUID) -> Path:
         return self._trees / "sessions" / str(session)
@@ -260,7 +260,7 @@ def _write(folder: Path, record: Record) -> None:
     new.rename(folder / RECORD)
 
 
-def _is_id(name: str) -> bool:
+def is_id(name: str) -> bool:
     try:
         return str(UUID(name)) == name
     except ValueError:

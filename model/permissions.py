@@ -36,6 +36,10 @@ PROJECT = {
     "sessions:create": "make them on workspaces",
     "sessions:use": "stop and start them, work in them: their files, commands and terminals",
     "sessions:delete": "delete them",
+    "pools:read": "list and show pools of sandboxes",
+    "pools:create": "make them",
+    "pools:update": "change how many sandboxes they keep ready",
+    "pools:delete": "delete them, with the sandboxes that nobody has claimed",
     "credentials:read": "list credentials of Git servers; never their values",
     "credentials:use": "name them in workspaces",
     "credentials:write": "create, rotate and delete them",
@@ -97,6 +101,7 @@ _DEVELOP = {
     *("lb:create", "lb:update", "lb:delete"),
     *("workspaces:create", "workspaces:update", "workspaces:delete"),
     *("sessions:create", "sessions:use", "sessions:delete"),
+    *("pools:create", "pools:update", "pools:delete"),
     *("credentials:read", "credentials:use", "credentials:write"),
 }
 #: Built in; a project's own come beside them. Of two roles, the one further on may do all that the other may, but

@@ -5,8 +5,8 @@ from __future__ import annotations
 from enum import StrEnum
 from uuid import UUID
 
-from sqlalchemy import ForeignKeyConstraint, Index, text
-from sqlalchemy.orm import Mapped
+from sqlalchemy import CheckConstraint, ForeignKeyConstraint, Index, text
+from sqlalchemy.orm import Mapped, mapped_column
 
 from model.base import Base, Frozen
 from model.resources import Resource, rules
@@ -49,6 +49,11 @@ class WorkSession(Resource, Base):
     commit: Mapped[str]
     #: Its sandbox.
     instance_id: Mapped[UUID]
+    #: The pool that has, or might have had, a sandbox for it.
+    pool_id: Mapped[UUID | None]
+    #: ``warm``: in a sandbox that ran already. ``cold``: in one of its own, and why.
+    start: Mapped[str] = mapped_column(server_default=text("'cold'"))
+    start_reason: Mapped[str | None]
     #: The workflow that owns the session, or owned it last.
     workflow_id: Mapped[UUID]
 
@@ -56,9 +61,16 @@ class WorkSession(Resource, Base):
         *rules("work_sessions", SessionStatus, gone="removed"),
         ForeignKeyConstraint(["project_id", "workspace_id"], ["workspaces.project_id", "workspaces.id"]),
         ForeignKeyConstraint(["project_id", "instance_id"], ["instances.project_id", "instances.id"]),
+        ForeignKeyConstraint(
+            ["project_id", "pool_id"],
+            ["scaling_groups.project_id", "scaling_groups.id"],
+            ondelete="SET NULL (pool_id)",
+        ),
+        CheckConstraint("start IN ('warm', 'cold')", name="start"),
         Index("ix_work_sessions_list", "project_id", "id", postgresql_where=text("status <> 'removed'")),
         Index("ix_work_sessions_workspace", "workspace_id"),
         Index("ix_work_sessions_instance", "instance_id"),
         Index("ix_work_sessions_workflow", "project_id", "workflow_id"),
+        Index("ix_work_sessions_pool", "pool_id", "created_at", postgresql_where=text("pool_id IS NOT NULL")),
         Index("ix_work_sessions_removed", "deleted_at", postgresql_where=text("status = 'removed'")),
     )

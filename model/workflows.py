@@ -68,6 +68,7 @@ ResourceType = Literal[
     "user",
     "group",
     "deployment",
+    "pool",
     "load_balancer",
     "workspace",
     "session",
