@@ -52,6 +52,7 @@ webhooks = _listed("/webhooks")
 cron_jobs = _listed("/cron/jobs")
 balancers = _listed("/lb")
 sessions = _listed("/sessions")
+pools = _listed("/pools")
 workspaces = _listed("/workspaces")
 credentials = _listed("/credentials")
 _GROUPS = {"group": _listed("/autoscaling/groups"), "deployment": _listed("/containers/deployments")}

@@ -49,6 +49,7 @@ PLANS = {
     "balancer delete": ("lb.remove", "lb.settle"),
     # With their sandboxes, likewise.
     "session": ("session.begin", "session.prepare", "session.launch", "session.settle"),
+    "session warm": ("session.begin", "session.join", "session.settle"),
     "session stop": ("session.change", "session.settle"),
     "session delete": ("session.remove", "session.discard", "session.settle"),
     "workspace": ("workspace.claim", "workspace.place", "workspace.bring", "workspace.settle"),
@@ -89,7 +90,7 @@ CRON = ("cron", "cron workflow", "cron compare")
 #: What is done with load balancers.
 BALANCERS = ("balancer", "balancer drain", "balancer delete")
 #: What is done with work sessions.
-SESSIONS = ("session", "session stop", "session delete")
+SESSIONS = ("session", "session warm", "session stop", "session delete")
 #: What is done with workspaces.
 WORKSPACES = ("workspace", "workspace sync", "workspace delete")
 #: What is the same on every engine, whose own steps other scenarios try.

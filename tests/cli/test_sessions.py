@@ -20,6 +20,8 @@ def session(**over: Any) -> dict[str, Any]:
         **about,
         "network": {"mode": "none"},
         "expires_at": None,
+        "start": "cold",
+        "start_reason": "no pool has such sandboxes",
         "error": None,
         "created_at": WHEN,
         **over,

@@ -386,7 +386,16 @@ def cases_of_sessions() -> list[Case]:
     def waited(stage: Stage) -> None:
         stage.script["session.change"] += [fails(NotReady("its sandbox is worked on"))] * 2
 
+    def warm(stage: Stage) -> None:
+        stage.warm = True
+
+    def not_joined(stage: Stage) -> None:
+        stage.warm = True
+        stage.script["session.join"].append(fails(EngineRefused("no")))
+
     return [
+        ("InitSession", "warm", warm, {}),
+        ("InitSession", "not-joined", not_joined, {}),
         ("InitSession", "not-launched", not_launched, {}),
         ("InitSession", "nowhere", same, {}),
         ("StopSession", "waited", waited, {}),
