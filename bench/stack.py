@@ -38,6 +38,10 @@ class Bench:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="bench-", dir="/tmp"))
+        #: What workspaces are copied from.
+        self.source = self.folder / "source"
+        self.source.mkdir()
+        (self.source / "README").write_text("base\n")
         self.rows: list[Row] = []
         self.engine = docker.APIClient("unix:///var/run/docker.sock", max_pool_size=64)
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -49,6 +53,10 @@ class Bench:
             "CAIRN_TEMPORAL_UI_PORT": "0",
             "CAIRN_PORT_RANGE": "26000-29999",
             "CAIRN_SIMULATED_HOSTS": "1",
+            "CAIRN_WORKSPACE_PATHS": str(self.source),
+            # Of what does nothing, many.
+            "CAIRN_OVERCOMMIT_CPU": "64",
+            "CAIRN_OVERCOMMIT_MEMORY": "8",
         }
 
     def start(self) -> None:
@@ -121,6 +129,12 @@ class Bench:
         )
         made = self.engine.create_container(IMAGE, name=name, ports=[(80, "tcp")], host_config=shape)
         self.engine.start(made["Id"])
+        return str(made["Id"])
+
+    def raw_idle(self, name: str) -> str:
+        """One that a session could have, and that does not run yet."""
+        shape = self.engine.create_host_config(network_mode="none", init=True, mem_limit="512m", pids_limit=1024)
+        made = self.engine.create_container(IMAGE, ["/bin/sh", "-c", "sleep 3600"], name=name, host_config=shape)
         return str(made["Id"])
 
 

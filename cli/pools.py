@@ -17,9 +17,7 @@ from cli.listing import Listing, Table, print_list
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
 from cli.render import All, Format, Limit, Output
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Sandboxes that run before a session asks for one."
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Sandboxes that run before a session asks for one.")
 
 Name = Annotated[str, typer.Argument(help="Name or id.", show_default=False, autocompletion=pool_names)]
 Names = Annotated[

@@ -33,12 +33,13 @@ def ask(groups: Groups, of: Order, times: int = 1, minutes: int = 0, *, claim: b
         session, run = new_id(), new_id()
         (member, *_) = groups.members(of)
         db.rows(
-            "INSERT INTO workflows (id, project_id, kind, resource_type, resource_id, actor, \"order\", state, finished_at)"
-            " VALUES (%s, %s, 'InitSession', 'session', %s, 'test', '{}', 'completed', now())",
+            'INSERT INTO workflows (id, project_id, kind, resource_type, resource_id, actor, "order", state,'
+            " finished_at) VALUES (%s, %s, 'InitSession', 'session', %s, 'test', '{}', 'completed', now())",
             *(run, db.project_id, session),
         )
         db.rows(
-            "INSERT INTO workspaces (id, project_id, name, status, path, workflow_id) VALUES (%s, %s, %s, 'ready', '/', %s)",
+            "INSERT INTO workspaces (id, project_id, name, status, path, workflow_id)"
+            " VALUES (%s, %s, %s, 'ready', '/', %s)",
             *(session, db.project_id, f"w{session}", run),
         )
         db.rows(

@@ -1,4 +1,4 @@
-"""Another API process on the database of a test: ``python tests/api/second.py DATABASE_URL TEMPORAL``. Tells its port."""
+"""Another API process on the database of a test: ``second.py DATABASE_URL TEMPORAL``. Tells its port."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -60,7 +59,10 @@ async def test_a_pool_is_made_shown_resized_and_deleted_like_a_group_and_is_none
         assert (await api.http.get(f"/v1/{path}")).json()["data"] == []
     sandbox = (await api.http.get(f"/v1/instances?group_id={made['id']}")).json()["data"][0]
     assert sandbox["managed_by"] == {"type": "pool", "id": made["id"]}
-    for act in (api.http.delete(f"/v1/instances/{sandbox['id']}"), api.http.post(f"/v1/instances/{sandbox['id']}/stop")):
+    for act in (
+        api.http.delete(f"/v1/instances/{sandbox['id']}"),
+        api.http.post(f"/v1/instances/{sandbox['id']}/stop"),
+    ):
         assert (await act).json()["error"]["details"]["managed_by"]["type"] == "pool"
 
     path = f"/v1/pools/{made['id']}"
@@ -155,20 +157,19 @@ async def test_fifty_at_once_in_two_processes_get_fifty_sandboxes(api: Api, temp
 @asynccontextmanager
 async def second(api: Api, temporal: TemporalServer) -> AsyncIterator[httpx.AsyncClient]:
     """A client of another API process on the same database."""
-    script = Path(__file__).with_name("second.py")
-    process = subprocess.Popen(
-        [sys.executable, str(script), api.db.url("cairn_api"), temporal.address], stdout=subprocess.PIPE, text=True
+    script = [sys.executable, str(Path(__file__).with_name("second.py"))]
+    process = await asyncio.create_subprocess_exec(
+        *script, api.db.url("cairn_api"), temporal.address, stdout=asyncio.subprocess.PIPE
     )
     try:
         assert process.stdout is not None
-        port = int(await asyncio.to_thread(process.stdout.readline))
+        port = int(await process.stdout.readline())
         headers = {"X-API-Key": api.db.api_key}
-        limits, retries = httpx.Limits(max_connections=60), httpx.AsyncHTTPTransport(retries=3)
-        async with httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60, limits=limits, transport=retries
-        ) as http:
+        transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=60), retries=3)
+        url = f"http://127.0.0.1:{port}"
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60, transport=transport) as http:
             assert (await http.get("/v1/pools")).status_code == 200
             yield http
     finally:
         process.kill()
-        process.wait()
+        await process.wait()

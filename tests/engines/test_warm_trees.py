@@ -33,9 +33,7 @@ class Host:
         self.folder = folder
         self.trees = SessionTrees(folder)
         self.warm = WarmTrees(folder, self.trees)
-        self.machines = DockerMachines(
-            SOCKET, **owner, publish_address="127.0.0.1", trees=self.trees, warm=self.warm
-        )
+        self.machines = DockerMachines(SOCKET, **owner, publish_address="127.0.0.1", trees=self.trees, warm=self.warm)
         self.streams = DockerStreams(SOCKET, **owner)
         self.made: list[UUID] = []
 

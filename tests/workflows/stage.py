@@ -52,8 +52,8 @@ from model.cron import CronEnd, CronTurn, TargetKind
 from model.health import HealthCheck
 from model.images import ImageFound, ImageWanted
 from model.instances import MachineSpec, MachineState, OwnedMachine, Port
-from model.restores import FoundMachine
 from model.pools import Join
+from model.restores import FoundMachine
 from model.sessions import SessionTree
 from model.webhooks import WebhookRef
 from model.workflows import Failure, Order
