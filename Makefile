@@ -45,9 +45,9 @@ test: lint ## Everything, on a real Docker engine; installs what it needs
 chaos: $(READY) ## Kill everything everywhere, at length (CAIRN_CHAOS_SEED=N repeats a run)
 	@.venv/bin/cairn doctor --install
 	CAIRN_CHAOS=all .venv/bin/pytest tests/chaos tests/contract tests/deploy/test_production.py \
-		tests/cli/test_commands.py tests/engines/test_balancers.py $(addprefix tests/promises/test_, \
-		$(addsuffix .py,at_once fleet secrets network outage events images upgrade restore \
-		groups balanced_groups balancers cron))
+		tests/cli/test_commands.py $(addprefix tests/engines/test_,balancers.py workspaces.py) \
+		$(addprefix tests/promises/test_,$(addsuffix .py,at_once fleet secrets network outage events images upgrade \
+		restore groups balanced_groups balancers cron workspaces sessions))
 
 bench: $(READY) ## Measure, and write docs/benchmarks.md
 	@.venv/bin/cairn doctor --install

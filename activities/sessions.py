@@ -174,7 +174,7 @@ class SessionEngine:
 def _sandbox(session: Session, work: WorkSession) -> Sandbox:
     workspace = session.get_one(Workspace, work.workspace_id)
     host = session.get(Host, workspace.host_id) if workspace.host_id else None
-    tree = SessionTree(session=work.id, workspace=work.workspace_id, commit=work.commit)
+    tree = SessionTree(session=work.id, project=work.project_id, workspace=work.workspace_id, commit=work.commit)
     sandbox = session.get_one(Instance, work.instance_id)
     warm = spec_of(sandbox) if work.start == "warm" else None
     return Sandbox(host=host.name if host else None, tree=tree, warm=warm)

@@ -9,9 +9,9 @@ from uuid import UUID
 import orjson
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import select, text
+from sqlalchemy import TextClause, select, text
 
-from api.agent_credentials import Authenticated, MemberRoute
+from api.agent_credentials import Agent, Authenticated, MemberRoute
 from api.caller import ENTER
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
@@ -69,7 +69,7 @@ class HealthKept(BaseModel):
     changed: int
 
 
-class HeldWorkspace(BaseModel):
+class HeldTree(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     id: UUID
@@ -89,18 +89,22 @@ class HeldWorkspaces(BaseModel):
                             "id": "0199b3f0-0000-7000-8000-000000000001",
                             "project_id": "0199b3f0-0000-7000-8000-000000000002",
                         }
-                    ]
+                    ],
+                    "sessions": [],
                 }
             ]
         },
     )
 
-    workspaces: Annotated[list[HeldWorkspace], Field(min_length=1, max_length=MOST_TREES)]
+    workspaces: Annotated[list[HeldTree], Field(max_length=MOST_TREES)] = []
+    sessions: Annotated[list[HeldTree], Field(max_length=MOST_TREES)] = []
 
 
 class WorkspacesKept(BaseModel):
-    #: Of which nothing is to be left.
-    gone: list[str]
+    #: Workspaces of which nothing is to be left.
+    gone: list[UUID]
+    #: The same of sessions.
+    gone_sessions: list[UUID]
 
 
 class UserData(BaseModel):
@@ -175,6 +179,14 @@ _NEEDED = text(
     SELECT w.id FROM workspaces w JOIN hosts h ON h.id = w.host_id AND h.credential = :credential
     WHERE w.project_id = :project AND w.id = ANY(cast(:ids AS uuid[]))
     AND w.status IN ('initializing', 'ready', 'deleting')
+    """
+)
+# Those in error too: their delete takes what is there.
+_NEEDED_SESSIONS = text(
+    """
+    SELECT s.id FROM work_sessions s JOIN workspaces w ON w.project_id = s.project_id AND w.id = s.workspace_id
+    JOIN hosts h ON h.id = w.host_id AND h.credential = :credential
+    WHERE s.project_id = :project AND s.id = ANY(cast(:ids AS uuid[])) AND s.status <> 'removed'
     """
 )
 _SECRETS = text(
@@ -271,16 +283,20 @@ async def git_login(
 
 @router.post("/workspaces", operation_id="report_workspaces", response_model=Envelope[WorkspacesKept])
 async def workspaces(request: Request, body: HeldWorkspaces, agent: Authenticated) -> Response:
-    """Of which of the workspaces whose files the agent holds nothing is needed any more. None while the platform is
-    restored, or where far too many are unknown."""
-    held = sorted(body.workspaces, key=lambda one: one.project_id)
-    needed: set[UUID] = set()
+    """Of which of the workspaces and sessions whose files the agent holds nothing is needed any more. None while the
+    platform is restored, or where far too many are unknown."""
+    restored = (await agent.connection.execute(select(is_restored))).scalar_one()
+    gone = [] if restored else await _gone(agent, body.workspaces, _NEEDED)
+    gone_sessions = [] if restored else await _gone(agent, body.sessions, _NEEDED_SESSIONS)
+    return answer(request, {"gone": gone, "gone_sessions": gone_sessions})
+
+
+async def _gone(agent: Agent, told: list[HeldTree], needed: TextClause) -> list[UUID]:
+    held = sorted(told, key=lambda one: one.project_id)
+    kept: set[UUID] = set()
     for project_id, of_project in groupby(held, lambda one: one.project_id):
         await agent.connection.execute(ENTER, {"project": str(project_id)})
         asked = {"project": project_id, "ids": [str(one.id) for one in of_project], "credential": agent.credential}
-        needed.update((await agent.connection.execute(_NEEDED, asked)).scalars())
-    gone = [one.id for one in held if one.id not in needed]
-    restored = (await agent.connection.execute(select(is_restored))).scalar_one()
-    if restored or len(gone) > max(MOST_STRANGE, len(held) // 10):
-        gone = []
-    return answer(request, {"gone": gone})
+        kept.update((await agent.connection.execute(needed, asked)).scalars())
+    gone = [one.id for one in held if one.id not in kept]
+    return gone if len(gone) <= max(MOST_STRANGE, len(held) // 10) else []

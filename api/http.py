@@ -21,7 +21,7 @@ from model.base import new_id
 from model.metrics import ACCEPTANCE_SECONDS, REQUEST_SECONDS, REQUESTS
 
 MAX_BODY = 1024 * 1024
-_UPLOAD = re.compile(r"POST /v1/images/[^/]+/upload|PUT /v1/sessions/[^/]+/(files/.*|archive)", re.DOTALL)
+_UPLOAD = re.compile(r"POST (/v1/images/[^/]+/upload)|PUT (/v1/sessions/[^/]+/(files/.*|archive))", re.DOTALL)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 #: What a path is counted as that no route has: anybody may ask for any.

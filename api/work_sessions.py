@@ -125,7 +125,9 @@ def _bring_files(
     """As soon as it is accepted, before its workflow begins."""
     if host.agent_url is None or host.fingerprint is None:
         return
-    tree = SessionTree(session=session_id, workspace=workspace.id, commit=workspace.commit)
+    tree = SessionTree(
+        session=session_id, project=workspace.project_id, workspace=workspace.id, commit=workspace.commit
+    )
     target = Target(session_id, sandbox.name, host.id, host.name, host.agent_url, host.fingerprint, "session")
     join = Join(tree=tree, spec=spec_of(sandbox))  # type: ignore[arg-type]  # a row with the same columns
     joins: Joins = request.app.state.joins

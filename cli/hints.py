@@ -42,6 +42,8 @@ _OF_REQUESTS = {
     ("in_use", "images"): "remove what uses it: cairn instance rm NAME",
     ("in_use", "secrets"): "remove what uses it, or give that another",
     ("in_use", "secret versions"): "see which there are: cairn secret versions NAME",
+    ("in_use", "workspaces"): "remove its sessions: cairn session list; cairn session rm NAME",
+    ("in_use", "credentials"): "remove the workspaces that name it: cairn workspace list",
     ("in_use", "instance-types"): "see which have it: cairn instance list",
     ("in_use", "rbac/roles"): "see who has it: cairn role bindings",
     ("invalid_state", "instances"): "see how it is: cairn instance show NAME",

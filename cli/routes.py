@@ -21,6 +21,9 @@ _COMMANDS = {
     "GET /rbac/roles": "cairn role list",
     "GET /service-accounts": "cairn service-account list",
     "GET /webhooks": "cairn webhook list",
+    "GET /workspaces": "cairn workspace list",
+    "GET /sessions": "cairn session list",
+    "GET /credentials": "cairn credential list",
     "DELETE /images/{}": "cairn image rm {}",
     "POST /hosts/{}/drain": "cairn host drain {}",
     "POST /auth/keys/{}/revoke": "cairn key revoke {}",
@@ -54,6 +57,9 @@ _LISTS = {
     "projects": "cairn project list",
     "users": "cairn user list",
     "service-accounts": "cairn service-account list",
+    "workspaces": "cairn workspace list",
+    "sessions": "cairn session list",
+    "credentials": "cairn credential list",
 }
 
 

@@ -11,6 +11,7 @@ repeated at any time.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -28,18 +29,20 @@ from uuid import UUID
 import structlog
 from pydantic import ValidationError
 
-from drivers import faults
+from drivers import faults, mounts
 from drivers.machines import Cancelled, Check
+from drivers.workspaces import Held
 from model.base import Frozen
 from model.errors import EngineRefused, EngineUnavailable, NotFound
 from model.sessions import SessionTree
 
 RECORD = "tree.json"
 LOOK_SECONDS = 0.1
+#: What has no record for so long is nobody's who still makes it.
+HALF_MADE_SECONDS = 600
 #: What a kernel or a file system answers that has no overlays, or not for this process.
 _IMPOSSIBLE = frozenset({errno.EPERM, errno.EACCES, errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 _NOSUID, _NODEV = 2, 4
-_DETACH, _NOFOLLOW = 2, 8
 _libc = ctypes.CDLL(None, use_errno=True)
 log = structlog.get_logger()
 
@@ -60,9 +63,9 @@ class SessionTrees:
     """Those of one host, in its agent's folder ``trees``. May be used by several threads."""
 
     def __init__(self, trees: Path, *, overlay: bool = True) -> None:
-        """``overlay`` False: never, where the kernel can too."""
+        """``overlay`` False: never, where the kernel can too. Nor where the engine would not see them."""
         self._trees = trees
-        self._overlay = overlay
+        self._overlay = overlay and mounts.seen_by_engine(trees)
 
     def merged(self, session: UUID) -> Path:
         """Where its files are, when it is mounted."""
@@ -114,7 +117,7 @@ class SessionTrees:
             with self._locked(session) as (folder, _):
                 # From here on nobody takes it for a tree.
                 (folder / RECORD).unlink(missing_ok=True)
-                unmount(folder / "merged")
+                mounts.unmount(folder / "merged")
                 faults.reached("after_effect")
                 for name in os.listdir(folder):
                     _delete(folder / name)
@@ -131,6 +134,20 @@ class SessionTrees:
         except FileNotFoundError:
             return []
         return [UUID(name) for name in names if is_id(name)]
+
+    def held(self) -> list[Held]:
+        """All that were prepared, and of which project they are."""
+        records = [record for session in self.found() if (record := _read(self._folder(session))) is not None]
+        return [Held(one.tree.session, one.tree.project) for one in records if one.tree.project is not None]
+
+    def tidy(self) -> None:
+        """Remove what was half made, or half removed, and left so."""
+        for session in self.found():
+            folder = self._folder(session)
+            with contextlib.suppress(FileNotFoundError):
+                if _read(folder) is None and time.time() - folder.stat().st_mtime > HALF_MADE_SECONDS:
+                    log.warning("session.leftover_removed", session=str(session))
+                    self.remove(session)
 
     def _folder(self, session: UUID) -> Path:
         return self._trees / "sessions" / str(session)
@@ -163,7 +180,7 @@ class SessionTrees:
             log.warning("session.copied", folder=str(folder), reason=error.strerror)
             return "copy"
         if os.statvfs(folder / "merged").f_flag & os.ST_RDONLY:  # so it is where the disk lacks what changes need
-            unmount(folder / "merged")
+            mounts.unmount(folder / "merged")
             return "copy"
         return "overlay"
 
@@ -174,18 +191,18 @@ class SessionTrees:
             if not merged.is_dir() or not (folder / "copied").exists():
                 _copy(base, folder, lock, cancelled)
         elif not os.path.ismount(merged):
+            if not self._overlay:
+                raise EngineUnavailable(f"{merged} cannot be mounted: the engine would not see it (docs/sessions.md)")
+            if mounts.is_held(folder / "upper"):
+                # Two overlays of the same changes would tear them.
+                raise EngineUnavailable(
+                    f"the files of session {record.tree.session} are mounted in its sandbox, and nowhere else any "
+                    "more: stop the session, and start it"
+                )
             try:
                 _mount_overlay(base, folder)
             except OSError as error:
                 raise EngineUnavailable(f"{merged} cannot be mounted: {error.strerror}") from error
-
-
-def unmount(merged: Path) -> None:
-    """Success where nothing is mounted. Also what is in use goes, as soon as that ends."""
-    while os.path.ismount(merged):
-        if _libc.umount2(os.fsencode(merged), _DETACH | _NOFOLLOW) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(merged))
 
 
 def _mount_overlay(base: Path, folder: Path) -> None:

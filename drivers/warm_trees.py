@@ -23,7 +23,7 @@ from uuid import UUID, uuid4
 
 from pydantic import ValidationError
 
-from drivers import faults
+from drivers import faults, mounts
 from drivers.machines import Check
 from drivers.session_trees import SessionTrees, is_id
 from model.base import Frozen
@@ -37,7 +37,6 @@ LEFT_OVER = 600.0
 #: How long a command waits for the files of its session, which are on their way.
 PATIENCE, LOOK_SECONDS = 10.0, 0.005
 _BIND, _SHARED = 4096, 1 << 20
-_DETACH, _NOFOLLOW = 2, 8
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -51,17 +50,19 @@ class Claim(Frozen):
 class WarmTrees:
     """Those of one host, beside its sessions' trees. May be used by several threads."""
 
-    def __init__(self, folder: Path, trees: SessionTrees, *, mounts: bool = True) -> None:
-        """``mounts`` False: nothing is mounted, as nothing looks (what is simulated)."""
+    def __init__(self, folder: Path, trees: SessionTrees, *, really: bool = True) -> None:
+        """``really`` False: nothing is mounted, as nothing looks (what is simulated)."""
         self._folder = folder / "warm"
         self._trees = trees
-        self._mounts = mounts
+        self._mounts = really
 
     @cached_property
     def able(self) -> bool:
         """Whether this process may mount what containers are to see."""
         if not self._mounts:
             return True
+        if not mounts.seen_by_engine(self._folder):
+            return False
         probe = self._folder / f".{uuid4()}"
         try:
             probe.mkdir(mode=0o700, parents=True)
@@ -71,7 +72,7 @@ class WarmTrees:
             return False
         finally:
             with contextlib.suppress(OSError):
-                _unmount(probe)
+                mounts.unmount(probe)
                 probe.rmdir()
 
     def make(self, sandbox: UUID) -> Path:
@@ -146,7 +147,7 @@ class WarmTrees:
         try:
             with self._locked(sandbox) as folder:
                 (folder / CLAIM).unlink(missing_ok=True)
-                _unmount(folder / "place")
+                mounts.unmount(folder / "place")
                 shutil.rmtree(folder)
         except NotFound:
             return
@@ -204,16 +205,6 @@ def _mount(source: Path | None, target: Path, flags: int) -> None:
     if _libc.mount(told, os.fsencode(target), None, ctypes.c_ulong(flags), None) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(target))
-
-
-def _unmount(place: Path) -> None:
-    """All that is mounted there. Raises OSError."""
-    while _libc.umount2(os.fsencode(place), _DETACH | _NOFOLLOW) == 0:
-        pass
-    number = ctypes.get_errno()
-    # No mount; or none that this process could have made.
-    if number not in (errno.EINVAL, errno.ENOENT, errno.EPERM):
-        raise OSError(number, os.strerror(number), str(place))
 
 
 def _read(folder: Path) -> Claim | None:

@@ -37,6 +37,8 @@ class SessionTree(Frozen):
     """What a host is told to make of a session's files."""
 
     session: UUID
+    #: None: told by a release that did not say it.
+    project: UUID | None = None
     workspace: UUID
     #: Of the workspace: what they are before the session changes anything.
     commit: str

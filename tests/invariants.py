@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.platform import Json, Platform
 
 #: States in which an instance rests.
 RESTING = ("running", "stopped", "paused", "error")
+#: The id of a session that is mounted.
+_MOUNT = re.compile(r" ours:\S*trees/\S*sessions/([^/ ]+)/")
 
 
 class Machine(NamedTuple):
@@ -43,7 +47,7 @@ def violations(stack: Platform) -> list[str]:
         return broken
     instances = stack.list("/instances")
     found = [*_states(instances), *_machines(stack, instances), *_secrets(stack), *_sums(stack, instances)]
-    return [*found, *_balancers(stack)]
+    return [*found, *_balancers(stack), *_trees(stack)]
 
 
 def _states(instances: list[Json]) -> list[str]:
@@ -67,6 +71,34 @@ def _balancers(stack: Platform) -> list[str]:
             broken.append(f"load balancer {name}: revision {revision} was applied, found {simulated[engine_id]}")
     half = stack.sql("SELECT instance_id, state FROM lb_targets WHERE state <> 'in' OR workflow_id IS NOT NULL")
     return broken + [f"target {id} is {state}, and nothing works on it" for id, state in half]
+
+
+def _trees(stack: Platform) -> list[str]:
+    """Files and mounts that hosts keep of workspaces and sessions are of live rows, and what these need is there."""
+    if stack.agents_dir is None:
+        return []
+    rows = stack.sql(
+        "SELECT 'workspaces', id::text, status, status = 'ready', host_id IS NOT NULL FROM workspaces"
+        " WHERE status <> 'deleted'"
+        " UNION ALL SELECT 'sessions', id::text, status, status IN ('running', 'stopped'), true FROM work_sessions"
+        " WHERE status <> 'removed'"
+    )
+    broken = [
+        f"{kind}: {id} is {status}, and nothing works on it"
+        for kind, id, status, whole, _ in rows
+        if not whole and status != "error"
+    ]
+    mounted = Counter(
+        _MOUNT.findall(Path("/proc/self/mountinfo").read_text().replace(f" {stack.agents_dir}/", " ours:"))
+    )
+    broken += [f"sessions: {id} is mounted {count} times" for id, count in mounted.items() if count > 1]
+    for kind in ("workspaces", "sessions"):
+        there = {path.name for path in stack.agents_dir.glob(f"**/trees/**/{kind}/*")}
+        there |= set(mounted) if kind == "sessions" else set()
+        known = {id: whole for what, id, _, whole, placed in rows if what == kind and placed}
+        broken += [f"{kind}: no live row has what is there of {id}" for id in there - known.keys()]
+        broken += [f"{kind}: the files of {id} are gone" for id, whole in known.items() if whole and id not in there]
+    return broken
 
 
 def machines(stack: Platform) -> dict[str, list[Machine]]:

@@ -42,6 +42,8 @@ class Platform:
     simulator_url: str
     #: Where its agents keep the files of secrets.
     secrets_dir: Path
+    #: Below which its agents keep workspaces and sessions; None: they have none.
+    agents_dir: Path | None = None
 
     def __init__(self) -> None:
         self._http = httpx.Client(

@@ -28,6 +28,7 @@ import httpx
 import psycopg
 
 from drivers.brought import Brought
+from drivers.mounts import unmount_below
 from tests.platform import IMAGE, TERMINAL, Json, Platform, wait_for
 from tests.services import PostgresServer
 from worker import database, engine, ports, postgres
@@ -78,6 +79,7 @@ class Stack(Platform):
         # Short: PostgreSQL's socket is in it, and its path may have 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="cs-"))
         self.data = self.folder / "d"
+        self.agents_dir = self.data / "agents"
         if not fresh:
             self.data.mkdir(mode=0o700)
             subprocess.run(["cp", "-a", "--", str(migrated()), str(self.data / "postgres")], check=True)
@@ -177,6 +179,7 @@ class Stack(Platform):
                     with contextlib.suppress(docker.errors.APIError):
                         client.images.remove(image.reference)
             client.close()
+        unmount_below(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
         shutil.rmtree(self.secrets_dir, ignore_errors=True)
 

@@ -39,6 +39,7 @@ from drivers.egress import Egress
 from drivers.images import Images
 from drivers.machines import Fence, Machines
 from drivers.measured import measured
+from drivers.mounts import may_keep_files
 from drivers.session_trees import SessionTrees
 from drivers.streams import Streams
 from drivers.warm_trees import WarmTrees
@@ -113,9 +114,13 @@ def egress_driver(host: AgentHost, installation: UUID, settings: Settings) -> Eg
 
 def capabilities(egress: Egress | None, warm: WarmTrees) -> list[str]:
     """What a host's agent can do beyond what every agent can."""
-    # Repositories are fetched through a proxy like that of an instance.
-    allow_list = [capability("allow-list"), CAPABILITY] if egress is None or egress.able() else []
-    return [capability("none"), *allow_list, *([pools.CAPABILITY] if warm.able else [])]
+    if egress is not None and not egress.able():
+        return [capability("none")]
+    # Repositories are fetched through a proxy like that of an instance; sandboxes write files as anybody.
+    files = [CAPABILITY] if egress is None or may_keep_files() else []
+    if files and warm.able:
+        files.append(pools.CAPABILITY)
+    return [capability("none"), capability("allow-list"), *files]
 
 
 def driver(
@@ -172,7 +177,7 @@ def warm_trees(host: AgentHost, settings: Settings, trees: SessionTrees) -> Warm
     """Where sandboxes that run already have them."""
     folder = (identity_file(settings).parent / TREES).absolute()
     if host.backend == "simulated":
-        return WarmTrees(folder / str(host.id), trees, mounts=False)
+        return WarmTrees(folder / str(host.id), trees, really=False)
     return WarmTrees(folder, trees)
 
 
@@ -279,7 +284,7 @@ async def run(settings: Settings) -> None:
                 Samples(membership, machines).run(),
                 HealthLooks(membership, machines).run(),
                 BalancerReadings(membership, balancers).run(),
-                WorkspaceSweep(membership, workspaces, 6 * settings.reconcile_interval).run(),
+                WorkspaceSweep(membership, workspaces, trees, 6 * settings.reconcile_interval).run(),
             )
             beside |= {serving, *(asyncio.create_task(loop) for loop in loops)}
         await asyncio.wait({*beside, stopped}, return_when=asyncio.FIRST_COMPLETED)

@@ -16,6 +16,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
+from drivers.mounts import unmount_below
 from model.base import new_id
 
 #: How long a dying stack's servers may keep the lock after their supervisor is gone.
@@ -252,6 +253,8 @@ def delete(folder: Path) -> None:
     for name in OWN:
         path = folder / name
         if path.is_dir() and not path.is_symlink():
+            # Files of sessions stay mounted when their agent ends.
+            unmount_below(path)
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)

@@ -1,10 +1,12 @@
-"""Workspaces of an agent: which driver its hosts have, and what becomes of files that nobody needs any more."""
+"""Workspaces of an agent: which driver its hosts have, and what becomes of files that nobody needs any more, those of
+sessions too."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid5
 
@@ -13,7 +15,8 @@ import structlog
 
 from drivers.images import Images
 from drivers.secret_files import SecretFiles, default_folder
-from drivers.workspaces import Workspaces
+from drivers.session_trees import SessionTrees
+from drivers.workspaces import Held, Workspaces
 from model.errors import CairnError
 from model.hosts import AgentHost
 from model.settings import Settings
@@ -68,9 +71,15 @@ class WorkspaceSweep:
     """Asks now and then whether the files that an agent's hosts hold are needed yet, and removes those that are not:
     what a run left that could not undo what it did, or whose row was deleted while the host was away."""
 
-    def __init__(self, membership: Membership, workspaces: Mapping[UUID, Workspaces], every_seconds: float) -> None:
+    def __init__(
+        self,
+        membership: Membership,
+        workspaces: Mapping[UUID, Workspaces],
+        sessions: Mapping[UUID, SessionTrees],
+        every_seconds: float,
+    ) -> None:
         self._membership = membership
-        self._workspaces = workspaces
+        self._holders = [(workspaces[host], sessions[host]) for host in workspaces]
         self._every = every_seconds
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="workspaces")
 
@@ -78,23 +87,36 @@ class WorkspaceSweep:
         async with api_client(self._membership, PATIENCE) as http:
             try:
                 while True:
-                    await asyncio.gather(*(self._sweep(http, one) for one in self._workspaces.values()))
+                    for workspaces, sessions in self._holders:
+                        # Sessions lie over the files of workspaces.
+                        await self._sweep(http, "session", sessions.tidy, sessions.held, sessions.remove)
+                        remove = partial(workspaces.remove, cancelled=lambda: False)
+                        await self._sweep(http, "workspace", workspaces.tidy, workspaces.held, remove)
                     await asyncio.sleep(self._every)
             finally:
                 self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _sweep(self, http: httpx.AsyncClient, workspaces: Workspaces) -> None:
-        loop = asyncio.get_running_loop()
+    async def _sweep(
+        self,
+        http: httpx.AsyncClient,
+        what: str,
+        tidy: Callable[[], None],
+        held: Callable[[], list[Held]],
+        remove: Callable[[UUID], None],
+    ) -> None:
+        blocking = partial(asyncio.get_running_loop().run_in_executor, self._threads)
+        answered = "gone" if what == "workspace" else "gone_sessions"
         try:
-            await loop.run_in_executor(self._threads, workspaces.tidy)
-            held = await loop.run_in_executor(self._threads, workspaces.held)
-            for first in range(0, len(held), MOST_TREES):
-                told = [{"id": str(one.id), "project_id": str(one.project_id)} for one in held[first:][:MOST_TREES]]
-                answer = await http.post("/hosts/workspaces", json={"workspaces": told})
-                for gone in answer.raise_for_status().json()["data"]["gone"]:
-                    log.warning("workspace.leftover_removed", workspace=gone)
-                    await loop.run_in_executor(self._threads, workspaces.remove, UUID(gone), lambda: False)
+            await blocking(tidy)
+            there = await blocking(held)
+            for first in range(0, len(there), MOST_TREES):
+                told = [{"id": str(one.id), "project_id": str(one.project_id)} for one in there[first:][:MOST_TREES]]
+                answer = await http.post("/hosts/workspaces", json={f"{what}s": told})
+                # A platform that was rolled back knows of no sessions, and refuses to hear of them.
+                for gone in answer.raise_for_status().json()["data"][answered]:
+                    log.warning(f"{what}.leftover_removed", id=gone)
+                    await blocking(remove, UUID(gone))
         except (CairnError, httpx.HTTPError, ValueError, LookupError, RuntimeError, OSError) as error:
-            log.info("workspaces.not_swept", error=str(error) or type(error).__name__)
+            log.info(f"{what}s.not_swept", error=str(error) or type(error).__name__)
         except Exception:  # an odd answer ends nothing here
-            log.exception("workspaces.not_swept")
+            log.exception(f"{what}s.not_swept")

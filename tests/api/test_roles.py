@@ -34,6 +34,9 @@ from tests.api.test_restores import restore
 from tests.api.test_ssh_keys import KEY
 from tests.api.test_streams import placed
 from tests.api.test_webhooks import deliver, make
+from tests.api.test_work_sessions import create as session_of
+from tests.api.test_work_sessions import workspace
+from tests.api.test_workspaces import credential
 
 Json = dict[str, Any]
 #: Without a key: probes, and who joins, who shows a token instead.
@@ -45,7 +48,11 @@ HIDDEN = {"/metrics"}
 #: What is the platform's own: changed by operators alone; of these, not even seen by others.
 PLATFORMS, OPERATIONS = re.compile(r"/v1/(hosts|instance-types|operations|users)\b"), "/v1/operations/"
 #: What all projects see: the fleet, the sizes.
-SHARED = {"host_id", "type_name", "user_id", "number"}
+SHARED = {"host_id", "type_name", "user_id", "number", "path"}
+#: What in a path is part of a thing, and none.
+PARTS = {"number", "path"}
+#: What an agent answers, which no test here has.
+FILES = re.compile(r"/v1/sessions/{session_id}/(files|archive|watch)\b")
 #: An id that nothing has: one for all, as it is in the names of tests.
 NOBODYS = "0199b3f0-0000-7000-8000-00000000dead"
 #: Of these, each answer has its own.
@@ -71,7 +78,7 @@ class Operation:
         #: None: it is open, or its credential is a host's.
         self.permission = declared.pop() if len(declared) == 1 else None
         self.of_operators = self.permission in PLATFORM
-        self.tags = found.get("tags", [])
+        self.of_agent = "streams" in found.get("tags", []) or FILES.match(path) is not None
         self.ids = re.findall(r"{(\w+)}", path)
         self.content = found.get("requestBody", {}).get("content", {})
         self.example = self._example(document)
@@ -135,6 +142,7 @@ class World:
             "type_name": "basic-1",
             "digest": "sha256:" + "0" * 64,
             "number": "1",
+            "path": "src/app.py",
         }
         return shared | self.things | more
 
@@ -167,7 +175,11 @@ async def world(shared_api: Api) -> AsyncIterator[World]:
     policy = await api.http.post(f"/v1/autoscaling/groups/{group['id']}/policies", json=wanted)
     front = await balancer(api, "front")
     await target(api, front, instance)
+    shop = await workspace(api)
     things = await people(api) | {
+        "workspace_id": shop,
+        "session_id": (await session_of(api, shop, name="work"))["id"],
+        "credential_id": (await credential(api))["id"],
         "policy_id": policy.json()["data"]["id"],
         "group_id": group["id"],
         "deployment_id": deployment["id"],
@@ -246,13 +258,10 @@ async def test_role_may_do_just_what_its_permissions_say(
     assert world.written() == before
     for one in allowed:
         # Of what changes things, that there is none of these is all that a test wants to hear.
-        things = [name for name in one.ids if name != "number" and (name != "project_id" or one.of_operators)]
+        things = [name for name in one.ids if name not in PARTS and (name != "project_id" or one.of_operators)]
         # The world's key is the first administrator's: of another user's there is nothing to see.
         looks = (
-            one.method == "GET"
-            and "api_key_id" not in things
-            and "streams" not in one.tags
-            and not one.path.endswith("/wait")
+            one.method == "GET" and "api_key_id" not in things and not one.of_agent and not one.path.endswith("/wait")
         )
         absent = {} if looks or (one.method == "POST" and not things) else dict.fromkeys(things, NOBODYS)
         answer = await one.ask(http, world.ids(**absent))
@@ -378,7 +387,7 @@ async def test_foreign_and_absent_are_told_apart_by_nothing(world: World) -> Non
     before = world.written()
     for one in ABOUT:
         for headers in ({}, {"Idempotency-Key": "once"}, {"If-Match": '"1"'}, {"Prefer": "wait=1"}):
-            ids = [what for what in one.ids if what != "number"]
+            ids = [what for what in one.ids if what not in PARTS]
             known = [world.things[what] for what in ids]
             absent = {what: "absent" if what == "role_name" else str(uuid4()) for what in ids}
             theirs = told(await one.ask(world.stranger, world.ids(), **headers), known)
@@ -445,6 +454,9 @@ LISTS = {
     "/v1/secrets": "?name=token",
     "/v1/autoscaling/groups": "?name=own",
     "/v1/containers/deployments": "?name=shop",
+    "/v1/workspaces": "?name=shop",
+    "/v1/sessions": "?name=work",
+    "/v1/credentials": "?name=gitlab",
 }
 #: Of the fleet; of the caller's one project; counts and events, which have tests of their own.
 OTHER = {"/v1/hosts", "/v1/instance-types", "/v1/projects", "/v1/dashboard/summary", "/v1/events"}

@@ -164,4 +164,13 @@ async def test_agent_gets_what_is_sealed_for_it_and_hears_what_is_needed(api: Ap
     many = [{"id": str(uuid4()), "project_id": project} for _ in range(6)]
     told = await agent.post("/v1/hosts/workspaces", json={"workspaces": many})
     assert told.json()["data"]["gone"] == [], "an older backup may have been restored"
+    # The same of sessions, beside.
+    api.db.rows("UPDATE workspaces SET commit = %s", "c" * 40)
+    put(api, workspace)
+    session = (await api.http.post(f"/v1/workspaces/{workspace['id']}/sessions", json={})).json()["data"]["id"]
+    held = [{"id": one, "project_id": project} for one in (session, strange)]
+    for status, gone in (("error", [strange]), ("removed", [session, strange])):
+        api.db.rows("UPDATE work_sessions SET status = %s", status)
+        told = await agent.post("/v1/hosts/workspaces", json={"sessions": held})
+        assert told.json()["data"] == {"gone": [], "gone_sessions": gone}, told.text
     await agent.aclose()

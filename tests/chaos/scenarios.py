@@ -400,6 +400,9 @@ def recover(stack: Stack) -> bool:
     """Whether a stack that failed a cell can be used for another."""
     with contextlib.suppress(AssertionError, httpx.HTTPError):
         stack.plant()
+        for path in ("/sessions", "/workspaces"):
+            for one in stack.list(path):
+                stack.completed(stack.accept("DELETE", f"{path}/{one['id']}"))
         stack.delete_all()
         invariants.settle(stack)
         return True

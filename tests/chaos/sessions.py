@@ -92,7 +92,7 @@ def _expect(stack: Stack, cell: Cell, session: Json, *, done: bool) -> None:
     now = stack.get(f"/sessions/{session['id']}")
     finished, undone = ENDS[cell.plan]
     assert now["status"] == (finished if done else undone), now
-    machines = [one for one in stack.simulated_machines() if one["id"] == session["instance_id"]]
+    machines = [one for one in stack.simulated_machines() if one["labels"]["io.cairn.id"] == session["instance_id"]]
     there = now["status"] in ("running", "stopped")
     assert len(machines) == (1 if there else 0), machines
     assert bool(left(stack, session)) is there

@@ -21,6 +21,7 @@ from worker.database import ROLES
 UNITS = compose.ROOT / "deploy" / "systemd"
 PAGE = compose.ROOT / "docs" / "production.md"
 ALLOW_LIST = compose.ROOT / "deploy" / "allow-list.yml"
+WORKSPACES = compose.ROOT / "deploy" / "workspaces.yml"
 DOCUMENT = compose.read()
 SERVICES: dict[str, dict[str, Any]] = DOCUMENT["services"]
 #: They come up, do their work, and end.
@@ -59,7 +60,9 @@ def test_ours_and_what_guards_data_run_as_nobody_on_read_only_roots(name: str) -
     assert service["read_only"] is True
 
 
-ENTERS = {"SYS_ADMIN", "SYS_PTRACE"}
+#: What enters networks of containers, and, since it mounts, what keeps files of anybody: numbers as in capabilities(7).
+ENTERS = {"SYS_ADMIN": 21, "SYS_PTRACE": 19}
+KEEPS = {"CHOWN": 0, "DAC_OVERRIDE": 1, "FOWNER": 3}
 
 
 def test_agents_unit_has_two_capabilities_and_the_others_none() -> None:
@@ -77,19 +80,43 @@ def test_agents_unit_has_two_capabilities_and_the_others_none() -> None:
         assert "\nNoNewPrivileges=yes\n" in text
 
 
-def test_agent_with_allow_lists_is_the_same_with_no_more_than_that_takes(installed: None) -> None:
-    files = ["--file", str(compose.FILE), "--file", str(ALLOW_LIST)]
-    command = ["docker-compose", *files, "--profile", "agent", "config"]
+def test_agents_unit_for_workspaces_adds_what_files_take_and_hides_no_mount() -> None:
+    lines = (UNITS.parent / "workspaces.conf").read_text().splitlines()
+    said = dict(line.split("=", 1) for line in lines if not line.startswith(("#", "[")))
+    for name in ("CapabilityBoundingSet", "AmbientCapabilities"):
+        assert set(said.pop(name).split()) == {f"CAP_{one}" for one in KEEPS}
+    unit = (UNITS / "cairn-agent.service").read_text()
+    # All that would give it a view of its own on file systems, and nothing else.
+    own_view = re.findall(r"^(PrivateTmp|Protect(?!Clock)\w+)=(?:yes|strict)$", unit, re.MULTILINE)
+    assert said == dict.fromkeys(own_view, "no")
+    assert "deploy/workspaces.conf" in PAGE.read_text()
+
+
+@pytest.mark.parametrize(("file", "more"), [(ALLOW_LIST, {}), (WORKSPACES, KEEPS)], ids=["allow-list", "workspaces"])
+def test_agent_with_more_is_the_same_with_no_more_than_that_takes(
+    installed: None, file: Path, more: dict[str, int]
+) -> None:
+    command = ["docker-compose", "--file", str(compose.FILE), "--file", str(file), "--profile", "agent", "config"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    together = yaml.safe_load(done.stdout)["services"]
-    more = yaml.safe_load(ALLOW_LIST.read_text())["services"]
-    assert set(more) == {"agent"}, "the others are as they were"
-    agent = together["agent"]
+    assert set(yaml.safe_load(file.read_text())["services"]) == {"agent"}, "the others are as they were"
+    agent = yaml.safe_load(done.stdout)["services"]["agent"]
     assert agent["cap_drop"] == ["ALL"]
-    assert set(agent["cap_add"]) - {"SETUID", "SETGID", "SETPCAP"} == ENTERS, "three to become somebody else with two"
+    become = {"SETUID", "SETGID", "SETPCAP"}
+    assert set(agent["cap_add"]) - become == {*ENTERS, *more}, "and what becomes somebody else with these"
     assert agent["read_only"] is True and "no-new-privileges:true" in agent["security_opt"]
     assert agent["command"] == SERVICES["agent"]["command"]
     assert SERVICES["agent"]["user"] == "10001:10001" and "--reuid=10001" in agent["entrypoint"]
+    held = subprocess.run(
+        [*agent["entrypoint"], "cat", "/proc/self/status"], capture_output=True, text=True, check=True
+    )
+    assert re.search(r"^Uid:(\t10001){4}$", held.stdout, re.MULTILINE)
+    sets = {int(value, 16) for value in re.findall(r"^Cap\w+:\t(\w+)$", held.stdout, re.MULTILINE)}
+    assert sets == {sum(1 << number for number in (ENTERS | more).values())}
+    if more:
+        # Where the engine looks for it, and sees what is mounted there.
+        (kept,) = yaml.safe_load(file.read_text())["services"]["agent"]["volumes"]
+        assert kept["source"] == kept["target"] == compose.image_environment()["CAIRN_DATA_DIR"]
+        assert kept["bind"] == {"propagation": "rshared"}
 
 
 def test_agent_with_allow_lists_enters_a_container_as_nobody(docker_engine: docker.DockerClient) -> None:
@@ -97,11 +124,8 @@ def test_agent_with_allow_lists_enters_a_container_as_nobody(docker_engine: dock
     made = docker_engine.containers.run(engine.IMAGE, ["sleep", "60"], network_mode="none", detach=True)
     try:
         made.reload()
-        enters = ["nsenter", f"--net=/proc/{made.attrs['State']['Pid']}/ns/net", "--", "cat", "/proc/self/status"]
-        seen = subprocess.run([*begun, *enters], capture_output=True, text=True, timeout=20, check=True).stdout
-        assert re.search(r"^Uid:(\t10001){4}$", seen, re.MULTILINE)
-        held = {int(value, 16) for value in re.findall(r"^Cap\w+:\t(\w+)$", seen, re.MULTILINE)}
-        assert held == {1 << 21 | 1 << 19}, "SYS_ADMIN, SYS_PTRACE"
+        enters = ["nsenter", f"--net=/proc/{made.attrs['State']['Pid']}/ns/net", "--", "true"]
+        subprocess.run([*begun, *enters], capture_output=True, timeout=20, check=True)
         without = [word for word in begun if not word.startswith(("--ambient", "--inh"))]
         refused = subprocess.run([*without, *enters], capture_output=True, timeout=20, check=False)
         assert refused.returncode != 0

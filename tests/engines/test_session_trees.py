@@ -16,8 +16,9 @@ import pytest
 
 from drivers import session_trees
 from drivers.machines import Cancelled
+from drivers.mounts import unmount, unmount_below
 from drivers.session_trees import SessionTrees, base_of
-from model.errors import EngineRefused, NotFound
+from model.errors import EngineRefused, EngineUnavailable, NotFound
 from model.sessions import SessionTree
 from tests.drivers.conftest import never
 
@@ -73,10 +74,12 @@ def test_changes_stay_whatever_is_repeated_and_the_base_is_as_it_was(folder: Pat
     changed = digest(merged)
     assert trees.prepare(tree, never) == merged == trees.mount(tree.session)
     # The host starts again: nothing is mounted, all is there.
-    session_trees.unmount(merged)
+    unmount(merged)
     SessionTrees(folder).mount_all()
     assert digest(merged) == changed and digest(base) == before
     assert len(mounts(folder)) == (1 if overlay else 0)
+    unmount_below(folder)
+    assert not mounts(folder) and trees.mount(tree.session) == merged
     with pytest.raises(EngineRefused):
         trees.prepare(tree.model_copy(update={"workspace": workspace(folder).workspace}), never)
     held = (merged / "new").open()
@@ -111,7 +114,7 @@ def test_what_died_at_any_point_is_finished_or_removed(folder: Path) -> None:
             if step in (1, 3):  # before its record was written, or after it was taken away
                 (made / session_trees.RECORD).unlink()
             if step in (2, 3):
-                session_trees.unmount(made / "merged")
+                unmount(made / "merged")
             if removed:
                 trees.remove(tree.session)
                 assert not made.exists()
@@ -139,6 +142,35 @@ def test_a_copy_that_is_called_off_is_made_anew(folder: Path) -> None:
         trees.prepare(tree, lambda: True)
     merged = trees.prepare(tree, never)
     assert len(list(merged.rglob("*"))) == len(list(base_of(folder, tree.workspace, tree.commit).rglob("*")))
+
+
+def test_a_mount_that_vanished_below_a_sandbox_is_not_made_twice(folder: Path) -> None:
+    trees, tree = SessionTrees(folder), workspace(folder)
+    merged = trees.prepare(tree, never)
+    # It has the mount in a view of its own, as a container has.
+    sandbox = subprocess.Popen(["unshare", "--mount", "sh", "-c", "echo; exec sleep 60"], stdout=subprocess.PIPE)
+    try:
+        assert sandbox.stdout is not None and sandbox.stdout.read(1)
+        unmount(merged)
+        with pytest.raises(EngineUnavailable, match="stop the session"):
+            trees.mount(tree.session)
+        trees.mount_all()
+        assert not mounts(folder)
+    finally:
+        sandbox.kill()
+        sandbox.communicate()
+    assert (trees.mount(tree.session) / "README").read_text() == "base"
+
+
+def test_what_was_left_half_made_is_tidied_and_what_is_whole_is_told(folder: Path) -> None:
+    trees, tree, old, new = SessionTrees(folder), workspace(folder), uuid4(), uuid4()
+    trees.prepare(tree.model_copy(update={"project": UUID(int=7)}), never)
+    for half in (old, new):
+        (folder / "sessions" / str(half)).mkdir()
+    os.utime(folder / "sessions" / str(old), (0, 0))
+    trees.tidy()
+    assert set(trees.found()) == {tree.session, new}
+    assert trees.held() == [(tree.session, UUID(int=7))]
 
 
 def test_a_killed_agent_leaves_a_mount_that_the_next_one_finds(folder: Path) -> None:

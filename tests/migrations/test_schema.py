@@ -228,6 +228,7 @@ def test_tables_of_projects_are_guarded_row_by_row(database: Database) -> None:
         "lb_targets",
         "lb_samples",
         "workspaces",
+        "work_sessions",
     }
     # Workers read the events of all projects, and write them in one.
     assert all(
