@@ -35,8 +35,8 @@ async def pool(api: Api, ready: int = 0, host: str = "one", **body: Any) -> Json
     made: Json = answer.json()["data"]
     for number in range(ready):
         api.db.rows(_SANDBOX, new_id(), f"warm-{number}", api.db.hosts[host], f"c{number}", made["id"])
-    api.db.rows("UPDATE workflows SET state = 'completed', finished_at = now()")
-    api.db.rows("UPDATE scaling_groups SET status = 'active'")
+    api.db.rows("UPDATE workflows SET state = 'completed', finished_at = now() WHERE resource_id = %s", made["id"])
+    api.db.rows("UPDATE scaling_groups SET status = 'active' WHERE id = %s", made["id"])
     return made
 
 

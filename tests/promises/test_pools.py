@@ -10,7 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.promises.test_sessions import left, run
+from tests import invariants
+from tests.promises.test_sessions import run
 from tests.stack import Json, Stack, wait_for
 
 pytestmark = pytest.mark.engine
@@ -28,11 +29,6 @@ def stack(source: Path) -> Iterator[Stack]:
     made = Stack(simulated_hosts=0, CAIRN_WORKSPACE_PATHS=str(source)).start().ready()
     yield made
     made.remove()
-
-
-def places(stack: Stack) -> list[str]:
-    mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(stack.data) in line]
-    return [*map(str, stack.data.glob("**/trees/warm/*")), *(one for one in mounts if "/warm/" in one)]
 
 
 def test_sandboxes_are_claimed_once_filled_up_and_gone_with_their_sessions(stack: Stack, source: Path) -> None:
@@ -92,5 +88,7 @@ def test_sandboxes_are_claimed_once_filled_up_and_gone_with_their_sessions(stack
     for one in (session, *(one["data"] for one in asked)):
         stack.completed(stack.accept("DELETE", f"/sessions/{one['id']}"))
     stack.completed(stack.accept("DELETE", of))
-    assert left(stack) == [] and places(stack) == [] and stack.containers() == []
+    assert invariants.violations(stack) == [] and stack.containers() == []
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    assert not [line for line in mounts if f" {stack.data}/" in line]
     stack.completed(stack.accept("DELETE", f"/workspaces/{made['data']['id']}"))
