@@ -51,7 +51,8 @@ class WorkSession(Resource, Base):
     commit: Mapped[str]
     #: Its sandbox.
     instance_id: Mapped[UUID]
-    #: The pool that has, or might have had, a sandbox for it.
+    #: The pool that had, or should have had, a sandbox for it. No foreign key: a claim would wait for whatever has the
+    #: pool's row, which its runs lock for as long as they order launches.
     pool_id: Mapped[UUID | None]
     #: ``warm``: in a sandbox that ran already. ``cold``: in one of its own, and why.
     start: Mapped[str] = mapped_column(server_default=text("'cold'"))
@@ -63,11 +64,6 @@ class WorkSession(Resource, Base):
         *rules("work_sessions", SessionStatus, gone="removed"),
         ForeignKeyConstraint(["project_id", "workspace_id"], ["workspaces.project_id", "workspaces.id"]),
         ForeignKeyConstraint(["project_id", "instance_id"], ["instances.project_id", "instances.id"]),
-        ForeignKeyConstraint(
-            ["project_id", "pool_id"],
-            ["scaling_groups.project_id", "scaling_groups.id"],
-            ondelete="SET NULL (pool_id)",
-        ),
         CheckConstraint("start IN ('warm', 'cold')", name="start"),
         Index("ix_work_sessions_list", "project_id", "id", postgresql_where=text("status <> 'removed'")),
         Index("ix_work_sessions_workspace", "workspace_id"),

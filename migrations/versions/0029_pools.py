@@ -22,14 +22,6 @@ def upgrade() -> None:
     op.add_column("work_sessions", cold)
     op.add_column("work_sessions", sa.Column("start_reason", sa.String(), nullable=True))
     op.create_check_constraint(op.f("ck_work_sessions_start"), "work_sessions", "start IN ('warm', 'cold')")
-    op.create_foreign_key(
-        op.f("fk_work_sessions_project_id_pool_id_scaling_groups"),
-        "work_sessions",
-        "scaling_groups",
-        ["project_id", "pool_id"],
-        ["project_id", "id"],
-        ondelete="SET NULL (pool_id)",
-    )
     op.create_index(
         "ix_work_sessions_pool",
         "work_sessions",
