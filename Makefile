@@ -6,6 +6,9 @@ READY      := .venv/.ready
 TEST_PROCESSES ?= 4
 on         = $(filter-out 0 no false,$($(1)))
 
+# What is compiled once is not compiled anew by each process that the tests start.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo up down reset test chaos bench load lint audit licences sbom docs doctor clean
 

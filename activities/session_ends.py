@@ -17,6 +17,8 @@ from model.workflows import Failure, Order, Outcome, Step, Workflow
 
 #: What a session is whose sandbox is at rest.
 _AS_SANDBOX = {Status.RUNNING: SessionStatus.RUNNING, Status.STOPPED: SessionStatus.STOPPED}
+#: In which nothing is under way.
+_AT_REST = (SessionStatus.READY, SessionStatus.RUNNING, SessionStatus.STOPPED)
 
 
 class SessionEnd(Frozen):
@@ -54,8 +56,11 @@ def settle_session(
 
 
 def _leads_to(row: Workflow, outcome: Outcome, sandbox: Status) -> SessionStatus:
-    if row.kind == DEPROVISION:
-        return SessionStatus.REMOVED if outcome == "completed" else SessionStatus.ERROR
+    if row.kind == DEPROVISION and outcome == "completed":
+        return SessionStatus.REMOVED
+    # Called off while it was only a row, it has changed nothing; but it may have called something else off.
+    if row.kind == DEPROVISION and (row.started_at is not None or row.prior_status not in _AT_REST):
+        return SessionStatus.ERROR
     if row.kind == INIT and outcome != "completed":
         return SessionStatus.ERROR
     # A change that failed may have led anywhere: what the sandbox is, the session is.

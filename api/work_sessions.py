@@ -29,6 +29,7 @@ from api.quotas import reserve
 from api.resources import listed, one
 from api.work_session_rows import GONE, lock, query, show, view
 from api.work_session_schemas import SessionCreate, SessionView
+from api.workflows import is_at
 from model.base import new_id
 from model.errors import InvalidState, NameTaken
 from model.groups import Template
@@ -45,6 +46,8 @@ router = APIRouter(prefix="/v1", tags=["sessions"], responses=RESPONSES)
 #: Of a name, in the name of what is called after it.
 SHOWN = 40
 _HOST = select(Host.id, Host.name, Host.backend, Host.agent_url, Host.fingerprint)
+#: The step of a launch that brings its image to the host.
+PULL = "image.ensure"
 
 
 @router.post("/workspaces/{workspace_id}/sessions", status_code=202, response_model=Envelope[SessionView])
@@ -219,8 +222,13 @@ async def index(
 
 @router.get("/sessions/{session_id}", response_model=Envelope[SessionView])
 async def show_one(request: Request, session_id: UUID, caller: Annotated[Caller, may("sessions:read")]) -> Response:
-    """One session. A removed one stays readable for 24 hours."""
+    """One session. A removed one stays readable for 24 hours. While the image of its sandbox is brought to the host it
+    is `pulling_image` here; in lists and events that is part of `creating_sandbox`."""
     data = await show(caller, session_id)
+    if data["status"] == SessionStatus.CREATING_SANDBOX:
+        launch = select(Instance.workflow_id).where(Instance.id == data["instance_id"])
+        if await is_at(request, caller, (await caller.execute(launch)).scalar_one(), PULL):
+            data["status"] = SessionStatus.PULLING_IMAGE
     return answer(request, data, headers={"ETag": etag(data["version"])})
 
 

@@ -231,6 +231,12 @@ async def _steps(request: Request, workflow_id: UUID) -> list[Step] | None:
         return None
 
 
+async def is_at(request: Request, caller: Caller, workflow_id: UUID, step: str) -> bool:
+    """Whether a run is at this step now, as far as Temporal tells. The caller's transaction ends before."""
+    await caller.commit()
+    return any(one.name == step and one.finished_at is None for one in await _steps(request, workflow_id) or [])
+
+
 async def progress_of(request: Request, caller: Caller, workflow_id: UUID) -> str | None:
     """What the step that a run is at said last. The caller's transaction ends before: Temporal may take its time."""
     if not caller.connection.closed:

@@ -124,28 +124,32 @@ class DockerWorkspaces:
         with self._alone("mirror", int(mirror.name[:8], 16), cancelled):
             self._trees.make(mirror)
             trees.unlock(mirror)
-            with self._git.opened(
-                spec.id,
-                spec.project_id,
-                image,
-                {MIRROR: mirror},
-                cancelled,
-                url=url,
-                login=login,
-                check=self._limit(mirror),
-            ) as sandbox:
-                sandbox.git("init", "-q", "--bare", "--template=", MIRROR, what="making a mirror failed")
-                full, ref = _wanted(sandbox, spec)
-                branches = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
-                fetch = ["fetch", "--progress", "--force", "--prune", "--no-tags", "--no-write-fetch-head"]
-                failed = f"{spec.git_url} could not be fetched"
-                sandbox.git(*fetch, "--", spec.git_url or "", *branches, at=MIRROR, what=failed)
-                if ref is None and not sandbox.succeeds("cat-file", "-e", f"{full}^{{commit}}", at=MIRROR):
-                    # A commit of no branch, which some servers give all the same.
-                    kept = f"+{full}:refs/cairn/{full}"
-                    fetch.remove("--prune")
-                    sandbox.git(*fetch, "--", spec.git_url or "", kept, at=MIRROR, what=failed)
-                found = sandbox.git("rev-parse", "--verify", f"{full}^{{commit}}", at=MIRROR, what=failed)
+            try:
+                with self._git.opened(
+                    spec.id,
+                    spec.project_id,
+                    image,
+                    {MIRROR: mirror},
+                    cancelled,
+                    url=url,
+                    login=login,
+                    check=self._limit(mirror),
+                ) as sandbox:
+                    sandbox.git("init", "-q", "--bare", "--template=", MIRROR, what="making a mirror failed")
+                    full, ref = _wanted(sandbox, spec)
+                    branches = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
+                    fetch = ["fetch", "--progress", "--force", "--prune", "--no-tags", "--no-write-fetch-head"]
+                    failed = f"{spec.git_url} could not be fetched"
+                    sandbox.git(*fetch, "--", spec.git_url or "", *branches, at=MIRROR, what=failed)
+                    if ref is None and not sandbox.succeeds("cat-file", "-e", f"{full}^{{commit}}", at=MIRROR):
+                        # A commit of no branch, which some servers give all the same.
+                        kept = f"+{full}:refs/cairn/{full}"
+                        fetch.remove("--prune")
+                        sandbox.git(*fetch, "--", spec.git_url or "", kept, at=MIRROR, what=failed)
+                    found = sandbox.git("rev-parse", "--verify", f"{full}^{{commit}}", at=MIRROR, what=failed)
+            except BaseException:
+                self._trees.drop_partial(mirror)
+                raise
             commit = found.strip()
             os.utime(mirror)
             self._check_size(mirror)

@@ -63,8 +63,9 @@ _SETTINGS = """\
 	helper =
 [http]
 	followRedirects = false
-	lowSpeedLimit = 1000
-	lowSpeedTime = 60
+	# A server that puts much together says little meanwhile.
+	lowSpeedLimit = 1
+	lowSpeedTime = 300
 """
 #: Git asks it; it says what is in the file, and learns nothing.
 _HELPER = f'test "$1" = get && cat {FOLDER}/login\nexit 0\n'

@@ -26,6 +26,8 @@ _PROJECT = "project"
 _CHUNK = 1 << 20
 #: A mirror from which nothing was fetched for so long is removed.
 UNUSED_SECONDS = 14 * 86400.0
+#: What git receives it writes on as it comes: what stood still for so long is nobody's.
+PARTIAL_SECONDS = 3600.0
 
 
 class Trees:
@@ -112,11 +114,24 @@ class Trees:
         return found
 
     def forget_mirrors(self) -> None:
-        """Those from which nothing was fetched for long: the next fetch makes another."""
+        """Those from which nothing was fetched for long: the next fetch makes another. And of the others what an agent
+        that died has left."""
+        now = time.time()
         for mirror in self.root.glob("mirrors/*/*"):
             with contextlib.suppress(OSError):
-                if time.time() - mirror.stat().st_mtime > UNUSED_SECONDS:
+                if now - mirror.stat().st_mtime > UNUSED_SECONDS:
                     clear(mirror)
+            for left in mirror.glob("objects/pack/tmp_*"):
+                with contextlib.suppress(OSError):
+                    if now - left.stat().st_mtime > PARTIAL_SECONDS:
+                        left.unlink()
+
+    def drop_partial(self, mirror: Path) -> None:
+        """What a fetch into it that has ended early left there; all of it, where nothing was fetched before."""
+        if any(mirror.glob("objects/pack/*.pack")):
+            unlock(mirror)
+            return
+        clear(mirror)
 
     def copy(self, source: int, target: Path, most_bytes: int, cancelled: Check) -> None:
         """The files below the folder of this descriptor, but repositories of git: no link is followed, and what is

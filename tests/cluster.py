@@ -61,7 +61,7 @@ class Cluster(Platform):
         self.engines = [engine.SOCKET] if docker else []
         port = servers.free_port()
         self.simulator_url = f"http://127.0.0.1:{port}"
-        self.secrets_dir = Path("/dev/shm") / self.made.folder.name  # noqa: S108 - a name that nobody guesses
+        self.secrets_dir = Path("/dev/shm") / f"{self.made.folder.name}-secrets"  # noqa: S108 - a name that nobody guesses
         services = self.made.document["services"]
         services.update({name: services["control-1"] for name in self.controls})
         like = services[DOCKER] | {"command": ["cairn-agent"], "environment": {}}

@@ -48,7 +48,7 @@ LONGEST = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):  # before many start at once
+    if not hasattr(config, "workerinput") and config.getoption("numprocesses"):  # before many start at once
         everything = "import cli.main, worker.agent, worker.api, worker.control, worker.simulator, worker.stack"
         subprocess.run([sys.executable, "-c", everything], check=True, timeout=120)
 

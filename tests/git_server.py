@@ -74,6 +74,8 @@ class GitServer:
         bare = self.folder / kind / f"{name}.git"
         git("clone", "-q", "--bare", str(work), str(bare), at=self.folder)
         git("config", "uploadpack.allowAnySHA1InWant", "true", at=bare)
+        # What is random has nothing in common, and takes long to find that out.
+        git("config", "core.bigFileThreshold", "1m", at=bare)
         git("remote", "add", "origin", str(bare), at=work)
         return commit
 
@@ -210,7 +212,7 @@ class _Handler(BaseHTTPRequestHandler):
                     self.send_header(name, value)
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
-            while piece := process.stdout.read(16384):
+            while piece := process.stdout.read1(16384):
                 self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
                 if server.pace is not None:
                     time.sleep(len(piece) / server.pace)

@@ -11,7 +11,6 @@ import itertools
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from temporalio.client import Client
 from model.base import new_id
 from model.secrets import digest
 from model.settings import Settings
+from tests.folders import new_folder
 from tests.patience import is_over
 from worker import database as schema
 from worker import ports, temporal
@@ -80,7 +80,7 @@ class PostgresServer:
     """An embedded server in a folder of its own."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="cpg-"))
+        self.folder = new_folder("cpg-")
         self.postgres = Postgres(self.folder / "postgres", self.folder / "run", find_binaries())
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
@@ -239,7 +239,7 @@ def running_temporal(config: pytest.Config) -> TemporalServer:
 
 
 def _temporal(config: pytest.Config) -> TemporalServer:
-    folder = Path(tempfile.mkdtemp(prefix="ctm-"))
+    folder = new_folder("ctm-")
     avoid: set[int] = set()
     port, ui_port = (ports.choose(temporal.ADDRESS, avoid, PORT_RANGE) for _ in range(2))
     server = temporal.Temporal(temporal.find_binary(), folder / "temporal.db", port, ui_port, "default")

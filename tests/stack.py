@@ -16,7 +16,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ import psycopg
 
 from drivers.brought import Brought
 from drivers.mounts import unmount_below
+from tests.folders import new_folder
 from tests.platform import IMAGE, TERMINAL, Json, Platform, wait_for
 from tests.services import PostgresServer
 from worker import database, engine, ports, postgres
@@ -77,7 +77,7 @@ class Stack(Platform):
     def __init__(self, *, docker: bool = True, simulated_hosts: int = 2, fresh: bool = False, **environ: str) -> None:
         super().__init__()
         # Short: PostgreSQL's socket is in it, and its path may have 107 bytes.
-        self.folder = Path(tempfile.mkdtemp(prefix="cs-"))
+        self.folder = new_folder("cs-")
         self.data = self.folder / "d"
         self.agents_dir = self.data / "agents"
         if not fresh:
@@ -85,7 +85,7 @@ class Stack(Platform):
             subprocess.run(["cp", "-a", "--", str(migrated()), str(self.data / "postgres")], check=True)
         self.faults_file = self.folder / "faults.json"
         #: In memory, where its agents keep instances' secrets.
-        self.secrets_dir = Path("/dev/shm") / self.folder.name  # noqa: S108 - a name that nobody guesses
+        self.secrets_dir = Path("/dev/shm") / f"{self.folder.name}-secrets"  # noqa: S108 - a name that nobody guesses
         low = FIRST_PORT + next(_blocks) % BLOCKS * PORTS
         self.port_range = (low, low + PORTS - 1)
         simulator = ports.choose("127.0.0.1", set(), self.port_range)

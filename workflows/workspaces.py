@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError
 
-from workflows.options import REMOVE, SILENCE, on_control, on_host, remaining
+from workflows.options import REMOVE, on_control, on_host, remaining
 from workflows.saga import Saga, Settle, Undo, call, carry_out
 
 with workflow.unsafe.imports_passed_through():
@@ -15,6 +16,9 @@ with workflow.unsafe.imports_passed_through():
     from activities.workspaces import Placed, WorkspaceEngine, WorkspaceRecords
     from model.workflows import Failure, Order, Outcome
     from model.workspaces import WorkspaceFacts
+
+#: In which an agent that starts again takes a fetch up; one that does not is away. There is no other host to go to.
+BACK = timedelta(minutes=2)
 
 
 def settling(order: Order) -> Settle:
@@ -33,7 +37,7 @@ class InitWorkspace:
     async def run(self, order: Order) -> None:
         async def plan(saga: Saga) -> WorkspaceFacts:
             host, placed = await _placed(saga, order)
-            there = on_host(host, remaining(order), taken_up_within=SILENCE)
+            there = on_host(host, remaining(order), taken_up_within=BACK)
             undo = [Undo(WorkspaceEngine.remove, placed.spec, on_host(host, REMOVE), may_fail=True)]
             return await saga.step(WorkspaceEngine.bring, placed.spec, there, undo=undo)
 
@@ -48,7 +52,7 @@ class SyncWorkspace:
     async def run(self, order: Order) -> None:
         async def plan(saga: Saga) -> WorkspaceFacts:
             host, placed = await _placed(saga, order)
-            there = on_host(host, remaining(order), taken_up_within=SILENCE)
+            there = on_host(host, remaining(order), taken_up_within=BACK)
             return await saga.step(WorkspaceEngine.bring, placed.spec, there)
 
         await carry_out(order, plan, settling(order))

@@ -154,8 +154,12 @@ def test_what_is_due_is_ordered_of_the_session_once(worked: Worked) -> None:
     assert worked.db.one("SELECT status FROM work_sessions")["status"] == "removing"
     assert worked.db.one("SELECT status FROM instances")["status"] == "running"
     assert worked.due() == []
-    assert worked.settle(order, FAILED) == "error"
+    # It was only a row, and nothing of the session is gone.
+    assert worked.settle(order, FAILED) == "running"
     assert worked.due() == [], "it failed a moment ago"
+    again = worked.order("DeprovisionSession", "removing")
+    worked.platform.run(worked.records.remove, again)
+    assert worked.settle(again, FAILED) == "error"
 
 
 def test_files_of_the_commits_of_sessions_are_kept(worked: Worked) -> None:

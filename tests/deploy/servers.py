@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from model.settings import with_password
+from tests.folders import new_folder
 from tests.services import child, until
 from worker import packages, ports, temporal
 
@@ -82,7 +82,7 @@ class ExternalPostgres:
     def __init__(self, password: str, **settings: str) -> None:
         self.password = password
         self.settings = settings
-        self.folder = Path(tempfile.mkdtemp(prefix="cdp-"))
+        self.folder = new_folder("cdp-")
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
         self.certificate, key = certificate(self.folder)
@@ -154,7 +154,7 @@ class ExternalTemporal:
     """A server that knows nothing of Cairn: neither its namespace nor its search attributes."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="cdt-"))
+        self.folder = new_folder("cdt-")
         self.address = f"127.0.0.1:{free_port()}"
         self.process: subprocess.Popen[bytes] | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import threading
 import time
@@ -17,7 +18,7 @@ from uuid import UUID, uuid4
 import docker
 import pytest
 
-from drivers import docker_git
+from drivers import docker_git, progress
 from drivers.docker_workspaces import DockerWorkspaces
 from drivers.machines import Cancelled
 from drivers.ownership import PREFIX
@@ -264,6 +265,7 @@ def test_cancel_ends_the_sandbox_and_leaves_nothing(host: Host) -> None:
     assert host.clean()
     host.workspaces.remove(spec.id, never)
     assert host.workspaces.held() == []
+    assert not [path for path in host.folder.glob("trees/**/*") if path.is_file()]
     # The mirror is whole again with the next one.
     host.server.pace = None
     assert (host.bring("slow").base / "big").stat().st_size == 8 << 20
@@ -316,8 +318,15 @@ def test_folder_of_the_host_is_copied_where_its_operator_allows(host: Host, tmp_
 
 
 @pytest.mark.skipif(not LARGE, reason="half a gigabyte: make chaos")
+@pytest.mark.timeout(1200)
 def test_second_clone_of_half_a_gigabyte_takes_less_than_a_third(host: Host) -> None:
     host.server.repository("huge", {f"blob-{n}": os.urandom(25 << 20) for n in range(20)})
+    # Called off in the middle, of which it tells, nothing of it is left.
+    told, spec = progress.begin(), host.spec(git_url=host.server.url("huge"))
+    with pytest.raises(Cancelled):
+        host.workspaces.bring(spec, None, lambda: re.match(r"receiving objects [2-9]\d%", told.said or "") is not None)
+    host.workspaces.remove(spec.id, never)
+    assert host.clean() and not [path for path in host.folder.glob("trees/**/*") if path.is_file()]
     began = time.monotonic()
     first = host.bring("huge")
     once = time.monotonic() - began

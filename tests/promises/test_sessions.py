@@ -112,11 +112,15 @@ def test_a_session_keeps_its_files_through_stop_start_and_kills_and_leaves_nothi
 def test_a_session_that_is_called_off_leaves_nothing(stack: Stack, source: Path) -> None:
     made = stack.accept("POST", "/workspaces", {"name": "off", "source": {"path": str(source)}})
     stack.completed(made)
-    point = "instance.create.after_effect"
-    before = len(stack.hits(point))
-    stack.fault(point, "pause")
-    accepted = stack.accept("POST", f"/workspaces/{made['data']['id']}/sessions", {})
-    stack.wait_for_hit(point, before)
+    seen: list[str] = []
+    accepted: Json = {}
+    for point in ("session.prepare.before", "image.ensure.before", "instance.create.after_effect"):
+        before = len(stack.hits(point))
+        stack.fault(point, "pause")
+        accepted = accepted or stack.accept("POST", f"/workspaces/{made['data']['id']}/sessions", {})
+        stack.wait_for_hit(point, before)
+        seen.append(stack.get(f"/sessions/{accepted['data']['id']}")["status"])
+    assert seen == ["cloning", "pulling_image", "creating_sandbox"]
     stack.cancelled(accepted, 30)
     stack.plant()
     time.sleep(0.1)
