@@ -64,7 +64,8 @@ async def create(
     asked = body.model_dump(mode="json", exclude_unset=True, by_alias=True)
     if answered := await acceptance.answered_before(session_id, asked):
         return await acceptance.answer(show, answered)
-    workspace = await workspaces.lock(caller, workspace_id)
+    # Sessions that begin at once do not wait for each other, and what fetches or deletes it waits for them.
+    workspace = await workspaces.lock(caller, workspace_id, shared=True)
     await _check_ready(caller, workspace)
     name = body.name or f"{workspace.name[:SHOWN]}-{session_id.hex[-8:]}"
     host = await one(caller, _HOST.where(Host.id == workspace.host_id), "host", workspace.host_id)
