@@ -17,6 +17,7 @@ import docker
 
 from bench.bare_temporal import IMAGE
 from bench.client import Connection
+from drivers.mounts import unmount_below
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = Path(sys.executable).parent
@@ -70,7 +71,8 @@ class Bench:
         subprocess.run([PROGRAMS / "cairn", "down"], env=self._environ, check=True, stdout=subprocess.DEVNULL)
         for left in self.engine.containers(all=True, filters={"label": label}):
             self.engine.remove_container(left["Id"], force=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        unmount_below(self.folder)
+        shutil.rmtree(self.folder)
 
     def beside(self, *argv: str) -> None:
         self.processes.append(subprocess.Popen([sys.executable, *argv]))
