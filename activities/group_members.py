@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import Row, func, insert, select
 from sqlalchemy.orm import Session, aliased
 
-from activities import group_balancing, orders
+from activities import group_balancing, orders, pool_members
 from activities.database import use_project
 from activities.fleet import Limits
 from activities.reserving import RESERVE
@@ -66,10 +66,11 @@ def members(session: Session, group: Group, found: Sequence[Row[Any]]) -> list[M
     """As the rules of scaling see them."""
     known = select(func.now().label("now"), Project.drift_policy).where(Project.id == group.project_id)
     now, policy = session.execute(known).one()
+    stale = pool_members.stale(found, now) if group.kind == "pool" else frozenset()
     plain = [
         Member(
             row.id,
-            row.group_revision,
+            pool_members.OUTDATED if row.id in stale else row.group_revision,
             condition(
                 status=row.status,
                 container_id=row.container_id,
@@ -164,6 +165,7 @@ def launch(
             "workflow_id": one.workflow_id,
             "group_id": group.id,
             "group_revision": group.revision,
+            "warm": group.kind == "pool",
         }
         for one in launches
     ]
@@ -211,8 +213,8 @@ def _fitting(session: Session, group: Group, size: dict[str, float]) -> int:
 def remove(session: Session, group: Group, order: Order, id: UUID, because: str, limits: Limits) -> Order:
     """Order the deletion of a member, as a user's delete would: whatever works on it is called off."""
     instance = session.scalars(select(Instance).where(Instance.id == id).with_for_update()).one()
-    if instance.status in (Status.DELETING, Status.DELETED):  # somebody was quicker
-        raise NotReady(f"instance {instance.name} is {instance.status}")
+    if instance.status in (Status.DELETING, Status.DELETED) or instance.group_id != group.id:  # somebody was quicker
+        raise NotReady(f"instance {instance.name} is {instance.status}, or was claimed")
     orders.call_off_others(session, instance)
     made = orders.change(
         session,

@@ -11,7 +11,7 @@ import structlog
 from sqlalchemy import Row, func, select, text, update
 from sqlalchemy.orm import Session
 
-from activities import group_members, orders
+from activities import group_members, orders, pool_members
 from activities.database import use_project
 from activities.group_members import AT_ONCE
 from activities.groups import SUPERSEDED, move_group
@@ -33,7 +33,7 @@ YOUNG = dt.timedelta(minutes=5)
 # Which may be due: one query, that reads the members of all groups once. What is really to be done, ``choose`` says; so
 # that those of which that is nothing keep no other from its turn, they come in any order.
 _DUE = text(
-    """
+    f"""
     SELECT g.id FROM scaling_groups g JOIN workflows w ON w.project_id = g.project_id AND w.id = g.workflow_id
     LEFT JOIN (
         SELECT group_id, count(*) FILTER (WHERE status NOT IN ('deleting', 'error')) AS live,
@@ -43,15 +43,15 @@ _DUE = text(
         FROM instances WHERE group_id IS NOT NULL AND status <> 'deleted' GROUP BY group_id
     ) m ON m.group_id = g.id
     WHERE g.status IN ('active', 'error') AND (g.backoff_until IS NULL OR g.backoff_until <= now())
-        AND (coalesce(m.live, 0) <> g.desired_count OR m.failed OR (w.kind = :delete AND w.state = 'failed')
+        AND (coalesce(m.live, 0) <> {pool_members.WANTED} OR m.failed OR (w.kind = :delete AND w.state = 'failed')
             OR (NOT g.paused AND (m.oldest <> g.revision OR m.newest <> g.revision))
             OR EXISTS (
                 SELECT FROM lb_targets t JOIN instances i ON i.id = t.instance_id AND i.group_id = g.id
                 WHERE t.balancer_id = g.load_balancer_id AND t.state = 'in' AND t.health = 'down'
                     AND t.health_at < now() - :down AND i.status = 'running'
-            ))
+            ) OR ({pool_members.STALE}))
     ORDER BY random() LIMIT :most
-    """
+    """  # noqa: S608 - nothing but text of this program
 )
 _SUPERSEDED = Failure(code=Superseded.code, message=SUPERSEDED)
 
@@ -62,7 +62,7 @@ def order_due(session: Session) -> list[Order]:
     if restored(session):
         return []
     found: list[Order] = []
-    due = {"unhealthy": UNHEALTHY_FOR, "down": DOWN_FOR, "delete": DELETE, "most": MOST}
+    due = {"unhealthy": UNHEALTHY_FOR, "down": DOWN_FOR, "delete": DELETE, "most": MOST} | pool_members.TIMES
     for id in session.scalars(_DUE, due).all():
         try:
             with session.begin_nested():
@@ -83,6 +83,7 @@ def _order(session: Session, id: UUID) -> Order | None:
     use_project(session, group.project_id)
     if group.status == GroupStatus.ERROR and _is_to_be_deleted(session, group):
         return begin(session, group, DELETE, "delete", "its deletion had failed")
+    group.desired_count = pool_members.wanted_of(session, group)
     rows = group_members.rows(session, group)
     members = group_members.members(session, group, rows)
     if choose(group_members.wish_of(group), members, AT_ONCE).is_done:
@@ -115,6 +116,8 @@ def _cause(group: Group, rows: Sequence[Row[Any]], members: Sequence[Member]) ->
         return "; ".join(failed[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
     if len(rows) != group.desired_count:
         return f"{len(rows)} members, and {group.desired_count} are desired"
+    if group.kind == "pool":
+        return f"not all of its {len(rows)} members are of this day and of the image that there is now"
     return f"not all members have configuration {group.revision}"
 
 

@@ -218,7 +218,9 @@ class _Round:
         template = Template.model_validate(self._configuration(self.group.revision).template)
         found = [row.image_digest for row in self.rows if row.group_revision == self.group.revision]
         # All members of a configuration are of just one image, whatever its tag means by now.
-        digest = template.image_digest or next(filter(None, found), None)
+        # But of a pool, which is to follow the tag.
+        known = None if self.group.kind == "pool" else next(filter(None, found), None)
+        digest = template.image_digest or known
         template = template.model_copy(update={"image_digest": digest})
         gone = group_members.image_is_gone(self.session, template)
         if gone is not None:
@@ -237,6 +239,8 @@ class _Round:
         if member.condition == "failed":
             return f"{what}: {group_members.cause(row).message}"
         if self.group.status != GroupStatus.DELETING and member.revision != self.group.revision:
+            if self.group.kind == "pool":
+                return f"{what}: out of date"
             return f"{what}: of configuration {member.revision}, replaced by {self.group.revision}"
         return f"{what}: {self.activity.action}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from sqlalchemy import Engine
@@ -232,6 +232,14 @@ class InstanceRecords:
             )
 
 
+class Places(Protocol):
+    """Where sandboxes of one host have the files of sessions; see ``drivers.warm_trees``."""
+
+    def ready(self, spec: MachineSpec) -> None: ...
+
+    def remove(self, sandbox: UUID) -> None: ...
+
+
 class InstanceEngine:
     """Machines of one host. Runs on that host's queue."""
 
@@ -240,13 +248,13 @@ class InstanceEngine:
         machines: Machines,
         fence: Fence,
         given: Given | None = None,
-        mount: Callable[[UUID], object] | None = None,
+        places: Places | None = None,
     ) -> None:
-        """``mount``: what makes the files of a session be there, before its sandbox is started."""
+        """``places``: where the files of sessions are, for their sandboxes."""
         self._machines = machines
         self._fence = fence
         self._given = given
-        self._mount = mount
+        self._places = places
 
     @activity.defn(name="instance.create", no_thread_cancel_exception=True)
     def create(self, spec: MachineSpec) -> str:
@@ -260,8 +268,8 @@ class InstanceEngine:
     def start(self, spec: MachineSpec) -> MachineState:
         if spec.fenced:
             self._fence.check_open(activity.is_cancelled)
-        if spec.tree and self._mount:
-            self._mount(spec.tree)
+        if self._places:
+            self._places.ready(spec)
         if spec.secrets and self._given:
             self._machines.give(spec, self._given.secrets(spec))
         state = self._machines.start(spec.id, activity.is_cancelled)
@@ -293,6 +301,8 @@ class InstanceEngine:
     @activity.defn(name="instance.delete", no_thread_cancel_exception=True)
     def delete(self, spec: MachineSpec) -> None:
         self._machines.delete(spec.id, spec.generation)
+        if spec.warm and self._places:
+            self._places.remove(spec.id)
         self._fence.forget(spec.id)
 
 
@@ -342,5 +352,6 @@ def spec_of(instance: Instance) -> MachineSpec:
         registry_login=instance.registry_secret is not None,
         balancer=instance.balancer_id,
         tree=instance.session_id,
+        warm=instance.warm,
         network=Network.model_validate(instance.network),
     )

@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, delete, func, insert, select, true, update
 from sqlalchemy.orm import Session, aliased
 
 from activities import no_room
+from model import pools
 from model.base import Frozen
 from model.errors import CairnError, NoCapacity, NotReady, PortTaken
 from model.hosts import LEASE, Host, HostPort, HostState
@@ -53,7 +54,9 @@ def eligible(instance: Instance, *, beside: bool) -> ColumnElement[bool]:
         (Host.backend == instance.backend)
         & (Host.state == HostState.READY)
         & Host.labels.contains(instance.wanted_labels)
-        & Host.capabilities.contains(Network.model_validate(instance.network).needs)
+        & Host.capabilities.contains(
+            [*Network.model_validate(instance.network).needs, *([pools.CAPABILITY] if instance.warm else [])]
+        )
         & asked
     )
 

@@ -51,6 +51,7 @@ _SETTLE: dict[str, Callable[..., None]] = {
     "image": settle_image,
     "group": settle_group,
     "deployment": settle_group,
+    "pool": settle_group,
     "load_balancer": settle_balancer,
     "session": settle_session,
     "workspace": settle_workspace,

@@ -13,14 +13,15 @@ from temporalio import activity
 from activities import orders
 from activities.database import transaction
 from activities.fleet import Limits
-from activities.instances import FORCE_AFTER
+from activities.instances import FORCE_AFTER, spec_of
 from activities.runs import Histories, claim, others, record
 from activities.session_ends import SessionEnd, lock_session, move_session, settle_session
 from drivers.machines import Check
 from model.base import Frozen
 from model.errors import InvalidState, NotReady
 from model.hosts import Host
-from model.instances import VERBS, Instance, Status
+from model.instances import VERBS, Instance, MachineSpec, Status
+from model.pools import Join
 from model.sessions import INIT, START, STOP, SessionStatus, SessionTree, WorkSession
 from model.workflows import TERMINAL, Order, Workflow
 from model.workspaces import Workspace
@@ -35,6 +36,8 @@ class Sandbox(Frozen):
     host: str | None
     tree: SessionTree
     change: Order | None = None
+    #: What it has claimed, and runs already.
+    warm: MachineSpec | None = None
 
 
 class Trees(Protocol):
@@ -43,6 +46,12 @@ class Trees(Protocol):
     def prepare(self, tree: SessionTree, cancelled: Check) -> object: ...
 
     def remove(self, session: UUID) -> None: ...
+
+
+class WarmPlaces(Protocol):
+    """Sandboxes of one host that sessions claim; see ``drivers.warm_trees``."""
+
+    def join(self, tree: SessionTree, spec: MachineSpec, cancelled: Check) -> None: ...
 
 
 class SessionRecords:
@@ -150,12 +159,18 @@ class SessionRecords:
 class SessionEngine:
     """Files of sessions on one host. Runs on that host's queue."""
 
-    def __init__(self, trees: Trees) -> None:
+    def __init__(self, trees: Trees, warm: WarmPlaces) -> None:
         self._trees = trees
+        self._warm = warm
 
     @activity.defn(name="session.prepare", no_thread_cancel_exception=True)
     def prepare(self, tree: SessionTree) -> None:
         self._trees.prepare(tree, activity.is_cancelled)
+
+    @activity.defn(name="session.join", no_thread_cancel_exception=True)
+    def join(self, join: Join) -> None:
+        """Bring its files into the sandbox that it has claimed. Whoever claimed that may have done so already."""
+        self._warm.join(join.tree, join.spec, activity.is_cancelled)
 
     @activity.defn(name="session.discard", no_thread_cancel_exception=True)
     def discard(self, tree: SessionTree) -> None:
@@ -166,7 +181,9 @@ def _sandbox(session: Session, work: WorkSession) -> Sandbox:
     workspace = session.get_one(Workspace, work.workspace_id)
     host = session.get(Host, workspace.host_id) if workspace.host_id else None
     tree = SessionTree(session=work.id, project=work.project_id, workspace=work.workspace_id, commit=work.commit)
-    return Sandbox(host=host.name if host else None, tree=tree)
+    sandbox = session.get_one(Instance, work.instance_id)
+    warm = spec_of(sandbox) if work.start == "warm" else None
+    return Sandbox(host=host.name if host else None, tree=tree, warm=warm)
 
 
 def _lock_sandbox(session: Session, work: WorkSession) -> Instance:

@@ -25,6 +25,7 @@ _SETTLE: dict[str, Callable[..., None]] = {
     "image": settle_image,
     "instance": settle_instance,
     "load_balancer": settle_balancer,
+    "pool": settle_group,
     "project": settle_project,
     "restore": settle_restore,
     "session": settle_session,

@@ -72,6 +72,7 @@ class Acceptance:
         self._cancels: list[UUID] = []
         self._ended: list[Row[Any]] = []
         self._order: Order | None = None
+        self._then: list[Callable[[], None]] = []
 
     async def answered_before(self, resource_id: UUID, body: Any, *also: Any) -> Answered | None:
         """Hold the request's Idempotency-Key; the earlier answer, where it was held before, for this body or one of
@@ -108,6 +109,10 @@ class Acceptance:
     def cancels(self, workflow_id: UUID) -> None:
         """A running workflow whose row this transaction asks to cancel."""
         self._cancels.append(workflow_id)
+
+    def then(self, do: Callable[[], None]) -> None:
+        """Do this as soon as it is accepted; it neither blocks nor fails."""
+        self._then.append(do)
 
     async def write(
         self,
@@ -185,16 +190,7 @@ class Acceptance:
         if view is None:
             view = await show(self._caller, answered.resource_id)
         await self._commit()
-        state = self._request.app.state
-        dispatcher: Dispatcher = state.dispatcher
-        if self._order is not None:
-            dispatcher.start(self._order)
-        for workflow_id in self._cancels:
-            dispatcher.cancel(workflow_id)
-        bells: Bells = state.bells
-        for workflow_id in (answered.workflow_id, *(ended.id for ended in self._ended)):
-            bells.ring(str(workflow_id))
-        self._count()
+        self._hand_over(answered.workflow_id)
         status = 202
         seconds = wait_seconds(self._request)
         if seconds:
@@ -219,6 +215,20 @@ class Acceptance:
         if seconds:
             headers["Preference-Applied"] = f"wait={seconds}"
         return answer(self._request, view, status, headers=headers, workflow_id=str(answered.workflow_id))
+
+    def _hand_over(self, workflow_id: UUID) -> None:
+        state = self._request.app.state
+        for do in self._then:
+            do()
+        dispatcher: Dispatcher = state.dispatcher
+        if self._order is not None:
+            dispatcher.start(self._order)
+        for cancelled in self._cancels:
+            dispatcher.cancel(cancelled)
+        bells: Bells = state.bells
+        for ended in (workflow_id, *(row.id for row in self._ended)):
+            bells.ring(str(ended))
+        self._count()
 
     def _count(self) -> None:
         if self._order is not None:

@@ -35,6 +35,7 @@ from model.errors import (
     Unsupported,
     ValidationFailed,
 )
+from model.pools import Join
 from model.streams import END, HEAD, MOST_BYTES, STDERR, STDOUT, Call, End, Failure, Run
 from model.tickets import Ticket, Verb, sign
 
@@ -174,14 +175,23 @@ class Agents:
 
     async def change(self, target: Target, query: Mapping[str, str], body: AsyncIterator[bytes] | None = None) -> Any:
         """Change something among the files of a session; what there is then. What breaks off may have happened."""
+        return await self._put(target, "change", query, body or b"", ANSWER_SECONDS if body is None else UPLOAD_SECONDS)
+
+    async def join(self, target: Target, join: Join) -> None:
+        """Bring the files of a session into the sandbox that it has claimed."""
+        await self._put(target, "join", {}, join.model_dump_json().encode(), ANSWER_SECONDS)
+
+    async def _put(
+        self, target: Target, verb: Verb, query: Mapping[str, str], body: AsyncIterator[bytes] | bytes, seconds: float
+    ) -> Any:
         with self._counted(target):
-            async with asyncio.timeout(ANSWER_SECONDS if body is None else UPLOAD_SECONDS):
+            async with asyncio.timeout(seconds):
                 answer = await self._http().request(
                     "PUT",
-                    _url(target, "change"),
+                    _url(target, verb),
                     params=query,
-                    data=body or b"",
-                    headers=self._ticket(target, "change"),
+                    data=body,
+                    headers=self._ticket(target, verb),
                     ssl=aiohttp.Fingerprint(target.fingerprint),
                     allow_redirects=False,
                 )

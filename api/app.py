@@ -49,6 +49,7 @@ from api import (
     metrics,
     openapi,
     policies,
+    pools,
     preferences,
     project_quotas,
     projects,
@@ -77,6 +78,7 @@ from api.dispatcher import Dispatcher
 from api.event_hub import Hub
 from api.hashing import Hashing
 from api.http import Http
+from api.joins import Joins
 from api.key_use import KeyUse
 from api.limits import Limits
 from api.mails import Mails
@@ -134,6 +136,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
     app.state.limits = Limits(settings)
     app.state.tokens = partial(signing.tokens, app)
     app.state.agents = Agents(settings.ticket_key)
+    app.state.joins = Joins(app.state.agents)
     app.state.open_streams = OpenStreams(engine, settings.project_streams, events=settings.project_event_streams)
     app.state.hashing = Hashing()
     app.state.key_use = KeyUse(engine)
@@ -170,6 +173,7 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
         chats,
         preferences,
         credentials,
+        pools,
         blobs,
         streams,
         workflows,

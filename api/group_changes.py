@@ -3,6 +3,7 @@ earlier one, still under way, is called off."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -111,6 +112,19 @@ async def scale(request: Request, caller: Caller, kind: Kind, group_id: UUID, wa
     if numbers["desired_count"] == group.desired_count and await _is_on_its_way(caller, group):
         return await _change_row(request, caller, group, {})
     return await _accept(request, caller, group, Wished("scale", wanted), acceptance)
+
+
+async def resize(
+    request: Request, caller: Caller, kind: Kind, group_id: UUID, numbers: Callable[[Row[Any]], dict[str, int]]
+) -> Response:
+    """Accept what ``numbers`` makes of the group; 200 where its members are as many as before."""
+    group = await lock(caller, kind, group_id)
+    check_live(group)
+    check_if_match(request, group.version)
+    values = {name: value for name, value in numbers(group).items() if value != getattr(group, name)}
+    if "desired_count" in values:
+        return await _accept(request, caller, group, Wished("scale", values))
+    return await _change_row(request, caller, group, values)
 
 
 async def patch(
@@ -341,11 +355,11 @@ async def _check_quota(request: Request, caller: Caller) -> None:
     settings: Settings = request.app.state.settings
     await caller.execute(_HOLD_QUOTA, {"project": caller.project_id})
     if (await caller.execute(_COUNT, {"project": caller.project_id})).scalar_one() > settings.project_groups:
-        said = f"the project may have {settings.project_groups} groups and deployments: delete one first"
+        said = f"the project may have {settings.project_groups} groups, deployments and pools: delete one first"
         raise QuotaExceeded(said, limit=settings.project_groups)
 
 
 def _name_taken(error: IntegrityError, name: str) -> Exception:
     if "uq_scaling_groups_live_name" in str(error.orig):
-        return NameTaken(f"there is a group or deployment named '{name}' already", name=name)
+        return NameTaken(f"there is a group, deployment or pool named '{name}' already", name=name)
     return error

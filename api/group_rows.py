@@ -6,16 +6,18 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, bindparam, func, select, true
+from sqlalchemy import Row, bindparam, case, func, select, true
 
 from api.accept import Show
 from api.caller import Caller
 from api.group_schemas import MembersView
+from api.pool_schemas import pool_view
 from api.resources import is_readable, one
 from model.errors import InvalidState
 from model.groups import Configuration, Group, GroupStatus, Kind
 from model.instances import Instance, Status
 from model.networks import OPEN
+from model.sessions import SessionStatus, WorkSession
 
 _members = (
     select(
@@ -33,6 +35,16 @@ _members = (
     .correlate(Group)
     .lateral("members")
 )
+_has = (WorkSession.pool_id == Group.id) & (WorkSession.start == "warm")
+_sandboxes = (
+    select(func.count())
+    .select_from(WorkSession)
+    .where(_has, WorkSession.status != SessionStatus.REMOVED)
+    .correlate(Group)
+    .scalar_subquery()
+)
+#: Of a pool.
+_claimed = case((Group.kind == "pool", _sandboxes)).label("claimed")
 _now = (Configuration.group_id == Group.id) & (Configuration.revision == Group.revision)
 query = (
     select(
@@ -41,6 +53,7 @@ query = (
         Configuration.template["user_data_sha256"].astext.label("user_data_sha256"),
         Configuration.template["registry_secret"]["secret"].astext.label("registry_secret"),
         *_members.c,
+        _claimed,
     )
     .select_from(Group)
     .join(Configuration, _now)
@@ -62,6 +75,7 @@ _NAMES: dict[Kind, dict[str, str]] = {
         "ready": "ready_count",
         "updated": "updated_count",
     },
+    # Those of pools are apart.
     "deployment": {
         "desired": "replicas",
         "current": "current_replicas",
@@ -94,6 +108,8 @@ def showing(kind: Kind) -> Show:
 
 def view(kind: Kind, row: Row[Any]) -> dict[str, Any]:
     """The JSON of a row of ``query``."""
+    if kind == "pool":
+        return pool_view(row)
     own = {name: getattr(row, name) for name in MembersView.model_fields if hasattr(row, name)}
     asked = {name: value for name, value in row.asked.items() if name in MembersView.model_fields and name not in own}
     numbers = {"desired": row.desired_count, "current": row.current, "ready": row.ready, "updated": row.updated}

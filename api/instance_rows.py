@@ -12,6 +12,7 @@ from api.caller import Caller
 from api.resources import is_readable, one
 from model.balancers import LoadBalancer
 from model.errors import Managed
+from model.groups import Group
 from model.hosts import Host, is_reachable
 from model.instances import Instance
 from model.sessions import WorkSession
@@ -48,6 +49,13 @@ async def check_unmanaged(caller: Caller, row: Row[Any]) -> None:
         raise Managed(
             f"instance {row.name} is the sandbox of session {name}: change or delete that instead (/v1/sessions)",
             managed_by={"type": "session", "id": str(row.session_id), "name": name},
+        )
+    if row.warm:
+        named = select(Group.name).where(Group.id == row.group_id)
+        name = (await caller.execute(named)).scalar_one_or_none()
+        raise Managed(
+            f"instance {row.name} is a sandbox of pool {name}: change or delete that instead (/v1/pools)",
+            managed_by={"type": "pool", "id": str(row.group_id), "name": name},
         )
     if row.balancer_id is None:
         return
@@ -104,6 +112,8 @@ def view(row: Row[Any]) -> dict[str, Any]:
 def _manager(row: Row[Any]) -> dict[str, str] | None:
     if row.session_id is not None:
         return {"type": "session", "id": str(row.session_id)}
+    if row.warm:
+        return {"type": "pool", "id": str(row.group_id)}
     return None if row.balancer_id is None else {"type": "load_balancer", "id": str(row.balancer_id)}
 
 

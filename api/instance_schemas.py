@@ -239,6 +239,11 @@ class InstanceCreate(Lifetimes):
     def wanted_network(self) -> Network:
         return self.network or OPEN
 
+    @property
+    def needs(self) -> list[str]:
+        """What the agent of its host has to be capable of."""
+        return self.wanted_network.needs
+
     def wanted_ports(self) -> list[Port]:
         return [
             Port(host_port=port.host_port or None, container_port=port.container_port, protocol=port.protocol)

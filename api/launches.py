@@ -75,7 +75,7 @@ async def check_possible(request: Request, caller: Caller, body: InstanceCreate)
         "backend": body.backend,
         "host": body.host,
         "labels": orjson.dumps(body.host_labels).decode(),
-        "needs": orjson.dumps(body.wanted_network.needs).decode(),
+        "needs": orjson.dumps(body.needs).decode(),
         "cpu": capacity.overcommit_cpu,
         "memory": capacity.overcommit_memory,
         "ports": [port for port, _ in fixed],
@@ -105,7 +105,7 @@ async def _why_no_room(caller: Caller, body: InstanceCreate, size: Row[Any], cap
         vcpus=size.vcpus,
         memory_mb=size.memory_mb,
         labels=body.host_labels,
-        needs=body.wanted_network.needs,
+        needs=body.needs,
         host=body.host,
     )
     hosts = (await caller.execute(no_room.HOSTS)).all()

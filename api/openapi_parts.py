@@ -45,6 +45,7 @@ TAGS = {
     "images": "What instances are made from.",
     "workspaces": "Repositories that are brought to hosts, and the credentials with which they are fetched.",
     "sessions": "Sandboxes on the files of workspaces, each with changes of its own; and these files.",
+    "pools": "Sandboxes that run before a session asks for one.",
     "ssh-keys": "Public keys that are put into instances.",
     "secrets": "Values that instances are given, and nobody is shown.",
     "streams": "Into a running instance, through the agent of its host: logs, commands.",

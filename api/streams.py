@@ -52,7 +52,7 @@ AUDITED_COMMAND = 256
 _QUERY = (
     select(
         *(Instance.id, Instance.name, Instance.status, Instance.host_id, Instance.workflow_id, Instance.balancer_id),
-        Instance.session_id,
+        *(Instance.session_id, Instance.warm, Instance.group_id),
         *(Host.name.label("host"), Host.last_seen_at, Host.agent_url, Host.fingerprint),
     )
     .outerjoin(Host, Host.id == Instance.host_id)

@@ -48,9 +48,10 @@ async def show(caller: Caller, session_id: UUID) -> dict[str, Any]:
 def view(row: Row[Any]) -> dict[str, Any]:
     """The JSON of a session, from a row of ``query``."""
     shown = ("id", "project_id", "name", "status", "workspace_id", "commit", "head", "instance_id", "agent_id")
+    how = ("start", "start_reason", "pool_id")
     times = ("version", "error", "workflow_id", "created_at", "updated_at", "deleted_at")
     sandbox = ("image", "instance_type", "network", "ports", "private_ip", "host")
-    return {name: getattr(row, name) for name in (*shown, *times, *sandbox, *_LIFETIMES)} | {
+    return {name: getattr(row, name) for name in (*shown, *how, *times, *sandbox, *_LIFETIMES)} | {
         "env": instance_rows.env_of(row),
         "reachable": None if row.host is None else is_reachable(row.last_seen_at),
     }

@@ -12,6 +12,7 @@ from api.instance_schemas import Env, ErrorView, ImageName, Name, Ports, SecretR
 from api.lifetimes import IdleStop, Ttl
 from model.instances import Port
 from model.networks import Network
+from model.pools import Start
 
 #: Characters of a commit's message.
 LONGEST_MESSAGE = 16_384
@@ -63,6 +64,11 @@ class SessionView(BaseModel):
     #: Its sandbox, an instance that is changed through it alone, and what that was made of.
     instance_id: str
     agent_id: str | None
+    #: `warm`: it got one that ran already, of a pool; `cold`: one was launched for it, and why.
+    start: Start
+    start_reason: str | None
+    #: The pool that had one for it, or should have had.
+    pool_id: str | None
     image: str
     instance_type: str
     env: dict[str, str | SecretRef]

@@ -4,6 +4,7 @@ in ``api.session_files``."""
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -13,16 +14,20 @@ from sqlalchemy import Row, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from activities.commits import moved
+from activities.instances import spec_of
 from api import lifetimes, work_agents, workspaces
 from api.accept import Acceptance, Answered, check_if_match, etag
+from api.agent_client import Target
 from api.authentication import may
 from api.caller import Caller
 from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES
 from api.instance_changes import cancel_others, order_of, unforced
 from api.instance_schemas import InstanceCreate
+from api.joins import Joins
 from api.launches import template_of
 from api.paging import OfName, Paging, page_of
+from api.pool_claims import Claim, claim
 from api.quotas import reserve
 from api.resources import listed, one
 from api.work_session_rows import GONE, lock, query, show, view
@@ -31,9 +36,11 @@ from api.workflows import is_at
 from model.base import new_id
 from model.chat import CHAT
 from model.errors import InvalidState, NameTaken, ValidationFailed
+from model.groups import Template
 from model.hosts import Host
 from model.instances import Instance, Status
-from model.sessions import COMMIT, DEPROVISION, IDLE, INIT, START, STOP, UP, SessionStatus, WorkSession
+from model.pools import Join
+from model.sessions import COMMIT, DEPROVISION, IDLE, INIT, START, STOP, UP, SessionStatus, SessionTree, WorkSession
 from model.settings import Settings
 from model.workflows import TERMINAL, Order, Workflow
 from model.workspaces import WorkspaceStatus
@@ -42,6 +49,7 @@ router = APIRouter(prefix="/v1", tags=["sessions"], responses=RESPONSES)
 
 #: Of a name, in the name of what is called after it.
 SHOWN = 40
+_HOST = select(Host.id, Host.name, Host.backend, Host.agent_url, Host.fingerprint)
 #: The step of a launch that brings its image to the host.
 PULL = "image.ensure"
 
@@ -51,19 +59,55 @@ async def create(
     request: Request, workspace_id: UUID, body: SessionCreate, caller: Annotated[Caller, may("sessions:create")]
 ) -> Response:
     """Make a session: a sandbox of its own on the workspace's host, with the files of the workspace's commit at
-    `/workspace`. What it changes there stays its own, and stays when it is stopped."""
+    `/workspace`. What it changes there stays its own, and stays when it is stopped.
+
+    `start` is `warm` where it got a sandbox that ran already (see `/v1/pools`): commands in it may be run at once, and
+    wait for its files by themselves. Where it is `cold`, `start_reason` says why."""
     acceptance = Acceptance(request, caller, created=True)
     session_id, instance_id = new_id(), new_id()
     asked = body.model_dump(mode="json", exclude_unset=True, by_alias=True)
     if answered := await acceptance.answered_before(session_id, asked):
         return await acceptance.answer(show, answered)
-    workspace = await workspaces.lock(caller, workspace_id)
+    # Sessions that begin at once do not wait for each other, and what fetches or deletes it waits for them.
+    workspace = await workspaces.lock(caller, workspace_id, shared=True)
     await _check_ready(caller, workspace)
     agent = await work_agents.chosen(caller, body.agent_id)
     name = body.name or f"{workspace.name[:SHOWN]}-{session_id.hex[-8:]}"
-    sandbox = await _sandbox(request, caller, workspace, body, agent, f"session-{name[:SHOWN]}-{session_id.hex[-8:]}")
-    template = await template_of(request, caller, sandbox)
+    host = await one(caller, _HOST.where(Host.id == workspace.host_id), "host", workspace.host_id)
+    sandbox = _sandbox(request, host, body, agent, f"session-{name[:SHOWN]}-{session_id.hex[-8:]}")
     order = order_of_session(request, caller, acceptance, INIT, session_id, name)
+    claimed = await claim(caller, session_id, host.id, body, sandbox)
+    if claimed.sandbox is not None:
+        instance_id = claimed.sandbox.id
+    # Of what it is given, what can hold secrets is left out.
+    told = {"name": name, "workspace_id": str(workspace_id), "commit": workspace.commit, "image": sandbox.image}
+    caller.changed("session", session_id, after=told)
+    data = {"name": name, "from": None, "to": SessionStatus.INITIALIZING, "workspace_id": str(workspace_id)}
+    await acceptance.write(order, "session.initializing", data)
+    template = None
+    if claimed.sandbox is None:
+        template = await _launch(request, caller, acceptance, order, body, sandbox, instance_id)
+    else:
+        _bring_files(request, acceptance, workspace, session_id, host, claimed.sandbox)
+        shown = {"name": claimed.sandbox.name, "session_id": str(session_id), "pool_id": str(claimed.pool_id)}
+        await acceptance.record("instance.claimed", "instance", instance_id, order.workflow_id, shown)
+    await _insert(caller, workspace, agent, order, instance_id, claimed)
+    if template is not None:
+        await reserve(caller, instances=1, vcpus=template.vcpus, memory_mb=template.memory_mb)
+    return await acceptance.answer(show)
+
+
+async def _launch(
+    request: Request,
+    caller: Caller,
+    acceptance: Acceptance,
+    order: Order,
+    body: SessionCreate,
+    sandbox: InstanceCreate,
+    instance_id: UUID,
+) -> Template:
+    """Write the launch of a sandbox of its own; what that is to be."""
+    template = await template_of(request, caller, sandbox)
     launch = order_of(request, caller, acceptance, "ProvisionInstance", instance_id, sandbox.name)
     ports = [port.host_port for port in template.wanted_ports if port.host_port]
     launch = launch.model_copy(update={"workflow_id": new_id(), "fixed_ports": ports})
@@ -73,22 +117,30 @@ async def create(
         "name": sandbox.name,
         "status": Status.PENDING,
         "workflow_id": launch.workflow_id,
-        "session_id": session_id,
+        "session_id": order.resource_id,
         "idle_stop_seconds": body.idle_stop_seconds,
         **await lifetimes.ttl(caller, body.ttl_seconds),
     }
     await caller.execute(insert(Instance.__table__), values)  # type: ignore[arg-type]  # a Table, typed as FromClause
-    await _insert(caller, workspace, agent, order, instance_id)
-    # Of what it is given, what can hold secrets is left out.
-    told = {"name": name, "workspace_id": str(workspace_id), "commit": workspace.commit, "image": sandbox.image}
-    caller.changed("session", session_id, after=told)
-    data = {"name": name, "from": None, "to": SessionStatus.INITIALIZING, "workspace_id": str(workspace_id)}
-    await acceptance.write(order, "session.initializing", data)
     await _write_child(caller, launch, order)
     shown = {"name": launch.name, "from": None, "to": Status.PENDING}
     await acceptance.record("instance.pending", "instance", instance_id, launch.workflow_id, shown)
-    await reserve(caller, instances=1, vcpus=template.vcpus, memory_mb=template.memory_mb)
-    return await acceptance.answer(show)
+    return template
+
+
+def _bring_files(
+    request: Request, acceptance: Acceptance, workspace: Row[Any], session_id: UUID, host: Row[Any], sandbox: Row[Any]
+) -> None:
+    """As soon as it is accepted, before its workflow begins."""
+    if host.agent_url is None or host.fingerprint is None:
+        return
+    tree = SessionTree(
+        session=session_id, project=workspace.project_id, workspace=workspace.id, commit=workspace.commit
+    )
+    target = Target(session_id, sandbox.name, host.id, host.name, host.agent_url, host.fingerprint, "session")
+    join = Join(tree=tree, spec=spec_of(sandbox))  # type: ignore[arg-type]  # a row with the same columns
+    joins: Joins = request.app.state.joins
+    acceptance.then(partial(joins.start, target, join))
 
 
 async def _check_ready(caller: Caller, workspace: Row[Any]) -> None:
@@ -103,14 +155,12 @@ async def _check_ready(caller: Caller, workspace: Row[Any]) -> None:
         )
 
 
-async def _sandbox(
-    request: Request, caller: Caller, workspace: Row[Any], body: SessionCreate, agent: Row[Any] | None, name: str
+def _sandbox(
+    request: Request, host: Row[Any], body: SessionCreate, agent: Row[Any] | None, name: str
 ) -> InstanceCreate:
     """The launch of its sandbox, where the workspace is. Its program is the agent's; without one it does nothing, until
     it is asked to end. Raises ValidationFailed where the two environments do not go together."""
     settings: Settings = request.app.state.settings
-    found = select(Host.name, Host.backend).where(Host.id == workspace.host_id)
-    host = await one(caller, found, "host", workspace.host_id)
     default = settings.session_image if agent is None else work_agents.image_of(agent, settings)
     try:
         return InstanceCreate(
@@ -131,7 +181,14 @@ async def _sandbox(
         raise ValidationFailed(f"env: {problem}", fields=[{"field": "env", "message": problem}]) from None
 
 
-async def _insert(caller: Caller, workspace: Row[Any], agent: Row[Any] | None, order: Order, instance_id: UUID) -> None:
+async def _insert(
+    caller: Caller,
+    workspace: Row[Any],
+    agent: Row[Any] | None,
+    order: Order,
+    instance_id: UUID,
+    claimed: Claim,
+) -> None:
     values = {
         "id": order.resource_id,
         "project_id": caller.project_id,
@@ -142,6 +199,9 @@ async def _insert(caller: Caller, workspace: Row[Any], agent: Row[Any] | None, o
         "instance_id": instance_id,
         "agent_id": None if agent is None else agent.id,
         "agent_port": None if agent is None else agent.port,
+        "pool_id": claimed.pool_id,
+        "start": "cold" if claimed.sandbox is None else "warm",
+        "start_reason": claimed.reason,
         "workflow_id": order.workflow_id,
     }
     try:

@@ -252,8 +252,9 @@ async def _under_way(caller: Caller, workspace_id: UUID) -> UUID | None:
     return (await caller.execute(found)).scalar_one_or_none()
 
 
-async def lock(caller: Caller, workspace_id: UUID) -> Row[Any]:
-    locked = select(Workspace.__table__).where(_mine(caller, workspace_id)).with_for_update()
+async def lock(caller: Caller, workspace_id: UUID, *, shared: bool = False) -> Row[Any]:
+    """Its row, which nobody else changes until the commit. ``shared``: and which others may hold so too."""
+    locked = select(Workspace.__table__).where(_mine(caller, workspace_id)).with_for_update(read=shared)
     return await one(caller, locked, "workspace", workspace_id)
 
 

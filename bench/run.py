@@ -1,6 +1,6 @@
 """Measure Cairn beside raw baselines, in one run, and write docs/benchmarks.md.
 
-    make bench                                   everything, about eight minutes
+    make bench                                   everything, about twelve minutes
     .venv/bin/python bench/run.py launch idle    some parts; prints, and does not write
 
 Every figure of ours has its baseline measured in the same run, in turn, on the same machine and servers.
@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench import audit, calls, groups, launches, rest
+from bench import audit, calls, claims, groups, launches, rest
 from bench.stack import ROOT, Bench
 
 PARTS: dict[str, Callable[[Bench], Awaitable[None]]] = {
@@ -33,6 +33,7 @@ PARTS: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "audit": audit.audit,
     "simulated": launches.simulated,
     "group": groups.group,
+    "claim": claims.claim,
 }
 HEAD = """# Benchmarks
 

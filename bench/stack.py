@@ -17,6 +17,7 @@ import docker
 
 from bench.bare_temporal import IMAGE
 from bench.client import Connection
+from drivers.mounts import unmount_below
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = Path(sys.executable).parent
@@ -38,6 +39,10 @@ class Bench:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="bench-", dir="/tmp"))
+        #: What workspaces are copied from.
+        self.source = self.folder / "source"
+        self.source.mkdir()
+        (self.source / "README").write_text("base\n")
         self.rows: list[Row] = []
         self.engine = docker.APIClient("unix:///var/run/docker.sock", max_pool_size=64)
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -49,6 +54,10 @@ class Bench:
             "CAIRN_TEMPORAL_UI_PORT": "0",
             "CAIRN_PORT_RANGE": "26000-29999",
             "CAIRN_SIMULATED_HOSTS": "1",
+            "CAIRN_WORKSPACE_PATHS": str(self.source),
+            # Of what does nothing, many.
+            "CAIRN_OVERCOMMIT_CPU": "64",
+            "CAIRN_OVERCOMMIT_MEMORY": "8",
         }
 
     def start(self) -> None:
@@ -62,7 +71,8 @@ class Bench:
         subprocess.run([PROGRAMS / "cairn", "down"], env=self._environ, check=True, stdout=subprocess.DEVNULL)
         for left in self.engine.containers(all=True, filters={"label": label}):
             self.engine.remove_container(left["Id"], force=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        unmount_below(self.folder)
+        shutil.rmtree(self.folder)
 
     def beside(self, *argv: str) -> None:
         self.processes.append(subprocess.Popen([sys.executable, *argv]))
@@ -121,6 +131,12 @@ class Bench:
         )
         made = self.engine.create_container(IMAGE, name=name, ports=[(80, "tcp")], host_config=shape)
         self.engine.start(made["Id"])
+        return str(made["Id"])
+
+    def raw_idle(self, name: str) -> str:
+        """One that a session could have, and that does not run yet."""
+        shape = self.engine.create_host_config(network_mode="none", init=True, mem_limit="512m", pids_limit=1024)
+        made = self.engine.create_container(IMAGE, ["/bin/sh", "-c", "sleep 3600"], name=name, host_config=shape)
         return str(made["Id"])
 
 

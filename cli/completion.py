@@ -53,6 +53,7 @@ cron_jobs = _listed("/cron/jobs")
 balancers = _listed("/lb")
 sessions = _listed("/sessions")
 agents = _listed("/agents")
+pools = _listed("/pools")
 workspaces = _listed("/workspaces")
 credentials = _listed("/credentials")
 _GROUPS = {"group": _listed("/autoscaling/groups"), "deployment": _listed("/containers/deployments")}

@@ -54,6 +54,7 @@ COMMANDS = {
     "deployment": Place("cli.group_schedules", "deployments", "An image, so many times."),
     "lb": Place("cli.balancers", "app", "Load balancers: one address for many instances."),
     "session": Place("cli.sessions", "app", "Work sessions: sandboxes on workspaces' files."),
+    "pool": Place("cli.pools", "app", "Sandboxes that run before a session asks for one."),
     "image": Place("cli.images", "app", "Images: from a registry, a file or a URL."),
     "workspace": Place("cli.workspaces", "app", "Repositories that are brought to hosts."),
     "credential": Place("cli.credentials", "app", "With what workspaces are fetched."),

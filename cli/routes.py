@@ -56,6 +56,7 @@ _LISTS = {
     "lb": "cairn lb list",
     "autoscaling": "cairn group list",
     "containers": "cairn deployment list",
+    "pools": "cairn pool list",
     "workflows": "cairn workflow list",
     "projects": "cairn project list",
     "users": "cairn user list",

@@ -345,6 +345,7 @@ def _print(session: dict[str, Any], output: Format) -> None:
             ("type", session["instance_type"]),
             ("network", session["network"]["mode"]),
             ("sandbox", session["instance_id"]),
+            ("start", session["start"] + (f": {session['start_reason']}" if session["start_reason"] else "")),
             ("host", session["host"] or ""),
             ("expires", session["expires_at"] or ""),
         ]

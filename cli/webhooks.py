@@ -36,8 +36,8 @@ Secret = Annotated[
 
 #: What the types of events begin with.
 NOUNS = (
-    *("cron_job", "deployment", "group", "host", "image", "instance", "lb", "platform", "project", "user"),
-    *("webhook", "workflow"),
+    *("cron_job", "deployment", "group", "host", "image", "instance", "lb", "platform", "pool", "project"),
+    *("user", "webhook", "workflow"),
 )
 
 

@@ -30,6 +30,7 @@ from drivers.machines import Check, Secrets
 from drivers.ownership import NETWORK, Owner, machine_name
 from drivers.secret_files import SecretFiles, default_folder
 from drivers.session_trees import SessionTrees
+from drivers.warm_trees import WarmTrees
 from model.errors import EngineUnavailable, ImageNotFound, InstanceExited, NeedsStop, NotFound
 from model.health import Checked, Look
 from model.instances import MachineSpec, MachineState, OwnedMachine
@@ -53,10 +54,11 @@ class DockerMachines:
         publish_address: str,
         secrets_dir: Path | None = None,
         trees: SessionTrees | None = None,
+        warm: WarmTrees | None = None,
         egress: Egress | None = None,
     ) -> None:
-        """``secrets_dir``: a folder in memory, of this process's user. ``trees``: where the files of sessions are.
-        ``egress``: what serves their proxies."""
+        """``secrets_dir``: a folder in memory, of this process's user. ``trees``: where the files of sessions are;
+        ``warm``: where they come in later. ``egress``: what serves their proxies."""
         self._owner = Owner(installation=installation, host_id=host_id)
         self._engine = DockerEngine(base_url, self._owner)
         self._inside = DockerStreams(base_url, installation=installation, host_id=host_id)
@@ -64,6 +66,7 @@ class DockerMachines:
         self._files = SecretFiles(secrets_dir or default_folder(), host_id)
         self._publish_address = publish_address
         self._trees = trees
+        self._warm = warm
         self._egress = egress
         # Containers that this process made: an engine's id is never given twice, so their
         # start needs no second proof of ownership. Small, and lost with the process, as it may be.
@@ -83,7 +86,7 @@ class DockerMachines:
             return started
         # Not while others wait for room to change something.
         script = user_data() if user_data is not None else None
-        given = docker_creation.Given(self._files, secrets() if secrets is not None else {}, self._trees)
+        given = docker_creation.Given(self._files, secrets() if secrets is not None else {}, self._trees, self._warm)
         with calling(), changing():
             until = time.monotonic() + CALL_SECONDS
             while time.monotonic() < until:
@@ -239,6 +242,8 @@ class DockerMachines:
         with calling():
             found = self._inventory.machines()
         self._files.sweep({(machine.id, machine.generation) for machine in found})
+        if self._warm is not None:
+            self._warm.sweep({machine.id for machine in found})
         return found
 
     def survey(self, machine: UUID | None = None) -> list[FoundMachine]:

@@ -14,6 +14,7 @@ from drivers.machines import Secrets
 from drivers.ownership import Owner, machine_name
 from drivers.secret_files import SecretFiles
 from drivers.session_trees import SessionTrees
+from drivers.warm_trees import WarmTrees
 from model.errors import EngineUnavailable, ImageNotFound
 from model.instances import MachineSpec
 from model.sessions import PLACE
@@ -29,6 +30,7 @@ class Given(NamedTuple):
     files: SecretFiles
     secrets: Secrets
     trees: SessionTrees | None = None
+    warm: WarmTrees | None = None
 
     def write(self, spec: MachineSpec) -> list[Mount]:
         """Keep those that come as files, and say where its container sees them. Raises EngineUnavailable."""
@@ -39,11 +41,14 @@ class Given(NamedTuple):
         return [Mount(target=FOLDER, source=str(folder), type="bind", read_only=True)]
 
     def tree(self, spec: MachineSpec) -> list[Mount]:
-        """The files of the session whose sandbox it is. Raises EngineUnavailable where they are not mounted."""
-        if spec.tree is None:
+        """The files of the session whose sandbox it is, or the place where they will come in. Raises EngineUnavailable
+        where they are not mounted."""
+        if spec.tree is None and not spec.warm:
             return []
-        if self.trees is None:
+        if self.trees is None or self.warm is None:
             raise EngineUnavailable("this agent keeps no files of sessions")
+        if spec.warm or spec.tree is None:
+            return [Mount(target=PLACE, source=str(self.warm.make(spec.id)), type="bind", propagation="rslave")]
         return [Mount(target=PLACE, source=str(self.trees.mount(spec.tree).absolute()), type="bind")]
 
     def environment(self, spec: MachineSpec) -> dict[str, str]:
@@ -83,7 +88,7 @@ def create(client: APIClient, owner: Owner, spec: MachineSpec, publish_address: 
     made = client.create_container(
         image["Id"],
         **docker_first.program(image, spec),
-        working_dir=None if spec.tree is None else PLACE,
+        working_dir=PLACE if spec.tree is not None or spec.warm else None,
         name=machine_name(spec.id),
         hostname=re.sub(r"[^a-zA-Z0-9-]", "-", spec.name)[:63],
         environment=spec.network.variables | spec.env | given.environment(spec),

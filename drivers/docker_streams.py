@@ -6,7 +6,7 @@ import contextlib
 import datetime as dt
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 from uuid import UUID
 
@@ -18,7 +18,7 @@ from drivers.docker_channel import Channel, frames
 from drivers.docker_engine import CONFLICT, NOT_FOUND, DockerEngine, calling, said
 from drivers.docker_processes import MARK, Processes, end_forgotten, new_mark
 from drivers.ownership import Owner, machine_name
-from drivers.streams import Output, Usage, check_path
+from drivers.streams import NO_MORE, Output, Usage, check_path
 from model.errors import CairnError, CommandTimeout, EngineUnavailable, InvalidState, NotFound, OutcomeUnknown
 
 #: What the engine calls the two channels of output.
@@ -45,12 +45,16 @@ class DockerStreams:
         found = self._find(machine, running=True)
         return DockerStats(Channel(self._engine, "GET", f"/containers/{found}/stats", query={"stream": 1}))
 
-    def run(self, machine: UUID, argv: list[str], *, timeout_seconds: float) -> DockerCommand:
-        processes, channel = self._exec(machine, argv, terminal=False)
+    def run(
+        self, machine: UUID, argv: list[str], *, timeout_seconds: float, env: Mapping[str, str] = NO_MORE
+    ) -> DockerCommand:
+        processes, channel = self._exec(machine, argv, env, terminal=False)
         return DockerCommand(channel, processes, timeout_seconds)
 
-    def terminal(self, machine: UUID, argv: list[str] | None, *, columns: int, rows: int) -> DockerTerminal:
-        processes, channel = self._exec(machine, argv or _SHELL, terminal=True)
+    def terminal(
+        self, machine: UUID, argv: list[str] | None, *, columns: int, rows: int, env: Mapping[str, str] = NO_MORE
+    ) -> DockerTerminal:
+        processes, channel = self._exec(machine, argv or _SHELL, env, terminal=True)
         made = DockerTerminal(self._engine, channel, processes)
         try:
             made.resize(columns, rows)
@@ -87,9 +91,11 @@ class DockerStreams:
             raise InvalidState(f"{machine_name(machine)} does not run", state=found["State"]["Status"])
         return str(found["Id"])
 
-    def _exec(self, machine: UUID, argv: list[str], *, terminal: bool) -> tuple[Processes, Channel]:
+    def _exec(
+        self, machine: UUID, argv: list[str], env: Mapping[str, str], *, terminal: bool
+    ) -> tuple[Processes, Channel]:
         engine_id, mark = self._find(machine, running=True), new_mark(self._engine.owner.host_id)
-        environment = {MARK: mark} | ({"TERM": "xterm-256color"} if terminal else {})
+        environment = ({"TERM": "xterm-256color"} if terminal else {}) | dict(env) | {MARK: mark}
         with calling():
             try:
                 made = self._engine.client.exec_create(

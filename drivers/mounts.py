@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import re
 from pathlib import Path
@@ -63,11 +64,14 @@ def is_held(upper: Path) -> bool:
 
 
 def unmount(point: Path) -> None:
-    """Success where nothing is mounted. Also what is in use goes, as soon as that ends. Raises OSError."""
-    while os.path.ismount(point):
-        if _libc.umount2(os.fsencode(point), _DETACH | _NOFOLLOW) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(point))
+    """All that is mounted there; success where nothing is. Also what is in use goes, as soon as that ends. Raises
+    OSError."""
+    while _libc.umount2(os.fsencode(point), _DETACH | _NOFOLLOW) == 0:
+        pass
+    number = ctypes.get_errno()
+    # Who may not mount has not; a folder that is mounted on itself looks like none.
+    if number not in (errno.EINVAL, errno.ENOENT) and (number != errno.EPERM or os.path.ismount(point)):
+        raise OSError(number, os.strerror(number), str(point))
 
 
 def unmount_below(folder: Path) -> None:

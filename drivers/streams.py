@@ -12,7 +12,8 @@ Rules that hold for every method of every driver:
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
@@ -20,6 +21,8 @@ from model.base import Frozen
 from model.errors import ValidationFailed
 
 T_co = TypeVar("T_co", covariant=True)
+#: No variables beside those that a machine has.
+NO_MORE: Mapping[str, str] = MappingProxyType({})
 
 
 class Stream(Protocol[T_co]):
@@ -92,13 +95,18 @@ class Streams(Protocol):
     def stats(self, machine: UUID) -> Stream[Usage]:
         """What it uses, about once a second, from now until it ends. Raises InvalidState where it does not run."""
 
-    def run(self, machine: UUID, argv: list[str], *, timeout_seconds: float) -> Command:
-        """Run a command inside it. At its time-out the command is ended, and the iterator raises CommandTimeout.
+    def run(
+        self, machine: UUID, argv: list[str], *, timeout_seconds: float, env: Mapping[str, str] = NO_MORE
+    ) -> Command:
+        """Run a command inside it, with ``env`` beside the variables that the machine has. At its time-out the command
+        is ended, and the iterator raises CommandTimeout.
 
         Raises InvalidState where the machine does not run.
         """
 
-    def terminal(self, machine: UUID, argv: list[str] | None, *, columns: int, rows: int) -> Terminal:
+    def terminal(
+        self, machine: UUID, argv: list[str] | None, *, columns: int, rows: int, env: Mapping[str, str] = NO_MORE
+    ) -> Terminal:
         """Run a program on a terminal of its own; without ``argv``, the best shell that the machine has.
 
         Raises InvalidState where the machine does not run.

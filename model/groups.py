@@ -1,4 +1,5 @@
-"""Groups: instances that are made from one template, as many as are desired. Deployments are groups by other names."""
+"""Groups: instances that are made from one template, as many as are desired. Deployments are groups by other names;
+pools are groups whose members leave them when they are claimed (model.pools)."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from model.instances import Port
 from model.networks import OPEN, Network
 from model.resources import Resource, rules
 
-Kind = Literal["group", "deployment"]
+Kind = Literal["group", "deployment", "pool"]
 #: Of one group.
 MOST_MEMBERS = 1000
 #: Seconds that a run may take, however many members it works on.
@@ -124,7 +125,7 @@ class Group(Resource, Base):
         ForeignKeyConstraint(
             ["project_id", "load_balancer_id"], ["load_balancers.project_id", "load_balancers.id"], use_alter=True
         ),
-        CheckConstraint("kind IN ('group', 'deployment')", name="kind"),
+        CheckConstraint("kind IN ('group', 'deployment', 'pool')", name="kind"),
         CheckConstraint("0 <= min_instances AND min_instances <= max_instances", name="bounds"),
         CheckConstraint("desired_count BETWEEN min_instances AND max_instances", name="desired"),
         Index("ix_scaling_groups_list", "project_id", "id", postgresql_where=text("status <> 'deleted'")),

@@ -128,12 +128,14 @@ class MachineSpec(Frozen):
 
     #: The work session whose files it has, where model.sessions.PLACE says.
     tree: UUID | None = None
+    #: It is, or was, of a pool: these files come in while it runs, and so does what its session has in ``env``.
+    warm: bool = False
 
     #: What agents of 0.2 do not know: it goes out only where it says something.
     LATER: ClassVar[tuple[str, ...]] = (
         *("image_digest", "image_format"),
         *("restart_policy", "health_check", "user_data", "authorized_key"),
-        *("lives", "secrets", "registry_login", "balancer", "network", "tree"),
+        *("lives", "secrets", "registry_login", "balancer", "network", "tree", "warm"),
     )
 
     @property
@@ -276,6 +278,8 @@ class Instance(Resource, Base):
     balancer_id: Mapped[UUID | None]
     #: The work session whose sandbox it is, likewise.
     session_id: Mapped[UUID | None]
+    #: It was launched for a pool, whether a session has claimed it by now or not.
+    warm: Mapped[bool] = mapped_column(server_default=text("false"))
     #: Which column of the quotas it is counted in.
     quota: Mapped[str] = mapped_column(server_default=text("'reserved'"))
     container_id: Mapped[str | None]

@@ -38,6 +38,10 @@ PROJECT = {
     "sessions:delete": "delete them",
     "agents:read": "list and show agents",
     "agents:write": "create, change and delete them",
+    "pools:read": "list and show pools of sandboxes",
+    "pools:create": "make them",
+    "pools:update": "change how many sandboxes they keep ready",
+    "pools:delete": "delete them, with the sandboxes that nobody has claimed",
     "credentials:read": "list credentials of Git servers; never their values",
     "credentials:use": "name them in workspaces",
     "credentials:write": "create, rotate and delete them",
@@ -99,6 +103,7 @@ _DEVELOP = {
     *("lb:create", "lb:update", "lb:delete"),
     *("workspaces:create", "workspaces:update", "workspaces:delete"),
     *("sessions:create", "sessions:use", "sessions:delete", "agents:write"),
+    *("pools:create", "pools:update", "pools:delete"),
     *("credentials:read", "credentials:use", "credentials:write"),
 }
 #: Built in; a project's own come beside them. Of two roles, the one further on may do all that the other may, but

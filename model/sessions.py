@@ -7,7 +7,7 @@ from typing import Literal
 from uuid import UUID
 
 from sqlalchemy import CheckConstraint, ForeignKeyConstraint, Index, text
-from sqlalchemy.orm import Mapped
+from sqlalchemy.orm import Mapped, mapped_column
 
 from model.base import Base, Frozen
 from model.resources import Resource, rules
@@ -101,6 +101,12 @@ class WorkSession(Resource, Base):
     #: The agent that it was made with, and where that listens: of then, whatever became of the agent's row.
     agent_id: Mapped[UUID | None]
     agent_port: Mapped[int | None]
+    #: The pool that had, or should have had, a sandbox for it. No foreign key: a claim would wait for whatever has the
+    #: pool's row, which its runs lock for as long as they order launches.
+    pool_id: Mapped[UUID | None]
+    #: ``warm``: in a sandbox that ran already. ``cold``: in one of its own, and why.
+    start: Mapped[str] = mapped_column(server_default=text("'cold'"))
+    start_reason: Mapped[str | None]
     #: The workflow that owns the session, or owned it last.
     workflow_id: Mapped[UUID]
 
@@ -109,9 +115,11 @@ class WorkSession(Resource, Base):
         CheckConstraint("(agent_id IS NULL) = (agent_port IS NULL)", name="agent"),
         ForeignKeyConstraint(["project_id", "workspace_id"], ["workspaces.project_id", "workspaces.id"]),
         ForeignKeyConstraint(["project_id", "instance_id"], ["instances.project_id", "instances.id"]),
+        CheckConstraint("start IN ('warm', 'cold')", name="start"),
         Index("ix_work_sessions_list", "project_id", "id", postgresql_where=text("status <> 'removed'")),
         Index("ix_work_sessions_workspace", "workspace_id"),
         Index("ix_work_sessions_instance", "instance_id"),
         Index("ix_work_sessions_workflow", "project_id", "workflow_id"),
+        Index("ix_work_sessions_pool", "pool_id", "created_at", postgresql_where=text("pool_id IS NOT NULL")),
         Index("ix_work_sessions_removed", "deleted_at", postgresql_where=text("status = 'removed'")),
     )

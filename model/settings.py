@@ -119,7 +119,9 @@ class Settings(BaseSettings):
     cron_interval: Seconds = Field(
         60, description="Seconds between two comparisons of cron jobs with Temporal's schedules"
     )
-    project_groups: int = Field(1000, ge=0, description="Groups and deployments that a project may have together")
+    project_groups: int = Field(
+        1000, ge=0, description="Groups, deployments and pools that a project may have together"
+    )
     project_imports: int = Field(4, ge=1, description="Images that a project may import at once")
     project_streams: int = Field(100, ge=1, description="Streams that a project may have open at once, of each API")
     project_event_streams: int = Field(500, ge=1, description="Streams of events that it may have open beside them")

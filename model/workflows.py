@@ -70,6 +70,7 @@ ResourceType = Literal[
     "user",
     "group",
     "deployment",
+    "pool",
     "load_balancer",
     "workspace",
     "session",

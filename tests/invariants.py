@@ -82,6 +82,8 @@ def _trees(stack: Platform) -> list[str]:
         " WHERE status <> 'deleted'"
         " UNION ALL SELECT 'sessions', id::text, status, status IN ('running', 'stopped'), true FROM work_sessions"
         " WHERE status <> 'removed'"
+        " UNION ALL SELECT 'warm', id::text, status, status IN ('running', 'stopped'), host_id IS NOT NULL"
+        " FROM instances WHERE warm AND status <> 'deleted'"
     )
     broken = [
         f"{kind}: {id} is {status}, and nothing works on it"
@@ -92,7 +94,7 @@ def _trees(stack: Platform) -> list[str]:
         _MOUNT.findall(Path("/proc/self/mountinfo").read_text().replace(f" {stack.agents_dir}/", " ours:"))
     )
     broken += [f"sessions: {id} is mounted {count} times" for id, count in mounted.items() if count > 1]
-    for kind in ("workspaces", "sessions"):
+    for kind in ("workspaces", "sessions", "warm"):
         there = {path.name for path in stack.agents_dir.glob(f"**/trees/**/{kind}/*")}
         there |= set(mounted) if kind == "sessions" else set()
         known = {id: whole for what, id, _, whole, placed in rows if what == kind and placed}

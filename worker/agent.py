@@ -45,8 +45,9 @@ from drivers.measured import measured
 from drivers.mounts import may_keep_files
 from drivers.session_trees import SessionTrees
 from drivers.streams import Streams
+from drivers.warm_trees import WarmTrees
 from drivers.workspaces import Workspaces
-from model import logs
+from model import logs, pools
 from model.hosts import AgentHost
 from model.metrics import STEPS_LIMIT
 from model.networks import capability
@@ -125,12 +126,14 @@ def egress_driver(host: AgentHost, installation: UUID, settings: Settings) -> Eg
     return DockerEgress(settings.docker_host, installation=installation, host_id=host.id, allow=settings.outbound_allow)
 
 
-def capabilities(egress: Egress | None) -> list[str]:
+def capabilities(egress: Egress | None, warm: WarmTrees) -> list[str]:
     """What a host's agent can do beyond what every agent can."""
     if egress is not None and not egress.able():
         return [capability("none")]
     # Repositories are fetched through a proxy like that of an instance; sandboxes write files as anybody.
     files = [CAPABILITY] if egress is None or may_keep_files() else []
+    if files and warm.able:
+        files.append(pools.CAPABILITY)
     return [capability("none"), capability("allow-list"), *files]
 
 
@@ -140,6 +143,7 @@ def driver(
     settings: Settings,
     egress: Egress | None = None,
     trees: SessionTrees | None = None,
+    warm: WarmTrees | None = None,
 ) -> Machines:
     """The driver of a host's backend; only what is used is imported."""
     if host.backend == "simulated":
@@ -157,6 +161,7 @@ def driver(
         publish_address=settings.publish_address,
         secrets_dir=settings.secrets_dir,
         trees=trees,
+        warm=warm,
         egress=egress,
     )
 
@@ -182,6 +187,14 @@ def session_trees(host: AgentHost, settings: Settings) -> SessionTrees:
     return SessionTrees(folder)
 
 
+def warm_trees(host: AgentHost, settings: Settings, trees: SessionTrees) -> WarmTrees:
+    """Where sandboxes that run already have them."""
+    folder = (identity_file(settings).parent / TREES).absolute()
+    if host.backend == "simulated":
+        return WarmTrees(folder / str(host.id), trees, really=False)
+    return WarmTrees(folder, trees)
+
+
 def balancer_driver(host: AgentHost, installation: UUID, settings: Settings) -> Balancers:
     """The same, of its load balancers."""
     if host.backend == "simulated":
@@ -205,10 +218,12 @@ async def run(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     trees = {host.id: session_trees(host, settings) for host in membership.hosts}
+    warm = {host.id: warm_trees(host, settings, trees[host.id]) for host in membership.hosts}
     egresses = {host.id: egress_driver(host, membership.installation, settings) for host in membership.hosts}
     machines = {
         host.id: measured(
-            driver(host, membership.installation, settings, egresses[host.id], trees[host.id]), host.backend
+            driver(host, membership.installation, settings, egresses[host.id], trees[host.id], warm[host.id]),
+            host.backend,
         )
         for host in membership.hosts
     }
@@ -238,7 +253,7 @@ async def run(settings: Settings) -> None:
     listener = agent_server.listen(settings, membership.api_url)
     served = {host.id: streams(host, membership.installation, settings) for host in membership.hosts}
     called = {host.id: calls(host, membership.installation, settings) for host in membership.hosts}
-    serves = AgentServer(served, gate, trees, settings.session_file_max_bytes, commits, called)
+    serves = AgentServer(served, gate, trees, settings.session_file_max_bytes, commits, called, warm)
     temporal = TemporalLink(
         settings,
         follows="temporal_address" in unset,
@@ -251,7 +266,7 @@ async def run(settings: Settings) -> None:
         temporal,
         agent_url=agent_server.url_of(listener),
         versions={"agent": version("cairn-platform")},
-        capabilities={id: partial(capabilities, egress) for id, egress in egresses.items()},
+        capabilities={id: partial(capabilities, egress, warm[id]) for id, egress in egresses.items()},
         look_seconds=settings.reconcile_interval,
         identity=path,
         ensure_fence=partial(fence.ensure, settings),
@@ -275,6 +290,7 @@ async def run(settings: Settings) -> None:
                 images,
                 balancers,
                 trees,
+                warm,
                 workspaces,
                 commits,
                 fence.AgentFence(settings),
@@ -311,6 +327,7 @@ def step_workers(
     images: Mapping[UUID, Images],
     balancers: Mapping[UUID, Balancers],
     trees: Mapping[UUID, SessionTrees],
+    warm: Mapping[UUID, WarmTrees],
     workspaces: Mapping[UUID, Workspaces],
     commits: Mapping[UUID, Commits],
     fence: Fence,
@@ -322,12 +339,12 @@ def step_workers(
     workers = []
     for host in hosts:
         engines = [
-            InstanceEngine(machines[host.id], fence, given, trees[host.id].mount),
+            InstanceEngine(machines[host.id], fence, given, warm[host.id]),
             HostEngine(host.name, machines[host.id], fence),
             ImageEngine(host.name, images[host.id], given),
             MachineSurvey(host.name, machines[host.id]),
             BalancerEngine(balancers[host.id], machines[host.id], given.secrets if given else None),
-            SessionEngine(trees[host.id]),
+            SessionEngine(trees[host.id], warm[host.id]),
             CommitEngine(commits[host.id]),
             WorkspaceEngine(workspaces[host.id], given),
         ]

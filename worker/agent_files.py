@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import orjson
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -18,8 +18,10 @@ from drivers.file_archives import ArchiveOut, unpack
 from drivers.file_watch import FileWatch
 from drivers.files import FileContent, Files
 from drivers.session_trees import SessionTrees, is_id
+from drivers.warm_trees import WarmTrees
 from model.errors import NotFound, ValidationFailed
 from model.git_urls import is_commit
+from model.pools import Join
 from model.sessions import Difference
 from model.tickets import Ticket
 from worker.open_streams import OpenStreams, Upload
@@ -39,12 +41,14 @@ class FileRoutes:
         most_bytes: int,
         streams: OpenStreams,
         slot: Callable[[UUID], AbstractContextManager[None]],
+        warm: Mapping[UUID, WarmTrees],
     ) -> None:
         self._trees = trees
         self._commits = commits
         self._most_bytes = most_bytes
         self._streams = streams
         self._slot = slot
+        self._warm = warm
 
     def routes(self, check: Callable[[Request, Ticket], None], streamed: Stream, pulled: Pull) -> list[Route]:
         """``check``: raises Unauthenticated where the request's ticket is for something else."""
@@ -97,8 +101,22 @@ class FileRoutes:
                 finally:
                     self._streams.let_go(upload)
 
+        async def join(request: Request) -> Response:
+            """Right after a claim; the session's workflow does the same."""
+            session: UUID = request.path_params["session"]
+            check(request, Ticket(instance=session, verb="join"))
+            host, join = request.path_params["host"], _join(await request.body())
+            if host not in self._warm or join.tree.session != session:
+                raise NotFound("this agent does not serve this host, or it is another session")
+            await self._streams.blocking(self._warm[host].join, join.tree, join.spec, lambda: False)
+            return _json({})
+
         path = "/hosts/{host:uuid}/sessions/{session:uuid}"
-        return [Route(f"{path}/files", files), Route(f"{path}/change", change, methods=["PUT"])]
+        return [
+            Route(f"{path}/files", files),
+            Route(f"{path}/change", change, methods=["PUT"]),
+            Route(f"{path}/join", join, methods=["PUT"]),
+        ]
 
     def _difference(self, request: Request, session: UUID, path: str) -> Difference:
         asked, host = request.query_params, request.path_params["host"]
@@ -134,6 +152,13 @@ def _changed(kept: Files, asked: Mapping[str, str], body: Iterable[bytes]) -> An
             kept.delete(path, recursive=asked.get("recursive") == "true")
             return {}
     raise ValidationFailed("act: expected write, unpack, move, mkdir or delete", fields=[])
+
+
+def _join(body: bytes) -> Join:
+    try:
+        return Join.model_validate_json(body)
+    except ValidationError:
+        raise ValidationFailed("expected a session and its sandbox", fields=[]) from None
 
 
 def _json(found: Any) -> Response:

@@ -34,6 +34,7 @@ from drivers.calls import Calls
 from drivers.commits import Commits
 from drivers.session_trees import SessionTrees
 from drivers.streams import Output, Stream, Streams, Terminal
+from drivers.warm_trees import WarmTrees
 from model.errors import (
     BodyTooLarge,
     CairnError,
@@ -79,15 +80,17 @@ class AgentServer:
         most_bytes: int = 0,
         commits: Mapping[UUID, Commits] | None = None,
         calls: Mapping[UUID, Calls] | None = None,
+        warm: Mapping[UUID, WarmTrees] | None = None,
     ) -> None:
         """``trees``: where sessions have their files; ``most_bytes``: of one of these; ``commits``: what compares
-        them; ``calls``: into sandboxes."""
+        them; ``calls``: into sandboxes; ``warm``: where files come in later."""
         self._hosts = hosts
         self._gate = gate
         self._open: Counter[UUID] = Counter()
         self._streams = OpenStreams(THREADS)
         path = "/hosts/{host:uuid}/instances/{instance:uuid}"
-        files = FileRoutes(trees or {}, commits or {}, most_bytes, self._streams, self._slot)
+        self._warm = warm or {}
+        files = FileRoutes(trees or {}, commits or {}, most_bytes, self._streams, self._slot, self._warm)
         self.app = Starlette(
             routes=[
                 Route(f"{path}/logs", self._logs),
@@ -186,7 +189,8 @@ class AgentServer:
             yield frame(END, end.model_dump_json().encode())
 
         def start() -> Any:
-            return streams.run(instance, run.argv, timeout_seconds=run.timeout)
+            env = self._variables(request, instance)
+            return streams.run(instance, run.argv, timeout_seconds=run.timeout, env=env)
 
         return await self._streamed(instance, start, frames)
 
@@ -199,7 +203,9 @@ class AgentServer:
         try:
             with self._slot(instance):
                 terminal = await self._streams.open(
-                    lambda: streams.terminal(instance, argv, columns=columns, rows=rows)
+                    lambda: streams.terminal(
+                        instance, argv, columns=columns, rows=rows, env=self._variables(socket, instance)
+                    )
                 )
                 try:
                     await socket.send_json({"open": True})
@@ -252,6 +258,12 @@ class AgentServer:
                     return code
                 await asyncio.sleep(EXIT_LOOK_SECONDS)
         return None
+
+    def _variables(self, connection: HTTPConnection, instance: UUID) -> Mapping[str, str]:
+        """What a session has given its sandbox since that was launched, with the session's files; blocks until both are
+        there."""
+        warm = self._warm.get(connection.path_params["host"])
+        return {} if warm is None else warm.variables(instance)
 
     def _let_in(self, connection: HTTPConnection, verb: Verb) -> tuple[Streams, UUID]:
         """Raises Unauthenticated, NotFound, Unsupported."""

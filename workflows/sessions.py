@@ -15,8 +15,10 @@ from workflows.saga import Saga, Settle, Undo, call, carry_out, shielded
 
 with workflow.unsafe.imports_passed_through():
     from activities.commits import CommitEngine, CommitRecords, Committed
+    from activities.instances import InstanceEngine
     from activities.session_ends import SessionEnd
     from activities.sessions import Sandbox, SessionEngine, SessionRecords
+    from model.pools import Join
     from model.workflows import Failure, Order, Outcome
 
 
@@ -30,13 +32,19 @@ def settling(order: Order) -> Settle:
 
 @workflow.defn
 class InitSession:
-    """Make its files, then launch its sandbox on them. Where one of both fails, both go again."""
+    """Make its files, then launch its sandbox on them; or bring them into the sandbox that it has claimed, and see that
+    this runs. Where one of both fails, both go again."""
 
     @workflow.run
     async def run(self, order: Order) -> None:
         async def plan(saga: Saga) -> None:
             begun = await saga.step(SessionRecords.begin, order, on_control(remaining(order)))
             try:
+                if begun.host is not None and begun.warm is not None:
+                    join = Join(tree=begun.tree, spec=begun.warm)
+                    await saga.step(SessionEngine.join, join, on_host(begun.host, remaining(order)))
+                    await saga.step(InstanceEngine.start, begun.warm, on_host(begun.host, remaining(order)))
+                    return
                 if begun.host is not None:
                     await saga.step(SessionEngine.prepare, begun.tree, on_host(begun.host, remaining(order)))
                 launch = await saga.step(SessionRecords.launch, order, on_control(remaining(order)))

@@ -30,6 +30,7 @@ from tests.api.conftest import BODY, Api
 from tests.api.test_balancers import balancer, target
 from tests.api.test_cron import make as nightly
 from tests.api.test_cron import running
+from tests.api.test_pools import pool
 from tests.api.test_restores import restore
 from tests.api.test_ssh_keys import KEY
 from tests.api.test_streams import placed
@@ -183,6 +184,7 @@ async def world(shared_api: Api) -> AsyncIterator[World]:
         "workspace_id": shop,
         "session_id": (await session_of(api, shop, name="work"))["id"],
         "credential_id": (await credential(api))["id"],
+        "pool_id": (await pool(api))["id"],
         "policy_id": policy.json()["data"]["id"],
         "group_id": group["id"],
         "deployment_id": deployment["id"],
@@ -459,6 +461,7 @@ LISTS = {
     "/v1/containers/deployments": "?name=shop",
     "/v1/workspaces": "?name=shop",
     "/v1/sessions": "?name=work",
+    "/v1/pools": "?name=warm",
     "/v1/credentials": "?name=gitlab",
 }
 #: Of the fleet; of the caller's one project; counts and events, which have tests of their own.

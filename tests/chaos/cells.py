@@ -49,6 +49,7 @@ PLANS = {
     "balancer delete": ("lb.remove", "lb.settle"),
     # With their sandboxes, likewise.
     "session": ("session.begin", "session.prepare", "session.launch", "session.settle"),
+    "session warm": ("session.begin", "session.join", "session.settle"),
     "session stop": ("session.change", "session.settle"),
     "session commit": ("commit.begin", "commit.write", "commit.advance", "commit.publish", "session.settle"),
     "session commit undone": ("commit.discard",),
@@ -93,7 +94,7 @@ CRON = ("cron", "cron workflow", "cron compare")
 #: What is done with load balancers.
 BALANCERS = ("balancer", "balancer drain", "balancer delete")
 #: What is done with work sessions.
-SESSIONS = ("session", "session stop", "session commit", "session commit undone", "session delete")
+SESSIONS = ("session", "session warm", "session stop", "session commit", "session commit undone", "session delete")
 #: What is said to their agents.
 CHATS = ("chat", "chat called off")
 #: What is done with workspaces.

@@ -11,7 +11,7 @@ from tests.stack import Json, Stack
 
 #: What ends in which state, done and not.
 ENDS = {
-    "session": ("running", "error"),
+    **dict.fromkeys(("session", "session warm"), ("running", "error")),
     "session stop": ("stopped", "running"),
     **dict.fromkeys(("session commit", "session commit undone"), ("running", "running")),
     "session delete": ("removed", "running"),
@@ -21,7 +21,9 @@ ENDS = {
 def run(stack: Stack, cell: Cell) -> None:
     """One cell."""
     workspace = workspace_of(stack)
-    session = None if cell.plan == "session" else _made(stack, workspace)
+    new = cell.plan in ("session", "session warm")
+    session = None if new else _made(stack, workspace)
+    pool = _pool(stack) if cell.plan == "session warm" else None
     alone = cell.what == "cancel" or cell.what in PROCESSES
     before, undone = len(stack.hits(cell.point)), cell.plan == "session commit undone"
     held, holding = "commit.write.before", len(stack.hits("commit.write.before"))
@@ -31,6 +33,8 @@ def run(stack: Stack, cell: Cell) -> None:
     if undone:
         stack.wait_for_hit(held, holding)
         assert stack.cancel(accepted).status_code == httpx.codes.ACCEPTED
+    assert pool is None or accepted["data"]["pool_id"] == pool["id"], accepted
+    assert pool is None or accepted["data"]["start"] == "warm", accepted
     stack.wait_for_hit(cell.point, before)
     if cell.what == "cancel":
         answer = stack.cancel(accepted)
@@ -46,12 +50,23 @@ def run(stack: Stack, cell: Cell) -> None:
     if stack.get(f"/sessions/{accepted['data']['id']}")["status"] != "removed":
         stack.completed(stack.accept("DELETE", f"/sessions/{accepted['data']['id']}"))
     assert not left(stack, accepted["data"]), "its files are left"
+    if pool is not None:
+        stack.completed(stack.accept("DELETE", f"/pools/{pool['id']}"))
     stack.completed(stack.accept("DELETE", f"/workspaces/{workspace}"))
 
 
 def left(stack: Stack, session: Json) -> list[str]:
     """What is on the disk of a session."""
     return [str(path) for path in stack.data.glob(f"**/sessions/{session['id']}")]
+
+
+def _pool(stack: Stack) -> Json:
+    """With one sandbox."""
+    host = next(host["name"] for host in stack.get("/hosts") if host["backend"] == "simulated")
+    accepted = stack.accept("POST", "/pools", {"name": f"p-{uuid.uuid4().hex[:8]}", "host": host, "size": 1})
+    stack.completed(accepted)
+    found: Json = accepted["data"]
+    return found
 
 
 def workspace_of(stack: Stack) -> str:

@@ -23,6 +23,8 @@ def session(**over: Any) -> dict[str, Any]:
         "network": {"mode": "none"},
         "expires_at": None,
         "head": None,
+        "start": "cold",
+        "start_reason": "no pool has such sandboxes",
         "error": None,
         "created_at": WHEN,
         **over,

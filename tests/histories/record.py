@@ -400,7 +400,16 @@ def cases_of_sessions() -> list[Case]:
     def not_published(stage: Stage) -> None:
         stage.script["commit.publish"].append(fails(EngineRefused("no")))
 
+    def warm(stage: Stage) -> None:
+        stage.warm = True
+
+    def not_joined(stage: Stage) -> None:
+        stage.warm = True
+        stage.script["session.join"].append(fails(EngineRefused("no")))
+
     return [
+        ("InitSession", "warm", warm, {}),
+        ("InitSession", "not-joined", not_joined, {}),
         ("InitSession", "not-launched", not_launched, {}),
         ("InitSession", "nowhere", same, {}),
         ("StopSession", "waited", waited, {}),

@@ -126,7 +126,7 @@ class FakeStreams:
             Items([Usage(at=dt.datetime.now(dt.UTC), cpu_percent=1.5, memory_bytes=10, pids=1, **counters)])
         )
 
-    def run(self, machine: UUID, argv: list[str], *, timeout_seconds: float) -> Items:
+    def run(self, machine: UUID, argv: list[str], *, timeout_seconds: float, env: object = None) -> Items:
         return self._open(Items(self.items))
 
     def terminal(self, machine: UUID, argv: list[str] | None, *, columns: int, rows: int) -> Echo:

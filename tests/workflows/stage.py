@@ -54,6 +54,7 @@ from model.cron import CronEnd, CronTurn, TargetKind
 from model.health import HealthCheck
 from model.images import ImageFound, ImageWanted
 from model.instances import MachineSpec, MachineState, OwnedMachine, Port
+from model.pools import Join
 from model.restores import FoundMachine
 from model.sessions import CommitSpec, SessionTree
 from model.webhooks import WebhookRef
@@ -109,6 +110,8 @@ class Stage:
         self.specs: list[MachineSpec] = []
         self.adjusted: list[MachineSpec] = []
         self.placed = True
+        #: Of a session: it has claimed a sandbox that runs.
+        self.warm = False
         #: What the image is found to be.
         self.digest: str | None = f"sha256:{'1' * 64}"
         #: Whether the instance ran before, and whether its old host can be reached.
@@ -166,7 +169,7 @@ class Stage:
 
     def sandbox(self, order: Order) -> Sandbox:
         tree = SessionTree(session=order.resource_id, workspace=new_id(), commit="1" * 40)
-        return Sandbox(host=HOST if self.placed else None, tree=tree)
+        return Sandbox(host=HOST if self.placed else None, tree=tree, warm=self.spec(order, 1) if self.warm else None)
 
     def part(self, kind: str) -> Order | None:
         """What a balancer's run does to its proxy, a session's to its sandbox; None where that is gone."""
@@ -528,6 +531,10 @@ class Engine:
 
     @activity.defn(name="session.prepare")
     async def prepare(self, tree: SessionTree) -> None:
+        await self._stage.play()
+
+    @activity.defn(name="session.join")
+    async def join(self, join: Join) -> None:
         await self._stage.play()
 
     @activity.defn(name="session.discard")

@@ -19,6 +19,20 @@ async def test_a_new_session_is_files_and_a_launch(play: Theatre) -> None:
     assert play.stage.calls == [*begun, *LAUNCH, "session.settle completed"]
 
 
+async def test_a_claimed_sandbox_gets_the_files_and_is_seen_to_run(play: Theatre) -> None:
+    play.stage.warm = True
+    await (await play.start("InitSession")).result()
+    assert play.stage.calls == ["session.begin", "session.join", "instance.start", "session.settle completed"]
+
+
+async def test_a_claimed_sandbox_that_cannot_have_them_goes(play: Theatre) -> None:
+    play.stage.warm = True
+    play.stage.script["session.join"].append(fails(EngineRefused("no")))
+    with pytest.raises(WorkflowFailureError):
+        await (await play.start("InitSession")).result()
+    assert play.stage.calls == ["session.begin", "session.join", *BACK, "session.settle failed"]
+
+
 @pytest.mark.parametrize("step", ["session.prepare", "session.launch", "instance.create", "instance.start"])
 async def test_what_fails_leaves_neither_sandbox_nor_files(play: Theatre, step: str) -> None:
     play.stage.script[step].append(fails(EngineRefused("no")))

@@ -1,0 +1,119 @@
+"""A session that takes a sandbox of a pool, from the request to the output of its first command, beside what the engine
+alone takes for a container; and fifty at once."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from typing import Any
+
+from bench.client import Connection
+from bench.stack import Bench, ms, numbers
+
+#: Claims between two fillings of a pool, and how many fillings: nothing else works meanwhile.
+CLAIMS, FILLINGS = 3, 10
+AT_ONCE = 50
+COMMAND = ["cat", "/workspace/README"]
+NONE = {"network": {"mode": "none"}}
+
+
+async def claim(bench: Bench) -> None:
+    """One at a time, with a container of our own after each; then all at once."""
+    connection = bench.connection()
+    source = {"path": str(bench.source)}
+    workspace = await accepted(connection, "/workspaces", {"name": f"b{next(numbers)}", "source": source})
+    await bench.drained(connection)
+    path = f"/workspaces/{workspace['id']}/sessions"
+    pool = await accepted(connection, "/pools", {"name": f"b{next(numbers)}", "size": CLAIMS, **NONE})
+    warm: list[float] = []
+    started: list[float] = []
+    launched: list[float] = []
+    for _ in range(FILLINGS):
+        await filled(bench, connection, pool, CLAIMS)
+        for _ in range(CLAIMS):
+            warm.append((await first_command(connection, path))[0])
+            await asyncio.sleep(0.5)
+            one, two = await asyncio.to_thread(raw, bench)
+            started.append(one)
+            launched.append(two)
+    for name, mine, theirs, target in (
+        ("median", statistics.median(warm), statistics.median, 0.150),
+        ("p95", p95(warm), p95, 0.400),
+    ):
+        bench.add(
+            f"Session of a pool, to its first command's output, {name}",
+            ms(mine),
+            f"{ms(theirs(started))} (docker start and exec), {ms(theirs(launched))} (docker run and exec)",
+            f"{mine / theirs(started):.2f} x",
+            f"≤ {ms(target)}",
+            mine <= target,
+        )
+    await at_once(bench, connection, pool, path)
+
+
+async def at_once(bench: Bench, connection: Connection, pool: dict[str, Any], path: str) -> None:
+    await connection.call("PATCH", f"/pools/{pool['id']}", {"size": AT_ONCE})
+    await filled(bench, connection, pool, AT_ONCE)
+    began = time.perf_counter()
+    found = await asyncio.gather(*(first_command(bench.connection(), path) for _ in range(AT_ONCE)))
+    took = time.perf_counter() - began
+    different = len({session["instance_id"] for _, session in found})
+    slowest = max(seconds for seconds, _ in found)
+    bench.add(
+        f"{AT_ONCE} sessions of a pool of {AT_ONCE}, at once",
+        f"{different} sandboxes, {took:.1f} s to the last command's output",
+        "",
+        f"slowest {slowest:.1f} s",
+        f"{AT_ONCE} sandboxes",
+        different == AT_ONCE,
+    )
+
+
+async def first_command(connection: Connection, path: str) -> tuple[float, dict[str, Any]]:
+    """Seconds, and the session."""
+    began = time.perf_counter()
+    status, answer = await connection.call("POST", path, NONE)
+    if status != 202 or answer["data"]["start"] != "warm":
+        raise RuntimeError(answer)
+    session: dict[str, Any] = answer["data"]
+    status, answer = await connection.call("POST", f"/instances/{session['instance_id']}/exec", {"cmd": COMMAND})
+    if status != 200 or answer["data"]["stdout"] != "base\n":
+        raise RuntimeError(answer)
+    return time.perf_counter() - began, session
+
+
+def raw(bench: Bench) -> tuple[float, float]:
+    """Seconds to the output of a command in a container that is there and does not run; and in one that is made."""
+    began = time.perf_counter()
+    made = bench.raw_idle(f"raw{next(numbers)}")
+    created = time.perf_counter()
+    bench.engine.start(made)
+    command = bench.engine.exec_create(made, ["cat", "/etc/hostname"])
+    bench.engine.exec_start(command["Id"])
+    ended = time.perf_counter()
+    bench.engine.remove_container(made, force=True)
+    return ended - created, ended - began
+
+
+async def accepted(connection: Connection, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    status, answer = await connection.call("POST", path, body)
+    if status != 202:
+        raise RuntimeError(answer)
+    found: dict[str, Any] = answer["data"]
+    return found
+
+
+async def filled(bench: Bench, connection: Connection, pool: dict[str, Any], size: int) -> None:
+    while True:
+        _, answer = await connection.call("GET", f"/pools/{pool['id']}")
+        if answer["data"]["ready"] >= size:
+            break
+        if answer["data"]["error"]:
+            raise RuntimeError(answer)
+        await asyncio.sleep(0.2)
+    await bench.drained(connection)
+
+
+def p95(seconds: list[float]) -> float:
+    return sorted(seconds)[int(0.95 * (len(seconds) - 1))]

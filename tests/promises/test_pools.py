@@ -1,0 +1,94 @@
+"""A pool on a real stack: each of its sandboxes is one session's, whatever dies meanwhile, and nothing is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests import invariants
+from tests.promises.test_sessions import run
+from tests.stack import Json, Stack, wait_for
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source")
+    (folder / "README").write_text("base\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stack(source: Path) -> Iterator[Stack]:
+    made = Stack(simulated_hosts=0, CAIRN_WORKSPACE_PATHS=str(source)).start().ready()
+    yield made
+    made.remove()
+
+
+def test_sandboxes_are_claimed_once_filled_up_and_gone_with_their_sessions(stack: Stack, source: Path) -> None:
+    made = stack.accept("POST", "/workspaces", {"name": "shop", "source": {"path": str(source)}})
+    stack.completed(made)
+    path = f"/workspaces/{made['data']['id']}/sessions"
+    pool = stack.accept("POST", "/pools", {"name": "warm", "size": 3, "network": {"mode": "none"}})
+    stack.completed(pool)
+    of = f"/pools/{pool['data']['id']}"
+    assert stack.get(of)["ready"] == 3, stack.get(of)
+
+    def ask(number: int) -> Json:
+        body = {"network": {"mode": "none"}, "env": {"NUMBER": str(number)}}
+        began = time.monotonic()
+        accepted = stack.accept("POST", path, body)
+        if accepted["data"]["start"] == "warm":  # before any workflow has said that it is ready
+            said = run(stack, accepted["data"], 'cat README; pwd; echo "$NUMBER"; echo "$NUMBER" > mine')
+            assert said == f"base\n/workspace\n{number}\n"
+            print(f"first command after {time.monotonic() - began:.3f} s")
+        return accepted
+
+    with ThreadPoolExecutor(4) as threads:
+        asked = list(threads.map(ask, range(4)))
+    starts = sorted(one["data"]["start"] for one in asked)
+    assert starts == ["cold", "warm", "warm", "warm"]
+    assert len({one["data"]["instance_id"] for one in asked}) == 4
+    for one in asked:
+        stack.completed(one)
+    (cold,) = [one["data"] for one in asked if one["data"]["start"] == "cold"]
+    assert "no sandbox ready" in cold["start_reason"]
+    assert run(stack, cold, "cat README; echo $NUMBER").splitlines()[0] == "base"
+
+    # Filled again by the tick; and an agent that is killed between the claim and the files ends well.
+    wait_for("it is filled again", lambda: stack.get(of)["ready"] >= 3, 60)
+    assert stack.get(of)["claimed"] == 3
+    point = "session.join.before"
+    before = len(stack.hits(point))
+    stack.fault(point, "pause")
+    accepted = stack.accept("POST", path, {"network": {"mode": "none"}, "env": {"A": "late"}})
+    stack.wait_for_hit(point, before)
+    stack.kill("host_agent")
+    stack.plant()
+    stack.completed(accepted)
+    session = accepted["data"]
+    assert session["start"] == "warm" and run(stack, session, "cat README; echo $A") == "base\nlate\n"
+
+    # Stopped and started again, it has what it had.
+    first = next(one["data"] for one in asked if one["data"]["start"] == "warm")
+    for verb in ("stop", "start"):
+        stack.completed(stack.accept("POST", f"/sessions/{first['id']}/{verb}"))
+    assert run(stack, first, 'test "$(cat mine)" = "$NUMBER"; cat README') == "base\n"
+    files = [entry["name"] for entry in stack.get(f"/sessions/{first['id']}/files")["entries"]]
+    assert files == ["README", "mine"]
+    direct = stack.request("DELETE", f"/instances/{first['instance_id']}")
+    assert direct.status_code == httpx.codes.CONFLICT
+
+    for one in (session, *(one["data"] for one in asked)):
+        stack.completed(stack.accept("DELETE", f"/sessions/{one['id']}"))
+    stack.completed(stack.accept("DELETE", of))
+    assert invariants.violations(stack) == [] and stack.containers() == []
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    assert not [line for line in mounts if f" {stack.data}/" in line]
+    stack.completed(stack.accept("DELETE", f"/workspaces/{made['data']['id']}"))
