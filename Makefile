@@ -50,7 +50,7 @@ chaos: $(READY) ## Kill everything everywhere, at length (CAIRN_CHAOS_SEED=N rep
 	CAIRN_CHAOS=all .venv/bin/pytest tests/chaos tests/contract tests/deploy/test_production.py \
 		tests/cli/test_commands.py $(addprefix tests/engines/test_,balancers.py workspaces.py) \
 		$(addprefix tests/promises/test_,$(addsuffix .py,at_once fleet secrets network outage events images upgrade \
-		restore groups balanced_groups balancers cron workspaces sessions))
+		restore groups balanced_groups balancers cron workspaces sessions pools chats))
 
 bench: $(READY) ## Measure, and write docs/benchmarks.md
 	@.venv/bin/cairn doctor --install

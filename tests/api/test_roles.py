@@ -28,6 +28,7 @@ from model.secrets import digest
 from model.settings import Settings
 from tests.api.conftest import BODY, Api
 from tests.api.test_balancers import balancer, target
+from tests.api.test_chats import agent
 from tests.api.test_cron import make as nightly
 from tests.api.test_cron import running
 from tests.api.test_pools import pool
@@ -49,9 +50,9 @@ HIDDEN = {"/metrics"}
 #: What is the platform's own: changed by operators alone; of these, not even seen by others.
 PLATFORMS, OPERATIONS = re.compile(r"/v1/(hosts|instance-types|operations|users)\b"), "/v1/operations/"
 #: What all projects see: the fleet, the sizes.
-SHARED = {"host_id", "type_name", "user_id", "number", "path"}
+SHARED = {"host_id", "type_name", "user_id", "number", "path", "key"}
 #: What in a path is part of a thing, and none.
-PARTS = {"number", "path"}
+PARTS = {"number", "path", "key"}
 #: What an agent answers, which no test here has.
 FILES = re.compile(r"/v1/sessions/{session_id}/(files|archive|watch|diff)\b")
 #: An id that nothing has: one for all, as it is in the names of tests.
@@ -108,7 +109,7 @@ class Operation:
         request = http.build_request(self.method, path, params=self.query, headers=headers, **body)
         answer = await http.send(request, stream=True)
         # Of those without an end, the head says it all.
-        if not answer.headers["content-type"].startswith("text/event-stream"):
+        if not answer.headers.get("content-type", "").startswith("text/event-stream"):
             await answer.aread()
         await answer.aclose()
         assert answer.status_code < 500 or answer.json()["error"]["code"] == "restored", f"{self.name}: {answer.text}"
@@ -147,6 +148,7 @@ class World:
             "digest": "sha256:" + "0" * 64,
             "number": "1",
             "path": "src/app.py",
+            "key": "theme",
         }
         return shared | self.things | more
 
@@ -185,6 +187,7 @@ async def world(shared_api: Api) -> AsyncIterator[World]:
         "session_id": (await session_of(api, shop, name="work"))["id"],
         "credential_id": (await credential(api))["id"],
         "pool_id": (await pool(api))["id"],
+        "agent_id": (await agent(api, name="coder"))["id"],
         "policy_id": policy.json()["data"]["id"],
         "group_id": group["id"],
         "deployment_id": deployment["id"],
@@ -266,7 +269,10 @@ async def test_role_may_do_just_what_its_permissions_say(
         things = [name for name in one.ids if name not in PARTS and (name != "project_id" or one.of_operators)]
         # The world's key is the first administrator's: of another user's there is nothing to see.
         looks = (
-            one.method == "GET" and "api_key_id" not in things and not one.of_agent and not one.path.endswith("/wait")
+            one.method == "GET"
+            and not {"api_key_id", "key"} & {*one.ids}
+            and not one.of_agent
+            and not one.path.endswith("/wait")
         )
         absent = {} if looks or (one.method == "POST" and not things) else dict.fromkeys(things, NOBODYS)
         answer = await one.ask(http, world.ids(**absent))
@@ -463,11 +469,14 @@ LISTS = {
     "/v1/sessions": "?name=work",
     "/v1/pools": "?name=warm",
     "/v1/credentials": "?name=gitlab",
+    "/v1/agents": "?name=coder",
 }
 #: Of the fleet; of the caller's one project; counts and events, which have tests of their own.
 OTHER = {"/v1/hosts", "/v1/instance-types", "/v1/projects", "/v1/dashboard/summary", "/v1/events"}
 #: In which each project has something.
 OTHER |= {"/v1/rbac/roles", "/v1/rbac/bindings", "/v1/users", "/v1/auth/me", "/v1/audit", "/v1/audit/export"}
+#: Of the caller alone.
+OTHER |= {"/v1/preferences"}
 
 
 async def test_lists_show_nothing_of_a_stranger(world: World) -> None:

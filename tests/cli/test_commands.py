@@ -90,7 +90,7 @@ def test_options_that_every_such_command_has(words: str) -> None:
     if words.rsplit(maxsplit=1)[-1] in VIEWS:
         assert "--output" in options
         assert ("--watch" in options) is not local
-    if "--timeout" in options and words not in ("instance exec", "cron create", "cron update"):
+    if "--timeout" in options and words not in ("instance exec", "session exec", "cron create", "cron update"):
         assert "--wait" in options or words == "workflow wait"
 
 
@@ -138,6 +138,23 @@ ROWS = {
     "agent list": (
         "/agents",
         {**MADE, "type": "custom", "model": "x" * 60, "is_default": True},
+    ),
+    "workspace list": (
+        "/workspaces",
+        {**MADE, "status": "ready", "ref": "x" * 60, "commit": "0" * 40, "size_bytes": 2048, "host": "rack-1"},
+    ),
+    "session list": (
+        "/sessions",
+        {**MADE, "status": "running", "commit": "0" * 40, "network": {"mode": "none"}, "host": "x" * 60},
+    ),
+    "pool list": (
+        "/pools",
+        {**MADE, "status": "active", "ready": 1, "wanted": 2, "claimed": 3, "image": "x" * 100}
+        | {"instance_type": "basic-1", "network": {"mode": "open"}},
+    ),
+    "credential list": (
+        "/credentials",
+        {**MADE, "type": "token", "host": "x" * 60, "username": "git", "rotated_at": MADE["created_at"]},
     ),
     "service-account list": ("/service-accounts", {**MADE, "description": "x" * 100}),
 }

@@ -116,6 +116,7 @@ def test_history_is_of_the_end_that_its_name_says(path: Path) -> None:
         "given-up": "FAILED",
         "not-emptied": "FAILED",
         "activated": "FAILED",
+        **dict.fromkeys(("not-joined", "moved"), "FAILED"),
         **dict.fromkeys(("not-launched", "not-deleted", "drained-failed"), "FAILED"),
         "fenced-off": "FAILED",
         "workflow-refused": "FAILED",

@@ -129,7 +129,7 @@ class FakeStreams:
     def run(self, machine: UUID, argv: list[str], *, timeout_seconds: float, env: object = None) -> Items:
         return self._open(Items(self.items))
 
-    def terminal(self, machine: UUID, argv: list[str] | None, *, columns: int, rows: int) -> Echo:
+    def terminal(self, machine: UUID, argv: list[str] | None, *, columns: int, rows: int, env: object = None) -> Echo:
         if argv == ["stopped"]:
             raise InvalidState("it does not run")
         return self._open(Echo())
