@@ -253,7 +253,7 @@ async def test_strangers_do_not_hide_what_others_try(shared_api: Api) -> None:
 
 
 #: What agents say of themselves and their hosts is no change of anybody's.
-TELEMETRY = {"/v1/hosts/lease", "/v1/hosts/health", "/v1/hosts/samples", "/v1/hosts/balancers"}
+TELEMETRY = {"/v1/hosts/lease", "/v1/hosts/health", "/v1/hosts/samples", "/v1/hosts/balancers", "/v1/hosts/workspaces"}
 #: They write their row themselves, as who asks has no key.
 THEMSELVES = {"/v1/hosts/register", "/v1/auth/register", "/v1/auth/login", "/v1/auth/reset-password"}
 #: What goes on with a login, and what asks for a mail: neither changes anything that lasts.
