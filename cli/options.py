@@ -34,8 +34,8 @@ def command(before: str, words: list[str] | None) -> list[str] | None:
 
 
 def seconds(option: str, value: str) -> int:
-    """A time such as 90s, 30m, 1h or 7d; a number alone is of seconds."""
-    written = re.fullmatch(r"(\d{1,9})([smhd]?)", value)
+    """A time such as 90s, 30m, 1h or 7d. Not a number alone: who means eight hours must not get eight seconds."""
+    written = re.fullmatch(r"(\d{1,9})([smhd])", value)
     if (written and not int(written[1])) or value.startswith("-"):
         raise usage(f"{option} {value}: expected more than 0, such as 1h")
     if not written:

@@ -37,7 +37,7 @@ Secret = Annotated[
 #: What the types of events begin with.
 NOUNS = (
     *("cron_job", "deployment", "group", "host", "image", "instance", "lb", "platform", "pool", "project"),
-    *("user", "webhook", "workflow"),
+    *("session", "user", "webhook", "workflow", "workspace"),
 )
 
 
