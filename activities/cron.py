@@ -137,7 +137,9 @@ def _look_at_terminated(session: Session, run: CronRun) -> None:
     the platform began of itself, for times that were past."""
     before = (CronRun.job_id == run.job_id) & (CronRun.id != run.id) & ~CronRun.manual
     earlier = before & (CronRun.state == RunState.RUNNING) & (CronRun.scheduled_at < run.scheduled_at)
-    session.execute(update(CronRun).where(earlier).values(checked_at=func.now() - 2 * CHECK_EVERY))
+    looked_at = update(CronRun).where(earlier).values(checked_at=func.now() - 2 * CHECK_EVERY)
+    if session.execute(looked_at.returning(CronRun.id)).all():
+        session.execute(_CALL)
 
 
 def _failed(session: Session, project_id: UUID, run: CronRun, failure: Failure | None) -> dict[str, Any]:

@@ -45,6 +45,7 @@ PATTERNS = {
     r"^[a-z][a-z0-9-]{1,30}[a-z0-9]$": (
         "expected 3 to 32 lower-case letters, digits and dashes, the first a letter, the last no dash"
     ),
+    r"^[a-z0-9][a-z0-9._-]{0,62}$": "expected up to 63 lower-case letters, digits, dots, dashes and underscores",
     r"^https?://[^\s\x00]{1,2000}$": "expected a URL that begins with http:// or https://",
     r"^/[!-~]*$": "expected a path that begins with /, of visible ASCII characters",
     r"^[0-9a-f]{64}$": "expected 64 hexadecimal digits, in lower case",
