@@ -17,7 +17,7 @@ from drivers.commits import Commits
 from model.base import Frozen
 from model.errors import EngineRefused, InvalidState, NotReady, Superseded, Unavailable, WorkspaceMoved
 from model.hosts import Host
-from model.sessions import CommitSpec, SessionStatus, SessionTree, WorkSession
+from model.sessions import UP, CommitSpec, SessionStatus, SessionTree, WorkSession
 from model.workflows import Order
 from model.workspaces import Workspace, WorkspaceStatus
 
@@ -55,7 +55,7 @@ class CommitRecords:
                 raise NotReady(f"workflow {in_the_way[0]} still works on session {order.name}")
             workspace = session.get_one(Workspace, work.workspace_id)
             host = session.get(Host, workspace.host_id) if workspace.host_id else None
-            if work.status not in (SessionStatus.RUNNING, SessionStatus.STOPPED) or host is None:
+            if work.status not in UP | {SessionStatus.STOPPED} or host is None:
                 raise InvalidState(f"session {work.name} is {work.status}: its files are not there", state=work.status)
             parent = work.head or work.commit
             if workspace.commit != parent:

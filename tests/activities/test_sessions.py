@@ -174,6 +174,8 @@ def test_a_commit_is_the_workspace_s_where_that_is_still_where_it_was(worked: Wo
     begun = platform.run(commits.begin, order)
     assert (begun.host, begun.spec.parent, begun.spec.tree.session) == ("one", COMMIT, worked.session)
     assert platform.run(commits.begin, order) == begun
+    worked.db.rows("UPDATE work_sessions SET status = 'ready'")  # as one whose agent has nothing to do
+    assert platform.run(commits.begin, order) == begun
     written = Committed(order=order, spec=begun.spec, commit="3" * 40)
     for _ in range(2):  # its answer was lost
         platform.run(commits.advance, written)
