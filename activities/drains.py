@@ -58,7 +58,7 @@ class HostDrains:
             moves, failed = rounds.waiting(session, order), rounds.failed(session, order)
             here = or_(Instance.host_id == order.resource_id, Instance.next_host_id == order.resource_id)
             host = session.get_one(Host, order.resource_id)
-            may_judge = silence_says_something(session, self._limits)
+            may_judge = silence_says_something(session, self._limits.tick_away)
             stuck, busy = [], 0
             for instance in session.scalars(select(Instance).where(here).order_by(Instance.id).with_for_update()).all():
                 lost = self._is_lost(host, instance, may_judge=may_judge)

@@ -96,14 +96,14 @@ def to_reconcile(session: Session, limits: Limits) -> list[str]:
     return list(session.scalars(marked))
 
 
-def silence_says_something(session: Session, limits: Limits) -> bool:
+def silence_says_something(session: Session, tick_away: dt.timedelta = AWAY) -> bool:
     """Whether a host that is silent for lease and margin is lost: API and tick have worked all the while."""
     now = func.now()
     steady = select(func.count()).where(
         Pulse.since < now - (LEASE + MARGIN),
         or_(
             and_(Pulse.process == API, Pulse.seen_at > now - AWAY),
-            and_(Pulse.process == TICK, Pulse.seen_at > now - limits.tick_away),
+            and_(Pulse.process == TICK, Pulse.seen_at > now - tick_away),
         ),
     )
     return session.execute(steady).scalar_one() == len((API, TICK))
@@ -115,7 +115,7 @@ def replace_lost(session: Session, limits: Limits) -> int:
     A host is lost when its lease lapsed a margin ago, and API and tick worked all the while. What is fenced moves
     only when its agent must have stopped it: the agent counts from before its last renewal, so it is first.
     """
-    if not silence_says_something(session, limits) or restored(session):
+    if not silence_says_something(session, limits.tick_away) or restored(session):
         return 0
     now = func.now()
     lost = LEASE + MARGIN

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 from uuid import UUID
 
 from sqlalchemy import Engine
+from sqlalchemy.orm import Session
 from temporalio import activity
 
 from activities import secrets, sizes
 from activities.database import transaction
+from activities.fleet import silence_says_something
 from activities.health import until_healthy
 from activities.images import Given
 from activities.instance_ends import lock, move, resized, settle_instance
@@ -34,7 +35,6 @@ FORCE_AFTER = dt.timedelta(seconds=10)
 PLACE_WITHIN = 20.0
 #: Runs that claim an instance in order to start it; its machine gets the secrets of that moment.
 STARTS = frozenset({"StartInstance", "RestartInstance", "HealInstance"})
-R = TypeVar("R")
 
 
 class PlaceRequest(Frozen):
@@ -99,7 +99,7 @@ class InstanceRecords:
             host = session.get(Host, instance.host_id) if instance.host_id else None
             if host is None or self._is_to_leave(host, instance, instance.ports, request):
                 release(session, instance)
-                host = _within(PLACE_WITHIN, place, session, instance, self._capacity, request.avoid_ports)
+                host = _placed(session, instance, self._capacity, request.avoid_ports)
                 record(session, order, move(instance, Status.PROVISIONING, host=host.name))
             secrets.give(session, self._keyring, instance, host, instance.generation)
             return Placement(host=host.name, spec=spec_of(instance))
@@ -118,7 +118,7 @@ class InstanceRecords:
                 raise HostIsBack(f"host {old.name} is back: instance {instance.name} stays there")
             if new is None or self._is_to_leave(new, instance, instance.next_ports or [], request):
                 release_next(session, instance)
-                new = _within(PLACE_WITHIN, place, session, instance, self._capacity, request.avoid_ports, beside=True)
+                new = _placed(session, instance, self._capacity, request.avoid_ports, beside=True)
             spec = _next_spec(instance)
             secrets.give(session, self._keyring, instance, new, spec.generation)
             return Placement(
@@ -311,13 +311,14 @@ def _check_owner(instance: Instance, order: Order) -> None:
         raise Superseded(f"workflow {instance.workflow_id} works on instance {order.name} now")
 
 
-def _within(seconds: float, do: Callable[..., R], *args: Any, **more: Any) -> R:
-    """``do``, where NotReady becomes NoCapacity once the step has been waiting for so long."""
+def _placed(session: Session, instance: Instance, *args: Any, **more: Any) -> Host:
+    """``place``, where NotReady becomes NoCapacity once the step has waited PLACE_WITHIN, and the silence is the hosts'
+    own: when all of the platform was away, its hosts come back with it."""
     try:
-        return do(*args, **more)
+        return place(session, instance, *args, **more)
     except NotReady as error:
         waited = dt.datetime.now(dt.UTC) - activity.info().scheduled_time
-        if waited.total_seconds() < seconds:
+        if waited.total_seconds() < PLACE_WITHIN or not silence_says_something(session):
             raise
         raise NoCapacity(error.message, **error.details) from error
 

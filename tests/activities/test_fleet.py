@@ -203,8 +203,12 @@ def test_host_without_a_lease_takes_no_placement(platform: Platform) -> None:
     with pytest.raises(NotReady, match="not been heard of"):
         platform.place(late)
     platform.waited = dt.timedelta(seconds=21)
-    with pytest.raises(NoCapacity):
+    with pytest.raises(NotReady):  # nothing says that the platform itself was there all the while
         platform.place(late)
+    for seconds in (29, 31):
+        beats(platform, seconds)
+        with pytest.raises(NotReady if seconds < 30 else NoCapacity):
+            platform.place(late)
 
 
 def test_labels_choose_the_host(platform: Platform) -> None:
@@ -283,6 +287,11 @@ def test_move_that_is_given_up_gives_back_what_it_held(platform: Platform, undon
 
 def lose(platform: Platform, seconds: int, steady: int = 3600) -> None:
     platform.db.rows("UPDATE hosts SET last_seen_at = now() - make_interval(secs => %s) WHERE name = 'one'", seconds)
+    beats(platform, steady)
+
+
+def beats(platform: Platform, steady: int) -> None:
+    """API and tick have worked for so many seconds."""
     platform.db.rows("DELETE FROM pulses")
     for process in (API, TICK):
         platform.db.rows(
