@@ -2,8 +2,13 @@
 
 UV_VERSION := 0.13.8
 READY      := .venv/.ready
-# Most of a test's time is waiting: more processes than cores.
+# Most of a test's time is waiting: more processes than cores. Those with platforms of their own are many processes each.
 TEST_PROCESSES ?= 4
+PLATFORMS      := $(addprefix tests/,chaos contract deploy engines promises)
+PLATFORM_TESTS ?= 2
+# Of each file of promises and chaos, drawn anew each time; 'make chaos' takes all.
+PART           ?= 0.25
+pytest         := .venv/bin/pytest --dist loadfile --no-loadscope-reorder --numprocesses
 on         = $(filter-out 0 no false,$($(1)))
 
 # What is compiled once is not compiled anew by each process that the tests start.
@@ -41,16 +46,16 @@ reset: $(READY) ## Delete the platform's data and its containers (YES=1: do not 
 doctor: $(READY) ## Check what the platform needs of this machine
 	@.venv/bin/cairn doctor
 
-test: lint ## Everything, on a real Docker engine; installs what it needs
+test: lint ## All of the code, and a part of the tests on whole platforms; installs what it needs
 	@.venv/bin/cairn doctor --install
-	.venv/bin/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+	@failed=0; set -x; \
+		$(pytest) $(TEST_PROCESSES) $(addprefix --ignore=,$(PLATFORMS)) || failed=1; \
+		$(pytest) $(PLATFORM_TESTS) --part $(PART) $(PLATFORMS) || failed=1; \
+		exit $$failed
 
 chaos: $(READY) ## Kill everything everywhere, at length (CAIRN_CHAOS_SEED=N repeats a run)
 	@.venv/bin/cairn doctor --install
-	CAIRN_CHAOS=all .venv/bin/pytest tests/chaos tests/contract tests/deploy/test_production.py \
-		tests/cli/test_commands.py $(addprefix tests/engines/test_,balancers.py workspaces.py) \
-		$(addprefix tests/promises/test_,$(addsuffix .py,at_once fleet secrets network outage events images upgrade \
-		restore groups balanced_groups balancers cron workspaces sessions pools chats))
+	CAIRN_CHAOS=all .venv/bin/pytest $(PLATFORMS) tests/cli/test_commands.py
 
 bench: $(READY) ## Measure, and write docs/benchmarks.md
 	@.venv/bin/cairn doctor --install

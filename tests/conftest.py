@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 import os
 import random
 import subprocess
@@ -24,6 +26,8 @@ from tests import invariants
 from tests.stack import Stack
 from worker import engine
 
+#: Folders of tests that take minutes together.
+LONG = ("chaos", "promises")
 #: The files that take longest: with several processes they come first, so that none is left alone with one at the end.
 LONGEST = (
     "test_matrix.py",
@@ -53,9 +57,37 @@ def pytest_configure(config: pytest.Config) -> None:
         subprocess.run([sys.executable, "-c", everything], check=True, timeout=120)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--part", type=float, default=1.0, help="of each file's long tests, draw so many by CAIRN_CHAOS_SEED; at least one"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out = not_drawn(items, config.getoption("part"))
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     rank = {name: number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+    # Those on the shared platform one after the other: it ends with the last of them.
+    items[:] = sorted(
+        (item for item in items if item not in left_out),
+        key=lambda item: (needs_shared(item), rank.get(item.path.name, len(rank))),
+    )
+
+
+def not_drawn(items: list[pytest.Item], part: float) -> set[pytest.Item]:
+    """What the seed leaves out, of each file whose tests take minutes."""
+    left_out: set[pytest.Item] = set()
+    long = [item for item in items if item.path.parent.name in LONG and not item.get_closest_marker("drawn")]
+    for path, found in itertools.groupby(long, key=lambda item: item.path):
+        tests = list(found)
+        seed = f"{os.environ['CAIRN_CHAOS_SEED']} {path.name}"
+        chosen = random.Random(seed).sample(tests, math.ceil(len(tests) * part))  # noqa: S311 - a test's choice
+        left_out |= set(tests) - set(chosen)
+    return left_out
+
+
+def needs_shared(item: pytest.Item | None) -> bool:
+    return isinstance(item, pytest.Function) and "running_stack" in item.fixturenames
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -66,14 +98,23 @@ def authorities_are_read_once() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
-def running_stack() -> Iterator[Stack]:
+#: The shared platform, while tests that follow need it: one at rest takes a fifth of a processor.
+_shared: list[Stack] = []
+
+
+@pytest.fixture
+def running_stack() -> Stack:
     """One platform for all tests that leave it as they found it."""
-    made = Stack()
-    try:
-        yield made.start().ready()
-    finally:
-        made.remove()
+    if not _shared:
+        _shared.append(Stack())
+        _shared[0].start().ready()
+    return _shared[0]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    if _shared and not needs_shared(nextitem):
+        _shared.pop().remove()
 
 
 @pytest.fixture

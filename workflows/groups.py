@@ -57,14 +57,16 @@ class _Rounds:
     def __init__(self, order: Order) -> None:
         self._order = order
         self._known: set[UUID] = set()
-        self._open: list[asyncio.Task[None]] = []
+        #: Children that the server does not know yet: one whose parent goes on in a new run by then never begins.
+        self._beginning = 0
+        self._open: list[asyncio.Task[bool] | asyncio.Task[None]] = []
 
     async def plan(self, saga: Saga) -> None:
         pause = LOOK_AGAIN
         while True:
             step = await saga.step(GroupRecords.next, self._order, on_control(remaining(self._order), poll=True))
             launches, removals = self._new(step.launches), self._new(step.removals)
-            self._open += [asyncio.create_task(see_to(child)) for child in launches]
+            self._open += [asyncio.create_task(self._see_to(child)) for child in launches]
             if removals:
                 self._open.append(asyncio.create_task(self._remove(removals)))
             if self._open:
@@ -81,6 +83,7 @@ class _Rounds:
                 pause = min(2 * pause, LOOK_AGAIN_AT_MOST)
             if workflow.info().is_continue_as_new_suggested():
                 # What is under way goes on, and the new run sees how it ends: in the rows.
+                await workflow.wait_condition(lambda: not self._beginning)
                 workflow.continue_as_new(continued(self._order))
 
     def _new(self, children: list[Order]) -> list[Order]:
@@ -102,33 +105,45 @@ class _Rounds:
     async def _remove(self, removals: list[Order]) -> None:
         """Once nobody sends them anything any more."""
         release = Release(order=self._order, removals=removals)
-        for attempt in range(RELEASES):
-            id = f"release-{removals[0].workflow_id}-{attempt}"
+        looks = tries = 0
+        while tries < RELEASES:
+            id = f"release-{removals[0].workflow_id}-{looks}"
             leaving = await call(GroupRecords.release, release, id, on_control(remaining(self._order), poll=True))
+            looks += 1
             if not leaving:
                 break
-            await asyncio.gather(*(see_to(child) for child in leaving))
-        await asyncio.gather(*(see_to(child) for child in removals))
+            if all(await asyncio.gather(*(self._see_to(child) for child in leaving))):
+                tries += 1
+            elif remaining(self._order) <= LEAST:
+                break
+            else:
+                await workflow.sleep(LOOK_AGAIN)
+        await asyncio.gather(*(self._see_to(child) for child in removals))
 
-
-async def see_to(order: Order) -> None:
-    """One launch, deletion or change of a balancer, as a child that outlives its parent. How it ends is in its own row,
-    and shows in the next round."""
-    try:
-        await workflow.execute_child_workflow(
-            order.kind,
-            order,
-            id=str(order.workflow_id),
-            task_queue=CONTROL,
-            cancellation_type=workflow.ChildWorkflowCancellationType.ABANDON,
-            parent_close_policy=workflow.ParentClosePolicy.ABANDON,
-            static_summary=f"{order.kind} {order.name}",
-            search_attributes=attributes_of(order),
-        )
-    except WorkflowAlreadyStartedError:
-        pass  # by a run before this one, or by the sweeper
-    except ChildWorkflowError as error:
-        workflow.logger.warning("%s %s: %s", order.kind, order.name, error.cause)
+    async def _see_to(self, child: Order) -> bool:
+        """One launch, deletion or change of a balancer, as a child that outlives its parent. How it ends is in its own
+        row, and shows in the next round. False where it had begun without this run: it may not have ended."""
+        self._beginning += 1
+        try:
+            handle = await workflow.start_child_workflow(
+                child.kind,
+                child,
+                id=str(child.workflow_id),
+                task_queue=CONTROL,
+                cancellation_type=workflow.ChildWorkflowCancellationType.ABANDON,
+                parent_close_policy=workflow.ParentClosePolicy.ABANDON,
+                static_summary=f"{child.kind} {child.name}",
+                search_attributes=attributes_of(child),
+            )
+        except WorkflowAlreadyStartedError:
+            return False  # by a run before this one, or by the sweeper
+        finally:
+            self._beginning -= 1
+        try:
+            await handle
+        except ChildWorkflowError as error:
+            workflow.logger.warning("%s %s: %s", child.kind, child.name, error.cause)
+        return True
 
 
 def _settling(order: Order) -> Settle:

@@ -70,7 +70,7 @@ async def end(api: Api, made: Json, outcome: Any, failure: Failure | None = None
 async def told(api: Api, path: str, most: int, **headers: str) -> list[tuple[str, str, Json]]:
     """The first events of a stream: id, kind, data."""
     found: list[tuple[str, str, Json]] = []
-    async with asyncio.timeout(15), api.http.stream("GET", path, headers=headers) as stream:
+    async with asyncio.timeout(60), api.http.stream("GET", path, headers=headers) as stream:
         assert stream.status_code == 200
         await _read(stream, found, most)
     return found
@@ -167,7 +167,7 @@ async def test_a_prompt_is_stored_once_and_its_answer_streamed_from_where_one_wa
     resumed = await told(api, f"{path}/stream", 2, **{"Last-Event-ID": "2.1"})
     assert resumed == [texts[1], last]
     # The same request again: the same turn, told from its beginning.
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         again = await api.http.post(f"{path}/chat", json=asked["json"], headers={"Idempotency-Key": "k"})
     assert again.text.count("event: ") == 4 and again.headers["content-type"].startswith("text/event-stream")
     rows = (await api.http.get(f"{path}/messages")).json()["data"]

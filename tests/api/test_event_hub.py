@@ -251,7 +251,7 @@ async def test_feed_waits_a_little_for_a_follower_and_then_moves_past_it(monkeyp
             got.extend(item.position[1] for item in made.take(quick, Wanted()))
 
     reading = asyncio.create_task(read())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         for number in range(1, 101):
             await made.put(_item(number))
         made.wake()
@@ -291,7 +291,7 @@ async def test_slow_reader_is_cut_and_resumes_while_others_get_everything(
 
 
 def read_to_the_end(client: socket.socket) -> str:
-    client.settimeout(10)
+    client.settimeout(60)
     parts = []
     while part := client.recv(1 << 20):
         parts.append(part)
@@ -308,7 +308,7 @@ async def test_reader_that_takes_nothing_is_cut_off(api: Api, monkeypatch: pytes
         assert await eventually(lambda: followers(api) == 1)
         await asyncio.to_thread(write, api, *(f"test.{number}" for number in range(100)), size=200_000)
         assert await eventually(lambda: followers(api) == 0)
-        client.settimeout(10)
+        client.settimeout(60)
 
         def drain() -> int:
             return sum(iter(lambda: len(client.recv(1 << 20)), 0))
@@ -375,7 +375,7 @@ async def test_slow_websocket_is_closed_with_1013(api: Api, monkeypatch: pytest.
 
 def frames(client: socket.socket) -> list[tuple[int, bytes]]:
     """All that a server sends: opcodes and payloads, to its close."""
-    client.settimeout(10)
+    client.settimeout(60)
     data = client.recv(65536)
     data = data[data.index(b"\r\n\r\n") + 4 :]
     found: list[tuple[int, bytes]] = []

@@ -34,7 +34,7 @@ async def stream(http: httpx.AsyncClient, path: str, after: str | None = None) -
 
 
 async def take(
-    http: httpx.AsyncClient, count: int, path: str = "/v1/events", after: str | None = None, seconds: float = 10
+    http: httpx.AsyncClient, count: int, path: str = "/v1/events", after: str | None = None, seconds: float = 60
 ) -> list[Any]:
     """The first ``count`` events."""
     found: list[Any] = []

@@ -79,7 +79,7 @@ async def test_streams_of_events_are_shown_with_their_lag(api: Api) -> None:
     async with api.http.stream("GET", "/v1/events") as answer:
         lines = answer.aiter_lines()
         await api.launch()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             async for line in lines:
                 if line.startswith("data"):
                     break

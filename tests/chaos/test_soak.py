@@ -138,7 +138,7 @@ def grown(found: dict[str, tuple[list[float], list[float]]]) -> list[str]:
 
 
 @pytest.mark.chaos
-@pytest.mark.timeout(4 * 3600 if LONG else 400)
+@pytest.mark.timeout(4 * 3600 if LONG else 900)
 def test_create_and_delete_again_and_again_leaves_nothing(
     soaked: Stack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,7 +82,6 @@ class User:
 
 @pytest.mark.chaos
 @pytest.mark.engine
-@pytest.mark.timeout(600)
 def test_storm(capsys: pytest.CaptureFixture[str]) -> None:
     chance = random.Random(SEED)  # noqa: S311 - to be repeated
     stack = Stack(CAIRN_DEADLINE_LAUNCH="60").start()

@@ -34,7 +34,7 @@ def platform() -> Iterator[Stack]:
         stack.remove()
 
 
-@pytest.mark.timeout(SECONDS + 240)
+@pytest.mark.timeout(SECONDS + 900)
 def test_every_answer_is_as_documented_and_the_platform_comes_to_rest(platform: Stack, tmp_path: Path) -> None:
     known = platform.endpoint()
     command = [

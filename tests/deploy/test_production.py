@@ -20,7 +20,6 @@ from tests.deploy import compose, servers
 from tests.deploy.production import HOST, Production
 from tests.services import until
 
-pytestmark = pytest.mark.timeout(900)
 #: Tried here and not in test_files.py, as the wheel would be built for each of two processes of tests.
 UNITS = compose.ROOT / "deploy" / "systemd"
 APIS, CONTROLS = ("api-1", "api-2"), ("control-1", "control-2")

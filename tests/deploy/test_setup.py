@@ -15,7 +15,6 @@ import migrations
 from tests.deploy.servers import ExternalPostgres, ExternalTemporal, free_port
 
 PASSWORDS = {"cairn_owner": "o'w\\ner", "cairn_api": "a p%i", "cairn_worker": "w@rker:/"}
-pytestmark = pytest.mark.timeout(240)
 
 
 class Setup:

@@ -22,7 +22,6 @@ from tests.services import until
 from tests.swift import ACCESS_KEY, BUCKET, SECRET_KEY, Swift, install, is_installed
 
 #: The first run on a machine installs the service.
-pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")

@@ -261,7 +261,6 @@ def test_killed_target_is_out_within_two_intervals_and_fails_no_request(farm: Fa
     farm.machines.start(victim.id, never)
 
 
-@pytest.mark.timeout(600)
 def test_reconfigured_again_and_again_under_load_no_request_fails(farm: Farm) -> None:
     chance = random.Random(SEED)  # noqa: S311 - a test's choice, to be repeated
     farm.apply("abc")

@@ -20,7 +20,6 @@ def serving(word: str) -> list[str]:
     return ["/bin/sh", "-c", SERVE.format(name=word)]
 
 
-@pytest.mark.timeout(300)
 def test_members_are_replaced_added_and_removed_without_a_failed_request(stack: Stack) -> None:
     front = stack.completed(
         stack.accept("POST", "/lb", {"name": "shop", "port": 80, "host_port": 0, "drain_seconds": 3})

@@ -90,7 +90,6 @@ def ended(stack: Stack, job: Json, seconds: float = 90) -> list[Json]:
     return runs(stack, job)
 
 
-@pytest.mark.timeout(240)
 def test_each_second_has_one_run_though_the_control_worker_is_killed_twice(stack: Stack, receiver: Receiver) -> None:
     target = {"http": {"url": receiver.url, "body": {"hello": "there"}, "timeout": 5}}
     job = make(stack, target, overlap="allow_all")
@@ -111,7 +110,6 @@ def test_each_second_has_one_run_though_the_control_worker_is_killed_twice(stack
     remove(stack, job)
 
 
-@pytest.mark.timeout(900)
 def test_overlaps_are_as_declared(stack: Stack, slow: str) -> None:
     """Runs of two and a half seconds, each second."""
     target = {"http": {"url": slow}}

@@ -105,7 +105,6 @@ def write(stack: Stack, count: int) -> list[str]:
     return [id for (id,) in stack.sql(every)]
 
 
-@pytest.mark.timeout(900)
 async def test_many_streams_get_every_event_once_in_order_across_restarts(
     stack: Stack, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,7 +22,6 @@ from tests.machine import Machine, beside, token
 from tests.stack import Json, Stack, wait_for
 
 #: On a busy machine platform and agents take a minute to start.
-pytestmark = pytest.mark.timeout(300)
 #: A lost host takes a minute to be one. One of these is tried each time, all of them with CAIRN_CHAOS=all.
 LOST = ("dies", "replace", "fence", "hears nothing")
 SEED = int(os.environ["CAIRN_CHAOS_SEED"])

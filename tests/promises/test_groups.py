@@ -54,7 +54,6 @@ def is_whole(stack: Stack, accepted: Json, desired: int) -> bool:
     return at_rest and len(found) == desired and all(row["status"] == "running" for row in found)
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("backend", "many"), [("simulated", 30), ("docker", MANY)])
 def test_scaled_out_and_in_with_worker_and_agent_killed_three_times(stack: Stack, backend: str, many: int) -> None:
     with group(stack, 0, backend) as accepted:
@@ -157,7 +156,6 @@ def test_deployment_is_scaled_by_its_replicas(stack: Stack) -> None:
 
 
 @pytest.mark.skipif(os.environ.get("CAIRN_CHAOS") != "all", reason="it takes minutes: make chaos")
-@pytest.mark.timeout(600)
 def test_busy_group_grows_within_ninety_seconds_and_shrinks_again_and_does_not_swing(stack: Stack) -> None:
     """A real load, on real containers: that of one member, which is told to work and to rest."""
     work = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done"

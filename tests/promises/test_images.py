@@ -138,7 +138,6 @@ def test_bad_upload_says_why_and_leaves_the_disk_as_before(stack: Stack, content
     remove(stack, accepted)
 
 
-@pytest.mark.timeout(300)
 def test_twenty_launches_of_an_uncached_image_are_one_pull(stack: Stack, registry: Registry) -> None:
     busybox = Path("/bin/busybox").read_bytes()
     # Layers that no other test has brought to the engine.
@@ -219,7 +218,6 @@ def test_upload_that_dies_with_the_api_leaves_nothing(stack: Stack) -> None:
 
 
 @pytest.mark.chaos
-@pytest.mark.timeout(600)
 def test_gigabytes_take_no_memory(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
     gigabytes = 5 if ALL else 1
     size = gigabytes << 30

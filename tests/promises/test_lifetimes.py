@@ -94,7 +94,6 @@ def test_time_to_live_ends_a_launch_that_is_under_way(stack: Stack) -> None:
 # Idle stop
 
 
-@pytest.mark.timeout(300)
 def test_idle_instance_is_stopped_once_and_in_time_though_everything_dies_meanwhile(stack: Stack) -> None:
     idle = stack.running(backend="docker", idle_stop_seconds=45)
     busy = stack.running(backend="docker", idle_stop_seconds=20, cmd=["/bin/sh", "-c", BUSY])
@@ -116,7 +115,6 @@ def test_idle_instance_is_stopped_once_and_in_time_though_everything_dies_meanwh
     assert stack.instance(idle)["status"] == "running"
 
 
-@pytest.mark.timeout(180)
 def test_open_stream_keeps_an_instance_running_though_it_does_nothing(stack: Stack) -> None:
     instance = stack.running(backend="docker", idle_stop_seconds=15)
     body = {"cmd": ["sleep", "40"], "timeout": 60}

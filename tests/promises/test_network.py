@@ -23,7 +23,6 @@ from tests.stack import Json, Stack, wait_for
 from worker import engine
 
 #: Its first test sets all of it up.
-pytestmark = pytest.mark.timeout(300)
 FENCE_AFTER = 8
 ALL = os.environ.get("CAIRN_CHAOS") == "all"
 #: So many at once, on Docker engines and on simulated ones: more than there is room for.

@@ -54,7 +54,7 @@ def running(stack: Stack) -> dict[str, tuple[str, str]]:
     }
 
 
-@pytest.mark.timeout(AWAY_SECONDS + 240)
+@pytest.mark.timeout(AWAY_SECONDS + 900)
 def test_everything_away_for_long_moves_nothing_and_old_generations_go(
     platform: Stack, machine: Machine, docker_engine: docker.DockerClient
 ) -> None:

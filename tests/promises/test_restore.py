@@ -27,7 +27,7 @@ from tests.stack import IMAGE, Json, Stack, wait_for
 from worker import data_folder, postgres, restoring
 
 #: They start platforms, twice and more.
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.engine]
 SEED = int(os.environ["CAIRN_CHAOS_SEED"])
 ALL = os.environ.get("CAIRN_CHAOS") == "all"
 TEMPORALS = ("older", "empty")

@@ -24,7 +24,6 @@ def stats(stack: Stack, instance: Json, least: int, seconds: float = 60) -> list
     return wait_for(f"{least} samples of {instance['name']}", enough, seconds)
 
 
-@pytest.mark.timeout(180)
 def test_busy_and_idle_instances_show_as_such_and_the_api_may_die_meanwhile(stack: Stack) -> None:
     busy, idle, simulated = stack.running(backend="docker", cmd=BUSY), stack.running(backend="docker"), stack.running()
     for instance in (busy, idle, simulated):

@@ -34,11 +34,15 @@ HUNDRED = 100_000_000
 
 
 @pytest.fixture(scope="module")
-def stack(running_stack: Stack) -> Iterator[Stack]:
-    """The running platform, at rest again after all of these tests."""
-    yield running_stack
-    running_stack.delete_all()
-    invariants.settle(running_stack)
+def stack() -> Iterator[Stack]:
+    """A platform, at rest again after all of these tests."""
+    made = Stack(simulated_hosts=1)
+    try:
+        yield made.start().ready()
+        made.delete_all()
+        invariants.settle(made)
+    finally:
+        made.remove()
 
 
 @pytest.fixture(scope="module")

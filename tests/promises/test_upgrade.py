@@ -76,7 +76,6 @@ def upgraded() -> Iterator[Stack]:
         made.remove()
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("version", RELEASES if os.environ.get("CAIRN_CHAOS") == "all" else RELEASES[-1:])
 def test_runs_under_way_during_an_upgrade_complete(upgraded: Stack, version: str, tmp_path: Path) -> None:
     stack, code = upgraded, code_of(version, tmp_path)
@@ -204,7 +203,6 @@ def freed(stack: Stack, runs: list[Json]) -> None:
 
 @pytest.mark.chaos
 @pytest.mark.skipif(os.environ.get("CAIRN_CHAOS") != "all", reason="takes a minute; part of the long run (make chaos)")
-@pytest.mark.timeout(240)
 def test_release_before_works_beside_this_one(upgraded: Stack, tmp_path: Path) -> None:
     """Schema, one control worker, the other, API, agent, as docs/upgrading.md says; with runs under way at each."""
     stack, choice = upgraded, Choice(tmp_path, code_of(RELEASES[-1], tmp_path / "old"))

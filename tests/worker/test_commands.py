@@ -20,7 +20,7 @@ from worker import data_folder
 from worker.data_folder import is_alive
 
 CAIRN = str(Path(sys.executable).with_name("cairn"))
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.engine]
 
 
 class Commands:

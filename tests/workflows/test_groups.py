@@ -8,6 +8,7 @@ import pytest
 from temporalio.client import WorkflowFailureError
 
 from activities.groups import GroupRound
+from activities.runs import start
 from model.errors import EngineRefused
 from model.workflows import Failure
 from tests.services import eventually
@@ -45,6 +46,19 @@ async def test_members_that_go_leave_their_balancers_first_and_go_when_that_fail
     assert calls.count("group.release 1") == RELEASES == calls.count("lb.settle completed")
     last = len(calls) - 1 - calls[::-1].index("lb.settle completed")
     assert last < calls.index("instance.claim") < calls.index("instance.delete generation 1")
+
+
+async def test_a_change_of_a_balancer_that_somebody_else_began_is_no_try(play: Theatre) -> None:
+    change, slow = order("UpdateLoadBalancer"), Gate()
+    play.stage.script["lb.configure"].append(slow)
+    begun = await start(play.client, change)
+    await slow.reached.wait()
+    play.stage.group_rounds = [removals(1)]
+    play.stage.releases = [[change] for _ in range(RELEASES + 1)]
+    await (await play.start("ScaleGroup", resource_type="group")).result()
+    assert play.stage.calls.count("group.release 1") == RELEASES + 2
+    slow.opened.set()
+    await begun.result()
 
 
 async def test_more_are_launched_before_the_slowest_is_there(play: Theatre) -> None:
@@ -115,6 +129,6 @@ async def test_long_one_goes_on_in_a_new_run_with_what_is_under_way(play: Theatr
     play.stage.group_rounds = [launches(6) for _ in range(6)]
     first = await play.start("ScaleGroup", resource_type="group", deadline_seconds=600)
     await play.client.get_workflow_handle(first.id).result()
-    assert await eventually(lambda: play.stage.calls.count("instance.settle completed") == 36, 30)
+    assert await eventually(lambda: play.stage.calls.count("instance.settle completed") == 36, 60), play.stage.calls
     (end,) = play.stage.groups_ended
     assert end.order.first_run_id == first.first_execution_run_id
