@@ -59,7 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--part", type=float, default=1.0, help="of each file's long tests, draw so many by CAIRN_CHAOS_SEED; at least one"
+        "--part", type=float, default=1.0, help="draw this part of each file's long tests, by CAIRN_CHAOS_SEED"
     )
 
 
