@@ -60,6 +60,7 @@ COMMANDS = {
     "credential": Place("cli.credentials", "app", "With what workspaces are fetched."),
     "agent": Place("cli.agents", "app", "Agents that work in sessions."),
     "ssh-key": Place("cli.ssh_keys", "app", "Public keys that instances are launched with."),
+    "preference": Place("cli.preferences", "app", "What the platform remembers for you."),
     "host": Place("cli.hosts", "app", "Hosts: let machines join, empty and remove them."),
     "secret": Place("cli.secrets", "app", "Values that instances are given, and nobody is shown."),
     "type": Place("cli.types", "app", "Instance types: the sizes that instances come in."),

@@ -51,6 +51,7 @@ _LISTS = {
     "instance-types": "cairn type list",
     "secrets": "cairn secret list",
     "ssh-keys": "cairn ssh-key list",
+    "preferences": "cairn preference list",
     "webhooks": "cairn webhook list",
     "cron": "cairn cron list",
     "lb": "cairn lb list",

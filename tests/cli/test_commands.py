@@ -108,6 +108,7 @@ AUDITED |= {"operation": "POST /v1/instances"}
 GROUPED = {**MADE, "status": "active", "paused": False, "image": "x" * 100, "revision": 1}
 ROWS = {
     "ssh-key list": ("/ssh-keys", {**MADE, "type": "ssh-ed25519", "fingerprint": f"SHA256:{'x' * 43}"}),
+    "preference list": ("/preferences", {"key": "editor", "value": "x" * 100, "updated_at": MADE["created_at"]}),
     "instance list": ("/instances", instance(labels={"x": "y" * 100})),
     "host list": ("/hosts", host()),
     "workflow list": ("/workflows", workflow(error={"code": "x", "message": "z" * 100})),
