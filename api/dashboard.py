@@ -21,6 +21,7 @@ from model.groups import Group, GroupStatus
 from model.hosts import LEASE, Host
 from model.images import Image, ImageStatus
 from model.instances import Instance, Status
+from model.sessions import SessionStatus, WorkSession
 from model.webhooks import Webhook
 from model.workflows import State, Workflow
 from model.workspaces import Workspace, WorkspaceStatus
@@ -56,7 +57,9 @@ RESOURCES = {
     "load_balancers": Counted(
         LoadBalancer.status, LoadBalancer.project_id, LoadBalancer.status != BalancerStatus.DELETED
     ),
+    "pools": Counted(Group.status, Group.project_id, _is_group("pool")),
     "workspaces": Counted(Workspace.status, Workspace.project_id, Workspace.status != WorkspaceStatus.DELETED),
+    "sessions": Counted(WorkSession.status, WorkSession.project_id, WorkSession.status != SessionStatus.REMOVED),
     "images": Counted(Image.status, Image.project_id, Image.status != ImageStatus.DELETED),
     "cron_jobs": Counted(_paused, CronJob.project_id, CronJob.deleted_at.is_(None)),
     "webhooks": Counted(_switched, Webhook.project_id, literal(True)),

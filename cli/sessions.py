@@ -17,7 +17,7 @@ from cli.client import Client
 from cli.completion import sessions as session_names
 from cli.completion import workspaces as workspace_names
 from cli.ending import Ending, Kind, each, finish
-from cli.errors import usage
+from cli.errors import CommandFailed, usage
 from cli.listing import Listing, Table, print_list
 from cli.options import pairs, seconds
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
@@ -102,7 +102,12 @@ def list_(limit: Limit = 50, everything: All = False, output: Output = Format.TA
 def show(name: Name, output: Output = Format.TABLE) -> None:
     """Show one session."""
     with Client() as client:
-        _print(_find(client, name), output)
+        session = _find(client, name)
+        if output is not Format.TABLE:
+            render.print_json(session)
+            return
+        named = {what: _name(client, f"/{what}s", session[f"{what}_id"]) for what in ("workspace", "agent")}
+    _print(session | named, output)
 
 
 @app.command(epilog="Example: cairn session stop fix-login")
@@ -338,7 +343,8 @@ def _print(session: dict[str, Any], output: Format) -> None:
             ("id", session["id"]),
             ("status", session["status"]),
             ("error", f"{error['code']}: {error['message']}" if error else ""),
-            ("workspace", session["workspace_id"]),
+            ("workspace", session.get("workspace", session["workspace_id"])),
+            ("agent", session.get("agent", session["agent_id"]) or ""),
             ("commit", session["commit"]),
             ("committed", session["head"] or ""),
             ("image", session["image"]),
@@ -350,6 +356,16 @@ def _print(session: dict[str, Any], output: Format) -> None:
             ("expires", session["expires_at"] or ""),
         ]
     )
+
+
+def _name(client: Client, path: str, id: str | None) -> str:
+    """With the id after it; the id alone of what is gone, or may not be seen."""
+    if id is None:
+        return ""
+    try:
+        return f"{client.get(f'{path}/{id}')['name']} ({id})"
+    except CommandFailed:
+        return id
 
 
 _KIND = Kind("/sessions", _find, _print)

@@ -11,6 +11,7 @@ from cli.errors import Exit
 from tests.cli.fake import INSTANCE, WHEN, WORKFLOW, Answer, FakeApi, accepted, cairn, workflow
 
 WORKSPACE, SESSION = "0199b3f0-0000-7000-8000-0000000000a1", "0199b3f0-0000-7000-8000-0000000000a2"
+AGENT = "0199b3f0-0000-7000-8000-0000000000a3"
 ABOUT = {"id": WORKSPACE, "name": "shop"}
 
 
@@ -21,6 +22,7 @@ def session(**over: Any) -> dict[str, Any]:
         **named,
         **about,
         "network": {"mode": "none"},
+        "agent_id": None,
         "expires_at": None,
         "head": None,
         "start": "cold",
@@ -43,6 +45,14 @@ def test_create_says_what_was_asked_for_and_nothing_else(api: FakeApi) -> None:
     wanted = {"name": "work", "instance_type": "basic-1", "env": {"A": "b"}, "network": network, "ttl_seconds": 3600}
     assert sent.body == wanted
     assert cairn("session", "create", "shop", "--allow", "a.org", "--network", "none").exit_code == Exit.USAGE
+
+
+def test_show_names_its_workspace_and_its_agent(api: FakeApi) -> None:
+    api.on("GET /sessions", Answer(200, [session(agent_id=AGENT)]))
+    api.on(f"GET /workspaces/{WORKSPACE}", Answer(200, ABOUT))
+    api.on(f"GET /agents/{AGENT}", Answer(404, error={"code": "not_found", "message": "there is no agent"}))
+    shown = cairn("session", "show", "work")
+    assert shown.exit_code == 0 and f"shop ({WORKSPACE})" in shown.stdout and AGENT in shown.stdout, shown.output
 
 
 def test_files_are_listed_and_copied_both_ways(api: FakeApi, tmp_path: Path) -> None:
