@@ -24,8 +24,8 @@ from api.open_streams import Held, OpenStreams
 from api.paging import Paging, page_of
 from api.resources import one
 from api.streamed import Bounded
+from api.work_session_changes import begin, check_status, order_of_session
 from api.work_session_rows import lock, mine
-from api.work_sessions import begin, check_status, order_of_session
 from api.workflows import WorkflowView, ask_to_end
 from api.workflows import find as find_workflow
 from api.workflows import view as workflow_view
