@@ -26,6 +26,12 @@ from worker.data_folder import StackError
 OLDEST_PYTHON = (3, 11)
 NEEDED_MIB, WANTED_MIB = 500, 2048
 CHECK_SECONDS, CONNECT_SECONDS = 20, 3
+#: Made here, each with what only needs it where no registry is reachable.
+PROGRAM_IMAGES = (
+    ("load balancer image", haproxy_image.image, "load balancers with no registry"),
+    ("git image", git_image.image, "workspaces with no registry"),
+    ("agent image", agent_image.image, "the reference agent of sessions"),
+)
 
 Install = Annotated[bool, typer.Option("--install", help="First install and start a Docker engine, make the image.")]
 
@@ -64,9 +70,8 @@ def doctor(install: Install = False, output: render.Output = render.Format.TABLE
         try:
             url = engine.ensure(settings, render.say)
             engine.ensure_base_image(url, render.say)
-            haproxy_image.offer(url, render.say)
-            git_image.offer(url, render.say)
-            agent_image.offer(url, render.say)
+            for _, image, _ in PROGRAM_IMAGES:
+                image.offer(url, render.say)
             engine.ensure_programs(settings, render.say)
         except StackError as error:
             raise CommandFailed(str(error), "cannot_install", Exit.FAILED) from None
@@ -149,17 +154,10 @@ def _docker(settings: Settings) -> Iterator[Finding]:
     there = engine.has_base_image(url)
     fix = None if there else "'cairn up' makes it; 'cairn doctor --install' too"
     yield Finding(name="base image", found=there, works=there, detail=engine.IMAGE, fix=fix, required=False)
-    there = haproxy_image.has_image(url)
-    fix = None if there else "only for load balancers with no registry: 'cairn up' or 'cairn doctor --install' make it"
-    yield Finding(
-        name="load balancer image", found=there, works=there, detail=haproxy_image.IMAGE, fix=fix, required=False
-    )
-    there = git_image.has_image(url)
-    fix = None if there else "only for workspaces with no registry: 'cairn up' or 'cairn doctor --install' make it"
-    yield Finding(name="git image", found=there, works=there, detail=git_image.IMAGE, fix=fix, required=False)
-    there = agent_image.has_image(url)
-    fix = None if there else "only for the reference agent of sessions: 'cairn up' or 'cairn doctor --install' make it"
-    yield Finding(name="agent image", found=there, works=there, detail=agent_image.IMAGE, fix=fix, required=False)
+    for name, image, use in PROGRAM_IMAGES:
+        there = image.is_there(url)
+        fix = None if there else f"only for {use}: 'cairn up' or 'cairn doctor --install' make it"
+        yield Finding(name=name, found=there, works=there, detail=image.reference, fix=fix, required=False)
     yield _allow_lists(url)
 
 

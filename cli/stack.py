@@ -52,11 +52,11 @@ def up(detach: Detach = False, docker: Docker = True) -> None:
         if docker_host:
             engine.ensure_base_image(docker_host, _say)
             os.environ.setdefault("CAIRN_SESSION_IMAGE", engine.IMAGE)
-            if haproxy_image.offer(docker_host, _say):
+            if haproxy_image.image.offer(docker_host, _say):
                 os.environ.setdefault("CAIRN_LB_IMAGE", haproxy_image.IMAGE)
-            if git_image.offer(docker_host, _say):
+            if git_image.image.offer(docker_host, _say):
                 os.environ.setdefault("CAIRN_GIT_IMAGE", git_image.IMAGE)
-            agent_image.offer(docker_host, _say)
+            agent_image.image.offer(docker_host, _say)
         os.umask(0o077)  # what this and its children write is for this user alone
         if detach:
             _show(_start_detached(data_folder.make(folder), docker), "cairn down")

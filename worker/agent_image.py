@@ -13,7 +13,7 @@ import drivers.reference_agent
 from worker import busybox, program_image
 from worker.busybox import add
 from worker.data_folder import StackError
-from worker.engine import Report
+from worker.program_image import ProgramImage
 
 IMAGE = "cairn/agent:latest"
 PROGRAM, AGENT = "usr/bin/python3", "usr/lib/cairn/agent.py"
@@ -24,24 +24,6 @@ LEFT_OUT = {
     *("distutils", "config", "dist-packages"),
 }
 EXTENSIONS = "lib-dynload"
-
-
-def has_image(url: str) -> bool:
-    return program_image.has_image(url, IMAGE)
-
-
-def ensure(url: str, report: Report) -> None:
-    """Make ``cairn/agent:latest`` on the engine, without any registry; nothing happens when it is there.
-
-    Raises StackError that says what to do.
-    """
-    if not has_image(url):
-        program_image.make(url, IMAGE, root_archive, CHANGES, report, of="the Python that runs this")
-
-
-def offer(url: str, report: Report) -> bool:
-    """The same, where it can be done; whether the image is there. Everything but the reference agent works without."""
-    return program_image.offered(lambda: ensure(url, report), "Sessions have no reference agent", report)
 
 
 def root_archive(scratch: Path) -> bytes:
@@ -71,3 +53,6 @@ def root_archive(scratch: Path) -> bytes:
         for name, found in needed.items():
             add(archive, program_image.place_of(name), tarfile.REGTYPE, 0o755, found.read_bytes())
     return packed.getvalue()
+
+
+image = ProgramImage(IMAGE, root_archive, CHANGES, "Sessions have no reference agent", of="the Python that runs this")

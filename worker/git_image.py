@@ -11,7 +11,7 @@ from pathlib import Path
 from worker import busybox, program_image
 from worker.busybox import add
 from worker.data_folder import StackError
-from worker.engine import Report
+from worker.program_image import ProgramImage
 
 IMAGE = "cairn/git:latest"
 PACKAGES = ("git", "openssh-client", "ca-certificates")
@@ -20,24 +20,6 @@ CORE, GIT, SSH = "usr/lib/git-core", "usr/bin/git", "usr/bin/ssh"
 NEEDED = ("git-remote-http", "git-submodule", "git-sh-setup", "git-sh-i18n", "git-sh-i18n--envsubst")
 AUTHORITIES = "etc/ssl/certs/ca-certificates.crt"
 CHANGES = ['CMD ["git","--version"]', "ENV PATH=/usr/bin:/bin", "USER 65534:65534"]
-
-
-def has_image(url: str) -> bool:
-    return program_image.has_image(url, IMAGE)
-
-
-def ensure(url: str, report: Report) -> None:
-    """Make ``cairn/git:latest`` on the engine, without any registry; nothing happens when it is there.
-
-    Raises StackError that says what to do.
-    """
-    if not has_image(url):
-        program_image.make(url, IMAGE, root_archive, CHANGES, report)
-
-
-def offer(url: str, report: Report) -> bool:
-    """The same, where it can be done; whether the image is there. Everything but workspaces works without."""
-    return program_image.offered(lambda: ensure(url, report), "Workspaces use the registry's image", report)
 
 
 def root_archive(scratch: Path) -> bytes:
@@ -85,3 +67,6 @@ def _authorities(root: Path) -> bytes:
         if known.is_file():
             return known.read_bytes()
     return b"".join(sorted(file.read_bytes() for file in root.glob("usr/share/ca-certificates/**/*.crt")))
+
+
+image = ProgramImage(IMAGE, root_archive, CHANGES, "Workspaces use the registry's image")

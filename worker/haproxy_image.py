@@ -12,31 +12,13 @@ from model.haproxy import HOME
 from worker import busybox, program_image
 from worker.busybox import add
 from worker.data_folder import StackError
-from worker.engine import Report
+from worker.program_image import ProgramImage
 
 IMAGE = "cairn/haproxy:latest"
 PACKAGE, PROGRAM = "haproxy", "usr/sbin/haproxy"
 #: As in the official image, and like there it is that user who runs it.
 USER = 99
 CHANGES = [f'CMD ["{PROGRAM}","-v"]', f"USER {USER}:{USER}", f"WORKDIR {HOME}", f"ENV PATH=/usr/sbin:/bin HOME={HOME}"]
-
-
-def has_image(url: str) -> bool:
-    return program_image.has_image(url, IMAGE)
-
-
-def ensure(url: str, report: Report) -> None:
-    """Make ``cairn/haproxy:latest`` on the engine, without any registry; nothing happens when it is there.
-
-    Raises StackError that says what to do.
-    """
-    if not has_image(url):
-        program_image.make(url, IMAGE, root_archive, CHANGES, report)
-
-
-def offer(url: str, report: Report) -> bool:
-    """The same, where it can be done; whether the image is there. Everything but load balancers works without."""
-    return program_image.offered(lambda: ensure(url, report), "Load balancers use the registry's image", report)
 
 
 def root_archive(scratch: Path) -> bytes:
@@ -68,3 +50,6 @@ def find(scratch: Path) -> tuple[Path, dict[str, Path]]:
         f"the image {IMAGE} is made of the distribution's {PACKAGE}, which is not here: install that package; or let "
         "CAIRN_LB_IMAGE name an image of a registry, such as haproxy:3.0-alpine"
     )
+
+
+image = ProgramImage(IMAGE, root_archive, CHANGES, "Load balancers use the registry's image")

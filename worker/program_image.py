@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,48 +21,56 @@ from worker.engine import Report
 _LIBRARY = re.compile(r"^\s*(?:(?P<name>\S+) => )?(?P<path>/\S+) \(0x[0-9a-f]+\)$", re.MULTILINE)
 
 
-def has_image(url: str, image: str) -> bool:
-    client = docker.DockerClient(base_url=url, timeout=60)
-    try:
-        client.images.get(image)
-    except docker.errors.ImageNotFound:
-        return False
-    finally:
-        client.close()
-    return True
+@dataclass(frozen=True)
+class ProgramImage:
+    """One of them. ``root_archive`` makes its root file system, a tar archive, in a folder that it may fill."""
 
+    reference: str
+    root_archive: Callable[[Path], bytes]
+    #: Its configuration, as lines of a Dockerfile.
+    changes: Sequence[str]
+    #: What is done where it cannot be made.
+    without: str
+    of: str = "the distribution's packages"
 
-def make(
-    url: str,
-    image: str,
-    root_archive: Callable[[Path], bytes],
-    changes: list[str],
-    report: Report,
-    of: str = "the distribution's packages",
-) -> None:
-    """Make it on the engine of this root file system. Raises StackError that says what to do."""
-    with TemporaryDirectory(prefix="cairn-") as scratch:
-        archive = root_archive(Path(scratch))
-    report(f"Making the image {image} ({len(archive) >> 20} MiB) of {of}.")
-    client = docker.DockerClient(base_url=url, timeout=120)
-    try:
-        name, _, tag = image.partition(":")
-        client.api.import_image_from_data(archive, repository=name, tag=tag, changes=changes)
-        client.images.get(image)
-    except docker.errors.DockerException as error:
-        raise StackError(f"the engine at {url} did not take the image {image}: {error}") from error
-    finally:
-        client.close()
+    def is_there(self, url: str) -> bool:
+        client = docker.DockerClient(base_url=url, timeout=60)
+        try:
+            client.images.get(self.reference)
+        except docker.errors.ImageNotFound:
+            return False
+        finally:
+            client.close()
+        return True
 
+    def ensure(self, url: str, report: Report) -> None:
+        """Make it on the engine, without any registry; nothing happens when it is there.
 
-def offered(make: Callable[[], None], without: str, report: Report) -> bool:
-    """Make it where that can be done; whether it is there. ``without``: what is done where it is not."""
-    try:
-        make()
-    except (StackError, docker.errors.DockerException, subprocess.SubprocessError, OSError) as error:
-        report(f"{without}, as none can be made here: {error}")
-        return False
-    return True
+        Raises StackError that says what to do.
+        """
+        if self.is_there(url):
+            return
+        with TemporaryDirectory(prefix="cairn-") as scratch:
+            archive = self.root_archive(Path(scratch))
+        report(f"Making the image {self.reference} ({len(archive) >> 20} MiB) of {self.of}.")
+        client = docker.DockerClient(base_url=url, timeout=120)
+        try:
+            name, _, tag = self.reference.partition(":")
+            client.api.import_image_from_data(archive, repository=name, tag=tag, changes=list(self.changes))
+            client.images.get(self.reference)
+        except docker.errors.DockerException as error:
+            raise StackError(f"the engine at {url} did not take the image {self.reference}: {error}") from error
+        finally:
+            client.close()
+
+    def offer(self, url: str, report: Report) -> bool:
+        """The same, where it can be done; whether the image is there. All else works without."""
+        try:
+            self.ensure(url, report)
+        except (StackError, docker.errors.DockerException, subprocess.SubprocessError, OSError) as error:
+            report(f"{self.without}, as none can be made here: {error}")
+            return False
+        return True
 
 
 def unpacked(scratch: Path, packages: Sequence[str]) -> Path | None:

@@ -111,7 +111,7 @@ class Farm:
 
 @pytest.fixture(scope="module")
 def farm() -> Iterator[Farm]:
-    haproxy_image.ensure(engine.SOCKET, print)
+    haproxy_image.image.ensure(engine.SOCKET, print)
     made = Farm()
     yield made
     remove_all(made.machines)
@@ -283,7 +283,7 @@ def certificate(tmp_path: Path) -> bytes:
 
 
 def test_tls_of_a_secret_that_is_in_memory_alone(certificate: bytes) -> None:
-    haproxy_image.ensure(engine.SOCKET, print)
+    haproxy_image.image.ensure(engine.SOCKET, print)
     farm = Farm(secrets={"TLS": certificate})
     try:
         farm.apply("ab", tls_version=1)

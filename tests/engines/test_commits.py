@@ -85,7 +85,7 @@ def spec_of(tree: SessionTree, parent: str, message: str = "Mend it", **more: An
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Host]:
-    git_image.ensure(engine.SOCKET, lambda _: None)
+    git_image.image.ensure(engine.SOCKET, lambda _: None)
     made = Host(tmp_path)
     yield made
     for session in made.sessions.found():
@@ -236,7 +236,7 @@ def test_what_is_called_off_leaves_nothing_and_what_it_cannot_do_says_why(host: 
 
 
 def test_a_shallow_workspace_can_be_committed_to(tmp_path: Path) -> None:
-    git_image.ensure(engine.SOCKET, lambda _: None)
+    git_image.image.ensure(engine.SOCKET, lambda _: None)
     with git_server() as server:
         server.repository("deep", {"a": b"1"})
         server.commit("deep", {"a": b"2"})

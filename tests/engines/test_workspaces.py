@@ -96,7 +96,7 @@ def secrets() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[GitServer]:
-    git_image.ensure(engine.SOCKET, lambda _: None)
+    git_image.image.ensure(engine.SOCKET, lambda _: None)
     with git_server() as made:
         yield made
 

@@ -21,7 +21,7 @@ WORDS = [f"word{number} " for number in range(40)]
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    agent_image.ensure(engine.SOCKET, lambda _: None)
+    agent_image.image.ensure(engine.SOCKET, lambda _: None)
     source = tmp_path_factory.mktemp("source")
     (source / "README").write_text("base\n")
     made = Stack(simulated_hosts=0, CAIRN_WORKSPACE_PATHS=str(source)).start().ready()

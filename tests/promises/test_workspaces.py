@@ -20,7 +20,7 @@ pytestmark = pytest.mark.engine
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[GitServer]:
-    git_image.ensure(engine.SOCKET, lambda _: None)
+    git_image.image.ensure(engine.SOCKET, lambda _: None)
     with git_server() as made:
         yield made
 

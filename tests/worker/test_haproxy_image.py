@@ -12,6 +12,7 @@ import pytest
 from model.haproxy import HOME
 from worker import haproxy_image
 from worker.data_folder import StackError
+from worker.program_image import ProgramImage
 
 pytestmark = pytest.mark.engine
 
@@ -34,6 +35,6 @@ def test_where_it_cannot_be_made_everything_else_works(monkeypatch: pytest.Monke
     with pytest.raises(StackError, match="CAIRN_LB_IMAGE"):
         haproxy_image.find(tmp_path)
     said: list[str] = []
-    monkeypatch.setattr(haproxy_image, "has_image", lambda url: False)
-    assert not haproxy_image.offer("unix:///nowhere", said.append)
+    monkeypatch.setattr(ProgramImage, "is_there", lambda self, url: False)
+    assert not haproxy_image.image.offer("unix:///nowhere", said.append)
     assert "registry" in said[0]
