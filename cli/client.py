@@ -335,6 +335,8 @@ class Client:
                 if noun == "workflow":
                     failure.hint = failure.hint.replace("cairn workflow show ID", f"cairn workflow show {name}")
         logged_in = self.endpoint.session is not None
+        if failure.code == "not_found" and not self.endpoint.api_url.rstrip("/").endswith("/v1"):
+            failure.hint = f"the address of the API ends in /v1, and this is asked: {self.endpoint.api_url}"
         if failure.code == "forbidden" and logged_in:
             failure.hint = (
                 "see what you may: cairn whoami; an administrator of the project gives roles: cairn role bind"

@@ -11,7 +11,7 @@ import typer
 from cli import render
 from cli.client import Client, is_id
 from cli.completion import cron_jobs as job_names
-from cli.errors import usage
+from cli.errors import of_option, usage
 from cli.listing import Listing, Table, print_list
 from cli.options import pairs, seconds
 from cli.render import All, Format, Limit, Output
@@ -314,7 +314,7 @@ def _resource_id(kind: str, wanted: str, parameters: dict[str, Any]) -> str:
     """An id as it is; else that of the instance, image, group or deployment of this name."""
     if is_id(wanted):
         return wanted
-    with Client() as client:
+    with Client() as client, of_option("--resource"):
         if kind == "DeleteImage":
             return str(client.image(wanted)["id"])
         if kind != SCALES:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from http import HTTPStatus
 from typing import Any
@@ -89,8 +91,8 @@ def _field(said: Any) -> dict[str, Any]:
 
 
 def _as_option(said: dict[str, Any]) -> dict[str, Any]:
-    field = str(said.get("field"))
-    return {**said, "field": option_of(field), "message": as_options(str(said.get("message")), [])}
+    field, message = str(said.get("field")), str(said.get("message"))
+    return {**said, "field": option_of(field, message), "message": as_options(message, [])}
 
 
 def of_outcome(workflow: dict[str, Any]) -> CommandFailed:
@@ -107,6 +109,18 @@ def of_outcome(workflow: dict[str, Any]) -> CommandFailed:
     hint = hint_of(code, f"/{workflow.get('resource_type')}s", {}) or "see what happened: cairn workflow show ID"
     hint = hint.replace("cairn workflow show ID", f"cairn workflow show {workflow['id']}")
     return CommandFailed(message, code, Exit.FAILED, hint)
+
+
+@contextmanager
+def of_option(option: str) -> Iterator[None]:
+    """What is looked up here was named by an option: that there is none refuses the command, which is about another."""
+    try:
+        yield
+    except CommandFailed as failure:
+        if failure.exit is not Exit.NOT_FOUND:
+            raise
+        message = f"{option}: {failure.message}"
+        raise CommandFailed(message, failure.code, Exit.REFUSED, failure.hint, failure.fields) from failure
 
 
 def exit_of(status: int) -> Exit:

@@ -16,7 +16,7 @@ from httpx_sse import EventSource, ServerSentEvent
 
 from cli import render
 from cli.client import Client
-from cli.errors import CommandFailed
+from cli.errors import CommandFailed, of_option
 from cli.render import Format, Output
 from cli.streams import until_interrupted
 
@@ -98,7 +98,10 @@ def events(
 def wanted(client: Client, resource: str | None, types: list[str] | None) -> dict[str, Any]:
     """The parameters that choose these events."""
     found: dict[str, Any] = {"type": types} if types else {}
-    return found | ({"resource_id": client.resource_id(resource)} if resource else {})
+    if resource:
+        with of_option("--resource"):
+            found["resource_id"] = client.resource_id(resource)
+    return found
 
 
 def past(client: Client, last_id: str, params: dict[str, Any]) -> Iterator[ServerSentEvent]:

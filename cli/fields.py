@@ -48,8 +48,10 @@ _WORDS = re.compile(r"\b(?:desired_count|min_instances|max_instances|instance_ty
 _BOUND = re.compile(r"Input should be (greater than or equal to|less than or equal to|greater than|less than) ")
 
 
-def option_of(field: str) -> str:
-    """The option that says it; the field itself where none does."""
+def option_of(field: str, message: str = "") -> str:
+    """The option that says it; the field itself where none does. ``message``: what is wrong with it."""
+    if field.startswith("env.") and "secret" in message:
+        return f"--secret {field.partition('.')[2]}"
     parts = field.split(".")
     for length in range(len(parts), 0, -1):
         name = ".".join(parts[:length])
@@ -63,7 +65,7 @@ def as_options(text: str, fields: list[str]) -> str:
     """What the API says, with the fields that it is about, and others that are no words, as options."""
     for field in sorted(fields, key=len, reverse=True):
         if text.startswith(f"{field}:"):
-            text = option_of(field) + text[len(field) :]
+            text = option_of(field, text) + text[len(field) :]
         text = text.replace(f"; {field}:", f"; {option_of(field)}:")
     text = _WORDS.sub(lambda found: option_of(found[0]), text)
     return _BOUND.sub(r"it must be \1 ", text)

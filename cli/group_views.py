@@ -6,7 +6,7 @@ from typing import Any
 
 from cli import instance_views, lifetimes, networks, render
 from cli.client import Client
-from cli.errors import CommandFailed
+from cli.errors import CommandFailed, Exit
 from cli.routes import as_commands
 
 #: Members that are shown with their group; the rest: cairn instance list --group.
@@ -15,12 +15,14 @@ MEMBERS = 20
 
 def find(client: Client, wanted: str) -> dict[str, Any]:
     """A group, or the deployment of that name: both have members."""
-    try:
-        return client.named("/autoscaling/groups", "group", wanted)
-    except CommandFailed as failure:
-        if failure.code != "not_found":
-            raise
-        return client.named("/containers/deployments", "deployment", wanted)
+    for path, noun in (("/autoscaling/groups", "group"), ("/containers/deployments", "deployment")):
+        try:
+            return client.named(path, noun, wanted)
+        except CommandFailed as failure:
+            if failure.code != "not_found":
+                raise
+    hint = "see what there is: cairn group list; cairn deployment list"
+    raise CommandFailed(f"there is no group or deployment named '{wanted}'", "not_found", Exit.NOT_FOUND, hint)
 
 
 def show(row: dict[str, Any], numbers: str, updated: int) -> None:

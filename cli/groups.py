@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
@@ -15,7 +16,7 @@ from cli.completion import images as image_names
 from cli.completion import secrets as secret_names
 from cli.completion import types as type_names
 from cli.ending import Ending, Kind, each, finish
-from cli.errors import usage
+from cli.errors import of_option, usage
 from cli.instances import OnHostLost, port_of
 from cli.listing import Listing, Table, print_list
 from cli.options import command as after_dashes
@@ -147,8 +148,15 @@ def _named(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _balancer(name: str) -> str | None:
     """Its id, where there is a name."""
-    with Client() as client:
+    with Client() as client, of_option("--lb"):
         return str(client.balancer(name)["id"]) if name else None
+
+
+def _count(written: str) -> int:
+    """Not +1, which reads as one more, and would be one. Raises BadParameter."""
+    if not re.fullmatch(r"\d{1,6}", str(written)):
+        raise typer.BadParameter(f"{written}: expected how many there should be, such as 3; bounds are set by update")
+    return int(written)
 
 
 def _amount(value: str | None) -> int | str | None:
@@ -177,11 +185,11 @@ def create_group(
 ) -> None:
     """Make a group, and launch its members."""
     most = max(1, least or 0, desired or 0) if most is None else most
-    if not desired and not least:
-        render.say(f"group {name} begins without members: more with --desired or --min, or cairn group scale {name} N")
     numbers = {"min_instances": least, "max_instances": most, "desired_count": desired}
     body = {"name": name} | given | _named({"image": image, "backend": backend} | numbers)
     _create(GROUP, body, Ending(wait, timeout, output))
+    if not desired and not least:
+        render.say(f"group {name} begins without members: more with --desired or --min, or cairn group scale {name} N")
 
 
 @deployments.command("create", epilog="Example: cairn deployment create web --image cairn/base:latest --replicas 3")
@@ -291,7 +299,9 @@ def _common(noun: Noun) -> None:
     @app.command(epilog=f"{example} scale web 5", context_settings={"ignore_unknown_options": True})
     def scale(
         name: Name,
-        number: Annotated[int, typer.Argument(help="How many there should be.", show_default=False, min=0)],
+        number: Annotated[
+            int, typer.Argument(metavar="N", parser=_count, help="How many there should be.", show_default=False)
+        ],
         wait: Wait = True,
         timeout: Timeout = DEFAULT_TIMEOUT,
         output: Output = Format.TABLE,

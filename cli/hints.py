@@ -29,6 +29,7 @@ _OF_STATES = {
     ("invalid_state", "instances", "exec", "paused"): _RESUME,
     ("invalid_state", "instances", "terminal", "paused"): _RESUME,
     ("invalid_state", "users", "", "last_administrator"): "make somebody else one: cairn user set USER --admin",
+    ("validation_failed", "autoscaling", "scale", "None"): "other bounds: cairn group update NAME --min N --max N",
     ("invalid_state", "lb", "", "error"): "see why: cairn lb show NAME; it can only be removed, and made anew: cairn lb"
     " rm NAME",
     ("name_taken", "instances", "", "error"): "remove that one: cairn instance rm NAME; or choose another name",
@@ -47,6 +48,13 @@ _OF_REQUESTS = {
     ("in_use", "instance-types"): "see which have it: cairn instance list",
     ("in_use", "rbac/roles"): "see who has it: cairn role bindings",
     ("invalid_state", "instances"): "see how it is: cairn instance show NAME",
+    ("invalid_state", "sessions"): "see how it is: cairn session show NAME",
+    ("invalid_state", "workspaces"): "see how it is: cairn workspace show NAME",
+    (
+        "url_refused",
+        "workspaces",
+    ): "it is https://… or ssh://USER@HOST/…, of a server that may be reached; a folder of the host: --path",
+    ("validation_failed", "workspaces"): "give https://… or ssh://USER@HOST/PATH; a folder of the host: --path",
     ("invalid_state", "images"): "see how it is: cairn image show NAME",
     ("invalid_state", "hosts"): "see how it is: cairn host show NAME",
     ("invalid_state", "workflows"): "see how it is: cairn workflow show ID",
@@ -60,7 +68,9 @@ _OF_REQUESTS = {
     " rm NAME) and upload with the right --checksum: it keeps what was announced",
     ("name_taken", "lb"): "choose another name; or see how that one is: cairn lb show NAME, and remove it: cairn lb rm"
     " NAME",
+    ("port_taken", "load_balancers"): "choose another port of the host: --host-port PORT; 0: any that is free",
     ("port_taken", "lb"): "choose another port of the host: --host-port PORT; 0: any that is free",
+    ("fetch_failed", "images"): "see whether the URL can be reached, from the platform too: cairn image show NAME",
     (
         "in_use",
         "lb",
@@ -77,6 +87,14 @@ _OF_REQUESTS = {
     ("quota_exceeded", "projects"): "delete one that is not needed: cairn project list",
     ("name_taken", "users"): "see who it is: cairn user show ADDRESS",
     ("name_taken", "auth"): "log in, or set another password: cairn login --reset",
+}
+#: What a thing may belong to, and the command for that.
+_MANAGERS = {
+    "session": "cairn session",
+    "pool": "cairn pool",
+    "load_balancer": "cairn lb",
+    "group": "cairn group",
+    "deployment": "cairn deployment",
 }
 HINTS = {
     "unauthenticated": "see whose key is used: cairn context show; give another with CAIRN_API_KEY or a context",
@@ -102,11 +120,11 @@ HINTS = {
     "idempotency_mismatch": "a key stands for one request: give another --idempotency-key",
     "internal": "see the API's log for the request id: --debug shows it",
     "precondition_failed": "it has changed meanwhile: look again, then repeat",
-    "fetch_failed": "see what git said: cairn workspace show NAME; another login: cairn credential rotate NAME",
+    "fetch_failed": "see what git said: cairn workspace show NAME; where the server wants a login: --credential NAME",
     "path_refused": "an operator allows folders of a host: CAIRN_WORKSPACE_PATHS of its agent",
     "workspace_moved": "take its changes to a new session: cairn session diff NAME; cairn session create WORKSPACE",
     "workspace_too_large": "fetch less of it: cairn workspace create NAME URL --depth 1",
-    "managed": "it belongs to a load balancer: change that, with cairn lb",
+    "managed": "change what it belongs to",
     "unreachable_target": "publish the port (--port), or launch it on the balancer's host: cairn lb show NAME",
     "unavailable": "the platform is starting, or its database is away: see cairn doctor, then repeat",
     "host_unreachable": "see whether its agent runs and reaches the platform: cairn host list",
@@ -150,6 +168,9 @@ def hint_of(code: str, path: str, details: dict[str, Any]) -> str | None:
     state = details.get("state")
     if details.get("workflow_id") and state not in SETTLED:
         return f"wait for what is under way: cairn workflow wait {details['workflow_id']}"
+    by = details.get("managed_by") or {}
+    if command := _MANAGERS.get(by.get("type", "")):
+        return f"change what it belongs to: {command} … {by.get('name') or 'NAME'}"
     parts = path.partition("?")[0].strip("/").split("/")
     kind, last = parts[0], parts[-1]
     about = "secret versions" if "versions" in parts else "/".join(parts[:2])

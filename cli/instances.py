@@ -16,7 +16,7 @@ from cli.completion import images as image_names
 from cli.completion import instances as instance_names
 from cli.completion import types as type_names
 from cli.ending import Ending, Kind, each, finish
-from cli.errors import usage
+from cli.errors import of_option, usage
 from cli.listing import Listing, Table, print_list
 from cli.options import command as after_dashes
 from cli.options import pairs
@@ -164,7 +164,8 @@ def list_(
     )
     with Client() as client:
         if group is not None:
-            params["group_id"] = group_views.find(client, group)["id"]
+            with of_option("--group"):
+                params["group_id"] = group_views.find(client, group)["id"]
         print_list(client, "/instances", params, Listing(limit, everything, output), table)
 
 

@@ -11,7 +11,7 @@ import typer
 
 from cli import render, ssh_keys
 from cli.client import Client
-from cli.errors import usage
+from cli.errors import of_option, usage
 from cli.options import cannot_open, seconds
 
 _HELP_HEALTH = "http:PORT/PATH, tcp:PORT or exec:COMMAND: what says that it is well."
@@ -85,7 +85,10 @@ def health_check(
 
 def key_id(client: Client, wanted: str | None) -> str | None:
     """The id of a key that was named."""
-    return None if wanted is None else str(ssh_keys.find(client, wanted)["id"])
+    if wanted is None:
+        return None
+    with of_option("--ssh-key"):
+        return str(ssh_keys.find(client, wanted)["id"])
 
 
 def facts(instance: dict[str, Any]) -> list[tuple[str, str]]:

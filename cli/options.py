@@ -44,11 +44,13 @@ def seconds(option: str, value: str) -> int:
 
 
 def duration(value: str | float) -> float:
-    """For options that may be 0, or a part of a second: 0, 0.5s, 90, 5m. Raises BadParameter."""
+    """For options that may be 0, or a part of a second: 0, 0.5s, 90, 5m. An int where it is a whole number: the API
+    takes no others of most. Raises BadParameter."""
     written = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)([smhd]?)", str(value))
     if not written:
         raise typer.BadParameter("expected seconds, or a number and s, m, h or d, such as 5m")
-    return float(written[1]) * _UNITS[written[2]]
+    said = float(written[1]) * _UNITS[written[2]]
+    return int(said) if said.is_integer() else said
 
 
 def moment(option: str, value: str | None) -> str | None:

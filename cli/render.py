@@ -302,7 +302,7 @@ def print_failure(failure: CommandFailed) -> None:
     lines = [("error:", {"fg": "red", "bold": True}, f" {failure.message} ({failure.code})")]
     for field in failure.fields:
         line = f"{field.get('field')}: {field.get('message')}"
-        if line not in failure.message:
+        if line not in failure.message and str(field.get("message")) not in failure.message:
             lines.append(("", {}, f"  {line}"))
     if failure.hint:
         lines.append(("hint:", {"bold": True}, f" {failure.hint}"))

@@ -17,7 +17,7 @@ from cli.client import Client
 from cli.completion import sessions as session_names
 from cli.completion import workspaces as workspace_names
 from cli.ending import Ending, Kind, each, finish
-from cli.errors import CommandFailed, usage
+from cli.errors import CommandFailed, Exit, usage
 from cli.listing import Listing, Table, print_list
 from cli.options import pairs, seconds
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
@@ -67,7 +67,7 @@ def create(
         "instance_type": size,
         "env": pairs("--env", env) or None,
         "network": {"mode": "allow-list", "allow": allow} if allow else {"mode": network} if network else None,
-        "idle_stop_seconds": seconds("--idle", idle) if idle else None,
+        "idle_stop_seconds": seconds("--idle-stop", idle) if idle else None,
         "ttl_seconds": seconds("--ttl", ttl) if ttl else None,
     }
     body = {what: value for what, value in wanted.items() if value is not None}
@@ -317,8 +317,13 @@ def _find(client: Client, name: str) -> dict[str, Any]:
 
 
 def _sandbox(name: str) -> str:
+    """Of a session that runs: what the API would say of the sandbox alone leads to commands that are refused."""
     with Client() as client:
-        return str(_find(client, name)["instance_id"])
+        session = _find(client, name)
+    if session["status"] == "stopped":
+        hint = f"start it first: cairn session start {session['name']}"
+        raise CommandFailed(f"session {session['name']} is stopped", "invalid_state", Exit.REFUSED, hint)
+    return str(session["instance_id"])
 
 
 def _shown(entry: dict[str, Any]) -> str:

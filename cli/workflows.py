@@ -11,7 +11,7 @@ from cli import render
 from cli.client import Client, checked_id
 from cli.completion import instances as instance_names
 from cli.completion import workflows as workflow_ids
-from cli.errors import CommandFailed, Exit
+from cli.errors import CommandFailed, Exit, of_option
 from cli.listing import Listing, Table, print_list
 from cli.options import moment
 from cli.progress import DEFAULT_TIMEOUT, Timeline, Timeout, Wait, require_completed, watch
@@ -35,7 +35,8 @@ def list_(
     ] = None,
     kind: Annotated[str | None, typer.Option(help="Only of this kind, such as ProvisionInstance.")] = None,
     resource_type: Annotated[
-        str | None, typer.Option(help="Only those of such resources: instance, image, host, project, restore.")
+        str | None,
+        typer.Option(help="Only those of such resources: instance, group, load_balancer, session, image and so on."),
     ] = None,
     since: Annotated[
         str | None, typer.Option(help="Only those of so long (30m, 24h, 7d), or from this time on (RFC 3339).")
@@ -51,7 +52,8 @@ def list_(
     """List workflows, newest first."""
     after, before = moment("--since", since), moment("--until", until)
     with Client() as client:
-        resource = client.instance(instance)["id"] if instance else None
+        with of_option("--instance"):
+            resource = client.instance(instance)["id"] if instance else None
         params = {"state": state, "kind": kind, "resource_type": resource_type, "resource_id": resource}
         params |= {"created_after": after, "created_before": before}
         print_list(client, "/workflows", params, Listing(limit, everything, output), _TABLE)

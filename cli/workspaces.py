@@ -12,7 +12,7 @@ from cli.completion import credentials as credential_names
 from cli.completion import hosts as host_names
 from cli.completion import workspaces as workspace_names
 from cli.ending import Ending, Kind, each, finish
-from cli.errors import usage
+from cli.errors import of_option, usage
 from cli.listing import Listing, Table, print_list
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
 from cli.render import All, Format, Limit, Output
@@ -52,7 +52,8 @@ def create(
         source["submodules"] = True
     with Client() as client:
         if credential is not None:
-            source["credential_id"] = client.credential(credential)["id"]
+            with of_option("--credential"):
+                source["credential_id"] = client.credential(credential)["id"]
         body = {"name": name, "source": source} | ({} if host is None else {"host": host})
         envelope = client.request("POST", "/workspaces", body=body)
         finish(client, [envelope], "creation of", Ending(wait, timeout, output), _KIND)

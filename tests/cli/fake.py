@@ -57,6 +57,14 @@ class Request:
     body: Any
 
 
+def _checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Times are whole numbers of the API, or may be: 5.0 is none."""
+    for name, value in pairs:
+        whole = isinstance(value, float) and value.is_integer()
+        assert not (whole and name.endswith(("_sec", "_seconds"))), f"{name}: {value} is refused, {int(value)} is not"
+    return dict(pairs)
+
+
 class FakeApi:
     def __init__(self) -> None:
         self.scripts: dict[str, deque[Answer]] = defaultdict(deque)
@@ -86,7 +94,7 @@ class FakeApi:
         url = urlsplit(handler.path)
         path = url.path.removeprefix("/v1")
         length = int(handler.headers.get("Content-Length") or 0)
-        body = json.loads(handler.rfile.read(length)) if length else None
+        body = json.loads(handler.rfile.read(length), object_pairs_hook=_checked) if length else None
         headers = {name.lower(): value for name, value in handler.headers.items()}
         self.requests.append(Request(handler.command, path, dict(parse_qsl(url.query)), headers, body))
         script = self.scripts[f"{handler.command} {path}"]

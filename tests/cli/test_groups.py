@@ -28,10 +28,10 @@ def row(noun: str, **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("noun", ["group", "deployment"])
-def test_negative_number_is_refused_as_one(noun: str) -> None:
-    refused = cairn(noun, "scale", "web", "-1")
-    assert refused.exit_code == Exit.USAGE
-    assert "-1 is not in the range" in refused.stderr
+@pytest.mark.parametrize("written", ["-1", "+1", "1.5", "--min"])
+def test_what_is_no_number_of_members_is_refused(noun: str, written: str) -> None:
+    refused = cairn(noun, "scale", "web", written)
+    assert (refused.exit_code, "expected how many there should be" in refused.stderr) == (Exit.USAGE, True)
 
 
 @pytest.mark.parametrize("noun", ["group", "deployment"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cli.errors import of_answer, of_outcome
+from cli.errors import Exit, of_answer, of_outcome
 from tests.cli.fake import WORKFLOW, Answer, FakeApi, accepted, cairn, instance, workflow
 
 
@@ -39,6 +39,11 @@ from tests.cli.fake import WORKFLOW, Answer, FakeApi, accepted, cairn, instance,
         ("invalid_state", "/lb/x/targets", {"state": "error"}, "cairn lb rm NAME"),
         ("port_taken", "/lb", {}, "--host-port"),
         ("checksum_mismatch", "/images/x/upload", {}, "cairn image rm NAME"),
+        ("port_taken", "/load_balancers", {}, "--host-port"),
+        ("managed", "/instances/x/start", {"managed_by": {"type": "session", "name": "fix"}}, "cairn session … fix"),
+        ("managed", "/instances/x", {"managed_by": {"type": "pool", "name": "quick"}}, "cairn pool … quick"),
+        ("url_refused", "/workspaces", {}, "--path"),
+        ("validation_failed", "/autoscaling/groups/x/scale", {}, "cairn group update NAME --min"),
         ("port_taken", "/instances", {}, "--port 80"),
         ("in_use", "/lb/x", {}, "cairn group update NAME --lb ''"),
         ("invalid_state", "/lb/x/targets", {"state": "in"}, "cairn lb weigh"),
@@ -68,6 +73,25 @@ def test_a_command_tells_the_hint_of_its_request(api: FakeApi) -> None:
     api.on("POST /rbac/bindings", Answer(404, error=unknown))
     told = cairn("role", "bind", "viewer", "nobody@example.org").stderr
     assert "cairn project invite" in told and "workflow" not in told
+
+
+def test_what_an_option_names_refuses_the_command_and_is_not_what_it_is_about(api: FakeApi) -> None:
+    api.on("GET /autoscaling/groups", Answer(200, []))
+    api.on("GET /containers/deployments", Answer(200, []))
+    of_option = cairn("instance", "list", "--group", "nope")
+    assert of_option.exit_code == Exit.REFUSED
+    assert "--group: there is no group or deployment named 'nope'" in of_option.stderr
+    assert cairn("group", "show", "nope").exit_code == Exit.NOT_FOUND
+    missing = {"code": "validation_failed", "message": "env.DB: there is no secret 'nope'"}
+    missing["details"] = {"fields": [{"field": "env.DB", "message": "there is no secret 'nope'"}]}  # type: ignore[assignment]
+    api.on("POST /instances", Answer(422, error=missing))
+    launched = cairn("instance", "launch", "web", "--secret", "DB=nope")
+    assert "--secret DB: there is no secret" in launched.stderr and "--env" not in launched.stderr, launched.stderr
+
+
+def test_an_address_without_its_end_is_told_of(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAIRN_API_URL", api.url.removesuffix("/v1"))
+    assert "ends in /v1" in cairn("instance", "list").stderr
 
 
 def test_hint_of_a_failed_launch_names_the_instance_and_what_can_be_longer(api: FakeApi) -> None:

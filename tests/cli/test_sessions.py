@@ -55,6 +55,12 @@ def test_show_names_its_workspace_and_its_agent(api: FakeApi) -> None:
     assert shown.exit_code == 0 and f"shop ({WORKSPACE})" in shown.stdout and AGENT in shown.stdout, shown.output
 
 
+def test_a_command_in_a_stopped_session_says_how_to_start_that(api: FakeApi) -> None:
+    api.on("GET /sessions", Answer(200, [session(status="stopped")]))
+    refused = cairn("session", "exec", "work", "--", "ls")
+    assert (refused.exit_code, "cairn session start work" in refused.stderr) == (Exit.REFUSED, True)
+
+
 def test_files_are_listed_and_copied_both_ways(api: FakeApi, tmp_path: Path) -> None:
     api.on("GET /sessions", Answer(200, [session()]))
     entry = {"name": "a", "path": "src/a", "type": "link", "size": 1, "mode": "777", "modified_at": WHEN, "target": "b"}
