@@ -48,6 +48,7 @@ _OF_REQUESTS = {
     ("in_use", "instance-types"): "see which have it: cairn instance list",
     ("in_use", "rbac/roles"): "see who has it: cairn role bindings",
     ("invalid_state", "instances"): "see how it is: cairn instance show NAME",
+    ("not_found", "session files"): "see what is there: cairn session files NAME",
     ("invalid_state", "sessions"): "see how it is: cairn session show NAME",
     ("invalid_state", "workspaces"): "see how it is: cairn workspace show NAME",
     (
@@ -65,7 +66,7 @@ _OF_REQUESTS = {
         "checksum_mismatch",
         "images",
     ): "get the file again; where the checksum was wrong, remove the image first (cairn image"
-    " rm NAME) and upload with the right --checksum: it keeps what was announced",
+    " rm NAME) and bring it again with the right --checksum: it keeps what was announced",
     ("name_taken", "lb"): "choose another name; or see how that one is: cairn lb show NAME, and remove it: cairn lb rm"
     " NAME",
     ("port_taken", "load_balancers"): "choose another port of the host: --host-port PORT; 0: any that is free",
@@ -176,6 +177,8 @@ def hint_of(code: str, path: str, details: dict[str, Any]) -> str | None:
     about = "secret versions" if "versions" in parts else "/".join(parts[:2])
     if kind == "lb" and "targets" in parts:
         about = "lb targets"
+    if kind == "sessions" and ("files" in parts or last == "archive"):
+        about = "session files"
     found = (
         _OF_STATES.get((code, kind, last, str(state)))
         or _OF_STATES.get((code, kind, "", str(state)))

@@ -101,7 +101,9 @@ def facts(instance: dict[str, Any]) -> list[tuple[str, str]]:
         ("expires", instance.get("expires_at") or ""),
         (
             "idle stop",
-            f"after {idle} s" + (f", last active {render.age(active)} ago" if active else "") if idle else "",
+            f"after {render.span(idle)}" + (f", last active {render.age(active)} ago" if active else "")
+            if idle
+            else "",
         ),
         ("restart", policy if policy not in (None, "no") else ""),
         ("user data", "yes" if instance.get("user_data_sha256") else ""),

@@ -27,7 +27,7 @@ Timeout = Annotated[
     float,
     typer.Option(parser=duration, metavar="TIME", help="How long to wait, such as 5m; the workflow goes on."),
 ]
-DEFAULT_TIMEOUT = 600.0
+DEFAULT_TIMEOUT: float = 600
 
 _MARKS = {"completed": "✓", "failed": "✗", "cancelled": "⊘", "running": "•", "scheduled": "·"}
 _PLAIN_MARKS = {"completed": "ok", "failed": "FAILED", "cancelled": "cancelled", "running": "...", "scheduled": ""}

@@ -19,7 +19,7 @@ from cli.completion import workspaces as workspace_names
 from cli.ending import Ending, Kind, each, finish
 from cli.errors import CommandFailed, Exit, usage
 from cli.listing import Listing, Table, print_list
-from cli.options import pairs, seconds
+from cli.options import duration, pairs, seconds
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
 from cli.render import All, Format, Limit, Output
 
@@ -186,7 +186,7 @@ app.command("messages", epilog="Example: cairn session messages fix-login")(chat
 def exec_(
     name: Name,
     command: Command,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds that it may take, at most 600.")] = 30.0,
+    timeout: Annotated[float, typer.Option(parser=duration, metavar="TIME", help="What it may take, to 10m.")] = 30,
     output: Output = Format.TABLE,
 ) -> None:
     """Run a command in a session's sandbox, at /workspace; ends with the command's own exit code."""
@@ -358,6 +358,7 @@ def _print(session: dict[str, Any], output: Format) -> None:
             ("sandbox", session["instance_id"]),
             ("start", session["start"] + (f": {session['start_reason']}" if session["start_reason"] else "")),
             ("host", session["host"] or ""),
+            ("idle stop", f"after {render.span(idle)}" if (idle := session.get("idle_stop_seconds")) else ""),
             ("expires", session["expires_at"] or ""),
         ]
     )

@@ -74,7 +74,7 @@ def stats(
 def exec_(
     name: Name,
     command: Command,
-    timeout: Annotated[float, typer.Option(parser=duration, metavar="TIME", help="What it may take, to 10m.")] = 30.0,
+    timeout: Annotated[float, typer.Option(parser=duration, metavar="TIME", help="What it may take, to 10m.")] = 30,
     output: Output = Format.TABLE,
 ) -> None:
     """Run a command in an instance; ends with the command's own exit code.

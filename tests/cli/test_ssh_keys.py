@@ -124,5 +124,5 @@ def test_show_says_how_it_lives(api: FakeApi) -> None:
     more = {"health_check": check, "health": "unhealthy", "expires_at": WHEN, "restart_policy": "always"}
     api.on("GET /instances", Answer(200, [instance(**more, idle_stop_seconds=60, active_at=WHEN)]))
     shown = cairn("instance", "show", "web").stdout
-    for expected in ("unhealthy", "http port 80/ready, every 5 s", WHEN, "always", "after 60 s, last active"):
+    for expected in ("unhealthy", "http port 80/ready, every 5 s", WHEN, "always", "after 60s, last active"):
         assert expected in shown, shown
