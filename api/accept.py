@@ -124,20 +124,7 @@ class Acceptance:
     ) -> None:
         """Write the workflow's row and its event."""
         self._order = order = order.model_copy(update={"traceparent": tracing.traceparent()})
-        await self._caller.execute(
-            _INSERT_WORKFLOW,
-            {
-                "id": order.workflow_id,
-                "project_id": order.project_id,
-                "kind": order.kind,
-                "resource_type": order.resource_type,
-                "resource_id": order.resource_id,
-                "actor": self._caller.actor,
-                "order": order.written(),
-                "prior_status": prior_status,
-                "retry_of": retry_of,
-            },
-        )
+        await self._caller.execute(_INSERT_WORKFLOW, self._row(order, prior_status=prior_status, retry_of=retry_of))
         told = {"name": data.get("name", order.name)}
         self._caller.changed(
             order.resource_type,
@@ -148,6 +135,22 @@ class Acceptance:
         )
         row = self._event(event, order.resource_type, order.resource_id, order.workflow_id, data)
         await self._caller.audit(row)
+
+    async def write_child(self, child: Order, parent: Order) -> None:
+        """Write the row of a run that ``parent``'s begins. Events and the audit log tell of the parent."""
+        await self._caller.execute(_INSERT_WORKFLOW, self._row(child, parent_id=parent.workflow_id))
+
+    def _row(self, order: Order, **more: Any) -> dict[str, Any]:
+        return {
+            "id": order.workflow_id,
+            "project_id": order.project_id,
+            "kind": order.kind,
+            "resource_type": order.resource_type,
+            "resource_id": order.resource_id,
+            "actor": self._caller.actor,
+            "order": order.written(),
+            **more,
+        }
 
     async def ended(self, workflow: Row[Any]) -> None:
         """Write the event of another workflow that this transaction ended before it had started."""

@@ -41,7 +41,7 @@ from model.errors import InvalidState, NameTaken, QuotaExceeded, ValidationFaile
 from model.instances import Instance, Status
 from model.settings import Settings
 from model.vault import SecretUse
-from model.workflows import Event, Order, Workflow
+from model.workflows import Event, Order
 
 router = APIRouter(prefix="/v1/lb", tags=["load-balancers"], responses=RESPONSES)
 
@@ -89,7 +89,7 @@ async def create(request: Request, body: BalancerCreate, caller: Annotated[Calle
     caller.changed("load_balancer", balancer_id, after=asked)
     data = {"name": body.name, "from": None, "to": BalancerStatus.CREATING}
     await acceptance.write(order, "lb.creating", data)
-    await _write_child(caller, launch, order)
+    await acceptance.write_child(launch, order)
     told = {"name": launch.name, "from": None, "to": Status.PENDING}
     await acceptance.record("instance.pending", "instance", launch.resource_id, launch.workflow_id, told)
     await _check_limit(caller)
@@ -147,21 +147,6 @@ async def _launch(
     }
     await caller.execute(insert(Instance.__table__), values)  # type: ignore[arg-type]  # a Table, typed as FromClause
     return order, size
-
-
-async def _write_child(caller: Caller, child: Order, parent: Order) -> None:
-    await caller.execute(
-        insert(Workflow).values(
-            id=child.workflow_id,
-            project_id=child.project_id,
-            kind=child.kind,
-            resource_type=child.resource_type,
-            resource_id=child.resource_id,
-            actor=caller.actor,
-            order=child.written(),
-            parent_id=parent.workflow_id,
-        )
-    )
 
 
 async def _check_limit(caller: Caller) -> None:

@@ -40,7 +40,7 @@ from model.instances import Instance, Status
 from model.pools import Join
 from model.sessions import IDLE, INIT, SessionStatus, SessionTree, WorkSession
 from model.settings import Settings
-from model.workflows import Order, Workflow
+from model.workflows import Order
 
 router = APIRouter(prefix="/v1", tags=["sessions"], responses=RESPONSES)
 
@@ -119,7 +119,7 @@ async def _launch(
         **await lifetimes.ttl(caller, body.ttl_seconds),
     }
     await caller.execute(insert(Instance.__table__), values)  # type: ignore[arg-type]  # a Table, typed as FromClause
-    await _write_child(caller, launch, order)
+    await acceptance.write_child(launch, order)
     shown = {"name": launch.name, "from": None, "to": Status.PENDING}
     await acceptance.record("instance.pending", "instance", instance_id, launch.workflow_id, shown)
     return template
@@ -195,21 +195,6 @@ async def _insert(
         if "uq_work_sessions_live_name" in str(error.orig):
             raise NameTaken(f"there is a session named '{order.name}' already", name=order.name) from error
         raise
-
-
-async def _write_child(caller: Caller, child: Order, parent: Order) -> None:
-    await caller.execute(
-        insert(Workflow).values(
-            id=child.workflow_id,
-            project_id=child.project_id,
-            kind=child.kind,
-            resource_type=child.resource_type,
-            resource_id=child.resource_id,
-            actor=caller.actor,
-            order=child.written(),
-            parent_id=parent.workflow_id,
-        )
-    )
 
 
 @router.get("/sessions", response_model=Envelope[list[SessionView]])
