@@ -179,7 +179,8 @@ async def serving(keys: Keys = KEYS) -> AsyncIterator[Site]:
     running = asyncio.create_task(served.run(keys, listener, stopping))
     assert await eventually(lambda: streams.tidied)
     agents = Agents(SecretStr(KEY))
-    async with aiohttp.ClientSession() as http:
+    # A connection for each request: one that was refused before its body was read is closed by the agent.
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as http:
         site = Site(url, streams, gate, agents, http)
         site.stopping, site.running = stopping, running
         yield site
