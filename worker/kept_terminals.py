@@ -24,6 +24,8 @@ KEPT_SECONDS = 600.0
 PATIENCE_SECONDS = 1.0
 #: With nobody looking, a program writes no more than so many bytes a second.
 UNSEEN_RATE = 1 << 20
+#: Of those that ended while nobody looked, so many are kept: of the agent, and of one machine.
+MOST_ENDED, ENDED_OF_ONE = 64, 8
 #: A program's terminal ends a little before the program does.
 EXIT_LOOKS, EXIT_LOOK_SECONDS = 50, 0.05
 
@@ -147,14 +149,14 @@ class KeptTerminals:
         except BaseException:
             self._kept.pop(key, None)
             raise
-        pump = asyncio.ensure_future(self._pump(kept, give_back))
+        pump = asyncio.ensure_future(self._pump(key, kept, give_back))
         self._pumps.add(pump)
         pump.add_done_callback(self._pumps.discard)
         # Whoever asked for it may have gone meanwhile.
         self._leave(key, kept, seen_out=False)
         return kept
 
-    async def _pump(self, kept: KeptTerminal, give_back: Callable[[], None]) -> None:
+    async def _pump(self, key: Key, kept: KeptTerminal, give_back: Callable[[], None]) -> None:
         try:
             while data := await self._streams.blocking(kept.terminal.read):
                 await kept.show(data)
@@ -166,6 +168,15 @@ class KeptTerminals:
             self._streams.let_go(kept.terminal)
             give_back()
         await kept.end(exit_code)
+        self._drop_ended(key.machine)
+
+    def _drop_ended(self, machine: UUID) -> None:
+        """The oldest of too many of them: nobody may fill the agent's memory with what nobody looks at."""
+        ended = [key for key in self._forgetting if key in self._kept and self._kept[key].result().ended]
+        of_one = [key for key in ended if key.machine == machine]
+        for key in {*ended[:-MOST_ENDED], *of_one[:-ENDED_OF_ONE]}:
+            self._stay(key)
+            self._kept.pop(key, None)
 
     def _stay(self, key: Key) -> None:
         if (timer := self._forgetting.pop(key, None)) is not None:
