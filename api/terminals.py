@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from contextlib import AsyncExitStack
 from typing import Annotated
 from urllib.parse import quote
@@ -82,6 +81,9 @@ async def _received(opened: Opened[Socket], socket: WebSocket) -> None:
         if message.type is aiohttp.WSMsgType.BINARY:
             await socket.send_bytes(message.data)
         elif message.type is aiohttp.WSMsgType.TEXT:
+            if message.data != SHUT:
+                # How it was broken off.
+                exit_code(opened.target, message.data)
             await socket.send_text(SHUT)
 
 
@@ -90,11 +92,16 @@ async def _sent(opened: Opened[Socket], socket: WebSocket) -> None:
         message = await socket.receive()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", ENDED))
-        with contextlib.suppress(ConnectionError):  # what comes back yet is read to its end
-            if message.get("bytes"):
-                await opened.it.send_bytes(message["bytes"])
-            elif message.get("text") == SHUT:
-                await opened.it.send_str(SHUT)
+        try:
+            async with asyncio.timeout(WRITE_SECONDS):
+                if message.get("bytes"):
+                    await opened.it.send_bytes(message["bytes"])
+                elif message.get("text") == SHUT:
+                    await opened.it.send_str(SHUT)
+        except TimeoutError:
+            raise opened.target.lost("its agent takes no more") from None
+        except ConnectionError:
+            pass  # what comes back yet is read to its end
 
 
 async def _terminal(

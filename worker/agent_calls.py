@@ -4,7 +4,6 @@ port; see ``model.streams``."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
@@ -18,10 +17,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from api.streamed import first_of
 from drivers.calls import Answer, Calls
-from model.errors import NotFound, TooManyStreams, ValidationFailed
+from model.errors import CommandTimeout, NotFound, PortClosed, TooManyStreams, ValidationFailed
 from model.streams import SHUT, Call, ListenPort
 from model.tickets import Ticket
-from worker.agent_terminals import answered, checked
+from worker.agent_terminals import WRITE_SECONDS, answered, checked
 from worker.open_streams import OpenStreams
 
 #: Connections at once: of the agent, and into one instance. They need no threads.
@@ -78,7 +77,7 @@ class CallRoutes:
                     raise TooManyStreams("as many connections as are allowed are forwarded already: close some")
                 self._forwarded[machine] += 1
                 try:
-                    await self._forward(socket, lambda: calls.connect(machine, port))
+                    await self._forward(socket, port, lambda: calls.connect(machine, port))
                 finally:
                     self._forwarded[machine] -= 1
                     if not self._forwarded[machine]:
@@ -93,21 +92,19 @@ class CallRoutes:
             raise NotFound("this agent does not serve this host")
         return self._calls[host]
 
-    async def _forward(self, socket: WebSocket, connect: Callable[[], Any]) -> None:
+    async def _forward(self, socket: WebSocket, port: int, connect: Callable[[], Any]) -> None:
         opened = await self._streams.open(connect)
         try:
             # A file of its own, which the event loop closes.
             reader, writer = await asyncio.open_connection(sock=opened.dup(), limit=PIECE)
         finally:
             self._streams.let_go(opened)
-        await socket.send_json({"open": True})
-
         shut = asyncio.Event()
 
         async def out() -> None:
-            with contextlib.suppress(ConnectionError):
-                while data := await reader.read(PIECE):
-                    await socket.send_bytes(data)
+            await socket.send_json({"open": True})
+            while data := await reader.read(PIECE):
+                await socket.send_bytes(data)
             await socket.send_text(SHUT)
             # Who has said all may still be told something.
             await shut.wait()
@@ -117,16 +114,24 @@ class CallRoutes:
                 message = await socket.receive()
                 if message["type"] == "websocket.disconnect":
                     raise WebSocketDisconnect
+                if shut.is_set():
+                    continue
                 if message.get("bytes"):
                     writer.write(message["bytes"])
-                    await writer.drain()
-                elif message.get("text") and not shut.is_set():
+                    # While it waits, it does not see the client go.
+                    async with asyncio.timeout(WRITE_SECONDS):
+                        await writer.drain()
+                elif message.get("text"):
                     writer.write_eof()
                     shut.set()
 
         try:
-            with contextlib.suppress(ConnectionError):
-                await first_of(out(), back())
+            await first_of(out(), back())
             await socket.close()
+        except TimeoutError:
+            problem = f"the program read nothing of what was sent for {WRITE_SECONDS:g} s: the connection was closed"
+            raise CommandTimeout(problem, timeout=WRITE_SECONDS) from None
+        except ConnectionError as error:
+            raise PortClosed(f"the program at port {port} broke the connection off", port=port) from error
         finally:
             writer.transport.abort()

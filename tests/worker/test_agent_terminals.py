@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
@@ -15,7 +17,7 @@ from model.errors import HostUnreachable, InvalidState, PortClosed, TooManyStrea
 from model.streams import SHUT
 from tests.services import eventually
 from tests.worker.agent_site import Site, serving
-from worker import kept_terminals
+from worker import agent_calls, kept_terminals
 from worker.agent_calls import OF_ONE as FORWARDS_OF_ONE
 from worker.agent_server import OF_ONE
 from worker.kept_terminals import KeptTerminal, Viewer
@@ -141,6 +143,32 @@ async def test_who_takes_nothing_holds_nobody_up_and_misses_what_is_too_much(
     assert len(seen) == 4000
     assert seen.endswith(b"XEND")
     quick.close()
+
+
+async def test_program_that_reads_nothing_of_a_connection_holds_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_calls, "WRITE_SECONDS", 0.5)
+    ended = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            await ended.wait()
+        writer.close()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0, limit=1024)
+    async with server:
+        query = {"port": str(server.sockets[0].getsockname()[1])}
+        opened = await site.agents.connect(site.target, "forward", query)
+        for _ in range(200):
+            await opened.it.send_bytes(b"x" * 65536)
+        told = json.loads(await asyncio.wait_for(opened.it.receive_str(), 10))
+        assert told["error"]["code"] == "command_timeout"
+        opened.close()
+        many = [await site.agents.connect(site.target, "forward", query) for _ in range(FORWARDS_OF_ONE)]
+        for one in many:
+            one.close()
+        ended.set()
 
 
 async def test_connection_is_forwarded_both_ways_and_each_way_ends_by_itself(site: Site) -> None:
