@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,7 +54,8 @@ class CacheTrees:
         cache is run as root more often than not; everybody may write to it. Raises EngineUnavailable."""
         folder = self._folder(cache)
         for _ in range(_TRIES):
-            with contextlib.suppress(FileNotFoundError), _told(cache):
+            # Somebody removes it as it is found: one of both errors.
+            with _told(cache), contextlib.suppress(FileNotFoundError, FileExistsError):
                 self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
                 folder.parent.mkdir(mode=0o700, exist_ok=True)
                 folder.mkdir(mode=0o700, exist_ok=True)
@@ -76,9 +78,11 @@ class CacheTrees:
     def clear(self, cache: CacheSpec, cancelled: Check = lambda: False) -> None:
         """Empty it. What is in it when this begins goes from all sandboxes' sight, one by one; the folder stays, and
         so does what comes later. Success where it is absent. Raises EngineUnavailable, Cancelled."""
-        with _told(cache), self._project(cache) as project:
+        with _told(cache), contextlib.suppress(FileNotFoundError), self._project(cache) as project:
             if project is not None:
-                self._set_aside(cache, project, cancelled)
+                # Who deletes what was taken aside does not take its folder away meanwhile.
+                with _locked(project):
+                    self._set_aside(cache, project, cancelled)
         self._finish(cache, cancelled)
 
     def _set_aside(self, cache: CacheSpec, project: int, cancelled: Check) -> None:
@@ -162,16 +166,20 @@ def _delete(above: int, name: str, cancelled: Check) -> None:
     However deep strangers have made it, two descriptors do: folders in it are brought up to its first level, one level
     at a time, and are removed there once they are empty.
     """
-    with _opened(above, name) as top:
-        if top is None:
-            return
-        while found := os.listdir(top):
-            for entry in found:
-                _check(cancelled)
-                if not _unlinked(top, entry):
-                    _flatten(top, entry, cancelled)
-    with contextlib.suppress(FileNotFoundError):
-        os.rmdir(name, dir_fd=above)
+    if _unlinked(above, name):
+        return
+    while True:
+        with _opened(above, name) as top:
+            if top is None:
+                return
+            while found := os.listdir(top):
+                for entry in found:
+                    _check(cancelled)
+                    if not _unlinked(top, entry):
+                        _flatten(top, entry, cancelled)
+        with _locked(above):
+            if _removed(above, name):
+                return
 
 
 def _flatten(top: int, name: str, cancelled: Check) -> None:
@@ -184,14 +192,21 @@ def _flatten(top: int, name: str, cancelled: Check) -> None:
                 _check(cancelled)
                 if not _unlinked(folder, entry.name):
                     _move(folder, entry.name, top)
+    _removed(top, name)
+
+
+def _removed(folder: int, name: str) -> bool:
+    """Whether the folder of this name is gone. Who is in it still may have put something there: it is looked at
+    again."""
     try:
-        os.rmdir(name, dir_fd=top)
+        os.rmdir(name, dir_fd=folder)
     except _GONE:
-        return
+        return True
     except OSError as error:
-        # Who is in it still may have put something there: it is looked at again.
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
+        return False
+    return True
 
 
 def _unlinked(folder: int, name: str) -> bool:
@@ -209,6 +224,16 @@ def _move(folder: int, name: str, to: int) -> None:
     """Under a name that nothing there has."""
     with contextlib.suppress(FileNotFoundError):
         os.rename(name, uuid4().hex, src_dir_fd=folder, dst_dir_fd=to)
+
+
+@contextmanager
+def _locked(project: int) -> Iterator[None]:
+    """One at a time, in whichever process; for moments. Of a folder that no sandbox sees: else one could hold it."""
+    fcntl.flock(project, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(project, fcntl.LOCK_UN)
 
 
 @contextmanager

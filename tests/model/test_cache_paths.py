@@ -12,13 +12,13 @@ NOT_WRITTEN_SO = (
     "/" + "é" * 128,
 )
 OF_THE_SYSTEM = (
-    *("/proc", "/proc/self", "/sys", "/sys/fs/cgroup", "/dev", "/dev/shm", "/run", "/run/secrets", "/run/secrets/pip"),
+    *("/proc", "/proc/self", "/sys", "/sys/fs/cgroup", "/dev", "/dev/pts", "/run", "/run/secrets", "/run/secrets/pip"),
     *("/workspace", "/workspace/.cache", "/var/run", "/var/run/docker.sock", "/var/lock/a", "/etc", "/etc/ssl/certs"),
     *("/bin", "/bin/sh", "/lib", "/lib/x", "/lib64", "/lib64/ld-linux-x86-64.so.2", "/sbin", "/sbin/init", "/boot"),
 )
 WOULD_HIDE = (
     *("/usr", "/usr/bin", "/usr/lib", "/usr/local", "/usr/local/bin", "/usr/share", "/var", "/var/lib", "/var/cache"),
-    *("/root", "/home", "/home/dev", "/tmp", "/opt", "/srv", "/mnt"),
+    *("/root", "/home", "/home/dev", "/tmp", "/opt", "/srv", "/mnt"),  # noqa: S108 - a sandbox's
 )
 
 
@@ -32,7 +32,7 @@ def test_a_sandbox_needs_what_is_there(path: str) -> None:
     "path",
     [
         *("/root/.cache/pip", "/root/.npm", "/home/dev/.cache", "/usr/local/cargo/registry", "/var/cache/apt"),
-        *("/cache", "/go/pkg/mod", "/opt/caches", "/tmp/pip", "/workspaces/a", "/devs", "/root/..cache", "/a b/c,d:e"),
+        *("/cache", "/go/pkg/mod", "/opt/caches", "/srv/pip", "/workspaces/a", "/devs", "/root/..cache", "/a b/c,d:e"),
         *("/usr/local/lib/node_modules", "/binary", "/" + "x" * 254),
     ],
 )
