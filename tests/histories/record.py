@@ -606,7 +606,13 @@ async def main(version: str) -> None:
         f"{kind}-{outcome}": lambda play, case=(kind, outcome, prepare, values): record(play, *case)
         for kind, outcome, prepare, values in [
             *(*of_every_plan(), *particular_cases(), *cases_of_projects()),
-            *(*cases_of_groups(), *cases_of_balancers(), *cases_of_workspaces(), *cases_of_cache_volumes(), *cases_of_sessions()),
+            *(
+                *cases_of_groups(),
+                *cases_of_balancers(),
+                *cases_of_workspaces(),
+                *cases_of_cache_volumes(),
+                *cases_of_sessions(),
+            ),
         ]
     } | {
         "SurveyHost-completed": lambda play: record_system(play, "SurveyHost", lambda _: None, HOST),
