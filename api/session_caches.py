@@ -26,10 +26,11 @@ _OF_NAMES = select(CacheVolume.id, CacheVolume.name, CacheVolume.path, CacheVolu
 async def chosen(caller: Caller, names: list[str], host: Row[Any]) -> list[CacheMount]:
     """Those of these names, which stay until the commit, as a sandbox on the host is to see them.
 
-    Raises ValidationFailed, InvalidState, NoCapacity.
+    Raises Forbidden, ValidationFailed, InvalidState, NoCapacity.
     """
     if not names:
         return []
+    caller.require("cache-volumes:read")
     mine = (CacheVolume.project_id == caller.project_id) & (CacheVolume.status != CacheVolumeStatus.DELETED)
     # Sessions that begin at once do not wait for each other; what empties or deletes one waits for them.
     locked = _OF_NAMES.where(mine, CacheVolume.name.in_(names)).order_by(CacheVolume.id).with_for_update(read=True)

@@ -470,7 +470,7 @@ def cases_of_cache_volumes() -> list[Case]:
     return [
         ("ClearCacheVolume", "nowhere", nowhere, {}),
         ("ClearCacheVolume", "on-several", on_several, {}),
-        ("ClearCacheVolume", "not-everywhere", not_everywhere("cache_volume.clear"), {}),
+        ("ClearCacheVolume", "on-several-failed", not_everywhere("cache_volume.clear"), {}),
         ("DeprovisionCacheVolume", "nowhere", nowhere, {}),
         ("DeprovisionCacheVolume", "on-several", on_several, {}),
         ("DeprovisionCacheVolume", "forced", not_everywhere("cache_volume.remove"), {"force": True}),
