@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import structlog
+
 from drivers import beneath, faults
 from drivers.machines import Cancelled, Check
 from drivers.session_trees import is_id
@@ -39,6 +41,7 @@ _TRIES = 10
 _GONE = (FileNotFoundError, NotADirectoryError)
 #: It has gone, or a file or a link is in its place.
 _NO_FOLDER = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+log = structlog.get_logger()
 
 
 class CacheTrees:
@@ -135,7 +138,10 @@ class CacheTrees:
             for name in _names(self._root / project):
                 volume = name[1:].partition(".")[0]
                 if name.startswith(".") and is_id(project) and is_id(volume):
-                    self._finish(CacheSpec(id=UUID(volume), project_id=UUID(project)), lambda: False)
+                    try:
+                        self._finish(CacheSpec(id=UUID(volume), project_id=UUID(project)), lambda: False)
+                    except EngineUnavailable as error:  # the others go all the same
+                        log.warning("cache.not_deleted", volume=volume, error=error.message)
 
     def _folder(self, cache: CacheSpec) -> Path:
         return self._root / str(cache.project_id) / str(cache.id)
