@@ -31,8 +31,9 @@ close code: 4000 and the status.
 | `/v1/ws/events?resource_type=&resource_id=&type=&last_event_id=` | text: each event of the project as JSON |
 | `/v1/ws/logs/{instance_id}?tail=` | binary: what the instance's program writes |
 | `/v1/ws/stats/{instance_id}` | text, about once a second: what the instance uses, as a JSON object |
-| `/v1/ws/terminal/{instance_id}?command=&columns=&rows=` | binary both ways; sizes, and how it ended, as text |
-| `/v1/sessions/{session_id}/terminal?command=&columns=&rows=` | the same, in a session's sandbox |
+| `/v1/ws/terminal/{instance_id}?command=&columns=&rows=&name=` | binary both ways; sizes, and how it ended, as text |
+| `/v1/sessions/{session_id}/terminal?command=&columns=&rows=&name=` | the same, in a session's sandbox |
+| `/v1/sessions/{session_id}/forward/{port}` | a connection to what listens at this port of a session's sandbox |
 """
 TAGS = {
     "auth": "Users, their logins, and the keys that they make.",

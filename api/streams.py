@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, closing
+from contextlib import closing
 from typing import Annotated, Any
-from urllib.parse import quote
 from uuid import UUID
 
 import aiohttp
-import orjson
 from fastapi import APIRouter, Query, Request, Response, WebSocket
 from fastapi.responses import PlainTextResponse
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from sqlalchemy import select
-from starlette.websockets import WebSocketDisconnect
 
 from api import activity
-from api.agent_client import BROKEN, Agents, Opened, Socket, Target, exit_code, said
+from api.agent_client import BROKEN, Agents, Opened, Target, said
 from api.authentication import authenticate, may
 from api.caller import Caller
 from api.envelope import Envelope, answer
@@ -28,25 +25,21 @@ from api.instance_rows import MINE, check_unmanaged
 from api.instance_schemas import split_words
 from api.open_streams import Held, OpenStreams
 from api.resources import one
-from api.sockets import ENDED, accept, ignored, relay, told
+from api.sockets import accept, ignored, relay, told
 from api.streamed import Streamed, first_of
 from api.work_session_rows import mine
-from model.errors import HostUnreachable, InvalidState, NotFound, ValidationFailed
+from model.errors import HostUnreachable, InvalidState, NotFound
 from model.hosts import Host, is_reachable
 from model.instances import Instance, Status
 from model.sessions import WorkSession
 from model.settings import Settings
-from model.streams import Resize, Run, Size, Tail
+from model.streams import Run, Tail
 
 router = APIRouter(tags=["streams"], responses=RESPONSES)
 
 #: Of each of a command's outputs, bytes.
 OUTPUT_LIMIT = 1 << 20
 MOST_WORDS = 1000
-#: A terminal's: characters, and bytes on the way to its agent, where it is part of one line.
-MOST_COMMAND, MOST_COMMAND_BYTES = 2000, 7000
-#: A terminal's agent hangs up sooner, and says why.
-WRITE_SECONDS = 75.0
 #: Of a command, characters that the audit log shows.
 AUDITED_COMMAND = 256
 _QUERY = (
@@ -98,7 +91,7 @@ async def logs(
     held = _hold(request, caller, "instances:read")
     try:
         await caller.commit()
-        opened = await _agents(request).open(target, "logs", _logs_query(tail, follow))
+        opened = await agents(request).open(target, "logs", _logs_query(tail, follow))
     except BaseException:
         held.close()
         raise
@@ -122,7 +115,7 @@ async def exec_(
         await caller.commit()
         run = Run(argv=body.cmd, timeout=body.timeout, limit=OUTPUT_LIMIT)
         async with activity.going_on(caller, instance_id):
-            running = asyncio.ensure_future(_agents(request).run(target, run))
+            running = asyncio.ensure_future(agents(request).run(target, run))
             ends = (_gone(request), request.app.state.stopping.wait(), held.revoked.wait())
             await first_of(asyncio.shield(running), *ends)
         if not running.done():
@@ -141,8 +134,8 @@ async def exec_(
 async def follow_logs(socket: WebSocket, instance_id: UUID, tail: TailQuery = None) -> None:
     """The logs and what comes, as binary messages."""
     async with told(socket):
-        target = await _enter(socket, instance_id, "instances:read")
-        opened = await _agents(socket).open(target, "logs", _logs_query(tail, True))
+        target = await enter(socket, instance_id, "instances:read")
+        opened = await agents(socket).open(target, "logs", _logs_query(tail, True))
         try:
             await accept(socket)
             await relay(socket, _each(opened, opened.it.content.iter_any(), socket.send_bytes), ignored(socket))
@@ -154,8 +147,8 @@ async def follow_logs(socket: WebSocket, instance_id: UUID, tail: TailQuery = No
 async def follow_stats(socket: WebSocket, instance_id: UUID) -> None:
     """What the instance uses, about once a second: a JSON object in each text message."""
     async with told(socket):
-        target = await _enter(socket, instance_id, "instances:read", running=True)
-        opened = await _agents(socket).open(target, "stats", {})
+        target = await enter(socket, instance_id, "instances:read", running=True)
+        opened = await agents(socket).open(target, "stats", {})
 
         async def send(line: bytes) -> None:
             await socket.send_text(line.decode(errors="replace").strip())
@@ -167,91 +160,12 @@ async def follow_stats(socket: WebSocket, instance_id: UUID) -> None:
             opened.close()
 
 
-@router.websocket("/v1/ws/terminal/{instance_id}")
-async def terminal(
-    socket: WebSocket,
-    instance_id: UUID,
-    command: Annotated[str | None, Query(max_length=MOST_COMMAND, pattern=r"^[^\x00]*$")] = None,
-    columns: Size = 80,
-    rows: Size = 24,
-) -> None:
-    """A terminal in the instance: bytes as binary messages; sizes, and how it ended, as JSON in text messages."""
-    await _terminal(socket, instance_id, command, columns, rows)
-
-
-@router.websocket("/v1/sessions/{session_id}/terminal")
-async def session_terminal(
-    socket: WebSocket,
-    session_id: UUID,
-    command: Annotated[str | None, Query(max_length=MOST_COMMAND, pattern=r"^[^\x00]*$")] = None,
-    columns: Size = 80,
-    rows: Size = 24,
-) -> None:
-    """The same in the sandbox of a work session, where its files are."""
-    await _terminal(socket, session_id, command, columns, rows, of_session=True)
-
-
-async def _terminal(
-    socket: WebSocket, id: UUID, command: str | None, columns: int, rows: int, *, of_session: bool = False
-) -> None:
-    async with told(socket), AsyncExitStack() as open_:
-        said = command or ""
-        target = await _enter(socket, id, "instances:exec", running=True, command=said, of_session=of_session)
-        await open_.enter_async_context(activity.going_on(socket.state.caller, target.instance))
-        query = {"columns": str(columns), "rows": str(rows)}
-        if command:
-            query["command"] = _words(command)
-        opened = await _agents(socket).connect(target, "terminal", query)
-        try:
-            await accept(socket)
-            await relay(socket, _shown(opened, socket), _typed(opened, socket))
-        finally:
-            opened.close()
-
-
 async def nowhere(socket: WebSocket) -> None:
     """Any other WebSocket: as any other path."""
     async with told(socket):
         caller = await authenticate(socket)
         await caller.connection.close()
         raise NotFound(f"there is no WebSocket {socket.url.path}")
-
-
-async def _shown(opened: Opened[Socket], socket: WebSocket) -> None:
-    async for message in opened.it:
-        if message.type is aiohttp.WSMsgType.BINARY:
-            await socket.send_bytes(message.data)
-        elif message.type is aiohttp.WSMsgType.TEXT:
-            await socket.send_json({"exit_code": exit_code(opened.target, message.data)})
-            return
-    raise opened.target.lost("its agent broke off")
-
-
-async def _typed(opened: Opened[Socket], socket: WebSocket) -> None:
-    agent = opened.it
-    while True:
-        message = await socket.receive()
-        if message["type"] == "websocket.disconnect":
-            raise WebSocketDisconnect(message.get("code", ENDED))
-        try:
-            # While it waits, it does not see the client go.
-            async with asyncio.timeout(WRITE_SECONDS):
-                if message.get("bytes"):
-                    await agent.send_bytes(message["bytes"])
-                elif message.get("text"):
-                    await agent.send_str(_resize(message["text"]).model_dump_json())
-        except TimeoutError:
-            raise opened.target.lost("its agent takes no more") from None
-        except ConnectionError:
-            pass  # what it still shows is read to its end
-
-
-def _resize(text: str) -> Resize:
-    try:
-        return Resize.model_validate_json(text)
-    except ValidationError:
-        problem = 'expected {"resize": {"columns": …, "rows": …}} in a text message, and what is typed in binary ones'
-        raise ValidationFailed(problem, fields=[{"field": "resize", "message": problem}]) from None
 
 
 async def _target(caller: Caller, instance_id: UUID, *, running: bool = False, entered: bool = False) -> Target:
@@ -284,7 +198,7 @@ async def _target(caller: Caller, instance_id: UUID, *, running: bool = False, e
     return Target(row.id, row.name, row.host_id, row.host, row.agent_url, row.fingerprint)
 
 
-async def _enter(
+async def enter(
     socket: WebSocket,
     instance_id: UUID,
     permission: str,
@@ -323,27 +237,13 @@ def _hold(connection: Request | WebSocket, caller: Caller, permission: str) -> H
     return streams.hold(caller, permission)
 
 
-def _agents(connection: Request | WebSocket) -> Agents:
+def agents(connection: Request | WebSocket) -> Agents:
     agents: Agents = connection.app.state.agents
     return agents
 
 
 def _logs_query(tail: int | None, follow: bool) -> dict[str, str]:
     return {"follow": "true" if follow else "false"} | ({} if tail is None else {"tail": str(tail)})
-
-
-def _words(command: str) -> str:
-    """As an agent is told them: a JSON list."""
-    problem = "expected a command"
-    try:
-        if words := split_words(command):
-            told: str = orjson.dumps(words).decode()
-            if len(quote(told)) <= MOST_COMMAND_BYTES:
-                return told
-            problem = "it is too long"
-    except ValueError as error:
-        problem = str(error)
-    raise ValidationFailed(f"command: {problem}", fields=[{"field": "command", "message": problem}])
 
 
 async def until_stopping(

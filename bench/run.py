@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench import audit, calls, claims, groups, launches, rest
+from bench import calls, claims, groups, guards, launches, rest
 from bench.stack import ROOT, Bench
 
 PARTS: dict[str, Callable[[Bench], Awaitable[None]]] = {
@@ -30,7 +30,8 @@ PARTS: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "read": calls.read,
     "pages": calls.pages,
     "accept": calls.accept,
-    "audit": audit.audit,
+    "audit": guards.audit,
+    "identity": guards.identity,
     "simulated": launches.simulated,
     "group": groups.group,
     "claim": claims.claim,

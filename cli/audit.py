@@ -12,10 +12,11 @@ import typer
 
 from cli import render
 from cli.client import Client
-from cli.errors import CommandFailed, Exit, usage
+from cli.errors import CommandFailed, Exit, of_option, usage
 from cli.listing import Listing, Table, print_list
 from cli.options import cannot_open, moment, new_file
 from cli.render import All, Format, Limit, Output
+from cli.resources import HELP, resource_id
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Who did what, or was refused; and that nobody changed it since."
@@ -38,7 +39,7 @@ def list_(
     actor: Annotated[str | None, typer.Option(help="Who: key:laptop, user:jo@example.org.")] = None,
     action: Annotated[str | None, typer.Option(help="Under which permission: instances:create.")] = None,
     resource_type: Annotated[str | None, typer.Option("--type", help="Of what: instance, webhook.")] = None,
-    resource: Annotated[str | None, typer.Option(help="The id of the thing.")] = None,
+    resource: Annotated[str | None, typer.Option(help=f"Of this {HELP}.")] = None,
     outcome: Annotated[Outcome | None, typer.Option(help="What was allowed, or denied.")] = None,
     since: Annotated[
         str | None, typer.Option(help="Of so long (30m, 24h, 7d), or from this time on (ISO 8601).")
@@ -54,7 +55,6 @@ def list_(
         "actor": actor,
         "action": action,
         "resource_type": resource_type,
-        "resource_id": resource,
         "outcome": outcome,
         "since": moment("--since", since),
         "until": moment("--until", until),
@@ -71,9 +71,10 @@ def list_(
             row["address"] or "",
             row["operation"],
         ],
-        wide=["RESOURCE", "OPERATION"],
+        wide=["FROM", "OPERATION"],
     )
-    with Client() as client:
+    with Client() as client, of_option("--resource"):
+        params["resource_id"] = resource_id(client, resource) if resource else None
         print_list(client, "/audit", params, Listing(limit, everything, output), table)
 
 

@@ -17,6 +17,7 @@ from cli.listing import Listing, Table, print_list
 from cli.options import duration
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
 from cli.render import All, Format, Limit, Output
+from cli.resources import resource_id
 from cli.routes import as_commands
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Load balancers: one address for many instances.")
@@ -203,7 +204,7 @@ def weigh(
     """Give a target another share of the requests; 0: it takes no new users."""
     with Client() as client:
         path = f"/lb/{client.balancer(name)['id']}/targets"
-        envelope = client.request("PATCH", f"{path}/{client.resource_id(instance)}", body={"weight": weight})
+        envelope = client.request("PATCH", f"{path}/{resource_id(client, instance)}", body={"weight": weight})
         finish(client, [envelope], "weight of", Ending(wait, timeout, output), _target(path))
 
 
@@ -218,7 +219,7 @@ def remove(
     """Send no more requests to an instance; what it has begun, it may end."""
     with Client() as client:
         path = f"/lb/{client.balancer(name)['id']}/targets"
-        envelope = client.request("DELETE", f"{path}/{client.resource_id(instance)}")
+        envelope = client.request("DELETE", f"{path}/{resource_id(client, instance)}")
         finish(client, [envelope], "drain of", Ending(wait, timeout, output), _target(path))
 
 

@@ -195,10 +195,6 @@ class Client:
     def cron_job(self, wanted: str) -> dict[str, Any]:
         return self.named("/cron/jobs", "cron job", wanted)
 
-    def resource_id(self, wanted: str) -> str:
-        """An id as it is; else that of the instance of this name."""
-        return wanted if is_id(wanted) else str(self.instance(wanted)["id"])
-
     def host(self, wanted: str) -> dict[str, Any]:
         """The host of this id, or of exactly this name."""
         if is_id(wanted):

@@ -18,6 +18,7 @@ from cli import render
 from cli.client import Client
 from cli.errors import CommandFailed, of_option
 from cli.render import Format, Output
+from cli.resources import HELP, resource_id
 from cli.streams import until_interrupted
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Watch what happens.")
@@ -30,16 +31,9 @@ BEGINNING = "0-0-0"
 CUT = "cut"
 
 
-@app.callback()
-def group() -> None:
-    """Keeps ``watch`` a command of a group, though it is the only one."""
-
-
 After = Annotated[str | None, typer.Option(help="Start after the event of this id; 0-0-0: from the beginning.")]
 Most = Annotated[int | None, typer.Option(min=1, help="End after so many events.")]
-Resource = Annotated[
-    str | None, typer.Option(help="Only events of this instance (name or id), or of what has this id.")
-]
+Resource = Annotated[str | None, typer.Option(help=f"Only events of this {HELP}.")]
 Types = Annotated[
     list[str] | None,
     typer.Option("--type", help="Only this type; instance. takes all that begin so. May be repeated."),
@@ -70,6 +64,7 @@ def watch(
                 return
 
 
+@app.command("list", epilog="Example: cairn event list --resource group/web")
 def events(
     follow_: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.")] = False,
     after: After = None,
@@ -100,7 +95,7 @@ def wanted(client: Client, resource: str | None, types: list[str] | None) -> dic
     found: dict[str, Any] = {"type": types} if types else {}
     if resource:
         with of_option("--resource"):
-            found["resource_id"] = client.resource_id(resource)
+            found["resource_id"] = resource_id(client, resource)
     return found
 
 

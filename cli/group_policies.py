@@ -24,7 +24,7 @@ PERCENT = 100
 @groups.command(epilog="Example: cairn group policy web cpu --metric cpu --target 60")
 def policy(
     group: Name,
-    name: Annotated[str, typer.Argument(help="What it is called.", show_default=False)],
+    name: Annotated[str, typer.Argument(metavar="POLICY", help="What it is called.", show_default=False)],
     target: Annotated[float, typer.Option(help="Of the mean of all members.", show_default=False)],
     metric: Annotated[
         str, typer.Option(help="cpu or memory, in percent; requests a second; or what is pushed.")
@@ -84,7 +84,7 @@ def metric(
 
 @groups.command("remove-policy", epilog="Example: cairn group remove-policy web cpu")
 def remove_policy(
-    group: Name, name: Annotated[str, typer.Argument(help="What it is called.", show_default=False)]
+    group: Name, name: Annotated[str, typer.Argument(metavar="POLICY", help="What it is called.", show_default=False)]
 ) -> None:
     """Delete a policy; the group stays as it is."""
     with Client() as client:

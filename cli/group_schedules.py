@@ -9,8 +9,9 @@ import typer
 from cli.client import Client
 from cli.cron import SCALES, TimeZone, add, numbers_of, print_job
 from cli.errors import usage
+from cli.group_options import Least, Most
 from cli.group_policies import groups
-from cli.groups import DEPLOYMENT, GROUP, Least, Most, Name, Noun, deployments
+from cli.groups import DEPLOYMENT, GROUP, Name, Noun, deployments
 from cli.listing import Listing, Table, print_list
 from cli.render import All, Format, Limit, Output
 

@@ -8,23 +8,16 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from cli import group_views, lifetimes, networks, render
+from cli import group_views, render
 from cli.client import Client
-from cli.completion import balancers as balancer_names
 from cli.completion import groups as group_names
-from cli.completion import images as image_names
-from cli.completion import secrets as secret_names
-from cli.completion import types as type_names
 from cli.ending import Ending, Kind, each, finish
-from cli.errors import of_option, usage
-from cli.instances import OnHostLost, port_of
+from cli.errors import usage
+from cli.group_options import Backend, Image, Least, Most, named, said
 from cli.listing import Listing, Table, print_list
-from cli.options import command as after_dashes
-from cli.options import duration, pairs
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
 from cli.render import All, Format, Limit, Output
 from cli.routes import as_commands
-from cli.secrets import references
 from cli.taking import taking
 
 groups = typer.Typer(
@@ -71,85 +64,6 @@ Names = Annotated[
 Name = Annotated[
     str, typer.Argument(metavar="NAME", help="Name or id.", show_default=False, autocompletion=group_names)
 ]
-Command = Annotated[
-    list[str] | None, typer.Argument(metavar="-- CMD...", help="What members run, after --.", show_default=False)
-]
-Image = Annotated[str | None, typer.Option(help="Image to run.", show_default=False, autocompletion=image_names)]
-Type = Annotated[str | None, typer.Option("--type", help="Instance type, such as basic-1.", autocompletion=type_names)]
-Ports = Annotated[list[str] | None, typer.Option("--port", "-p", help="Port in a member; its host's is chosen.")]
-Env = Annotated[list[str] | None, typer.Option("--env", "-e", help="K=V; may be repeated.")]
-Secret = Annotated[
-    list[str] | None,
-    typer.Option("--secret", metavar="K=NAME[@VERSION][:env]", help="A secret, as for an instance; may be repeated."),
-]
-Label = Annotated[list[str] | None, typer.Option("--label", "-l", help="k=v of each member; may be repeated.")]
-Backend = Annotated[str | None, typer.Option(help="Kind of engine, such as docker.")]
-Lost = Annotated[OnHostLost | None, typer.Option(help="What happens to members where their host is lost.")]
-Surge = Annotated[str | None, typer.Option(help="So many more, or 25%, while members are replaced.")]
-Unavailable = Annotated[str | None, typer.Option(help="So many fewer, or 25%, while members are replaced.")]
-MinReady = Annotated[
-    float | None,
-    typer.Option(parser=duration, metavar="TIME", help="What a new member runs before it counts as ready: 30s."),
-]
-Login = Annotated[
-    str | None,
-    typer.Option(help="Secret to pull the image with: USERNAME:PASSWORD, or JSON.", autocompletion=secret_names),
-]
-Balancer = Annotated[
-    str | None,
-    typer.Option("--lb", help="Load balancer that sends members requests; '': none.", autocompletion=balancer_names),
-]
-Least = Annotated[int | None, typer.Option("--min", help="Fewest members.")]
-Most = Annotated[int | None, typer.Option("--max", help="Most members.")]
-
-
-def _said(
-    command: Command = None,
-    instance_type: Type = None,
-    port: Ports = None,
-    env: Env = None,
-    secret: Secret = None,
-    label: Label = None,
-    on_host_lost: Lost = None,
-    network: networks.Network = None,
-    allow: networks.Allow = None,
-    health: lifetimes.HealthOption = None,
-    health_interval: lifetimes.Interval = None,
-    health_timeout: lifetimes.Timeout = None,
-    max_surge: Surge = None,
-    max_unavailable: Unavailable = None,
-    min_ready: MinReady = None,
-    registry_secret: Login = None,
-    lb: Balancer = None,
-) -> dict[str, Any]:
-    """The fields of a request that were named."""
-    fields = {
-        "registry_secret": registry_secret,
-        "instance_type": instance_type,
-        "ports": [port_of(value) for value in port or []] or None,
-        "env": pairs("--env", env) | references(secret, env) or None,
-        "labels": pairs("--label", label) or None,
-        "cmd": after_dashes("group create NAME", command),
-        "on_host_lost": on_host_lost.value if on_host_lost else None,
-        "network": networks.wanted(network, allow),
-        "health_check": lifetimes.health_check(
-            health, interval=health_interval, timeout=health_timeout, retries=None, start_period=None
-        ),
-        "max_surge": _amount(max_surge),
-        "max_unavailable": _amount(max_unavailable),
-        "min_ready_seconds": min_ready,
-    }
-    return _named(fields) | ({} if lb is None else {"load_balancer_id": _balancer(lb)})
-
-
-def _named(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _balancer(name: str) -> str | None:
-    """Its id, where there is a name."""
-    with Client() as client, of_option("--lb"):
-        return str(client.balancer(name)["id"]) if name else None
 
 
 def _count(written: str) -> int:
@@ -159,12 +73,8 @@ def _count(written: str) -> int:
     return int(written)
 
 
-def _amount(value: str | None) -> int | str | None:
-    return int(value) if value is not None and value.isdecimal() else value
-
-
 @groups.command("create", epilog="Example: cairn group create web --image cairn/base:latest --max 5 --desired 2")
-@taking(_said)
+@taking(said)
 def create_group(
     name: Annotated[str, typer.Argument(help="Its name; members are named after it.")],
     *,
@@ -186,14 +96,14 @@ def create_group(
     """Make a group, and launch its members."""
     most = max(1, least or 0, desired or 0) if most is None else most
     numbers = {"min_instances": least, "max_instances": most, "desired_count": desired}
-    body = {"name": name} | given | _named({"image": image, "backend": backend} | numbers)
+    body = {"name": name} | given | named({"image": image, "backend": backend} | numbers)
     _create(GROUP, body, Ending(wait, timeout, output))
     if not desired and not least:
         render.say(f"group {name} begins without members: more with --desired or --min, or cairn group scale {name} N")
 
 
 @deployments.command("create", epilog="Example: cairn deployment create web --image cairn/base:latest --replicas 3")
-@taking(_said)
+@taking(said)
 def create_deployment(
     name: Annotated[str, typer.Argument(help="Its name; replicas are named after it.")],
     *,
@@ -206,12 +116,12 @@ def create_deployment(
     output: Output = Format.TABLE,
 ) -> None:
     """Make a deployment, and launch its replicas."""
-    body = {"name": name} | given | _named({"image": image, "backend": backend, "replicas": replicas})
+    body = {"name": name} | given | named({"image": image, "backend": backend, "replicas": replicas})
     _create(DEPLOYMENT, body, Ending(wait, timeout, output))
 
 
 @groups.command("update", epilog="Example: cairn group update web --image cairn/base:2 --max 8")
-@taking(_said)
+@taking(said)
 def update_group(
     name: Name,
     *,
@@ -224,12 +134,12 @@ def update_group(
     output: Output = Format.TABLE,
 ) -> None:
     """Change a group; members of another image, type, environment … are replaced. What is not named stays."""
-    body = given | _named({"image": image, "min_instances": least, "max_instances": most})
+    body = given | named({"image": image, "min_instances": least, "max_instances": most})
     _change(GROUP, name, body, Ending(wait, timeout, output))
 
 
 @deployments.command("update", epilog="Example: cairn deployment update web --image cairn/base:2")
-@taking(_said)
+@taking(said)
 def update_deployment(
     name: Name,
     *,
@@ -240,7 +150,7 @@ def update_deployment(
     output: Output = Format.TABLE,
 ) -> None:
     """Change a deployment; replicas of another image, type, environment … are replaced. What is not named stays."""
-    _change(DEPLOYMENT, name, given | _named({"image": image}), Ending(wait, timeout, output))
+    _change(DEPLOYMENT, name, given | named({"image": image}), Ending(wait, timeout, output))
 
 
 def _change(noun: Noun, name: str, body: dict[str, Any], ending: Ending) -> None:

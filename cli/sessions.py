@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tarfile
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Annotated, Any
 from urllib.parse import quote
@@ -12,7 +13,7 @@ from urllib.parse import quote
 import httpx
 import typer
 
-from cli import chats, render, streams
+from cli import chats, forwarding, render, streams
 from cli.client import Client
 from cli.completion import caches as cache_names
 from cli.completion import sessions as session_names
@@ -198,16 +199,39 @@ def exec_(
     streams.exec_(_sandbox(name), command, timeout, output)
 
 
-@app.command(epilog="Example: cairn session terminal fix-login")
+@app.command(epilog="Example: cairn session terminal fix-login --keep main")
 def terminal(
     name: Name,
+    keep: streams.Keep = None,
     command: Annotated[
         list[str] | None,
         typer.Argument(metavar="-- CMD...", help="What to run there (default: a shell), after --.", show_default=False),
     ] = None,
 ) -> None:
     """Open a terminal in a session's sandbox, at /workspace."""
-    streams.terminal(_sandbox(name), command)
+    streams.terminal(_sandbox(name), keep, command)
+
+
+@app.command("port-forward", epilog="Example: cairn session port-forward fix-login 3000:8080")
+def port_forward(
+    name: Name,
+    ports: Annotated[list[str], typer.Argument(metavar="[LOCAL:]PORT...", help="Of the sandbox.", show_default=False)],
+    address: Annotated[str, typer.Option(help="Where they are reached here.")] = "127.0.0.1",
+) -> None:
+    """Reach what listens in a session's sandbox at a port of this machine, until Ctrl-C.
+
+    The sandbox publishes no port for that, and its network may be 'none'. LOCAL 0 is any port that is free.
+    """
+    asked = [forwarding.ports_of(text) for text in ports]
+    with ExitStack() as open_:
+        client = open_.enter_context(Client())
+        path = _path_of(client, name)
+        listeners = {open_.enter_context(forwarding.listen(address, port.here)): port.there for port in asked}
+        for listener, there in listeners.items():
+            here = f"[{address}]" if ":" in address else address
+            render.say(f"{here}:{listener.getsockname()[1]} is port {there} of session {name}")
+        with streams.until_interrupted():
+            forwarding.forward(client, path, listeners)
 
 
 @app.command(epilog="Example: cairn session files fix-login src")

@@ -104,8 +104,19 @@ def exec_(
     raise typer.Exit(UNKNOWN_EXIT if done["exit_code"] is None else int(done["exit_code"]))
 
 
+Keep = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="It goes on when you leave it, for ten minutes: the same NAME shows it again.",
+        show_default=False,
+    ),
+]
+
+
 def terminal(
     name: Name,
+    keep: Keep = None,
     command: Annotated[
         list[str] | None,
         typer.Argument(metavar="-- CMD...", help="What to run there (default: a shell), after --.", show_default=False),
@@ -123,6 +134,8 @@ def terminal(
         params: dict[str, Any] = {"columns": columns, "rows": rows}
         if command:
             params["command"] = shlex.join(command)
+        if keep:
+            params["name"] = keep
         with client.socket(f"/ws/terminal/{instance['id']}", params) as connection:
             code = attach(connection, sys.stdin.fileno())
     raise typer.Exit(code)

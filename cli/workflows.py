@@ -11,11 +11,12 @@ from cli import render
 from cli.client import Client, checked_id
 from cli.completion import instances as instance_names
 from cli.completion import workflows as workflow_ids
-from cli.errors import CommandFailed, Exit, of_option
+from cli.errors import CommandFailed, Exit, of_option, usage
 from cli.listing import Listing, Table, print_list
 from cli.options import moment
 from cli.progress import DEFAULT_TIMEOUT, Timeline, Timeout, Wait, require_completed, watch
 from cli.render import All, Format, Limit, Output
+from cli.resources import HELP, resource_id
 from cli.routes import as_commands
 
 app = typer.Typer(
@@ -45,16 +46,19 @@ def list_(
     instance: Annotated[
         str | None, typer.Option(help="Only those of this instance (name or id).", autocompletion=instance_names)
     ] = None,
+    resource: Annotated[str | None, typer.Option(help=f"Only those of this {HELP}.")] = None,
     limit: Limit = 50,
     everything: All = False,
     output: Output = Format.TABLE,
 ) -> None:
     """List workflows, newest first."""
     after, before = moment("--since", since), moment("--until", until)
+    if instance and resource:
+        raise usage("give either --instance or --resource")
     with Client() as client:
-        with of_option("--instance"):
-            resource = client.instance(instance)["id"] if instance else None
-        params = {"state": state, "kind": kind, "resource_type": resource_type, "resource_id": resource}
+        with of_option("--instance" if instance else "--resource"):
+            found = resource_id(client, instance or resource or "") if instance or resource else None
+        params = {"state": state, "kind": kind, "resource_type": resource_type, "resource_id": found}
         params |= {"created_after": after, "created_before": before}
         print_list(client, "/workflows", params, Listing(limit, everything, output), _TABLE)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Protocol
 from uuid import UUID
 
@@ -10,6 +11,7 @@ from model.streams import Call
 
 #: From a request to the head of its answer; and how long a body may be silent.
 ANSWER_SECONDS, SILENCE_SECONDS = 15.0, 90.0
+CONNECT_SECONDS = 5.0
 
 
 class Answer(Stream[bytes], Protocol):
@@ -27,3 +29,6 @@ class Calls(Protocol):
         Raises AgentUnavailable where nothing listens there, or what does is no HTTP; InvalidState where the machine
         does not run; Unsupported where this process may not enter its network.
         """
+
+    def connect(self, machine: UUID, port: int) -> socket.socket:
+        """A connection to the machine's loopback. Raises PortClosed where nothing listens there, and as ``call``."""

@@ -8,11 +8,11 @@ from pathlib import Path
 from uuid import UUID
 
 from drivers import http_calls
+from drivers.calls import CONNECT_SECONDS
 from drivers.http_calls import HttpAnswer
 from drivers.reference_agent import Agent, Server
 from model.streams import Call
 
-CONNECT_SECONDS = 5.0
 WORD_SECONDS = 0.05
 
 
@@ -25,8 +25,11 @@ class SimulatedCalls:
         self._lock = threading.Lock()
 
     def call(self, machine: UUID, call: Call) -> HttpAnswer:
-        address = ("127.0.0.1", self._server(machine).server_port)
-        return http_calls.request(lambda: socket.create_connection(address, CONNECT_SECONDS), call)
+        return http_calls.request(lambda: self.connect(machine, call.port), call)
+
+    def connect(self, machine: UUID, port: int) -> socket.socket:
+        """Its agent, whatever the port."""
+        return socket.create_connection(("127.0.0.1", self._server(machine).server_port), CONNECT_SECONDS)
 
     def _server(self, machine: UUID) -> Server:
         with self._lock:

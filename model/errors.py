@@ -200,6 +200,12 @@ class AgentUnavailable(CairnError):
     code, status, retryable = "agent_unavailable", 502, True
 
 
+class PortClosed(CairnError):
+    """Nothing listens at a port of a sandbox."""
+
+    code, status, retryable = "port_closed", 502, True
+
+
 class AgentFailed(CairnError):
     """The agent of a work session refused a prompt, failed at it, or does not keep to its contract."""
 

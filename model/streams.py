@@ -5,8 +5,9 @@ Paths of an agent are ``/hosts/{host}/instances/{instance}/{verb}``, each with a
     GET  logs?tail=&follow=        the bytes
     GET  stats                     one JSON object a line
     POST exec                      a Run; frames: 1 byte of kind, 4 of length (big-endian), the bytes
-    WS   terminal?columns=&rows=&command=   command: a JSON list. First a text frame, {"open": true} or {"error": …};
-                                   then as API clients see it
+    WS   terminal?columns=&rows=&command=&name=   command: a JSON list. First a text frame, {"open": true} or
+                                   {"error": …}; then as API clients see it
+    WS   forward?port=             the same first frame; then as API clients see it
     GET  read?path=, PUT write?path=        tar archives
     POST call                      a Call, to what listens inside on its own loopback; X-Call-Status, and the bytes
 
@@ -36,6 +37,14 @@ Size = Annotated[int, Field(ge=1, le=10_000)]
 Tail = Annotated[int, Field(ge=0, le=10_000_000)]
 
 
+#: What a terminal is called that goes on without its client.
+TerminalName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
+#: What either side of a forwarded connection says in a text message: nothing more comes from it.
+SHUT = '{"end": true}'
+#: Where something listens in a machine.
+ListenPort = Annotated[int, Field(ge=1, le=65535)]
+
+
 class Extent(Frozen):
     """Of a terminal, in characters."""
 
@@ -47,6 +56,10 @@ class Resize(Frozen):
     """What a client of a terminal says in a text message."""
 
     resize: Extent
+
+    @classmethod
+    def of(cls, columns: int, rows: int) -> Resize:
+        return cls(resize=Extent(columns=columns, rows=rows))
 
 
 class Run(Frozen):

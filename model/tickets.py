@@ -26,7 +26,7 @@ from model.errors import Unauthenticated
 
 #: From its signature to its use; a stream that it opened may last longer.
 TICKET_SECONDS = 30
-Verb = Literal["logs", "stats", "exec", "terminal", "read", "write", "files", "change", "call", "join"]
+Verb = Literal["logs", "stats", "exec", "terminal", "read", "write", "files", "change", "call", "join", "forward"]
 #: These only read what may be read again: their tickets may be used until they expire.
 REPEATABLE: frozenset[Verb] = frozenset({"logs", "stats", "files"})
 _ALGORITHM = "EdDSA"

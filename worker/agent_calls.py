@@ -1,20 +1,33 @@
-"""What an agent serves of the agents of work sessions: requests into sandboxes; see ``model.streams``."""
+"""What an agent serves of what listens in sandboxes: requests to the agents of work sessions, and connections to any
+port; see ``model.streams``."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 from uuid import UUID
 
-from pydantic import ValidationError
-from starlette.requests import Request
+from pydantic import TypeAdapter, ValidationError
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from api.streamed import first_of
 from drivers.calls import Answer, Calls
-from model.errors import NotFound, ValidationFailed
-from model.streams import Call
+from model.errors import NotFound, TooManyStreams, ValidationFailed
+from model.streams import SHUT, Call, ListenPort
 from model.tickets import Ticket
+from worker.agent_terminals import answered, checked
+from worker.open_streams import OpenStreams
+
+#: Connections at once: of the agent, and into one instance. They need no threads.
+FORWARDS, OF_ONE = 512, 64
+PIECE = 64 * 1024
+_PORT = TypeAdapter(ListenPort)
 
 Pull = Callable[[Any], AsyncIterator[Any]]
 #: Opens a stream of a thing, and answers with what is pulled from it.
@@ -24,24 +37,24 @@ Stream = Callable[[UUID, Callable[[], Any], Pull], Awaitable[Response]]
 class CallRoutes:
     """``calls``: by host."""
 
-    def __init__(self, calls: Mapping[UUID, Calls]) -> None:
+    def __init__(self, calls: Mapping[UUID, Calls], streams: OpenStreams) -> None:
         self._calls = calls
+        self._streams = streams
+        self._forwarded: Counter[UUID] = Counter()
 
     def routes(
         self,
-        check: Callable[[Request, Ticket], None],
+        check: Callable[[HTTPConnection, Ticket], None],
         read: Callable[[Request], Awaitable[bytes]],
         streamed: Stream,
         pulled: Pull,
-    ) -> list[Route]:
+    ) -> list[BaseRoute]:
         """``check``: raises Unauthenticated where the request's ticket is for something else."""
 
         async def call(request: Request) -> Response:
             machine: UUID = request.path_params["instance"]
             check(request, Ticket(instance=machine, verb="call"))
-            host = request.path_params["host"]
-            if host not in self._calls:
-                raise NotFound("this agent does not serve this host")
+            calls = self._of(request)
             try:
                 asked = Call.model_validate_json(await read(request))
             except ValidationError as error:
@@ -49,11 +62,71 @@ class CallRoutes:
             opened: list[Answer] = []
 
             def start() -> Answer:
-                opened.append(self._calls[host].call(machine, asked))
+                opened.append(calls.call(machine, asked))
                 return opened[0]
 
             answer = await streamed(machine, start, pulled)
             answer.headers["x-call-status"] = str(opened[0].status)
             return answer
 
-        return [Route("/hosts/{host:uuid}/instances/{instance:uuid}/call", call, methods=["POST"])]
+        async def forward(socket: WebSocket) -> None:
+            machine: UUID = socket.path_params["instance"]
+            check(socket, Ticket(instance=machine, verb="forward"))
+            calls, port = self._of(socket), checked(_PORT, "port", socket.query_params.get("port", ""))
+            async with answered(socket):
+                if self._forwarded.total() >= FORWARDS or self._forwarded[machine] >= OF_ONE:
+                    raise TooManyStreams("as many connections as are allowed are forwarded already: close some")
+                self._forwarded[machine] += 1
+                try:
+                    await self._forward(socket, lambda: calls.connect(machine, port))
+                finally:
+                    self._forwarded[machine] -= 1
+                    if not self._forwarded[machine]:
+                        del self._forwarded[machine]
+
+        path = "/hosts/{host:uuid}/instances/{instance:uuid}"
+        return [Route(f"{path}/call", call, methods=["POST"]), WebSocketRoute(f"{path}/forward", forward)]
+
+    def _of(self, connection: HTTPConnection) -> Calls:
+        host = connection.path_params["host"]
+        if host not in self._calls:
+            raise NotFound("this agent does not serve this host")
+        return self._calls[host]
+
+    async def _forward(self, socket: WebSocket, connect: Callable[[], Any]) -> None:
+        opened = await self._streams.open(connect)
+        try:
+            # A file of its own, which the event loop closes.
+            reader, writer = await asyncio.open_connection(sock=opened.dup(), limit=PIECE)
+        finally:
+            self._streams.let_go(opened)
+        await socket.send_json({"open": True})
+
+        shut = asyncio.Event()
+
+        async def out() -> None:
+            with contextlib.suppress(ConnectionError):
+                while data := await reader.read(PIECE):
+                    await socket.send_bytes(data)
+            await socket.send_text(SHUT)
+            # Who has said all may still be told something.
+            await shut.wait()
+
+        async def back() -> None:
+            while True:
+                message = await socket.receive()
+                if message["type"] == "websocket.disconnect":
+                    raise WebSocketDisconnect
+                if message.get("bytes"):
+                    writer.write(message["bytes"])
+                    await writer.drain()
+                elif message.get("text") and not shut.is_set():
+                    writer.write_eof()
+                    shut.set()
+
+        try:
+            with contextlib.suppress(ConnectionError):
+                await first_of(out(), back())
+            await socket.close()
+        finally:
+            writer.transport.abort()

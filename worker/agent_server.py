@@ -22,35 +22,33 @@ from uuid import UUID
 import orjson
 import structlog
 import uvloop
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
-from starlette.routing import Route, WebSocketRoute
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.routing import Route
 
 from api.streamed import Streamed, first_of, keep_alive
 from drivers.calls import Calls
 from drivers.commits import Commits
 from drivers.session_trees import SessionTrees
-from drivers.streams import Output, Stream, Streams, Terminal
+from drivers.streams import Output, Stream, Streams
 from drivers.warm_trees import WarmTrees
 from model.errors import (
     BodyTooLarge,
     CairnError,
-    CommandTimeout,
     NotFound,
     TooManyStreams,
     Unauthenticated,
     Unsupported,
-    ValidationFailed,
 )
 from model.settings import Settings
-from model.streams import END, MOST_BYTES, STDERR, STDOUT, End, Failure, Resize, Run, Size, Tail, frame
+from model.streams import END, MOST_BYTES, STDERR, STDOUT, End, Failure, Run, Tail, frame
 from model.tickets import Gate, Ticket, Verb
 from worker.agent_calls import CallRoutes
 from worker.agent_files import FileRoutes
 from worker.agent_http import Server
+from worker.agent_terminals import TerminalRoutes, checked
 from worker.identity import Keys
 from worker.open_streams import OpenStreams, Upload
 
@@ -58,14 +56,10 @@ from worker.open_streams import OpenStreams, Upload
 STREAMS, OF_ONE = 128, 16
 #: One reads, one writes.
 THREADS = 2 * STREAMS
-#: A terminal's program that reads nothing for so long is hung up: until then its client's going is not seen.
-WRITE_SECONDS = 60.0
-#: A program's terminal ends a little before the program does.
-EXIT_LOOKS, EXIT_LOOK_SECONDS = 50, 0.05
 
 log = structlog.get_logger()
 T = TypeVar("T")
-_TAIL, _SIZE, _COMMAND = TypeAdapter(Tail), TypeAdapter(Size), TypeAdapter(list[str])
+_TAIL, _RUN = TypeAdapter(Tail), TypeAdapter(Run)
 _NO_MORE: Any = object()
 
 
@@ -98,9 +92,9 @@ class AgentServer:
                 Route(f"{path}/exec", self._exec, methods=["POST"]),
                 Route(f"{path}/read", self._read),
                 Route(f"{path}/write", self._write, methods=["PUT"]),
-                WebSocketRoute(f"{path}/terminal", self._terminal),
+                *TerminalRoutes(self._streams, self._slot, self._take_slot).routes(self._let_in, self._variables),
                 *files.routes(self._check, self._streamed, self._pulled),
-                *CallRoutes(calls or {}).routes(self._check, _body, self._streamed, self._pulled),
+                *CallRoutes(calls or {}, self._streams).routes(self._check, _body, self._streamed, self._pulled),
             ],
             exception_handlers={CairnError: _refuse},  # type: ignore[dict-item]  # it gets just these
         )
@@ -141,7 +135,7 @@ class AgentServer:
     async def _logs(self, request: Request) -> Response:
         streams, instance = self._let_in(request, "logs")
         asked = request.query_params
-        tail = _checked(_TAIL, "tail", asked["tail"]) if "tail" in asked else None
+        tail = checked(_TAIL, "tail", asked["tail"]) if "tail" in asked else None
         follow = asked.get("follow") == "true"
         return await self._streamed(instance, lambda: streams.logs(instance, tail=tail, follow=follow), self._pulled)
 
@@ -172,7 +166,7 @@ class AgentServer:
 
     async def _exec(self, request: Request) -> Response:
         streams, instance = self._let_in(request, "exec")
-        run = _checked(TypeAdapter(Run), "body", orjson.loads(await _body(request)))
+        run = checked(_RUN, "body", orjson.loads(await _body(request)))
 
         async def frames(command: Any) -> AsyncIterator[bytes]:
             written = {"stdout": 0, "stderr": 0}
@@ -193,71 +187,6 @@ class AgentServer:
             return streams.run(instance, run.argv, timeout_seconds=run.timeout, env=env)
 
         return await self._streamed(instance, start, frames)
-
-    async def _terminal(self, socket: WebSocket) -> None:
-        streams, instance = self._let_in(socket, "terminal")
-        asked = socket.query_params
-        columns, rows = (_checked(_SIZE, name, asked.get(name, "")) for name in ("columns", "rows"))
-        argv = _checked(_COMMAND, "command", orjson.loads(asked["command"])) if "command" in asked else None
-        await socket.accept()
-        try:
-            with self._slot(instance):
-                terminal = await self._streams.open(
-                    lambda: streams.terminal(
-                        instance, argv, columns=columns, rows=rows, env=self._variables(socket, instance)
-                    )
-                )
-                try:
-                    await socket.send_json({"open": True})
-                    await self._both_ways(socket, terminal)
-                finally:
-                    self._streams.let_go(terminal)
-        except CairnError as error:
-            failure = Failure(code=error.code, message=error.message, details=error.details)
-            with contextlib.suppress(WebSocketDisconnect):
-                await socket.send_text(f'{{"error": {failure.model_dump_json()}}}')
-                await socket.close()
-        except WebSocketDisconnect:
-            pass
-
-    async def _both_ways(self, socket: WebSocket, terminal: Terminal) -> None:
-        async def show() -> None:
-            while data := await self._streams.blocking(terminal.read):
-                await socket.send_bytes(data)
-            await socket.send_json({"exit_code": await self._exit_code(terminal)})
-            await socket.close()
-
-        async def type_in() -> None:
-            while True:
-                message = await socket.receive()
-                if message["type"] == "websocket.disconnect":
-                    return
-                if message.get("bytes"):
-                    await self._typed(terminal, message["bytes"])
-                elif message.get("text"):
-                    with contextlib.suppress(ValidationError):  # the API lets no such pass
-                        size = Resize.model_validate_json(message["text"]).resize
-                        await self._streams.blocking(terminal.resize, size.columns, size.rows)
-
-        await first_of(show(), type_in())
-
-    async def _typed(self, terminal: Terminal, data: bytes) -> None:
-        try:
-            async with asyncio.timeout(WRITE_SECONDS):
-                await self._streams.blocking(terminal.write, data)
-        except TimeoutError:
-            problem = f"the program read nothing of what was typed for {WRITE_SECONDS:g} s: the terminal was closed"
-            raise CommandTimeout(problem, timeout=WRITE_SECONDS) from None
-
-    async def _exit_code(self, terminal: Terminal) -> int | None:
-        """None: it is not known, for the machine went, or because the program goes on without its terminal."""
-        with contextlib.suppress(NotFound):
-            for _ in range(EXIT_LOOKS):
-                code: int | None = await self._streams.blocking(terminal.exit_code)
-                if code is not None:
-                    return code
-                await asyncio.sleep(EXIT_LOOK_SECONDS)
-        return None
 
     def _variables(self, connection: HTTPConnection, instance: UUID) -> Mapping[str, str]:
         """What a session has given its sandbox since that was launched, with the session's files; blocks until both are
@@ -326,13 +255,6 @@ class AgentServer:
 
 def _kept(output: Output, room: int) -> bytes:
     return output.data[: max(room, 0)]
-
-
-def _checked(kind: TypeAdapter[T], name: str, value: Any) -> T:
-    try:
-        return kind.validate_python(value)
-    except ValidationError as error:
-        raise ValidationFailed(f"{name}: {error.errors()[0]['msg']}", fields=[]) from None
 
 
 async def _body(request: Request) -> bytes:

@@ -62,7 +62,7 @@ NOBODYS = "0199b3f0-0000-7000-8000-00000000dead"
 EACH_ITS_OWN = {"x-request-id", "date", "ratelimit-remaining", "ratelimit-reset"}
 SOCKETS = (
     *("/v1/ws/logs/{instance_id}", "/v1/ws/stats/{instance_id}", "/v1/ws/terminal/{instance_id}"),
-    "/v1/sessions/{session_id}/terminal",
+    *("/v1/sessions/{session_id}/terminal", "/v1/sessions/{session_id}/forward/8080"),
 )
 #: Of the caller's one project, with tests of its own; and that of every path that has none.
 OTHER_SOCKETS = ("/v1/ws/events", "/{path:path}")
@@ -333,7 +333,7 @@ def test_every_operation_says_who_may_use_it() -> None:
     assert len(routes) >= len(ALL)
     assert {one.path for one in routes if not one.include_in_schema} == HIDDEN
     sockets = {one.path for one in served if isinstance(one.original_route, APIWebSocketRoute)}
-    assert sockets == {*SOCKETS, *OTHER_SOCKETS}
+    assert {path.replace("{port}", "8080") for path in sockets} == {*SOCKETS, *OTHER_SOCKETS}
 
 
 @pytest.mark.parametrize("key", [{}, {"X-API-Key": "cairn_wrong"}, {"Authorization": "Bearer cairn_host_wrong"}])

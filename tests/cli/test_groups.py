@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -154,6 +156,25 @@ def test_schedule_is_a_cron_job_that_scales(
     api.on("GET /cron/jobs", Answer(200, [cron_job(name, target=target)]))
     assert said in cairn(noun, "schedules", "web").stdout
     assert api.requests[-1].query["resource_id"] == ID
+
+
+def test_members_are_made_as_instances_are(api: FakeApi, tmp_path: Path) -> None:
+    key, script = str(uuid4()), tmp_path / "init.sh"
+    script.write_text("echo hello\n")
+    api.on("GET /ssh-keys", Answer(200, [{"id": key, "name": "laptop"}]))
+    api.on(f"POST {PATHS['group']}", Answer(202, row("group"), meta={"workflow_id": WORKFLOW}))
+    words = ["--ttl", "8h", "--restart", "always", "--tag", "blue", "--host-label", "zone=a", "--ssh-key", "laptop"]
+    made = cairn("group", "create", "web", *words, "--user-data", str(script), "--no-wait")
+    assert made.exit_code == 0, made.stderr
+    body = api.requests[-1].body
+    assert {name: body[name] for name in ("ttl_seconds", "restart_policy", "tags", "host_labels", "ssh_key_id")} == {
+        "ttl_seconds": 8 * 3600,
+        "restart_policy": "always",
+        "tags": ["blue"],
+        "host_labels": {"zone": "a"},
+        "ssh_key_id": key,
+    }
+    assert body["user_data"] == "echo hello\n"
 
 
 def test_schedule_of_no_number_sends_nothing(api: FakeApi) -> None:

@@ -25,6 +25,23 @@ def test_show_has_steps_undos_attempts_and_the_link(api: FakeApi) -> None:
         assert expected in result.stdout
 
 
+def test_lists_are_of_a_thing_of_any_kind(api: FakeApi) -> None:
+    group = str(uuid4())
+    for words, path in ((["workflow", "list"], "/workflows"), (["audit", "list"], "/audit")):
+        api.on("GET /autoscaling/groups", Answer(200, [{"id": group, "name": "web"}]))
+        api.on(f"GET {path}", Answer(200, []))
+        assert cairn(*words, "--resource", "group/web").exit_code == 0
+        assert api.requests[-1].query["resource_id"] == group
+        api.on(f"GET {path}", Answer(200, []))
+        assert cairn(*words, "--resource", group).exit_code == 0
+        assert api.requests[-1].query["resource_id"] == group
+        api.on("GET /instances", Answer(200, []))
+        assert cairn(*words, "--resource", "nope").exit_code == Exit.REFUSED
+        unknown = cairn(*words, "--resource", "gruop/web")
+        assert (unknown.exit_code, "kinds: instance, group" in unknown.stderr) == (Exit.USAGE, True)
+    assert cairn("workflow", "list", "--resource", "a", "--instance", "b").exit_code == Exit.USAGE
+
+
 def test_show_of_a_drain_lists_its_moves(api: FakeApi) -> None:
     api.on(f"GET /workflows/{WORKFLOW}", Answer(200, workflow("running", kind="DrainHost")))
     moves = [workflow(state, id=str(uuid4()), kind="MoveInstance") for state in ("running", "completed")]

@@ -31,6 +31,22 @@ def stack(source: Path) -> Iterator[Stack]:
     made.remove()
 
 
+def _answers(stack: Stack, session: Json) -> bool:
+    body = {"cmd": ["true"]}
+    answer = stack.request("POST", f"/instances/{session['instance_id']}/exec", json=body)
+    return answer.status_code == httpx.codes.OK
+
+
+def _heal(stack: Stack, session: Json) -> None:
+    """Its sandbox is removed behind our back: the project heals it, and the files are the session's."""
+    (container,) = stack.containers(session["instance_id"])
+    container.remove(force=True)
+    healed = stack.request("PATCH", f"/projects/{session['project_id']}", json={"drift_policy": "heal"})
+    assert healed.status_code == httpx.codes.OK, healed.text
+    wait_for("it is made anew", lambda: _answers(stack, session), 60)
+    assert run(stack, session, 'test "$(cat mine)" = "$NUMBER"; cat README') == "base\n"
+
+
 def test_sandboxes_are_claimed_once_filled_up_and_gone_with_their_sessions(stack: Stack, source: Path) -> None:
     made = stack.accept("POST", "/workspaces", {"name": "shop", "source": {"path": str(source)}})
     stack.completed(made)
@@ -82,6 +98,8 @@ def test_sandboxes_are_claimed_once_filled_up_and_gone_with_their_sessions(stack
     assert run(stack, first, 'test "$(cat mine)" = "$NUMBER"; cat README') == "base\n"
     files = [entry["name"] for entry in stack.get(f"/sessions/{first['id']}/files")["entries"]]
     assert files == ["README", "mine"]
+
+    _heal(stack, first)
     direct = stack.request("DELETE", f"/instances/{first['instance_id']}")
     assert direct.status_code == httpx.codes.CONFLICT
 

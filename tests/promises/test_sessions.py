@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
+import signal
 import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Iterator
@@ -158,11 +161,32 @@ def test_what_a_session_commits_is_what_new_ones_begin_with(stack: Stack, source
     with connect(address, additional_headers={"X-API-Key": known["api_key"]}, proxy=None) as terminal:
         shown = b"".join(part for part in terminal if isinstance(part, bytes))
     assert shown.strip() == b"/workspace"
+    _reach_a_port(stack, new)
     for gone in (session, other, new):
         stack.completed(stack.accept("DELETE", f"/sessions/{gone['id']}?force=true"))
     stack.completed(stack.accept("DELETE", f"/workspaces/{workspace}"))
     invariants.settle(stack, 10)
     assert not list(stack.data.glob(f"**/trees/workspaces/{workspace}"))
+
+
+def _reach_a_port(stack: Stack, session: Json) -> None:
+    """From here, though the sandbox has no network."""
+    run(stack, session, "httpd -p 127.0.0.1:8080 -h /workspace && head -c 3000000 /dev/urandom > random")
+    digest = run(stack, session, "sha256sum random").split()[0]
+    command = [str(Path(sys.executable).with_name("cairn")), "session", "port-forward", session["name"], "0:8080"]
+    with subprocess.Popen(command, env=stack.environ, stderr=subprocess.PIPE, text=True) as forwarding:
+        try:
+            assert forwarding.stderr is not None
+            said = forwarding.stderr.readline()
+            port = re.search(r"127\.0\.0\.1:(\d+) is port 8080 of session new", said)
+            assert port is not None, said
+            with httpx.Client(base_url=f"http://127.0.0.1:{port[1]}", trust_env=False, timeout=20) as there:
+                for _ in range(3):
+                    assert there.get("/README").text == "changed\n"
+                assert hashlib.sha256(there.get("/random").content).hexdigest() == digest
+        finally:
+            forwarding.send_signal(signal.SIGINT)
+        assert forwarding.wait(10) == 130
 
 
 def test_a_session_that_is_called_off_leaves_nothing(stack: Stack, source: Path) -> None:

@@ -172,6 +172,17 @@ def test_terminals(stack: Stack, quiet: Json) -> None:
                 terminal.recv(5)
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 4422
+    with ws(stack, f"{path}&name=main") as terminal:
+        terminal.send(b"sleep 1; echo came $((1+1))\n")
+    time.sleep(2)
+    with ws(stack, f"{path}&name=main") as terminal, ws(stack, f"{path}&name=main") as other:
+        assert b"sleep 1" in read_until(terminal, b"came 2")
+        terminal.send(b"exit 3\n")
+        for one in (terminal, other):
+            last = b""
+            while isinstance(last, bytes):
+                last = one.recv(5)
+            assert json.loads(last) == {"exit_code": 3}
     with ws(stack, f"/ws/terminal/{quiet['id']}?command=sleep%208640"):
         wait_for("it runs", lambda: "8640" in shell(stack, quiet, "ps"), 5)
     wait_for("its user has gone, and so does it", lambda: "8640" not in shell(stack, quiet, "ps | grep -v ps"), 5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import itertools
 import json
 import resource
@@ -11,7 +10,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, suppress
 from typing import Any
 from uuid import UUID, uuid4
@@ -23,9 +22,8 @@ from pydantic import SecretStr
 
 from api.agent_client import Agents, Target, exit_code
 from api.agent_leases import ticket_keys
-from drivers.streams import Output, Usage
+from drivers.streams import Output
 from model.errors import (
-    CairnError,
     CommandTimeout,
     EngineRefused,
     HostUnreachable,
@@ -38,155 +36,11 @@ from model.settings import Settings
 from model.streams import END, Run, frame
 from model.tickets import Gate, Ticket, Verb, new_signing_key, sign, verifying_key
 from tests.services import eventually
-from worker import agent_http, agent_server, websocket
-from worker.agent_server import OF_ONE, AgentServer, url_of, way_to
-from worker.identity import Keys, new_keys
+from tests.worker.agent_site import CHUNK, HOST, INSTANCE, KEY, KEYS, Items, Site, serving
+from worker import agent_http, agent_terminals, websocket
+from worker.agent_server import OF_ONE, way_to
+from worker.identity import new_keys
 from worker.open_streams import OpenStreams
-
-HOST, INSTANCE, KEY = uuid4(), uuid4(), new_signing_key()
-KEYS = new_keys("one")
-CHUNK = b"x" * 65536
-
-
-class Items:
-    """Items that come as they are taken; closed, there are no more."""
-
-    def __init__(self, items: Iterable[Any]) -> None:
-        self._items = iter(items)
-        self._wake = getattr(items, "ended", threading.Event())
-        self.taken = 0
-        self.closed = threading.Event()
-
-    def __iter__(self) -> Items:
-        return self
-
-    def __next__(self) -> Any:
-        if self.closed.is_set():
-            raise StopIteration
-        item = next(self._items)
-        if isinstance(item, CairnError):
-            raise item
-        self.taken += 1
-        return item
-
-    def close(self) -> None:
-        self.closed.set()
-        self._wake.set()
-
-    def exit_code(self) -> int:
-        return 3
-
-
-class Echo:
-    """A terminal that shows what is typed, capitals for small letters."""
-
-    def __init__(self) -> None:
-        self.mine, self.theirs = socket.socketpair()
-        self.size = (0, 0)
-        self.closed = threading.Event()
-
-    def read(self) -> bytes:
-        data = self.mine.recv(1000)
-        return b"" if data == b"exit" else data.upper()
-
-    def write(self, data: bytes) -> None:
-        self.theirs.sendall(data)
-
-    def resize(self, columns: int, rows: int) -> None:
-        self.size = (columns, rows)
-        self.theirs.sendall(b"%dx%d" % self.size)
-
-    def exit_code(self) -> int | None:
-        return 7
-
-    def close(self) -> None:
-        self.theirs.shutdown(socket.SHUT_RDWR)
-        self.closed.set()
-
-
-class FakeStreams:
-    """One instance's streams."""
-
-    def __init__(self) -> None:
-        self.opened: list[Any] = []
-        self.items: Iterable[Any] = [b"one\n", b"two\n"]
-        self.archive = b""
-        self.tidied = False
-
-    def _open(self, made: Any) -> Any:
-        self.opened.append(made)
-        return made
-
-    def logs(self, machine: UUID, *, tail: int | None, follow: bool) -> Items:
-        return self._open(Items(self.items))
-
-    def stats(self, machine: UUID) -> Items:
-        counters = {"rx_bytes": 1, "tx_bytes": 2, "read_bytes": 3, "written_bytes": 4}
-        return self._open(
-            Items([Usage(at=dt.datetime.now(dt.UTC), cpu_percent=1.5, memory_bytes=10, pids=1, **counters)])
-        )
-
-    def run(self, machine: UUID, argv: list[str], *, timeout_seconds: float, env: object = None) -> Items:
-        return self._open(Items(self.items))
-
-    def terminal(self, machine: UUID, argv: list[str] | None, *, columns: int, rows: int, env: object = None) -> Echo:
-        if argv == ["stopped"]:
-            raise InvalidState("it does not run")
-        return self._open(Echo())
-
-    def get(self, machine: UUID, path: str) -> Items:
-        return self._open(Items([b"tar of ", path.encode()]))
-
-    def end_forgotten(self) -> None:
-        self.tidied = True
-
-    def put(self, machine: UUID, path: str, archive: Iterable[bytes]) -> None:
-        self.archive = b"".join(archive)
-
-
-class Site:
-    def __init__(self, url: str, streams: FakeStreams, gate: Gate, agents: Agents, http: aiohttp.ClientSession) -> None:
-        self.url, self.streams, self.gate, self.agents, self.http = url, streams, gate, agents, http
-        self.target = Target(INSTANCE, "web", HOST, "one", url, KEYS.fingerprint)
-
-    stopping: asyncio.Event
-    running: asyncio.Task[None]
-
-    def ticket(self, verb: Verb, instance: UUID = INSTANCE, host: UUID = HOST, **more: Any) -> str:
-        return sign(Ticket(instance=instance, verb=verb), host=host, **{"key": KEY} | more)
-
-    async def status(self, verb: str, ticket: str | None, instance: UUID = INSTANCE, host: UUID = HOST) -> int:
-        """What the agent answers."""
-        method = {"exec": "POST", "write": "PUT"}.get(verb, "GET")
-        body = Run(argv=["true"], timeout=1, limit=10).model_dump_json() if verb == "exec" else None
-        headers = {"Authorization": f"Bearer {ticket}"} if ticket else {}
-        url = f"{self.url}/hosts/{host}/instances/{instance}/{verb}"
-        upgrade = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
-        if verb == "terminal":
-            headers |= upgrade | {"Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="}
-            url += "?columns=80&rows=24"
-        async with self.http.request(method, url, headers=headers, data=body, ssl=False) as answer:
-            return answer.status
-
-
-@asynccontextmanager
-async def serving(keys: Keys = KEYS) -> AsyncIterator[Site]:
-    streams, gate = FakeStreams(), Gate([verifying_key(KEY)])
-    served = AgentServer({HOST: streams, UUID(int=1): None}, gate)
-    listener = agent_server.listen(Settings(), "http://127.0.0.1:1")
-    url = url_of(listener)
-    stopping = asyncio.Event()
-    running = asyncio.create_task(served.run(keys, listener, stopping))
-    assert await eventually(lambda: streams.tidied)
-    agents = Agents(SecretStr(KEY))
-    # A connection for each request: one that was refused before its body was read is closed by the agent.
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as http:
-        site = Site(url, streams, gate, agents, http)
-        site.stopping, site.running = stopping, running
-        yield site
-    await agents.close()
-    stopping.set()
-    await running
 
 
 @pytest_asyncio.fixture
@@ -493,7 +347,7 @@ async def test_what_was_opened_too_late_is_closed(site: Site) -> None:
 
 
 async def test_program_that_reads_nothing_loses_its_terminal(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent_server, "WRITE_SECONDS", 0.3)
+    monkeypatch.setattr(agent_terminals, "WRITE_SECONDS", 0.3)
     opened = await site.agents.connect(site.target, "terminal", {"columns": "80", "rows": "24"})
     (echo,) = site.streams.opened
     monkeypatch.setattr(echo, "write", lambda data: echo.closed.wait(10))

@@ -1,0 +1,95 @@
+"""Ports of a session's sandbox, on this machine: each connection is carried through a WebSocket of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+import threading
+from typing import TYPE_CHECKING, NamedTuple
+
+from cli import render
+from cli.client import Client
+from cli.errors import CommandFailed, usage
+
+if TYPE_CHECKING:
+    from websockets.sync.client import ClientConnection
+
+PIECE = 64 * 1024
+#: Of whoever sends no more, as API and agent say it too.
+SHUT = '{"end": true}'
+MOST_PORT = 65535
+
+
+class Ports(NamedTuple):
+    """Where it is reached here (0: any that is free), and where it listens in the sandbox."""
+
+    here: int
+    there: int
+
+
+def ports_of(text: str) -> Ports:
+    """``8080`` or ``3000:8080``. Raises CommandFailed."""
+    here, _, there = text.rpartition(":")
+    try:
+        found = Ports(int(here or there), int(there))
+    except ValueError:
+        found = Ports(-1, -1)
+    if not (0 <= found.here <= MOST_PORT and 1 <= found.there <= MOST_PORT):
+        raise usage(f"'{text}' is no port", "write PORT, or LOCAL:PORT where it is to be another one here")
+    return found
+
+
+def listen(address: str, port: int) -> socket.socket:
+    """Raises CommandFailed."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        return socket.create_server((address, port), family=family, backlog=64)
+    except (OSError, OverflowError) as error:
+        raise usage(f"cannot listen on {address} port {port}: {error}", "choose another: LOCAL:PORT") from None
+
+
+def forward(client: Client, path: str, listeners: dict[socket.socket, int]) -> None:
+    """Carry what comes to the listeners to these ports, until the process ends. ``path``: that of the session."""
+    with selectors.DefaultSelector() as selector:
+        for listener in listeners:
+            selector.register(listener, selectors.EVENT_READ, listener)
+        while True:
+            for key, _ in selector.select():
+                with contextlib.suppress(OSError):
+                    made, _ = key.data.accept()
+                    arguments = (client, f"{path}/forward/{listeners[key.data]}", made)
+                    threading.Thread(target=_carry, args=arguments, daemon=True).start()
+
+
+def _carry(client: Client, path: str, local: socket.socket) -> None:
+    from websockets.exceptions import ConnectionClosed
+
+    try:
+        with local, client.socket(path, {}) as remote:
+            threading.Thread(target=_out, args=(local, remote), daemon=True).start()
+            try:
+                for message in remote:
+                    if isinstance(message, bytes):
+                        local.sendall(message)
+                    else:
+                        local.shutdown(socket.SHUT_WR)
+            finally:  # also for who still reads from it
+                with contextlib.suppress(OSError):
+                    local.shutdown(socket.SHUT_RDWR)
+    except CommandFailed as failed:
+        render.say(f"a connection was not forwarded: {failed.message}")
+    except ConnectionClosed as closed:
+        reason = closed.rcvd.reason if closed.rcvd else ""
+        render.say(f"a connection broke off{f': {reason}' if reason else ''}")
+    except OSError:
+        pass  # who connected here has gone
+
+
+def _out(local: socket.socket, remote: ClientConnection) -> None:
+    from websockets.exceptions import ConnectionClosed
+
+    with contextlib.suppress(ConnectionClosed, OSError):
+        while data := local.recv(PIECE):
+            remote.send(data)
+        remote.send(SHUT)
