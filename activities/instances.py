@@ -21,6 +21,7 @@ from activities.placement import Capacity, anew, place, release, release_next, s
 from activities.runs import Histories, claim, others, record
 from drivers.machines import Fence, Machines
 from model.base import Frozen
+from model.cache_volumes import CacheMount
 from model.errors import HostIsBack, NoCapacity, NotReady, Superseded
 from model.health import HealthCheck
 from model.hosts import Host, fenced_after, is_reachable
@@ -240,6 +241,12 @@ class Places(Protocol):
     def remove(self, sandbox: UUID) -> None: ...
 
 
+class Caches(Protocol):
+    """Cache volumes of one host; see ``drivers.cache_trees``."""
+
+    def ready(self, spec: MachineSpec) -> None: ...
+
+
 class InstanceEngine:
     """Machines of one host. Runs on that host's queue."""
 
@@ -249,12 +256,14 @@ class InstanceEngine:
         fence: Fence,
         given: Given | None = None,
         places: Places | None = None,
+        caches: Caches | None = None,
     ) -> None:
-        """``places``: where the files of sessions are, for their sandboxes."""
+        """``places``: where the files of sessions are, for their sandboxes; ``caches``: what these share."""
         self._machines = machines
         self._fence = fence
         self._given = given
         self._places = places
+        self._caches = caches
 
     @activity.defn(name="instance.create", no_thread_cancel_exception=True)
     def create(self, spec: MachineSpec) -> str:
@@ -270,6 +279,8 @@ class InstanceEngine:
             self._fence.check_open(activity.is_cancelled)
         if self._places:
             self._places.ready(spec)
+        if self._caches:
+            self._caches.ready(spec)
         if spec.secrets and self._given:
             self._machines.give(spec, self._given.secrets(spec))
         state = self._machines.start(spec.id, activity.is_cancelled)
@@ -354,5 +365,6 @@ def spec_of(instance: Instance) -> MachineSpec:
         balancer=instance.balancer_id,
         tree=instance.session_id,
         warm=instance.warm,
+        caches=[CacheMount.model_validate(cache) for cache in instance.caches],
         network=Network.model_validate(instance.network),
     )

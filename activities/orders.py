@@ -17,6 +17,7 @@ from activities.runs import record
 from model import metrics
 from model.balancers import LoadBalancer
 from model.base import new_id
+from model.cache_volumes import CacheVolume
 from model.groups import Group
 from model.images import Image
 from model.instances import STABLE, VERBS, Instance, Status
@@ -71,7 +72,7 @@ def change(
 
 
 def call_off_others(
-    session: Session, instance: Instance | Image | Group | LoadBalancer | WorkSession | Workspace
+    session: Session, instance: Instance | Image | Group | LoadBalancer | WorkSession | Workspace | CacheVolume
 ) -> None:
     """Ask every unfinished run of the resource, whose row the caller has locked, to end, as a user's delete does.
 

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, delete, func, insert, select, true, update
 from sqlalchemy.orm import Session, aliased
 
 from activities import no_room
-from model import pools
+from model import cache_volumes, pools
 from model.base import Frozen
 from model.errors import CairnError, NoCapacity, NotReady, PortTaken
 from model.hosts import LEASE, Host, HostPort, HostState
@@ -55,7 +55,11 @@ def eligible(instance: Instance, *, beside: bool) -> ColumnElement[bool]:
         & (Host.state == HostState.READY)
         & Host.labels.contains(instance.wanted_labels)
         & Host.capabilities.contains(
-            [*Network.model_validate(instance.network).needs, *([pools.CAPABILITY] if instance.warm else [])]
+            [
+                *Network.model_validate(instance.network).needs,
+                *([pools.CAPABILITY] if instance.warm else []),
+                *([cache_volumes.CAPABILITY] if instance.caches else []),
+            ]
         )
         & asked
     )

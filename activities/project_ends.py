@@ -12,6 +12,7 @@ from temporalio import activity
 
 from activities import group_orders, orders, rounds, session_orders
 from activities.balancer_ends import settle_balancer
+from activities.cache_volume_ends import settle_cache_volume
 from activities.database import transaction
 from activities.fleet import Limits
 from activities.groups import settle_group
@@ -23,6 +24,8 @@ from activities.session_ends import settle_session
 from activities.workspace_ends import settle_workspace
 from model.balancers import DEPROVISION, LoadBalancer
 from model.base import Frozen, new_id
+from model.cache_volumes import DEPROVISION as DEPROVISION_CACHE
+from model.cache_volumes import CacheVolume
 from model.cron import CronJob
 from model.groups import DELETE, Group
 from model.images import Image, ImageStatus
@@ -39,11 +42,12 @@ AT_ONCE = 8
 GONE, GOING = (Status.DELETED, "removed"), (Status.DELETING, "removing")
 _CALL = text("SELECT pg_notify('cairn', 'cron')")
 _FORGET = text("SELECT forget_project(:project)")
-R = TypeVar("R", Group, LoadBalancer, WorkSession, Instance, Workspace, Image)
+R = TypeVar("R", Group, LoadBalancer, WorkSession, Instance, Workspace, CacheVolume, Image)
 #: Of what has no module that orders its delete: noun, workflow, and what its events are called after.
 _DELETES: dict[type, tuple[ResourceType, str, str]] = {
     LoadBalancer: ("load_balancer", DEPROVISION, "lb"),
     Workspace: ("workspace", DEPROVISION_WORKSPACE, "workspace"),
+    CacheVolume: ("cache_volume", DEPROVISION_CACHE, "cache_volume"),
     Image: ("image", "DeleteImage", "image"),
 }
 _SETTLE: dict[str, Callable[..., None]] = {
@@ -55,6 +59,7 @@ _SETTLE: dict[str, Callable[..., None]] = {
     "load_balancer": settle_balancer,
     "session": settle_session,
     "workspace": settle_workspace,
+    "cache_volume": settle_cache_volume,
 }
 
 
@@ -79,7 +84,8 @@ class ProjectEnds:
             claim(session, order)
             _end_cron_jobs(session, order.project_id)
             # Groups before instances, which they would replace, and before the balancers that they name; balancers
-            # and sessions before instances too, as they have some; images after instances, which are made of them.
+            # and sessions before instances too, as they have some; cache volumes after sessions, which have them;
+            # images after instances, which are made of them.
             found = self._next(session, order, Group)
             if found == Emptying():
                 found = self._next(session, order, LoadBalancer)
@@ -89,6 +95,8 @@ class ProjectEnds:
                 found = self._next(session, order, Instance)
             if found == Emptying():
                 found = self._next(session, order, Workspace)
+            if found == Emptying():
+                found = self._next(session, order, CacheVolume)
             return self._next(session, order, Image) if found == Emptying() else found
 
     def _next(self, session: Session, order: Order, kind: type[R]) -> Emptying:
@@ -115,7 +123,7 @@ class ProjectEnds:
         self,
         session: Session,
         order: Order,
-        resource: Group | LoadBalancer | WorkSession | Instance | Workspace | Image,
+        resource: Group | LoadBalancer | WorkSession | Instance | Workspace | CacheVolume | Image,
     ) -> Order:
         """As a user's delete: whatever works on it is called off."""
         orders.call_off_others(session, resource)

@@ -31,7 +31,7 @@ SHARE, PASS_SECONDS = 1.0, 120.0
 KEYS, TOKENS = dt.timedelta(hours=24), dt.timedelta(days=7)
 #: Counted together: workers of the release before this one know no other names.
 _COUNTED_AS = dict.fromkeys(("sessions", "password_resets", "login_addresses", "api_keys"), "tokens")
-_COUNTED_AS |= {"cron_runs": "deliveries", "activities": "workflows"}
+_COUNTED_AS |= {"cron_runs": "deliveries", "activities": "workflows", "cache_volumes": "instances"}
 _COUNTED_AS |= dict.fromkeys(("groups", "balancers", "configurations", "workspaces", "work_sessions"), "instances")
 #: For so long one can see what became of sessions and API keys that are void.
 VOID = dt.timedelta(days=7)
@@ -85,6 +85,16 @@ _WORKSPACES = text(
     """
     DELETE FROM workspaces WHERE id IN (
         SELECT id FROM workspaces WHERE status = 'deleted' AND deleted_at < now() - :kept
+        ORDER BY deleted_at LIMIT :most FOR UPDATE SKIP LOCKED
+    )
+    """
+)
+# After the sessions that had them.
+_CACHE_VOLUMES = text(
+    """
+    DELETE FROM cache_volumes WHERE id IN (
+        SELECT id FROM cache_volumes v WHERE status = 'deleted' AND deleted_at < now() - :kept
+        AND NOT EXISTS (SELECT FROM session_cache_volumes s WHERE s.volume_id = v.id)
         ORDER BY deleted_at LIMIT :most FOR UPDATE SKIP LOCKED
     )
     """
@@ -201,6 +211,7 @@ _WORKFLOWS = text(
         AND NOT EXISTS (SELECT FROM load_balancers b WHERE b.project_id = n.project_id AND b.workflow_id = n.id)
         AND NOT EXISTS (SELECT FROM work_sessions s WHERE s.project_id = n.project_id AND s.workflow_id = n.id)
         AND NOT EXISTS (SELECT FROM workspaces s WHERE s.project_id = n.project_id AND s.workflow_id = n.id)
+        AND NOT EXISTS (SELECT FROM cache_volumes v WHERE v.project_id = n.project_id AND v.workflow_id = n.id)
         RETURNING 1
     )
     SELECT (SELECT count(*) FROM gone) AS gone, (SELECT id FROM next ORDER BY id DESC LIMIT 1) AS last
@@ -301,6 +312,7 @@ class PurgeRecords:
             "activities": lambda: self._all(until, _ACTIVITIES, kept.workflows),
             "images": lambda: self._all(until, _IMAGES, kept.deleted),
             "workspaces": lambda: self._all(until, _WORKSPACES, kept.deleted),
+            "cache_volumes": lambda: self._all(until, _CACHE_VOLUMES, kept.deleted),
             "events": lambda: sum(self._all(until, _EVENTS, kept.events, project) for project in projects),
             "deliveries": lambda: self._all(until, _DELIVERIES, KEPT),
             "cron_runs": lambda: self._all(until, _CRON_RUNS, RUNS_KEPT) + self._all(until, _MANY_CRON_RUNS, RUNS_KEPT),

@@ -8,6 +8,7 @@ from temporalio import activity
 
 from activities.audit import AuditRecords
 from activities.balancers import BalancerEngine, BalancerRecords
+from activities.cache_volumes import CacheVolumeEngine, CacheVolumeRecords
 from activities.chats import ChatCalls, ChatRecords
 from activities.commits import CommitEngine, CommitRecords
 from activities.cron import CronRecords
@@ -49,6 +50,7 @@ CONTROL_CLASSES: tuple[type, ...] = (
     QuotaRecords,
     ImageRecords,
     WorkspaceRecords,
+    CacheVolumeRecords,
     WebhookRecords,
     RestoreRecords,
     SecretRecords,
@@ -65,6 +67,7 @@ HOST_CLASSES: tuple[type, ...] = (
     WorkspaceEngine,
     SessionEngine,
     CommitEngine,
+    CacheVolumeEngine,
 )
 WEBHOOK_CLASSES: tuple[type, ...] = (WebhookCalls,)
 CRON_CLASSES: tuple[type, ...] = (CronCalls,)

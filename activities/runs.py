@@ -167,7 +167,10 @@ class Histories:
 
 
 #: Steps that are bookkeeping, not part of what a user asked for.
-_HIDDEN = {"instance.settle", "image.settle", "lb.settle", "workspace.settle", "session.settle"}
+_HIDDEN = {
+    *("instance.settle", "image.settle", "lb.settle", "workspace.settle", "session.settle"),
+    "cache_volume.settle",
+}
 
 
 async def summarise(handle: WorkflowHandle[Any, Any], *, running: bool) -> list[Step]:

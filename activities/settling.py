@@ -7,6 +7,7 @@ from collections.abc import Callable
 from sqlalchemy.orm import Session
 
 from activities.balancer_ends import settle_balancer
+from activities.cache_volume_ends import settle_cache_volume
 from activities.drains import settle_host
 from activities.groups import settle_group
 from activities.images import settle_image
@@ -19,6 +20,7 @@ from activities.workspace_ends import settle_workspace
 from model.workflows import Failure, Order, Outcome, Step
 
 _SETTLE: dict[str, Callable[..., None]] = {
+    "cache_volume": settle_cache_volume,
     "deployment": settle_group,
     "group": settle_group,
     "host": settle_host,

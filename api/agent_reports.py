@@ -91,6 +91,7 @@ class HeldWorkspaces(BaseModel):
                         }
                     ],
                     "sessions": [],
+                    "caches": [],
                 }
             ]
         },
@@ -98,6 +99,7 @@ class HeldWorkspaces(BaseModel):
 
     workspaces: Annotated[list[HeldTree], Field(max_length=MOST_TREES)] = []
     sessions: Annotated[list[HeldTree], Field(max_length=MOST_TREES)] = []
+    caches: Annotated[list[HeldTree], Field(max_length=MOST_TREES)] = []
 
 
 class WorkspacesKept(BaseModel):
@@ -105,6 +107,8 @@ class WorkspacesKept(BaseModel):
     gone: list[UUID]
     #: The same of sessions.
     gone_sessions: list[UUID]
+    #: The same of cache volumes.
+    gone_caches: list[UUID]
 
 
 class UserData(BaseModel):
@@ -187,6 +191,13 @@ _NEEDED_SESSIONS = text(
     SELECT s.id FROM work_sessions s JOIN workspaces w ON w.project_id = s.project_id AND w.id = s.workspace_id
     JOIN hosts h ON h.id = w.host_id AND h.credential = :credential
     WHERE s.project_id = :project AND s.id = ANY(cast(:ids AS uuid[])) AND s.status <> 'removed'
+    """
+)
+# Whatever their state: what was deleted is on no host any more.
+_NEEDED_CACHES = text(
+    """
+    SELECT v.volume_id FROM cache_volume_hosts v JOIN hosts h ON h.id = v.host_id AND h.credential = :credential
+    WHERE v.project_id = :project AND v.volume_id = ANY(cast(:ids AS uuid[]))
     """
 )
 _SECRETS = text(
@@ -283,12 +294,13 @@ async def git_login(
 
 @router.post("/workspaces", operation_id="report_workspaces", response_model=Envelope[WorkspacesKept])
 async def workspaces(request: Request, body: HeldWorkspaces, agent: Authenticated) -> Response:
-    """Of which of the workspaces and sessions whose files the agent holds nothing is needed any more. None while the
-    platform is restored, or where far too many are unknown."""
+    """Of which of the workspaces, sessions and cache volumes whose files the agent holds nothing is needed any more.
+    None while the platform is restored, or where far too many are unknown."""
     restored = (await agent.connection.execute(select(is_restored))).scalar_one()
     gone = [] if restored else await _gone(agent, body.workspaces, _NEEDED)
     gone_sessions = [] if restored else await _gone(agent, body.sessions, _NEEDED_SESSIONS)
-    return answer(request, {"gone": gone, "gone_sessions": gone_sessions})
+    gone_caches = [] if restored else await _gone(agent, body.caches, _NEEDED_CACHES)
+    return answer(request, {"gone": gone, "gone_sessions": gone_sessions, "gone_caches": gone_caches})
 
 
 async def _gone(agent: Agent, told: list[HeldTree], needed: TextClause) -> list[UUID]:

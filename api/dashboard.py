@@ -16,6 +16,7 @@ from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.hosts import Size
 from model.balancers import BalancerStatus, LoadBalancer
+from model.cache_volumes import CacheVolume, CacheVolumeStatus
 from model.cron import CronJob
 from model.groups import Group, GroupStatus
 from model.hosts import LEASE, Host
@@ -59,6 +60,9 @@ RESOURCES = {
     ),
     "pools": Counted(Group.status, Group.project_id, _is_group("pool")),
     "workspaces": Counted(Workspace.status, Workspace.project_id, Workspace.status != WorkspaceStatus.DELETED),
+    "cache_volumes": Counted(
+        CacheVolume.status, CacheVolume.project_id, CacheVolume.status != CacheVolumeStatus.DELETED
+    ),
     "sessions": Counted(WorkSession.status, WorkSession.project_id, WorkSession.status != SessionStatus.REMOVED),
     "images": Counted(Image.status, Image.project_id, Image.status != ImageStatus.DELETED),
     "cron_jobs": Counted(_paused, CronJob.project_id, CronJob.deleted_at.is_(None)),

@@ -89,6 +89,8 @@ def _cannot(body: SessionCreate) -> str | None:
         return "its program is an agent"
     if body.ports:
         return "it publishes ports"
+    if body.caches:
+        return "it has cache volumes"
     if any(not isinstance(value, str) for value in body.env.values()):
         return "it is given secrets"
     return None

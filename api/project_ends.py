@@ -21,6 +21,10 @@ _INSIDE = text(
     SELECT
         (SELECT count(*) FROM scaling_groups WHERE project_id = :project AND status <> 'deleted') AS groups,
         (SELECT count(*) FROM instances WHERE project_id = :project AND status <> 'deleted') AS instances,
+        (SELECT count(*) FROM load_balancers WHERE project_id = :project AND status <> 'deleted') AS load_balancers,
+        (SELECT count(*) FROM work_sessions WHERE project_id = :project AND status <> 'removed') AS sessions,
+        (SELECT count(*) FROM workspaces WHERE project_id = :project AND status <> 'deleted') AS workspaces,
+        (SELECT count(*) FROM cache_volumes WHERE project_id = :project AND status <> 'deleted') AS cache_volumes,
         (SELECT count(*) FROM images WHERE project_id = :project AND status <> 'deleted') AS images,
         (SELECT count(*) FROM webhooks WHERE project_id = :project) AS webhooks,
         (SELECT count(*) FROM cron_jobs WHERE project_id = :project AND deleted_at IS NULL) AS cron_jobs,

@@ -12,12 +12,15 @@ from api import sessions
 from api.accept import Acceptance, Answered, Show
 from api.caller import ENTER, Caller
 from api.project_ends import DELETE_SECONDS, FORGET, counted
+from model.cache_volumes import CacheVolume
 from model.errors import InUse
 from model.images import Image
 from model.instances import Instance
 from model.projects import FIRST_UNIX_NAME, Project
+from model.resources import Resource
 from model.users import Session, User
 from model.workflows import TERMINAL, Order, Workflow
+from model.workspaces import Workspace
 
 _OWNED = text("SELECT * FROM owned_by(:user)")
 
@@ -52,7 +55,9 @@ async def forget(caller: Caller, user: Row[Any]) -> None:
 async def _forget_personal(caller: Caller, project: Row[Any]) -> None:
     """With its secrets, keys and all else that is left in it. Raises InUse."""
     inside = {}
-    for noun, kind in (("instances", Instance), ("images", Image)):
+    # Sessions are of workspaces.
+    kinds: dict[str, type[Resource]] = {"instances": Instance, "images": Image, "workspaces": Workspace}
+    for noun, kind in (kinds | {"cache_volumes": CacheVolume}).items():
         living = select(func.count()).select_from(kind).where(kind.project_id == project.id, kind.status != "deleted")
         inside[noun] = (await caller.execute(living)).scalar_one()
     if any(inside.values()):

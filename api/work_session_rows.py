@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, select
+from sqlalchemy import ColumnElement, Row, func, select
+from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from api import instance_rows
 from api.caller import Caller
 from api.resources import is_readable, one
+from model.cache_volumes import CacheVolume, SessionCacheVolume
 from model.hosts import Host, is_reachable
 from model.instances import Instance
 from model.sessions import SessionStatus, WorkSession
@@ -17,9 +19,16 @@ from model.sessions import SessionStatus, WorkSession
 GONE = SessionStatus.REMOVED
 _INSTANCE = ("image", "instance_type", "env", "secrets", "network", "ports", "private_ip")
 _LIFETIMES = ("ttl_seconds", "expires_at", "idle_stop_seconds")
+_caches = (
+    select(func.array_agg(aggregate_order_by(CacheVolume.name, CacheVolume.name)))
+    .join(SessionCacheVolume, SessionCacheVolume.volume_id == CacheVolume.id)
+    .where(SessionCacheVolume.session_id == WorkSession.id)
+    .correlate(WorkSession)
+    .scalar_subquery()
+)
 query = (
     select(
-        *WorkSession.__table__.columns,
+        *(*WorkSession.__table__.columns, _caches.label("caches")),
         *(Instance.__table__.c[name] for name in (*_INSTANCE, *_LIFETIMES)),
         *(Host.name.label("host"), Host.last_seen_at),
     )
@@ -53,5 +62,6 @@ def view(row: Row[Any]) -> dict[str, Any]:
     sandbox = ("image", "instance_type", "network", "ports", "private_ip", "host")
     return {name: getattr(row, name) for name in (*shown, *how, *times, *sandbox, *_LIFETIMES)} | {
         "env": instance_rows.env_of(row),
+        "caches": row.caches or [],
         "reachable": None if row.host is None else is_reachable(row.last_seen_at),
     }

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from api.cache_volume_schemas import CacheNames
 from api.instance_schemas import Env, ErrorView, ImageName, Name, Ports, SecretRef, Text, TypeName
 from api.lifetimes import IdleStop, Ttl
 from model.instances import Port
@@ -43,6 +44,8 @@ class SessionCreate(BaseModel):
     #: It is deleted, with its files, so many seconds after it was accepted.
     ttl_seconds: Ttl | None = None
     ports: Ports = []
+    #: Names of cache volumes of the project, which it shares with other sessions on its host.
+    caches: CacheNames = []
 
     @model_validator(mode="after")
     def _is_reached(self) -> SessionCreate:
@@ -74,6 +77,8 @@ class SessionView(BaseModel):
     env: dict[str, str | SecretRef]
     network: Network
     ports: list[Port]
+    #: Names of the cache volumes that it has.
+    caches: list[str]
     host: str | None
     reachable: bool | None
     private_ip: str | None

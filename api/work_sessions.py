@@ -13,7 +13,7 @@ from sqlalchemy import Row, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from activities.instances import spec_of
-from api import lifetimes, work_agents, workspaces
+from api import lifetimes, session_caches, work_agents, workspaces
 from api.accept import Acceptance, etag
 from api.agent_client import Target
 from api.authentication import may
@@ -33,6 +33,7 @@ from api.work_session_rows import GONE, query, show, view
 from api.work_session_schemas import SessionCreate, SessionView
 from api.workflows import is_at
 from model.base import new_id
+from model.cache_volumes import CacheMount
 from model.errors import NameTaken, ValidationFailed
 from model.groups import Template
 from model.hosts import Host
@@ -46,7 +47,7 @@ router = APIRouter(prefix="/v1", tags=["sessions"], responses=RESPONSES)
 
 #: Of a name, in the name of what is called after it.
 SHOWN = 40
-_HOST = select(Host.id, Host.name, Host.backend, Host.agent_url, Host.fingerprint)
+_HOST = select(Host.id, Host.name, Host.backend, Host.agent_url, Host.fingerprint, Host.capabilities)
 #: The step of a launch that brings its image to the host.
 PULL = "image.ensure"
 
@@ -59,7 +60,9 @@ async def create(
     `/workspace`. What it changes there stays its own, and stays when it is stopped.
 
     `start` is `warm` where it got a sandbox that ran already (see `/v1/pools`): commands in it may be run at once, and
-    wait for its files by themselves. Where it is `cold`, `start_reason` says why."""
+    wait for its files by themselves. Where it is `cold`, `start_reason` says why.
+
+    `caches` are names of cache volumes (see `/v1/cache-volumes`), of which none is in another."""
     acceptance = Acceptance(request, caller, created=True)
     session_id, instance_id = new_id(), new_id()
     asked = body.model_dump(mode="json", exclude_unset=True, by_alias=True)
@@ -72,6 +75,7 @@ async def create(
     name = body.name or f"{workspace.name[:SHOWN]}-{session_id.hex[-8:]}"
     host = await one(caller, _HOST.where(Host.id == workspace.host_id), "host", workspace.host_id)
     sandbox = _sandbox(request, host, body, agent, f"session-{name[:SHOWN]}-{session_id.hex[-8:]}")
+    caches = await session_caches.chosen(caller, body.caches, host)
     order = order_of_session(request, caller, acceptance, INIT, session_id, name)
     claimed = await claim(caller, session_id, host.id, body, sandbox)
     if claimed.sandbox is not None:
@@ -83,12 +87,13 @@ async def create(
     await acceptance.write(order, "session.initializing", data)
     template = None
     if claimed.sandbox is None:
-        template = await _launch(request, caller, acceptance, order, body, sandbox, instance_id)
+        template = await _launch(request, caller, acceptance, order, body, sandbox, instance_id, caches)
     else:
         _bring_files(request, acceptance, workspace, session_id, host, claimed.sandbox)
         shown = {"name": claimed.sandbox.name, "session_id": str(session_id), "pool_id": str(claimed.pool_id)}
         await acceptance.record("instance.claimed", "instance", instance_id, order.workflow_id, shown)
     await _insert(caller, workspace, agent, order, instance_id, claimed)
+    await session_caches.give(caller, session_id, host.id, caches)
     if template is not None:
         await reserve(caller, instances=1, vcpus=template.vcpus, memory_mb=template.memory_mb)
     return await acceptance.answer(show)
@@ -102,6 +107,7 @@ async def _launch(
     body: SessionCreate,
     sandbox: InstanceCreate,
     instance_id: UUID,
+    caches: list[CacheMount],
 ) -> Template:
     """Write the launch of a sandbox of its own; what that is to be."""
     template = await template_of(request, caller, sandbox)
@@ -116,6 +122,7 @@ async def _launch(
         "workflow_id": launch.workflow_id,
         "session_id": order.resource_id,
         "idle_stop_seconds": body.idle_stop_seconds,
+        "caches": [cache.model_dump(mode="json") for cache in caches],
         **await lifetimes.ttl(caller, body.ttl_seconds),
     }
     await caller.execute(insert(Instance.__table__), values)  # type: ignore[arg-type]  # a Table, typed as FromClause

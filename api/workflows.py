@@ -25,8 +25,9 @@ from api.errors import RESPONSES
 from api.instance_schemas import ErrorView
 from api.paging import Paging, page_of
 from api.samples import Time
-from model import groups, metrics, workspaces
+from model import cache_volumes, groups, metrics, workspaces
 from model.balancers import LoadBalancer
+from model.cache_volumes import CacheVolume, CacheVolumeStatus
 from model.errors import InvalidState, NotFound
 from model.groups import Group
 from model.images import RESTING, Image
@@ -57,6 +58,7 @@ _AT_REST = {
     "DeleteImage": RESTING,
     groups.DELETE: groups.RESTING,
     workspaces.DEPROVISION: {WorkspaceStatus.READY, WorkspaceStatus.ERROR},
+    cache_volumes.DEPROVISION: {CacheVolumeStatus.READY, CacheVolumeStatus.ERROR},
 }
 
 
@@ -156,6 +158,7 @@ async def cancel(
     await caller.execute(select(LoadBalancer.id).where(LoadBalancer.id == row.resource_id).with_for_update())
     await caller.execute(select(WorkSession.id).where(WorkSession.id == row.resource_id).with_for_update())
     await caller.execute(select(Workspace.id).where(Workspace.id == row.resource_id).with_for_update())
+    await caller.execute(select(CacheVolume.id).where(CacheVolume.id == row.resource_id).with_for_update())
     row = (await caller.execute(_query.where(Workflow.id == workflow_id).with_for_update())).one()
     if row.state in TERMINAL and row.cancel_requested_at is None:
         raise InvalidState(f"workflow {workflow_id} has ended: {row.state}", state=row.state)

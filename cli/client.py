@@ -186,6 +186,9 @@ class Client:
     def credential(self, wanted: str) -> dict[str, Any]:
         return self.named("/credentials", "credential", wanted)
 
+    def cache(self, wanted: str) -> dict[str, Any]:
+        return self.named("/cache-volumes", "cache volume", wanted)
+
     def webhook(self, wanted: str) -> dict[str, Any]:
         return self.named("/webhooks", "webhook", wanted)
 

@@ -57,6 +57,7 @@ agents = _listed("/agents")
 pools = _listed("/pools")
 workspaces = _listed("/workspaces")
 credentials = _listed("/credentials")
+caches = _listed("/cache-volumes")
 _GROUPS = {"group": _listed("/autoscaling/groups"), "deployment": _listed("/containers/deployments")}
 keys = _listed("/auth/keys")
 users = _listed("/users", "email")

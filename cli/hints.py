@@ -45,6 +45,16 @@ _OF_REQUESTS = {
     ("in_use", "secret versions"): "see which there are: cairn secret versions NAME",
     ("in_use", "workspaces"): "remove its sessions: cairn session list; cairn session rm NAME",
     ("in_use", "credentials"): "remove the workspaces that name it: cairn workspace list",
+    (
+        "in_use",
+        "cache-volumes",
+    ): "remove the sessions that have it: cairn session rm NAME; or a cache, where there are too"
+    " many: cairn cache list",
+    ("invalid_state", "cache-volumes"): "see how it is: cairn cache show NAME",
+    (
+        "validation_failed",
+        "cache-volumes",
+    ): "give a folder of the cache alone, as sandboxes see it: cairn cache create pip /root/.cache/pip",
     ("in_use", "instance-types"): "see which have it: cairn instance list",
     ("in_use", "rbac/roles"): "see who has it: cairn role bindings",
     ("invalid_state", "instances"): "see how it is: cairn instance show NAME",

@@ -58,6 +58,7 @@ COMMANDS = {
     "image": Place("cli.images", "app", "Images: from a registry, a file or a URL."),
     "workspace": Place("cli.workspaces", "app", "Repositories that are brought to hosts."),
     "credential": Place("cli.credentials", "app", "With what workspaces are fetched."),
+    "cache": Place("cli.caches", "app", "What sessions share of package managers' caches."),
     "agent": Place("cli.agents", "app", "Agents that work in sessions."),
     "ssh-key": Place("cli.ssh_keys", "app", "Public keys that instances are launched with."),
     "preference": Place("cli.preferences", "app", "What the platform remembers for you."),

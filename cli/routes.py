@@ -26,6 +26,7 @@ _COMMANDS = {
     "GET /sessions": "cairn session list",
     "GET /agents": "cairn agent list",
     "GET /credentials": "cairn credential list",
+    "GET /cache-volumes": "cairn cache list",
     "DELETE /images/{}": "cairn image rm {}",
     "POST /hosts/{}/drain": "cairn host drain {}",
     "POST /auth/keys/{}/revoke": "cairn key revoke {}",
@@ -66,6 +67,7 @@ _LISTS = {
     "sessions": "cairn session list",
     "agents": "cairn agent list",
     "credentials": "cairn credential list",
+    "cache-volumes": "cairn cache list",
 }
 
 

@@ -15,6 +15,7 @@ import typer
 
 from cli import chats, forwarding, render, streams
 from cli.client import Client
+from cli.completion import caches as cache_names
 from cli.completion import sessions as session_names
 from cli.completion import workspaces as workspace_names
 from cli.ending import Ending, Kind, each, finish
@@ -53,6 +54,9 @@ def create(
     allow: Annotated[
         list[str] | None, typer.Option(help="The only servers that it reaches, as pypi.org; may be repeated.")
     ] = None,
+    cache: Annotated[
+        list[str] | None, typer.Option(help="A cache that it shares; may be repeated.", autocompletion=cache_names)
+    ] = None,
     idle: Annotated[str | None, typer.Option(help="Stop it when it has done nothing for so long: 30m, 2h.")] = None,
     ttl: Annotated[str | None, typer.Option(help="Delete it, with its files, after so long: 8h, 3d.")] = None,
     wait: Wait = True,
@@ -67,6 +71,7 @@ def create(
         "image": image,
         "instance_type": size,
         "env": pairs("--env", env) or None,
+        "caches": cache or None,
         "network": {"mode": "allow-list", "allow": allow} if allow else {"mode": network} if network else None,
         "idle_stop_seconds": seconds("--idle-stop", idle) if idle else None,
         "ttl_seconds": seconds("--ttl", ttl) if ttl else None,
@@ -379,6 +384,7 @@ def _print(session: dict[str, Any], output: Format) -> None:
             ("image", session["image"]),
             ("type", session["instance_type"]),
             ("network", session["network"]["mode"]),
+            ("caches", ", ".join(session.get("caches", []))),
             ("sandbox", session["instance_id"]),
             ("start", session["start"] + (f": {session['start_reason']}" if session["start_reason"] else "")),
             ("host", session["host"] or ""),

@@ -36,7 +36,19 @@ Secret = Annotated[
 
 #: What the types of events begin with.
 NOUNS = (
-    *("cron_job", "deployment", "group", "host", "image", "instance", "lb", "platform", "pool", "project"),
+    *(
+        "cache_volume",
+        "cron_job",
+        "deployment",
+        "group",
+        "host",
+        "image",
+        "instance",
+        "lb",
+        "platform",
+        "pool",
+        "project",
+    ),
     *("session", "user", "webhook", "workflow", "workspace"),
 )
 

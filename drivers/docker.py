@@ -21,6 +21,7 @@ from drivers import (
     docker_usage,
     faults,
 )
+from drivers.cache_trees import CacheTrees
 from drivers.docker_engine import CALL_SECONDS, CONFLICT, POLL_SECONDS, DockerEngine, calling, changing
 from drivers.docker_facts import limits, refusal_of
 from drivers.docker_inventory import DockerInventory
@@ -55,10 +56,11 @@ class DockerMachines:
         secrets_dir: Path | None = None,
         trees: SessionTrees | None = None,
         warm: WarmTrees | None = None,
+        caches: CacheTrees | None = None,
         egress: Egress | None = None,
     ) -> None:
         """``secrets_dir``: a folder in memory, of this process's user. ``trees``: where the files of sessions are;
-        ``warm``: where they come in later. ``egress``: what serves their proxies."""
+        ``warm``: where they come in later; ``caches``: what they share. ``egress``: what serves their proxies."""
         self._owner = Owner(installation=installation, host_id=host_id)
         self._engine = DockerEngine(base_url, self._owner)
         self._inside = DockerStreams(base_url, installation=installation, host_id=host_id)
@@ -67,6 +69,7 @@ class DockerMachines:
         self._publish_address = publish_address
         self._trees = trees
         self._warm = warm
+        self._caches = caches
         self._egress = egress
         # Containers that this process made: an engine's id is never given twice, so their
         # start needs no second proof of ownership. Small, and lost with the process, as it may be.
@@ -86,7 +89,8 @@ class DockerMachines:
             return started
         # Not while others wait for room to change something.
         script = user_data() if user_data is not None else None
-        given = docker_creation.Given(self._files, secrets() if secrets is not None else {}, self._trees, self._warm)
+        values = secrets() if secrets is not None else {}
+        given = docker_creation.Given(self._files, values, self._trees, self._warm, self._caches)
         with calling(), changing():
             until = time.monotonic() + CALL_SECONDS
             while time.monotonic() < until:

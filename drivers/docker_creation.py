@@ -9,12 +9,14 @@ from docker import APIClient
 from docker.types import LogConfig, Mount, Ulimit
 
 from drivers import docker_first, docker_names
+from drivers.cache_trees import CacheTrees
 from drivers.docker_facts import CPU_PERIOD
 from drivers.machines import Secrets
 from drivers.ownership import Owner, machine_name
 from drivers.secret_files import SecretFiles
 from drivers.session_trees import SessionTrees
 from drivers.warm_trees import WarmTrees
+from model.cache_volumes import CacheSpec
 from model.errors import EngineUnavailable, ImageNotFound
 from model.instances import MachineSpec
 from model.sessions import PLACE
@@ -31,6 +33,7 @@ class Given(NamedTuple):
     secrets: Secrets
     trees: SessionTrees | None = None
     warm: WarmTrees | None = None
+    cached: CacheTrees | None = None
 
     def write(self, spec: MachineSpec) -> list[Mount]:
         """Keep those that come as files, and say where its container sees them. Raises EngineUnavailable."""
@@ -50,6 +53,15 @@ class Given(NamedTuple):
         if spec.warm or spec.tree is None:
             return [Mount(target=PLACE, source=str(self.warm.make(spec.id)), type="bind", propagation="rslave")]
         return [Mount(target=PLACE, source=str(self.trees.mount(spec.tree).absolute()), type="bind")]
+
+    def caches(self, spec: MachineSpec) -> list[Mount]:
+        """The cache volumes of its session. Raises EngineUnavailable."""
+        if spec.caches and self.cached is None:
+            raise EngineUnavailable("this agent keeps no cache volumes")
+        if self.cached is None:
+            return []
+        of = {cache.path: CacheSpec(id=cache.id, project_id=spec.project_id) for cache in spec.caches}
+        return [Mount(target=path, source=str(self.cached.make(of[path]).absolute()), type="bind") for path in of]
 
     def environment(self, spec: MachineSpec) -> dict[str, str]:
         """Where its program finds the files, and what comes as a variable itself, which the engine shows."""
@@ -83,7 +95,7 @@ def create(client: APIClient, owner: Owner, spec: MachineSpec, publish_address: 
         port_bindings=bindings,
         log_config=LogConfig(type="json-file", config={"max-size": "10m", "max-file": "3"}),
         restart_policy=docker_first.restart_policy(spec),
-        mounts=[*given.write(spec), *given.tree(spec)],
+        mounts=[*given.write(spec), *given.tree(spec), *given.caches(spec)],
     )
     made = client.create_container(
         image["Id"],

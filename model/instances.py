@@ -14,6 +14,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index,
 from sqlalchemy.orm import Mapped, mapped_column
 
 from model.base import Base, EmptyList, EmptyObject, Frozen
+from model.cache_volumes import CacheMount
 from model.health import HealthCheck
 from model.images import Format, ImageWanted
 from model.networks import OPEN, Network
@@ -130,12 +131,14 @@ class MachineSpec(Frozen):
     tree: UUID | None = None
     #: It is, or was, of a pool: these files come in while it runs, and so does what its session has in ``env``.
     warm: bool = False
+    #: Cache volumes that it shares with others of its project on its host.
+    caches: list[CacheMount] = []
 
     #: What agents of 0.2 do not know: it goes out only where it says something.
     LATER: ClassVar[tuple[str, ...]] = (
         *("image_digest", "image_format"),
         *("restart_policy", "health_check", "user_data", "authorized_key"),
-        *("lives", "secrets", "registry_login", "balancer", "network", "tree", "warm"),
+        *("lives", "secrets", "registry_login", "balancer", "network", "tree", "warm", "caches"),
     )
 
     @property
@@ -280,6 +283,8 @@ class Instance(Resource, Base):
     session_id: Mapped[UUID | None]
     #: It was launched for a pool, whether a session has claimed it by now or not.
     warm: Mapped[bool] = mapped_column(server_default=text("false"))
+    #: Cache volumes that it has: model.cache_volumes.CacheMount of each.
+    caches: Mapped[EmptyList]
     #: Which column of the quotas it is counted in.
     quota: Mapped[str] = mapped_column(server_default=text("'reserved'"))
     container_id: Mapped[str | None]

@@ -42,6 +42,10 @@ PROJECT = {
     "pools:create": "make them",
     "pools:update": "change how many sandboxes they keep ready",
     "pools:delete": "delete them, with the sandboxes that nobody has claimed",
+    "cache-volumes:read": "list and show cache volumes",
+    "cache-volumes:create": "make them",
+    "cache-volumes:update": "empty them",
+    "cache-volumes:delete": "delete them",
     "credentials:read": "list credentials of Git servers; never their values",
     "credentials:use": "name them in workspaces",
     "credentials:write": "create, rotate and delete them",
@@ -104,6 +108,7 @@ _DEVELOP = {
     *("workspaces:create", "workspaces:update", "workspaces:delete"),
     *("sessions:create", "sessions:use", "sessions:delete", "agents:write"),
     *("pools:create", "pools:update", "pools:delete"),
+    *("cache-volumes:create", "cache-volumes:update", "cache-volumes:delete"),
     *("credentials:read", "credentials:use", "credentials:write"),
 }
 #: Built in; a project's own come beside them. Of two roles, the one further on may do all that the other may, but

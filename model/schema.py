@@ -3,6 +3,7 @@
 from model.audit import AuditEntry, AuditHead, AuditLink
 from model.balancers import BalancerSample, BalancerTarget, LoadBalancer
 from model.base import Base
+from model.cache_volumes import CacheVolume, CacheVolumeHost, SessionCacheVolume
 from model.chat import Chunk, Message, WorkAgent
 from model.cron import CronJob, CronRun
 from model.groups import Activity, Configuration, Group
@@ -44,6 +45,8 @@ __all__ = [
     "BalancerTarget",
     "Base",
     "Binding",
+    "CacheVolume",
+    "CacheVolumeHost",
     "Chunk",
     "Configuration",
     "Credential",
@@ -86,6 +89,7 @@ __all__ = [
     "SecretVersion",
     "ServiceAccount",
     "Session",
+    "SessionCacheVolume",
     "SshKey",
     "User",
     "Webhook",

@@ -48,6 +48,8 @@ Kind = Literal[
     "InitWorkspace",
     "SyncWorkspace",
     "DeprovisionWorkspace",
+    "ClearCacheVolume",
+    "DeprovisionCacheVolume",
     "InitSession",
     "StopSession",
     "StartSession",
@@ -74,6 +76,7 @@ ResourceType = Literal[
     "load_balancer",
     "workspace",
     "session",
+    "cache_volume",
 ]
 
 

@@ -100,7 +100,18 @@ def _trees(stack: Platform) -> list[str]:
         known = {id: whole for what, id, _, whole, placed in rows if what == kind and placed}
         broken += [f"{kind}: no live row has what is there of {id}" for id in there - known.keys()]
         broken += [f"{kind}: the files of {id} are gone" for id, whole in known.items() if whole and id not in there]
-    return broken
+    return broken + _caches(stack)
+
+
+def _caches(stack: Platform) -> list[str]:
+    """The same of cache volumes, which come to be on a host with a session."""
+    if stack.agents_dir is None:
+        return []
+    rows = stack.sql("SELECT id::text, status FROM cache_volumes WHERE status <> 'deleted'")
+    known = {id for (id,) in stack.sql("SELECT DISTINCT volume_id::text FROM cache_volume_hosts")}
+    broken = [f"cache volume {id} is {status}, and nothing works on it" for id, status in rows if status[-3:] == "ing"]
+    there = {path.name for path in stack.agents_dir.glob("**/trees/**/caches/*/*")}
+    return broken + [f"no cache volume is on a host that has what is there of {id}" for id in there - known]
 
 
 def machines(stack: Platform) -> dict[str, list[Machine]]:

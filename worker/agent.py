@@ -23,6 +23,7 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from activities.balancers import BalancerEngine
+from activities.cache_volumes import CacheVolumeEngine
 from activities.commits import CommitEngine
 from activities.hosts import HostEngine
 from activities.images import ImageEngine
@@ -36,6 +37,7 @@ from activities.workspaces import WorkspaceEngine
 from drivers.balancers import Balancers
 from drivers.blob_source import ApiBlobs
 from drivers.brought import Brought, brought_folder
+from drivers.cache_trees import CacheTrees
 from drivers.calls import Calls
 from drivers.commits import Commits
 from drivers.egress import Egress
@@ -47,7 +49,7 @@ from drivers.session_trees import SessionTrees
 from drivers.streams import Streams
 from drivers.warm_trees import WarmTrees
 from drivers.workspaces import Workspaces
-from model import logs, pools
+from model import cache_volumes, logs, pools
 from model.hosts import AgentHost
 from model.metrics import STEPS_LIMIT
 from model.networks import capability
@@ -131,7 +133,7 @@ def capabilities(egress: Egress | None, warm: WarmTrees) -> list[str]:
     if egress is not None and not egress.able():
         return [capability("none")]
     # Repositories are fetched through a proxy like that of an instance; sandboxes write files as anybody.
-    files = [CAPABILITY] if egress is None or may_keep_files() else []
+    files = [CAPABILITY, cache_volumes.CAPABILITY] if egress is None or may_keep_files() else []
     if files and warm.able:
         files.append(pools.CAPABILITY)
     return [capability("none"), capability("allow-list"), *files]
@@ -144,6 +146,7 @@ def driver(
     egress: Egress | None = None,
     trees: SessionTrees | None = None,
     warm: WarmTrees | None = None,
+    caches: CacheTrees | None = None,
 ) -> Machines:
     """The driver of a host's backend; only what is used is imported."""
     if host.backend == "simulated":
@@ -162,6 +165,7 @@ def driver(
         secrets_dir=settings.secrets_dir,
         trees=trees,
         warm=warm,
+        caches=caches,
         egress=egress,
     )
 
@@ -195,6 +199,14 @@ def warm_trees(host: AgentHost, settings: Settings, trees: SessionTrees) -> Warm
     return WarmTrees(folder, trees)
 
 
+def cache_trees(host: AgentHost, settings: Settings) -> CacheTrees:
+    """Where its cache volumes are."""
+    folder = (identity_file(settings).parent / TREES).absolute()
+    if host.backend == "simulated":
+        return CacheTrees(folder / str(host.id), own=False)
+    return CacheTrees(folder)
+
+
 def balancer_driver(host: AgentHost, installation: UUID, settings: Settings) -> Balancers:
     """The same, of its load balancers."""
     if host.backend == "simulated":
@@ -219,10 +231,14 @@ async def run(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     trees = {host.id: session_trees(host, settings) for host in membership.hosts}
     warm = {host.id: warm_trees(host, settings, trees[host.id]) for host in membership.hosts}
+    caches = {host.id: cache_trees(host, settings) for host in membership.hosts}
     egresses = {host.id: egress_driver(host, membership.installation, settings) for host in membership.hosts}
     machines = {
         host.id: measured(
-            driver(host, membership.installation, settings, egresses[host.id], trees[host.id], warm[host.id]),
+            driver(
+                *(host, membership.installation, settings, egresses[host.id]),
+                *(trees[host.id], warm[host.id], caches[host.id]),
+            ),
             host.backend,
         )
         for host in membership.hosts
@@ -291,6 +307,7 @@ async def run(settings: Settings) -> None:
                 balancers,
                 trees,
                 warm,
+                caches,
                 workspaces,
                 commits,
                 fence.AgentFence(settings),
@@ -304,7 +321,7 @@ async def run(settings: Settings) -> None:
                 Samples(membership, machines).run(),
                 HealthLooks(membership, machines).run(),
                 BalancerReadings(membership, balancers).run(),
-                WorkspaceSweep(membership, workspaces, trees, 6 * settings.reconcile_interval).run(),
+                WorkspaceSweep(membership, workspaces, trees, caches, 6 * settings.reconcile_interval).run(),
             )
             beside |= {serving, *(asyncio.create_task(loop) for loop in loops)}
         await asyncio.wait({*beside, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -328,6 +345,7 @@ def step_workers(
     balancers: Mapping[UUID, Balancers],
     trees: Mapping[UUID, SessionTrees],
     warm: Mapping[UUID, WarmTrees],
+    caches: Mapping[UUID, CacheTrees],
     workspaces: Mapping[UUID, Workspaces],
     commits: Mapping[UUID, Commits],
     fence: Fence,
@@ -339,13 +357,14 @@ def step_workers(
     workers = []
     for host in hosts:
         engines = [
-            InstanceEngine(machines[host.id], fence, given, warm[host.id]),
+            InstanceEngine(machines[host.id], fence, given, warm[host.id], caches[host.id]),
             HostEngine(host.name, machines[host.id], fence),
             ImageEngine(host.name, images[host.id], given),
             MachineSurvey(host.name, machines[host.id]),
             BalancerEngine(balancers[host.id], machines[host.id], given.secrets if given else None),
             SessionEngine(trees[host.id], warm[host.id]),
             CommitEngine(commits[host.id]),
+            CacheVolumeEngine(caches[host.id]),
             WorkspaceEngine(workspaces[host.id], given),
         ]
         workers.append(

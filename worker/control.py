@@ -17,6 +17,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from activities.audit import AuditRecords
 from activities.balancers import BalancerRecords
+from activities.cache_volumes import CacheVolumeRecords
 from activities.chats import ChatRecords
 from activities.commits import CommitRecords
 from activities.cron import CronRecords
@@ -126,6 +127,7 @@ async def run(settings: Settings) -> None:
         QuotaRecords(engine),
         image_records,
         WorkspaceRecords(engine, histories, keyring),
+        CacheVolumeRecords(engine, histories),
         sweeper,
         WebhookRecords(engine),
         RestoreRecords(engine, client, asyncio.get_running_loop()),

@@ -1,5 +1,5 @@
 """Workspaces of an agent: which driver its hosts have, and what becomes of files that nobody needs any more, those of
-sessions too."""
+sessions and of cache volumes too."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from uuid import UUID, uuid5
 import httpx
 import structlog
 
+from drivers.cache_trees import CacheTrees
 from drivers.images import Images
 from drivers.secret_files import SecretFiles, default_folder
 from drivers.session_trees import SessionTrees
@@ -81,10 +82,11 @@ class WorkspaceSweep:
         membership: Membership,
         workspaces: Mapping[UUID, Workspaces],
         sessions: Mapping[UUID, SessionTrees],
+        caches: Mapping[UUID, CacheTrees],
         every_seconds: float,
     ) -> None:
         self._membership = membership
-        self._holders = [(workspaces[host], sessions[host]) for host in workspaces]
+        self._holders = [(workspaces[host], sessions[host], caches[host]) for host in workspaces]
         self._every = every_seconds
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="workspaces")
 
@@ -92,11 +94,12 @@ class WorkspaceSweep:
         async with api_client(self._membership, PATIENCE) as http:
             try:
                 while True:
-                    for workspaces, sessions in self._holders:
+                    for workspaces, sessions, caches in self._holders:
                         # Sessions lie over the files of workspaces.
                         await self._sweep(http, "session", sessions.tidy, sessions.held, sessions.remove)
                         remove = partial(workspaces.remove, cancelled=lambda: False)
                         await self._sweep(http, "workspace", workspaces.tidy, workspaces.held, remove)
+                        await self._sweep(http, "cache", caches.tidy, caches.held, caches.forget)
                     await asyncio.sleep(self._every)
             finally:
                 self._threads.shutdown(wait=False, cancel_futures=True)
@@ -110,14 +113,14 @@ class WorkspaceSweep:
         remove: Callable[[UUID], None],
     ) -> None:
         blocking = partial(asyncio.get_running_loop().run_in_executor, self._threads)
-        answered = "gone" if what == "workspace" else "gone_sessions"
+        answered = "gone" if what == "workspace" else f"gone_{what}s"
         try:
             await blocking(tidy)
             there = await blocking(held)
             for first in range(0, len(there), MOST_TREES):
                 told = [{"id": str(one.id), "project_id": str(one.project_id)} for one in there[first:][:MOST_TREES]]
                 answer = await http.post("/hosts/workspaces", json={f"{what}s": told})
-                # A platform that was rolled back knows of no sessions, and refuses to hear of them.
+                # A platform that was rolled back knows of no sessions or caches, and refuses to hear of them.
                 for gone in answer.raise_for_status().json()["data"][answered]:
                     log.warning(f"{what}.leftover_removed", id=gone)
                     await blocking(remove, UUID(gone))

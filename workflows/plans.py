@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from workflows import (
     balancers,
+    cache_volumes,
     chats,
     cron,
     groups,
@@ -30,6 +31,7 @@ PLANS = [
     *chats.PLANS,
     *images.PLANS,
     *workspaces.PLANS,
+    *cache_volumes.PLANS,
     *system.PLANS,
     *webhooks.PLANS,
     *cron.PLANS,

@@ -38,7 +38,7 @@ async def test_counts_of_the_project_and_of_the_fleet(api: Api) -> None:
     assert data["resources"]["webhooks"] == {"total": 0, "by_state": {}}
     assert data["resources"]["images"] == {"total": 2, "by_state": {"pending": 1, "importing": 1}}
     assert data["resources"]["cron_jobs"] == {"total": 2, "by_state": {"active": 1, "paused": 1}}
-    for name in ("load_balancers", "pools", "workspaces", "sessions"):
+    for name in ("load_balancers", "pools", "workspaces", "sessions", "cache_volumes"):
         assert data["resources"][name] == {"total": 0, "by_state": {}}
     assert data["workflows"] == {"accepted": 2, "running": 0, "failed_24h": 1}
     _, running = data["running_workflows"]

@@ -165,6 +165,11 @@ async def test_empty_project_is_deleted_and_is_404_everywhere(api: Api, jo: http
     refused = await jo.delete(path)
     assert code(refused) == (409, "in_use") and refused.json()["error"]["details"] == {"cron_jobs": 1}
     assert (await jo.delete(f"/v1/cron/jobs/{job_id}", headers=of(mine))).status_code == 204
+    cache = {"name": "pip", "path": "/root/.cache/pip"}
+    assert (await jo.post("/v1/cache-volumes", json=cache, headers=of(mine))).status_code == 201
+    refused = await jo.delete(path)
+    assert code(refused) == (409, "in_use") and refused.json()["error"]["details"] == {"cache_volumes": 1}
+    api.db.rows("UPDATE cache_volumes SET status = 'deleted', deleted_at = now() WHERE project_id = %s", mine["id"])
     assert (await jo.delete(path)).status_code == 204
     for asked in (path, f"{path}/members", f"{path}/quotas"):
         assert code(await jo.get(asked)) == (404, "not_found")

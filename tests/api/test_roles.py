@@ -28,6 +28,7 @@ from model.secrets import digest
 from model.settings import Settings
 from tests.api.conftest import BODY, Api
 from tests.api.test_balancers import balancer, target
+from tests.api.test_cache_volumes import cache
 from tests.api.test_chats import agent
 from tests.api.test_cron import make as nightly
 from tests.api.test_cron import running
@@ -186,6 +187,7 @@ async def world(shared_api: Api) -> AsyncIterator[World]:
         "workspace_id": shop,
         "session_id": (await session_of(api, shop, name="work"))["id"],
         "credential_id": (await credential(api))["id"],
+        "volume_id": (await cache(api))["id"],
         "pool_id": (await pool(api))["id"],
         "agent_id": (await agent(api, name="coder"))["id"],
         "policy_id": policy.json()["data"]["id"],
@@ -469,6 +471,7 @@ LISTS = {
     "/v1/sessions": "?name=work",
     "/v1/pools": "?name=warm",
     "/v1/credentials": "?name=gitlab",
+    "/v1/cache-volumes": "?name=pip",
     "/v1/agents": "?name=coder",
 }
 #: Of the fleet; of the caller's one project; counts and events, which have tests of their own.

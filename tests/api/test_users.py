@@ -204,6 +204,9 @@ async def test_user_with_all_that_nobody_else_owns_is_deleted_by_a_workflow(api:
     granted = await logged_in(api, "going")
     user, cascade = granted["user"]["id"], {"cascade": "true"}
     async with bearing(api, granted["access_token"]) as http:
+        assert (await http.post("/v1/cache-volumes", json={"name": "pip", "path": "/cache"})).status_code == 201
+        held = (await api.http.delete(f"/v1/users/{user}")).json()["error"]
+        assert (held["code"], held["details"]["cache_volumes"]) == ("in_use", 1)
         assert (await http.post("/v1/instances", json=BODY)).status_code == 202
         assert (await http.post("/v1/projects", json={"name": "of mine alone"})).status_code == 201
         assert (await api.http.delete(f"/v1/users/{user}")).status_code == 409

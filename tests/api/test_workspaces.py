@@ -172,5 +172,5 @@ async def test_agent_gets_what_is_sealed_for_it_and_hears_what_is_needed(api: Ap
     for status, gone in (("error", [strange]), ("removed", [session, strange])):
         api.db.rows("UPDATE work_sessions SET status = %s", status)
         told = await agent.post("/v1/hosts/workspaces", json={"sessions": held})
-        assert told.json()["data"] == {"gone": [], "gone_sessions": gone}, told.text
+        assert told.json()["data"] == {"gone": [], "gone_sessions": gone, "gone_caches": []}, told.text
     await agent.aclose()

@@ -59,6 +59,8 @@ PLANS = {
     "workspace": ("workspace.claim", "workspace.place", "workspace.bring", "workspace.settle"),
     "workspace sync": ("workspace.place", "workspace.bring", "workspace.settle"),
     "workspace delete": ("workspace.claim", "workspace.remove", "workspace.settle"),
+    "cache clear": ("cache_volume.claim", "cache_volume.clear", "cache_volume.settle"),
+    "cache delete": ("cache_volume.claim", "cache_volume.remove", "cache_volume.settle"),
     "reconcile": ("host.inventory", "host.reconcile"),
     "tick": ("tick.sweep",),
     "samples": ("samples.coarsen",),
@@ -99,6 +101,8 @@ SESSIONS = ("session", "session warm", "session stop", "session commit", "sessio
 CHATS = ("chat", "chat called off")
 #: What is done with workspaces.
 WORKSPACES = ("workspace", "workspace sync", "workspace delete")
+#: What is done with cache volumes.
+CACHES = ("cache clear", "cache delete")
 #: What is the same on every engine, whose own steps other scenarios try.
 ON_ONE_ENGINE = (
     *SYSTEM,
@@ -106,6 +110,7 @@ ON_ONE_ENGINE = (
     *SESSIONS,
     *CHATS,
     *WORKSPACES,
+    *CACHES,
     *IMPORTS,
     *RESTORES,
     *CRON,
@@ -156,7 +161,7 @@ def every() -> list[Cell]:
             for point in points_of(activity):
                 whats = [what for what, at in FAULTS.items() if at is None or point.endswith(at)]
                 cells += [Cell(what, plan, point, backend) for what in whats for backend in backends]
-                if plan in (*ASKED, *BALANCERS, *WORKSPACES, *SESSIONS, "chat", "drain", "import"):
+                if plan in (*ASKED, *BALANCERS, *WORKSPACES, *CACHES, *SESSIONS, "chat", "drain", "import"):
                     cells += [Cell("cancel", plan, point, backend) for backend in backends]
                     cells += [Cell(process, plan, point, "simulated") for process in PROCESSES]
                 if plan in ("webhook", "project", "user", "cron", "cron workflow", "group"):

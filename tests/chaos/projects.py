@@ -21,6 +21,8 @@ def run(stack: Stack, cell: Cell) -> None:
     assert launched.status_code == httpx.codes.CREATED, launched.text
     image = {"name": "own", "source": {"type": "upload"}}
     assert stack.request("POST", "/images", json=image, headers=key).is_success
+    cache = {"name": "pip", "path": "/root/.cache/pip"}
+    assert stack.request("POST", "/cache-volumes", json=cache, headers=key).is_success
     before = len(stack.hits(cell.point))
     alone = cell.what in PROCESSES
     stack.fault(cell.point, "pause" if alone else cell.what)
@@ -34,8 +36,9 @@ def run(stack: Stack, cell: Cell) -> None:
     wait_for("its key opens nothing", lambda: _status(stack, key) == httpx.codes.UNAUTHORIZED, 60)
     ended = stack.sql("SELECT DISTINCT state FROM workflows WHERE project_id = %s", project["id"])
     assert ended == [("completed",)]
-    live = "SELECT count(*) FROM instances WHERE project_id = %s AND status <> 'deleted'"
-    assert stack.sql(live, project["id"]) == [(0,)]
+    for table in ("instances", "cache_volumes"):
+        live = f"SELECT count(*) FROM {table} WHERE project_id = %s AND status <> 'deleted'"
+        assert stack.sql(live, project["id"]) == [(0,)], table
 
 
 def _key(stack: Stack, project: Json) -> str:

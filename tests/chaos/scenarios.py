@@ -9,8 +9,20 @@ from typing import Any
 import httpx
 
 from tests import invariants
-from tests.chaos import balancers, chats, cron, groups, imports, projects, restores, sessions, users, workspaces
-from tests.chaos.cells import BALANCERS, CHATS, CRON, IMPORTS, PROCESSES, RESTORES, SESSIONS, SYSTEM, WORKSPACES, Cell
+from tests.chaos import balancers, caches, chats, cron, groups, imports, projects, restores, sessions, users, workspaces
+from tests.chaos.cells import (
+    BALANCERS,
+    CACHES,
+    CHATS,
+    CRON,
+    IMPORTS,
+    PROCESSES,
+    RESTORES,
+    SESSIONS,
+    SYSTEM,
+    WORKSPACES,
+    Cell,
+)
 from tests.receiver import Receiver
 from tests.stack import Json, Stack, wait_for
 
@@ -40,6 +52,7 @@ ELSEWHERE = {
     **dict.fromkeys(SESSIONS, sessions.run),
     **dict.fromkeys(CHATS, chats.run),
     **dict.fromkeys(WORKSPACES, workspaces.run),
+    **dict.fromkeys(CACHES, caches.run),
     **{"project": projects.run, "user": users.run, "group": groups.run},
 }
 IN_CLEAR = "SELECT id FROM instances WHERE user_data IS NOT NULL"
@@ -401,7 +414,7 @@ def recover(stack: Stack) -> bool:
     """Whether a stack that failed a cell can be used for another."""
     with contextlib.suppress(AssertionError, httpx.HTTPError):
         stack.plant()
-        for path in ("/sessions", "/workspaces"):
+        for path in ("/sessions", "/workspaces", "/cache-volumes"):
             for one in stack.list(path):
                 stack.completed(stack.accept("DELETE", f"{path}/{one['id']}"))
         stack.delete_all()

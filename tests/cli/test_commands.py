@@ -144,6 +144,10 @@ ROWS = {
         "/workspaces",
         {**MADE, "status": "ready", "ref": "x" * 60, "commit": "0" * 40, "size_bytes": 2048, "host": "rack-1"},
     ),
+    "cache list": (
+        "/cache-volumes",
+        {**MADE, "status": "ready", "path": f"/{'x' * 100}", "hosts": ["rack-1"], "cleared_at": MADE["created_at"]},
+    ),
     "session list": (
         "/sessions",
         {**MADE, "status": "running", "commit": "0" * 40, "network": {"mode": "none"}, "host": "x" * 60},

@@ -83,6 +83,8 @@ MIDDLE = {
     "ChatTurn": "chat.deliver",
     **dict.fromkeys(("InitWorkspace", "SyncWorkspace"), "workspace.bring"),
     "DeprovisionWorkspace": "workspace.remove",
+    "ClearCacheVolume": "cache_volume.clear",
+    "DeprovisionCacheVolume": "cache_volume.remove",
 }
 FIRST = {
     "ProvisionInstance": "instance.place",
@@ -103,12 +105,13 @@ FIRST = {
     "DeprovisionSession": "session.remove",
     "ChatTurn": "chat.begin",
     **dict.fromkeys(("InitWorkspace", "SyncWorkspace", "DeprovisionWorkspace"), "workspace.claim"),
+    **dict.fromkeys(("ClearCacheVolume", "DeprovisionCacheVolume"), "cache_volume.claim"),
     **dict.fromkeys(("AdoptInstance", "DiscardMachine", "ForgetDifference", "FinishRestore"), "restore.claim"),
 }
 #: What has begun runs to its end.
 UNSTOPPED = (
     *("DeprovisionInstance", "DeprovisionProject", "DeprovisionUser", "DeprovisionGroup", "DeprovisionLoadBalancer"),
-    *("DeleteImage", "DeprovisionWorkspace", "DeprovisionSession"),
+    *("DeleteImage", "DeprovisionWorkspace", "DeprovisionSession", "DeprovisionCacheVolume"),
 )
 HOOK = WebhookRef(project_id=new_id(), webhook_id=new_id())
 Prepare = Callable[[Stage], object]
@@ -128,6 +131,7 @@ def of_every_plan() -> list[Case]:
             stage.script[first].append(fails(ConnectionError("database away")))
             stage.script[step] += [fails(EngineUnavailable("away")), fails(EngineUnavailable("away"))]
             nouns = ("instance", "drain", "image", "restore", "project", "user", "group", "lb", "workspace", "session")
+            nouns += ("cache_volume",)
             for noun in nouns:
                 stage.script[f"{noun}.settle"].append(fails(ConnectionError("database away")))
 
@@ -446,6 +450,34 @@ def cases_of_workspaces() -> list[Case]:
     ]
 
 
+def cases_of_cache_volumes() -> list[Case]:
+    def nowhere(stage: Stage) -> None:
+        stage.placed = False
+
+    def on_several(stage: Stage) -> None:
+        stage.cached = [HOST] * 3
+
+    def not_everywhere(step: str) -> Prepare:
+        def prepare(stage: Stage) -> None:
+            on_several(stage)
+            stage.script[step].append(fails(EngineRefused("no")))
+
+        return prepare
+
+    def waited(stage: Stage) -> None:
+        stage.script["cache_volume.claim"] += [fails(NotReady("another run"))] * 2
+
+    return [
+        ("ClearCacheVolume", "nowhere", nowhere, {}),
+        ("ClearCacheVolume", "on-several", on_several, {}),
+        ("ClearCacheVolume", "on-several-failed", not_everywhere("cache_volume.clear"), {}),
+        ("DeprovisionCacheVolume", "nowhere", nowhere, {}),
+        ("DeprovisionCacheVolume", "on-several", on_several, {}),
+        ("DeprovisionCacheVolume", "forced", not_everywhere("cache_volume.remove"), {"force": True}),
+        ("DeprovisionCacheVolume", "waited", waited, {}),
+    ]
+
+
 async def record(play: Theatre, kind: str, outcome: str, prepare: Prepare, values: dict[str, Any]) -> str:
     play.stage.swallow = outcome == "cancel-swallowed"
     prepare(play.stage)
@@ -574,7 +606,13 @@ async def main(version: str) -> None:
         f"{kind}-{outcome}": lambda play, case=(kind, outcome, prepare, values): record(play, *case)
         for kind, outcome, prepare, values in [
             *(*of_every_plan(), *particular_cases(), *cases_of_projects()),
-            *(*cases_of_groups(), *cases_of_balancers(), *cases_of_workspaces(), *cases_of_sessions()),
+            *(
+                *cases_of_groups(),
+                *cases_of_balancers(),
+                *cases_of_workspaces(),
+                *cases_of_cache_volumes(),
+                *cases_of_sessions(),
+            ),
         ]
     } | {
         "SurveyHost-completed": lambda play: record_system(play, "SurveyHost", lambda _: None, HOST),

@@ -108,6 +108,7 @@ def test_history_is_of_the_end_that_its_name_says(path: Path) -> None:
         "undo-failed": "FAILED",
         "ended-instead": "FAILED",
         "uploaded-failed": "FAILED",
+        "on-several-failed": "FAILED",
         "paused-failed": "FAILED",
         "restarted-failed": "FAILED",
         "recreated-failed": "FAILED",

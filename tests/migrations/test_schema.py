@@ -23,7 +23,7 @@ READ_BY_ALL = (
     f"{READ} alembic_version restores restore_differences quotas pulses samples event_horizons images image_caches"
     " webhook_deliveries audit audit_links audit_heads cron_runs"
     " scaling_groups group_configurations group_activities group_policies credentials workspaces work_sessions"
-    " messages message_chunks"
+    " messages message_chunks cache_volumes cache_volume_hosts session_cache_volumes"
 )
 GROUPS = "scaling_groups group_configurations group_activities group_policies"
 PEOPLE = "users service_accounts roles bindings invitations login_addresses"
@@ -40,12 +40,13 @@ RIGHTS = {
     f" rate_limits {SEEN_BY_API} {BALANCERS} agents preferences",
     ("cairn_api", "INSERT"): (
         f"{GROUPS} data_keys secrets secret_versions sealed_values credentials workspaces work_sessions {BALANCERS} "
-        "agents messages message_chunks preferences "
+        "agents messages message_chunks preferences cache_volumes cache_volume_hosts session_cache_volumes "
         "host_tokens instance_types instances workflows events idempotency_keys pulses samples images ssh_keys"
         f" projects quotas api_keys {PEOPLE} sessions refresh_tokens password_resets mails rate_limits cron_runs"
     ),
     ("cairn_api", "UPDATE"): (
         f"{GROUPS} secrets load_balancers lb_targets credentials workspaces work_sessions agents messages preferences "
+        "cache_volumes "
         "images host_tokens instance_types instances workflows idempotency_keys quotas pulses webhook_deliveries"
         f" projects api_keys {PEOPLE} sessions refresh_tokens mails rate_limits cron_runs"
     ),
@@ -62,9 +63,10 @@ RIGHTS = {
         f"{GROUPS} secret_versions sealed_values instance_secrets image_logins audit_heads restores restore_hosts"
         " restore_differences images image_caches hosts instances workflows quotas pulses event_horizons webhooks"
         " webhook_deliveries cron_jobs cron_runs load_balancers lb_targets workspaces work_sessions workspace_logins"
-        " messages"
+        " messages cache_volumes"
     ),
     ("cairn_worker", "DELETE"): (
+        "cache_volumes cache_volume_hosts "
         "scaling_groups group_configurations group_activities data_keys instance_secrets image_logins sealed_values"
         f" restore_hosts restore_differences workspaces work_sessions workspace_logins {BALANCERS}"
         " image_caches host_ports host_tokens idempotency_keys samples instances workflows events webhook_deliveries "
@@ -100,6 +102,9 @@ PER_PROJECT = {
     "message_chunks",
     "work_sessions",
     "workspaces",
+    "cache_volumes",
+    "cache_volume_hosts",
+    "session_cache_volumes",
     *OF_SECRETS.split(),
     *GROUPS.split(),
     *BALANCERS.split(),
@@ -235,6 +240,8 @@ def test_tables_of_projects_are_guarded_row_by_row(database: Database) -> None:
         "lb_samples",
         "workspaces",
         "work_sessions",
+        "cache_volumes",
+        "session_cache_volumes",
     }
     # Workers read the events of all projects, and write them in one.
     assert all(

@@ -22,6 +22,7 @@ def test_what_says_nothing_new_is_as_an_agent_of_an_older_version_knows_it() -> 
 def test_what_does_comes_whole() -> None:
     check = HealthCheck(type="tcp", port=80, interval_seconds=3)
     new = {"restart_policy": "always", "health_check": check, "user_data": "ab", "authorized_key": "k"}
+    new["caches"] = [{"id": uuid4(), "path": "/root/.npm"}]
     spec = MachineSpec.model_validate(PLAIN | new)
     assert MachineSpec.model_validate_json(spec.model_dump_json()) == spec
 

@@ -208,3 +208,35 @@ def test_a_session_that_is_called_off_leaves_nothing(stack: Stack, source: Path)
     invariants.settle(stack, 10)
     assert stack.containers() == []
     stack.completed(stack.accept("DELETE", f"/sessions/{accepted['data']['id']}"))
+
+
+def test_sessions_share_a_cache_that_outlives_them_until_it_is_emptied_and_deleted(stack: Stack, source: Path) -> None:
+    workspace = stack.accept("POST", "/workspaces", {"name": "cached", "source": {"path": str(source)}})
+    stack.completed(workspace)
+    id, place = workspace["data"]["id"], "/root/.cache/pip"
+    cache = f"/cache-volumes/{stack.accept('POST', '/cache-volumes', {'name': 'pip', 'path': place})['data']['id']}"
+    one = created(stack, id, caches=["pip"])
+    assert (one["caches"], one["start_reason"], len(stack.get(cache)["hosts"])) == (["pip"], "it has cache volumes", 1)
+    run(stack, one, f"mkdir {place}/http && echo wheel > {place}/http/wheel")
+    stack.completed(stack.accept("DELETE", f"/sessions/{one['id']}"))
+    two = created(stack, id, caches=["pip"])
+    assert run(stack, two, f"cat {place}/http/wheel") == "wheel\n"
+    # Whatever becomes of its agent, and of the container.
+    stack.kill("host_agent")
+    for verb in ("stop", "start"):
+        stack.completed(stack.accept("POST", f"/sessions/{two['id']}/{verb}"))
+    assert run(stack, two, f"cat {place}/http/wheel") == "wheel\n"
+    point = "cache_volume.clear.after_effect"
+    before = len(stack.hits(point))
+    stack.fault(point, "kill")
+    cleared = stack.accept("POST", f"{cache}/clear")
+    stack.wait_for_hit(point, before)
+    stack.completed(cleared)
+    assert run(stack, two, f"ls -A {place}; echo new > {place}/new; cat {place}/new") == "new\n"
+    refused = stack.request("DELETE", cache)
+    assert refused.status_code == httpx.codes.CONFLICT and two["name"] in refused.text
+    stack.completed(stack.accept("DELETE", f"/sessions/{two['id']}"))
+    stack.completed(stack.accept("DELETE", cache))
+    stack.completed(stack.accept("DELETE", f"/workspaces/{id}"))
+    invariants.settle(stack, 10)
+    assert not list(stack.data.glob("**/trees/caches/*"))

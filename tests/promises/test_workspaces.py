@@ -80,7 +80,9 @@ def test_clone_sync_cancel_and_delete(stack: Stack, server: GitServer) -> None:
     stray = folder.parent / str(uuid.uuid4())
     stray.mkdir()
     (stray / "project").write_text(workspace["project_id"])
-    wait_for("what no row names is gone", lambda: not stray.exists(), 30)
+    cache = folder.parents[1] / "caches" / workspace["project_id"] / str(uuid.uuid4())
+    (cache / "http").mkdir(parents=True)
+    wait_for("what no row names is gone", lambda: not stray.exists() and not cache.exists(), 30)
     stack.completed(stack.accept("DELETE", f"/workspaces/{workspace['id']}"))
     assert not folder.exists()
 

@@ -23,6 +23,7 @@ import activities.interceptor
 from activities.audit import Sealed
 from activities.balancer_ends import BalancerEnd
 from activities.balancers import Configuration
+from activities.cache_volume_ends import CacheVolumeEnd
 from activities.chats import CHATS
 from activities.commits import CommitBegun, Committed
 from activities.cron_calls import API, CRON
@@ -50,6 +51,7 @@ from activities.workspace_ends import WorkspaceEnd
 from activities.workspaces import Placed
 from model.balancers import AppliedSpec, BalancerSettings, BalancerSpec, DrainRequest
 from model.base import new_id
+from model.cache_volumes import CacheHosts, CacheSpec
 from model.cron import CronEnd, CronTurn, TargetKind
 from model.health import HealthCheck
 from model.images import ImageFound, ImageWanted
@@ -154,6 +156,9 @@ class Stage:
         #: How runs of work sessions ended.
         self.sessions_ended: list[SessionEnd] = []
         self.fetched: list[WorkspaceEnd] = []
+        #: Where a cache volume is, and how runs on it ended.
+        self.cached = [HOST]
+        self.cleared: list[CacheVolumeEnd] = []
         #: Whether a cancelled activity ends as if nothing had happened.
         self.swallow = False
 
@@ -383,6 +388,17 @@ class Control:
         await self._stage.play(f" {ended.outcome}")
         self._stage.fetched.append(ended)
 
+    @activity.defn(name="cache_volume.claim")
+    async def claim_cache_volume(self, order: Order) -> CacheHosts:
+        await self._stage.play()
+        spec = CacheSpec(id=order.resource_id, project_id=order.project_id)
+        return CacheHosts(hosts=self._stage.cached if self._stage.placed else [], spec=spec)
+
+    @activity.defn(name="cache_volume.settle")
+    async def settle_cache_volume(self, ended: CacheVolumeEnd) -> None:
+        await self._stage.play(f" {ended.outcome}")
+        self._stage.cleared.append(ended)
+
     @activity.defn(name="instance.settle")
     async def settle(self, settlement: Settlement) -> None:
         await self._stage.play(f" {settlement.outcome}")
@@ -570,6 +586,14 @@ class Engine:
 
     @activity.defn(name="workspace.remove")
     async def remove_workspace(self, spec: WorkspaceSpec) -> None:
+        await self._stage.play()
+
+    @activity.defn(name="cache_volume.clear")
+    async def clear_cache(self, cache: CacheSpec) -> None:
+        await self._stage.play()
+
+    @activity.defn(name="cache_volume.remove")
+    async def remove_cache(self, cache: CacheSpec) -> None:
         await self._stage.play()
 
     @activity.defn(name="instance.create")
