@@ -10,6 +10,7 @@ from temporalio import activity
 
 from activities.database import transaction
 from activities.runs import RunEnded, claim
+from activities.shares import Shares
 from model.chat import END, OPEN, Chunk, Message, MessageStatus, Role, Turn
 from model.sessions import WorkSession
 from model.workflows import NEVER_STARTED, TERMINAL, Failure, Order, Outcome, Workflow
@@ -17,6 +18,8 @@ from model.workflows import NEVER_STARTED, TERMINAL, Failure, Order, Outcome, Wo
 #: The queue of turns, which APIs take up: they alone speak with agents of hosts. It is not that of cron jobs, whose
 #: requests are short.
 CHATS = "chats"
+#: Answers of one project that a process waits for at once; another asks again after so many seconds.
+TURNS_OF_PROJECT, TURN_SECONDS = 50, 2.0
 
 
 class ChatRecords:
@@ -43,15 +46,17 @@ class ChatCalls:
     def __init__(self, deliver: Callable[[Turn], Awaitable[None]], cancel: Callable[[Turn], Awaitable[None]]) -> None:
         self._deliver = deliver
         self._cancel = cancel
+        self._places = Shares(TURNS_OF_PROJECT, TURN_SECONDS, "the project's agents answer as much as they may at once")
 
     @activity.defn(name="chat.deliver")
     async def deliver(self, turn: Turn) -> None:
         """Have the agent answer, and store what it says as it comes. Repeated, it goes on behind what is stored: the
         agent knows the turn by its id, and works on it once.
 
-        Raises AgentFailed, InvalidState, Unsupported, RunEnded; AgentUnavailable, HostUnreachable.
+        Raises AgentFailed, InvalidState, Unsupported, RunEnded; AgentUnavailable, HostUnreachable, OthersFirst.
         """
-        await self._deliver(turn)
+        with self._places.one(turn.order.project_id):
+            await self._deliver(turn)
 
     @activity.defn(name="chat.cancel")
     async def cancel(self, turn: Turn) -> None:

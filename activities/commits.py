@@ -12,7 +12,8 @@ from temporalio import activity
 from activities.database import transaction
 from activities.runs import claim, others, record
 from activities.session_ends import lock_session
-from activities.workspaces import ATTEMPTS
+from activities.shares import Shares
+from activities.workspaces import ATTEMPTS, long_work
 from drivers.commits import Commits
 from model.base import Frozen
 from model.errors import EngineRefused, InvalidState, NotReady, Superseded, Unavailable, WorkspaceMoved
@@ -96,14 +97,17 @@ class CommitRecords:
 class CommitEngine:
     """Commits on one host. Runs on that host's queue."""
 
-    def __init__(self, commits: Commits) -> None:
+    def __init__(self, commits: Commits, places: Shares | None = None) -> None:
+        """``places``: those of workspaces that are fetched."""
         self._commits = commits
+        self._places = places or long_work()
 
     @activity.defn(name="commit.write", no_thread_cancel_exception=True)
     def write(self, spec: CommitSpec) -> str | None:
         """The commit's id; None: nothing was changed. Repeated, the same."""
         try:
-            return self._commits.write(spec, activity.is_cancelled)
+            with self._places.one(spec.project_id):
+                return self._commits.write(spec, activity.is_cancelled)
         except EngineRefused as error:
             # A session that runs may have changed a file while it was read.
             if activity.info().attempt < ATTEMPTS:

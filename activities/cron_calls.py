@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
-from uuid import UUID
 
 import aiohttp
 import orjson
@@ -19,7 +16,7 @@ from temporalio import activity
 
 from activities.database import transaction
 from activities.secrets import Opened
-from activities.webhooks import OthersFirst
+from activities.shares import Shares
 from drivers import outbound
 from model.cron import LONGEST_WAIT, MOST_OUTPUT, CronCall, CronJob, CronRun, RunState, idempotency_key
 from model.errors import CairnError, Forbidden, ProjectInactive, UrlRefused
@@ -35,6 +32,7 @@ API = "api"
 #: Requests of one project that a process makes at once, to URLs and to the platform; another waits so many seconds, and
 #: takes no place meanwhile.
 CALLS_OF_PROJECT, ACTS_OF_PROJECT, TURN_SECONDS = 20, 15, 2.0
+CALL_ENOUGH = "the project's cron jobs call as much as they may at once"
 #: Seconds before the first attempt but one; each wait is twice the one before.
 FIRST_WAIT = 1.0
 #: Not the caller's fault: the same request may succeed later.
@@ -78,29 +76,6 @@ class Answer(NamedTuple):
         return self.status is None or self.status in _AGAIN or self.status >= _SERVER_ERROR
 
 
-class _Places:
-    """What one project's jobs may do at once in this process."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._taken: Counter[UUID] = Counter()
-
-    @contextmanager
-    def one(self, project_id: UUID) -> Iterator[None]:
-        """Raises OthersFirst."""
-        if self._taken[project_id] >= self._most:
-            raise OthersFirst(
-                "the project's cron jobs call as much as they may at once", retry_after_seconds=TURN_SECONDS
-            )
-        self._taken[project_id] += 1
-        try:
-            yield
-        finally:
-            self._taken[project_id] -= 1
-            if not self._taken[project_id]:
-                del self._taken[project_id]
-
-
 class CronCalls:
     """Runs on a queue of its own, in the control worker."""
 
@@ -108,7 +83,7 @@ class CronCalls:
         self._engine = engine
         self._keyring = keyring
         self._allow = allow
-        self._places = _Places(CALLS_OF_PROJECT)
+        self._places = Shares(CALLS_OF_PROJECT, TURN_SECONDS, CALL_ENOUGH)
 
     @activity.defn(name="cron.request")
     async def request(self, call: CronCall) -> None:
@@ -202,7 +177,7 @@ class CronActs:
 
     def __init__(self, act: Callable[[CronCall], Awaitable[bool]]) -> None:
         self._act = act
-        self._places = _Places(ACTS_OF_PROJECT)
+        self._places = Shares(ACTS_OF_PROJECT, TURN_SECONDS, CALL_ENOUGH)
 
     @activity.defn(name="cron.act")
     async def act(self, call: CronCall) -> bool:

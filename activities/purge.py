@@ -39,6 +39,8 @@ VOID = dt.timedelta(days=7)
 ADDRESSES = dt.timedelta(days=90)
 log = structlog.get_logger()
 
+#: What PostgreSQL says of a statement that took longer than it may.
+TOO_LONG = "57014"
 _BOUND = text("SET LOCAL statement_timeout = '20s'")
 # By age, and nothing that still holds a port. What is deleted holds none, so none is ever passed over.
 _INSTANCES = text(
@@ -340,14 +342,21 @@ class PurgeRecords:
 
     def _all(self, until: float, statement: Any, kept: dt.timedelta, project: UUID | None = None) -> int:
         """Batches, until one finds nothing. (The oldest of a stream may hold some that are not old enough.)"""
-        removed, batch = 0, BATCH
+        removed, batch, most = 0, BATCH, BATCH
         while batch and not self._is_over(until):
             began = time.monotonic()
             more = {} if project is None else {"project": project}
-            with transaction(self._engine, project) as session:
-                session.execute(_BOUND)
-                done: Any = session.execute(statement, {"kept": kept, "most": BATCH, **more})
-                batch = done.scalar_one() if done.returns_rows else done.rowcount
+            try:
+                with transaction(self._engine, project) as session:
+                    session.execute(_BOUND)
+                    done: Any = session.execute(statement, {"kept": kept, "most": most, **more})
+                    batch = done.scalar_one() if done.returns_rows else done.rowcount
+            except DBAPIError as error:
+                # What hangs on them may be much.
+                if getattr(error.orig, "sqlstate", None) != TOO_LONG or most == 1:
+                    raise
+                most = max(1, most // 10)
+                continue
             removed += batch
             self._rest(began, batch)
         return removed

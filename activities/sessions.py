@@ -108,9 +108,10 @@ class SessionRecords:
             return self._order(session, order, sandbox, kind, deadline)
 
     @activity.defn(name="session.remove")
-    def remove(self, order: Order) -> Sandbox:
+    def remove(self, order: Order) -> Sandbox | None:
         """Claim the run, and order the delete of its sandbox, as a child of it, unless that is deleted; and say where
-        its files are. Repeated, the same child, as long as that has not ended.
+        its files are. Repeated, the same child, as long as that has not ended. None: of a session that was not made
+        whole, where its delete has taken that over.
 
         What works on the sandbox is called off; runs of the session itself are waited for, by one that is forced not
         longer than FORCE_AFTER: each works on what it finds.
@@ -119,6 +120,8 @@ class SessionRecords:
         with transaction(self._engine, order.project_id) as session:
             work = lock_session(session, order)
             claim(session, order)
+            if order.kind == INIT and work.workflow_id != order.workflow_id:
+                return None
             in_the_way = others(session, order)
             if in_the_way and not (order.force and waited > FORCE_AFTER):
                 raise NotReady(f"workflow {in_the_way[0]} still works on session {order.name}")

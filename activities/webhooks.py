@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import time
-from collections import Counter
 from email.utils import parsedate_to_datetime
 from typing import Literal, NamedTuple
 from uuid import UUID
@@ -22,9 +21,10 @@ from temporalio import activity
 
 from activities.database import transaction, use_project
 from activities.secrets import Opened
+from activities.shares import Shares
 from drivers import outbound
 from model.base import Frozen, new_id
-from model.errors import CairnError, UrlRefused
+from model.errors import UrlRefused
 from model.events import LAST, NEWEST_SETTLED, as_json, event_order, is_covered, is_settled
 from model.keyring import Keyring
 from model.vault import SealedValue
@@ -85,12 +85,6 @@ class Answer(NamedTuple):
         if self.status is not None and 200 <= self.status < 300:  # noqa: PLR2004 - 2xx
             return "delivered"
         return "gone" if self.status == GONE else "failed"
-
-
-class OthersFirst(CairnError):
-    """The project's webhooks have as many places as they may; details: ``retry_after_seconds``."""
-
-    code, status, retryable = "others_first", 503, True
 
 
 class Limits(NamedTuple):
@@ -184,7 +178,8 @@ class WebhookCalls:
         self._engine = engine
         self._limits = limits
         self._keyring = keyring
-        self._rounds: Counter[UUID] = Counter()
+        said = "its project's other webhooks are being delivered to"
+        self._rounds = Shares(ROUNDS_OF_PROJECT, TURN_SECONDS, said)
 
     @activity.defn(name="webhook.deliver")
     async def deliver(self, batch: Batch) -> float:
@@ -192,16 +187,8 @@ class WebhookCalls:
 
         What was sent, and not written down, is sent again, under the same id.
         """
-        project_id = batch.webhook.project_id
-        if self._rounds[project_id] >= ROUNDS_OF_PROJECT:
-            raise OthersFirst("its project's other webhooks are being delivered to", retry_after_seconds=TURN_SECONDS)
-        self._rounds[project_id] += 1
-        try:
+        with self._rounds.one(batch.webhook.project_id):
             return await self._round(batch)
-        finally:
-            self._rounds[project_id] -= 1
-            if not self._rounds[project_id]:
-                del self._rounds[project_id]
 
     async def _round(self, batch: Batch) -> float:
         began = time.monotonic()

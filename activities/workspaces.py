@@ -13,6 +13,7 @@ from activities import secrets
 from activities.database import transaction
 from activities.placement import leased
 from activities.runs import Histories, claim, others
+from activities.shares import Shares
 from activities.workspace_ends import WorkspaceEnd, lock_workspace, settle_workspace
 from drivers.workspaces import Workspaces
 from model.base import Frozen
@@ -25,6 +26,9 @@ from model.workspaces import CAPABILITY, INIT, GitLogin, Workspace, WorkspaceFac
 
 #: What git could not do may be a passing fault of the network or of the server: it says so at the last of these.
 ATTEMPTS = 3
+#: Fetches and commits of one project that an agent works on at once, and of all: short steps have threads left. Another
+#: asks again after so many seconds.
+LONG_OF_PROJECT, LONG_AT_ONCE, TURN_SECONDS = 4, 12, 2.0
 
 
 class Placed(Frozen):
@@ -138,16 +142,28 @@ def _choose(session: Session, workspace: Workspace) -> Host:
     )
 
 
+def long_work() -> Shares:
+    """Places of what may take an hour."""
+    said = "the host works on as many workspaces as it may at once"
+    return Shares(LONG_OF_PROJECT, TURN_SECONDS, said, of_all=LONG_AT_ONCE)
+
+
 class WorkspaceEngine:
     """Workspaces of one host. Runs on that host's queue."""
 
-    def __init__(self, workspaces: Workspaces, logins: Logins | None = None) -> None:
+    def __init__(self, workspaces: Workspaces, logins: Logins | None = None, places: Shares | None = None) -> None:
+        """``places``: of all hosts of the agent."""
         self._workspaces = workspaces
         self._logins = logins
+        self._places = places or long_work()
 
     @activity.defn(name="workspace.bring", no_thread_cancel_exception=True)
     def bring(self, spec: WorkspaceSpec) -> WorkspaceFacts:
         """Fetch the source as it is now, and check it out. Repeated, it goes on with what is there."""
+        with self._places.one(spec.project_id):
+            return self._bring(spec)
+
+    def _bring(self, spec: WorkspaceSpec) -> WorkspaceFacts:
         login = partial(self._logins.git_login, spec) if spec.login and self._logins is not None else None
         try:
             return self._workspaces.bring(spec, login, activity.is_cancelled)

@@ -7,6 +7,7 @@ from typing import Annotated
 from uuid import UUID
 
 import orjson
+import structlog
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import TextClause, select, text
@@ -16,17 +17,21 @@ from api.caller import ENTER
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.instance_schemas import Text
+from model.cache_volumes import CacheVolume
 from model.errors import NotFound
 from model.health import MOST, Health
+from model.resources import Resource
 from model.restores import is_restored
 from model.sealing import of_user_data, seal
-from model.workspaces import MOST_TREES
+from model.sessions import WorkSession
+from model.workspaces import MOST_TREES, Workspace
 
 router = APIRouter(prefix="/v1/hosts", tags=["agents"], responses=RESPONSES, route_class=MemberRoute)
 
 
 #: Files of more workspaces than these, or than a tenth, that no row names are left alone: was an older backup restored?
 MOST_STRANGE = 5
+log = structlog.get_logger()
 
 
 class MachineHealth(BaseModel):
@@ -297,18 +302,25 @@ async def workspaces(request: Request, body: HeldWorkspaces, agent: Authenticate
     """Of which of the workspaces, sessions and cache volumes whose files the agent holds nothing is needed any more.
     None while the platform is restored, or where far too many are unknown."""
     restored = (await agent.connection.execute(select(is_restored))).scalar_one()
-    gone = [] if restored else await _gone(agent, body.workspaces, _NEEDED)
-    gone_sessions = [] if restored else await _gone(agent, body.sessions, _NEEDED_SESSIONS)
-    gone_caches = [] if restored else await _gone(agent, body.caches, _NEEDED_CACHES)
+    gone = [] if restored else await _gone(agent, body.workspaces, _NEEDED, Workspace)
+    gone_sessions = [] if restored else await _gone(agent, body.sessions, _NEEDED_SESSIONS, WorkSession)
+    gone_caches = [] if restored else await _gone(agent, body.caches, _NEEDED_CACHES, CacheVolume)
     return answer(request, {"gone": gone, "gone_sessions": gone_sessions, "gone_caches": gone_caches})
 
 
-async def _gone(agent: Agent, told: list[HeldTree], needed: TextClause) -> list[UUID]:
+async def _gone(agent: Agent, told: list[HeldTree], needed: TextClause, table: type[Resource]) -> list[UUID]:
+    """Those that are proven to be nobody's: what has a row, and not on that host; of what has none, a few."""
     held = sorted(told, key=lambda one: one.project_id)
-    kept: set[UUID] = set()
+    kept, known = set[UUID](), set[UUID]()
     for project_id, of_project in groupby(held, lambda one: one.project_id):
         await agent.connection.execute(ENTER, {"project": str(project_id)})
         asked = {"project": project_id, "ids": [str(one.id) for one in of_project], "credential": agent.credential}
         kept.update((await agent.connection.execute(needed, asked)).scalars())
+        rows = select(table.id).where(table.project_id == project_id, table.id.in_([one.id for one in held]))
+        known.update((await agent.connection.execute(rows)).scalars())
     gone = [one.id for one in held if one.id not in kept]
-    return gone if len(gone) <= max(MOST_STRANGE, len(held) // 10) else []
+    strangers = [id for id in gone if id not in known]
+    if len(strangers) > max(MOST_STRANGE, len(held) // 10):
+        log.warning("agent.too_many_strangers", kind=table.__name__, count=len(strangers), first=str(strangers[0]))
+        return [id for id in gone if id in known]
+    return gone

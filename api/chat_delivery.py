@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import orjson
 import structlog
 from fastapi import FastAPI
-from sqlalchemy import func, insert, select, text
+from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from activities.runs import RunEnded
 from api.agent_client import BROKEN, Agents, Target
 from api.caller import ENTER
+from model.base import NUL
 from model.chat import END, MOST_ANSWER, MOST_EVENT, MOST_EVENTS, Chunk, Message, MessageStatus, Role, Turn
 from model.errors import AgentFailed, AgentUnavailable, HostUnreachable, InvalidState
 from model.hosts import Host, is_reachable
@@ -180,6 +181,8 @@ class Delivery:
                 rows.append({**about, "number": event.number, "kind": event.kind, "data": event.data})
             if rows:
                 await connection.execute(insert(Chunk), rows)
+                mine = (Message.project_id == turn.order.project_id) & (Message.id == turn.message_id)
+                await connection.execute(update(Message).where(mine).values(bytes=kept.bytes))
                 await connection.execute(_WAKE, {"session": str(turn.order.resource_id)})
             return kept
 
@@ -229,7 +232,7 @@ def _object(data: bytes) -> dict[str, Any]:
         found = orjson.loads(data)
     except ValueError:
         found = None
-    if not isinstance(found, dict) or b"\\u0000" in data:
+    if not isinstance(found, dict) or NUL.search(data):
         raise AgentFailed("an event of the agent has no JSON object as its data, or one with NUL in it")
     return found
 
@@ -246,13 +249,11 @@ async def _enter(connection: AsyncConnection, turn: Turn) -> None:
 async def _kept(connection: AsyncConnection, turn: Turn) -> Kept:
     """Of the answer, which nobody else adds to until the commit. Raises RunEnded where it has ended."""
     mine = (Message.project_id == turn.order.project_id) & (Message.id == turn.message_id)
-    status = (await connection.execute(select(Message.status).where(mine).with_for_update())).scalar_one_or_none()
-    if status != MessageStatus.RUNNING:
-        raise RunEnded(f"the answer {turn.message_id} is {status}")
-    size = func.coalesce(func.sum(func.pg_column_size(Chunk.data)), 0)
-    found = select(func.coalesce(func.max(Chunk.number), 0), size).where(Chunk.message_id == turn.message_id)
-    last, most = (await connection.execute(found)).one()
-    return Kept(last, int(most))
+    row = (await connection.execute(select(Message.status, Message.bytes).where(mine).with_for_update())).one_or_none()
+    if row is None or row.status != MessageStatus.RUNNING:
+        raise RunEnded(f"the answer {turn.message_id} is {'gone' if row is None else row.status}")
+    last = select(func.coalesce(func.max(Chunk.number), 0)).where(Chunk.message_id == turn.message_id)
+    return Kept((await connection.execute(last)).scalar_one(), row.bytes)
 
 
 async def _prompt(connection: AsyncConnection, turn: Turn) -> str:

@@ -44,8 +44,10 @@ BATCH = 64
 LOOK_SECONDS, QUIET_SECONDS = 1.0, 15.0
 _ID = re.compile(r"(\d{1,9})\.(\d{1,9})")
 _SAID: ColumnElement[str] = literal_column(
-    "(SELECT string_agg(c.data ->> 'text', '' ORDER BY c.number) FROM message_chunks c"
-    " WHERE c.message_id = messages.id AND c.kind = 'text')"
+    "(SELECT string_agg(c.said, '' ORDER BY c.number) FROM (SELECT number, data ->> 'text' AS said,"
+    " coalesce(sum(length(data ->> 'text')) OVER (ORDER BY number ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0)"
+    " AS before FROM message_chunks WHERE message_id = messages.id AND kind = 'text') c"
+    " WHERE c.before <= 65536)"  # SHOWN: one more piece says that there is more
 )
 _content = func.coalesce(case((Message.role == Role.USER, Message.content), else_=_SAID), "")
 _query = select(

@@ -16,6 +16,7 @@ from api.authentication import may
 from api.caller import Caller
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES, also
+from model.base import NUL
 from model.errors import Forbidden, InUse, NotFound
 from model.preferences import MOST_KEYS, MOST_VALUE, Preference
 
@@ -31,7 +32,7 @@ def _small(value: Any) -> Any:
     said = orjson.dumps(value)
     if len(said) > MOST_VALUE:
         raise ValueError(f"more than {MOST_VALUE} bytes as JSON")
-    if b"\\u0000" in said:
+    if NUL.search(said):
         raise ValueError("the character NUL cannot be kept")
     return value
 

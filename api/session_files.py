@@ -26,7 +26,7 @@ from api.work_session_rows import mine
 from api.work_session_schemas import DiffView, FileList, FileMove, FileView, FolderCreate, Unpacked
 from drivers.pace import Pace
 from drivers.pace import said as pace_said
-from model.errors import HostUnreachable, InvalidState, Malformed
+from model.errors import HostUnreachable, InvalidState, Malformed, RangeNotThere
 from model.hosts import Host, is_reachable
 from model.sessions import UP, SessionStatus, WorkSession
 from model.workspaces import Workspace
@@ -40,7 +40,7 @@ DIFF_SECONDS = 130.0
 #: How long a sender may be silent.
 SILENCE_SECONDS = 60
 PARTIAL = 206
-_RANGE = re.compile(r"bytes=(\d+)-(\d*)")
+_RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})")
 _TARGET = (
     select(
         *(WorkSession.id, WorkSession.name, WorkSession.status, WorkSession.workflow_id),
@@ -96,14 +96,19 @@ async def read(
     """A file's bytes; with `Range: bytes=FIRST-LAST`, a part of them."""
     query, asked = {"act": "read", "path": path}, _RANGE.fullmatch(request.headers.get("range", ""))
     first = 0
+    if asked and asked[2] and int(asked[2]) < int(asked[1]):  # that is none, and so of no effect
+        asked = None
     if asked:
         first, last = int(asked[1]), asked[2]
         query["offset"] = str(first)
-        if last and int(last) >= first:
+        if last:
             query["length"] = str(int(last) - first + 1)
     streamed, opened = await _streamed(request, caller, session_id, query, "application/octet-stream")
     about = opened.it.headers
     size, length = int(about["x-file-size"]), int(about["x-file-length"])
+    if asked and first >= size:
+        streamed.let_go()
+        raise RangeNotThere(f"{path} has {size} bytes, and none from {first} on", size=size)
     streamed.headers.update({"content-length": str(length), "etag": f'"{about["x-file-tag"]}"'})
     streamed.headers["accept-ranges"] = "bytes"
     if asked and length:

@@ -32,6 +32,10 @@ class Streamed(StreamingResponse):
         self.headers["x-accel-buffering"] = "no"
         self._ended = ended
 
+    def let_go(self) -> None:
+        """Of what is not answered after all."""
+        self._ended()
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)

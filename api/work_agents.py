@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -38,6 +39,7 @@ _ALONE = text("SELECT pg_advisory_xact_lock(hashtextextended('agents ' || :proje
 @router.post("", status_code=201, response_model=Envelope[AgentView])
 async def create(request: Request, body: AgentCreate, caller: Annotated[Caller, may("agents:write")]) -> Response:
     """Add an agent, for sessions that are made from now on."""
+    _check_secrets(caller, body.env)
     agent_id = new_id()
     asked = body.model_dump(mode="json", exclude_unset=True, by_alias=True)
     if answered := await Acceptance(request, caller).answered_before(agent_id, asked):
@@ -80,6 +82,8 @@ async def patch(
     before = await _find(caller, agent_id, lock=True)
     check_if_match(request, before.version)
     values = body.model_dump(mode="json", exclude_unset=True, by_alias=True)
+    if {"env", "cmd", "image", "mcp_servers"} & values.keys():  # what is given its secrets, or is to be
+        _check_secrets(caller, body.env if "env" in values else before.env)
     if "cmd" in values and before.type == AgentType.REFERENCE:
         problem = "the reference agent has its own command"
         raise ValidationFailed(f"cmd: {problem}", fields=[{"field": "cmd", "message": problem}])
@@ -144,6 +148,12 @@ def environment_of(agent: Row[Any]) -> Env:
     return told | {
         name: value if isinstance(value, str) else SecretRef.model_validate(value) for name, value in agent.env.items()
     }
+
+
+def _check_secrets(caller: Caller, env: Mapping[str, Any]) -> None:
+    """Whoever names secrets, or changes the program that is given them, may use them. Raises Forbidden."""
+    if any(not isinstance(value, str) for value in env.values()):
+        caller.require("secrets:use")
 
 
 async def _alone(caller: Caller) -> None:

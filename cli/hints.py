@@ -152,6 +152,7 @@ HINTS = {
     "call_again": "nothing has to be done: it is tried again by itself",
     "command_timeout": "give it longer with --timeout, at most 600 s",
     "agent_unavailable": "nothing has to be done: it is tried again by itself",
+    "range_not_there": "ask for a part that begins before its end",
     "port_closed": "see what listens there: cairn session exec NAME -- ss -tln",
     "agent_failed": "see what it wrote: cairn instance logs of the session's sandbox (cairn session show NAME)",
     "outcome_unknown": "look whether it ran before you run it again",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
@@ -11,6 +12,9 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import DateTime, MetaData, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, mapped_column
+
+#: The character that PostgreSQL keeps in no text, in what is JSON.
+NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
 def new_id() -> UUID:

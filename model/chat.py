@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, text
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from model.base import Base, EmptyList, EmptyObject, Frozen, Id, Now
@@ -105,6 +105,8 @@ class Message(Base):
     content: Mapped[str | None]
     status: Mapped[str]
     error: Mapped[dict[str, Any] | None]
+    #: Of what an answer says, as its agent sent it.
+    bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     #: Its turn's. No foreign key: a session outlives the rows of workflows.
     workflow_id: Mapped[UUID]
     created_at: Mapped[Now]

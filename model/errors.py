@@ -120,6 +120,12 @@ class UnsupportedMediaType(CairnError):
     code, status = "unsupported_media_type", 415
 
 
+class RangeNotThere(CairnError):
+    """Of a file, a part was asked for that begins behind its end; details: ``size``."""
+
+    code, status = "range_not_there", 416
+
+
 class ValidationFailed(CairnError):
     """details: ``fields`` = [{field, message}]."""
 

@@ -33,7 +33,7 @@ from activities.registry import methods
 from activities.restores import MachineSurvey
 from activities.runs import host_queue
 from activities.sessions import SessionEngine
-from activities.workspaces import WorkspaceEngine
+from activities.workspaces import WorkspaceEngine, long_work
 from drivers.balancers import Balancers
 from drivers.blob_source import ApiBlobs
 from drivers.brought import Brought, brought_folder
@@ -354,7 +354,7 @@ def step_workers(
     """A Temporal worker for each host's queue."""
     threads = ThreadPoolExecutor(max(STEPS, 4 * len(hosts)), thread_name_prefix="step")
     STEPS_LIMIT.labels("host").set(STEPS * len(hosts))
-    workers = []
+    workers, long = [], long_work()
     for host in hosts:
         engines = [
             InstanceEngine(machines[host.id], fence, given, warm[host.id], caches[host.id]),
@@ -363,9 +363,9 @@ def step_workers(
             MachineSurvey(host.name, machines[host.id]),
             BalancerEngine(balancers[host.id], machines[host.id], given.secrets if given else None),
             SessionEngine(trees[host.id], warm[host.id]),
-            CommitEngine(commits[host.id]),
+            CommitEngine(commits[host.id], long),
             CacheVolumeEngine(caches[host.id]),
-            WorkspaceEngine(workspaces[host.id], given),
+            WorkspaceEngine(workspaces[host.id], given, long),
         ]
         workers.append(
             Worker(

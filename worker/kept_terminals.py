@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
@@ -24,8 +25,8 @@ KEPT_SECONDS = 600.0
 PATIENCE_SECONDS = 1.0
 #: With nobody looking, a program writes no more than so many bytes a second.
 UNSEEN_RATE = 1 << 20
-#: Of those that ended while nobody looked, so many are kept: of the agent, and of one machine.
-MOST_ENDED, ENDED_OF_ONE = 64, 8
+#: At which nobody looks, whether they go on or have ended: of the agent, and of one machine.
+MOST_UNSEEN, UNSEEN_OF_ONE = 64, 8
 #: A program's terminal ends a little before the program does.
 EXIT_LOOKS, EXIT_LOOK_SECONDS = 50, 0.05
 
@@ -149,14 +150,14 @@ class KeptTerminals:
         except BaseException:
             self._kept.pop(key, None)
             raise
-        pump = asyncio.ensure_future(self._pump(key, kept, give_back))
+        pump = asyncio.ensure_future(self._pump(kept, give_back))
         self._pumps.add(pump)
         pump.add_done_callback(self._pumps.discard)
         # Whoever asked for it may have gone meanwhile.
         self._leave(key, kept, seen_out=False)
         return kept
 
-    async def _pump(self, key: Key, kept: KeptTerminal, give_back: Callable[[], None]) -> None:
+    async def _pump(self, kept: KeptTerminal, give_back: Callable[[], None]) -> None:
         try:
             while data := await self._streams.blocking(kept.terminal.read):
                 await kept.show(data)
@@ -168,15 +169,19 @@ class KeptTerminals:
             self._streams.let_go(kept.terminal)
             give_back()
         await kept.end(exit_code)
-        self._drop_ended(key.machine)
 
-    def _drop_ended(self, machine: UUID) -> None:
-        """The oldest of too many of them: nobody may fill the agent's memory with what nobody looks at."""
-        ended = [key for key in self._forgetting if key in self._kept and self._kept[key].result().ended]
-        of_one = [key for key in ended if key.machine == machine]
-        for key in {*ended[:-MOST_ENDED], *of_one[:-ENDED_OF_ONE]}:
-            self._stay(key)
-            self._kept.pop(key, None)
+    def _make_room(self, machine: UUID) -> None:
+        """Give up the oldest of too many at which nobody looks: of this machine, and of the one that has most."""
+        unseen = Counter(key.machine for key in self._forgetting)
+        if unseen[machine] > UNSEEN_OF_ONE:
+            self._give_up_oldest(machine)
+        elif unseen.total() > MOST_UNSEEN:
+            self._give_up_oldest(max(unseen, key=unseen.__getitem__))
+
+    def _give_up_oldest(self, machine: UUID) -> None:
+        key = next(key for key in self._forgetting if key.machine == machine)
+        self._forgetting[key].cancel()
+        self._forget(key, self._kept[key].result())
 
     def _stay(self, key: Key) -> None:
         if (timer := self._forgetting.pop(key, None)) is not None:
@@ -189,6 +194,7 @@ class KeptTerminals:
             self._kept.pop(key, None)
         else:
             self._forgetting[key] = asyncio.get_running_loop().call_later(KEPT_SECONDS, self._forget, key, kept)
+            self._make_room(key.machine)
 
     def _forget(self, key: Key, kept: KeptTerminal) -> None:
         self._forgetting.pop(key, None)

@@ -59,6 +59,8 @@ class InitSession:
     async def _take_back(self, order: Order, begun: Sandbox) -> None:
         try:
             doomed = await call(SessionRecords.remove, order, "undo-sandbox", on_control(RESTORE, poll=True))
+            if doomed is None:
+                return
             if doomed.change is not None:
                 await move(doomed.change)
             if begun.host is not None:
@@ -120,6 +122,8 @@ class DeprovisionSession:
     async def run(self, order: Order) -> None:
         async def plan(saga: Saga) -> None:
             doomed = await saga.step(SessionRecords.remove, order, on_control(remaining(order), poll=True))
+            if doomed is None:
+                raise RuntimeError("nobody takes a delete over")
             if doomed.change is not None:
                 await carried_out(doomed.change)
             if doomed.host is None:

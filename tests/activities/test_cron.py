@@ -29,7 +29,7 @@ from activities.cron_schedules import CronSchedules, _schedule
 from activities.database import transaction
 from activities.reencryption import newest_key
 from activities.secrets import Opened, SecretUnusable
-from activities.webhooks import OthersFirst
+from activities.shares import OthersFirst
 from model import cron_times
 from model.base import new_id
 from model.cron import MOST_OUTPUT, MOST_RUNS, CronCall, CronEnd, CronJob, CronTime, CronTurn, schedule_id

@@ -108,6 +108,17 @@ def worked(database: Database, worker_engine: Engine) -> Iterator[Worked]:
     yield Worked(platform, worker_engine, records, session, launch.resource_id, workspace)
 
 
+def test_what_was_not_made_whole_is_its_deletes_once_there_is_one(worked: Worked) -> None:
+    init = worked.order("InitSession", "initializing")
+    delete = worked.order("DeprovisionSession", "removing")
+    assert worked.platform.run(worked.records.remove, init) is None, "nobody waits for the other"
+    with pytest.raises(NotReady):
+        worked.platform.run(worked.records.remove, delete)
+    worked.db.rows("UPDATE workflows SET state = 'cancelled', finished_at = now() WHERE id = %s", init.workflow_id)
+    doomed = worked.platform.run(worked.records.remove, delete)
+    assert doomed.change.kind == "DeprovisionInstance"
+
+
 def test_a_stop_is_one_stop_of_the_sandbox_however_often_it_is_asked_for(worked: Worked) -> None:
     order = worked.order("StopSession")
     first = worked.platform.run(worked.records.change, order)

@@ -21,7 +21,8 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.due_webhooks import due, start_due
 from activities.reencryption import SecretRecords
-from activities.webhooks import Answer, Batch, Limits, OthersFirst, WebhookCalls, WebhookRecords
+from activities.shares import OthersFirst
+from activities.webhooks import Answer, Batch, Limits, WebhookCalls, WebhookRecords
 from model.base import new_id
 from model.envelope import EnvelopeBroken
 from model.keyring import Keyring, KeyUnknown, new_master_key

@@ -93,6 +93,18 @@ async def test_each_event_is_stored_once_whatever_breaks_off_and_however_many_de
         await delivery.deliver(turn)
 
 
+async def test_answers_are_as_long_as_they_may_be_however_well_they_compress(
+    api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn, _ = await turn_of(api, " ".join(["x" * 100] * 20))
+    monkeypatch.setattr("api.chat_delivery.MOST_ANSWER", 1500)
+    app: Any = SimpleNamespace(state=SimpleNamespace(engine=api.app.state.engine, agents=Ways(tmp_path, [5])))
+    with pytest.raises(AgentFailed, match="more than 1500 bytes"):
+        await Delivery(app).deliver(turn)
+    kept = api.db.one("SELECT bytes FROM messages WHERE role = 'agent'")["bytes"]
+    assert 0 < kept <= 1500
+
+
 async def lines(*given: bytes) -> AsyncIterator[bytes]:
     for line in given:
         yield line

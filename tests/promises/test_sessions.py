@@ -77,6 +77,12 @@ def test_a_session_keeps_its_files_through_stop_start_and_kills_and_leaves_nothi
     assert stack.request("GET", f"{path}/files/lib/inside").text == "inside\n"
     part = stack.request("GET", f"{path}/files/new/data", headers={"Range": "bytes=5-9"})
     assert (part.status_code, part.content) == (httpx.codes.PARTIAL_CONTENT, written[5:10])
+    whole = stack.request("GET", f"{path}/files/lib/inside", headers={"Range": "bytes=5-3"})
+    assert (whole.status_code, whole.text) == (httpx.codes.OK, "inside\n"), "that is no range"
+    behind = stack.request("GET", f"{path}/files/lib/inside", headers={"Range": "bytes=7-"})
+    assert behind.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE
+    huge = stack.request("GET", f"{path}/files/lib/inside", headers={"Range": f"bytes={'9' * 5000}-"})
+    assert huge.status_code == httpx.codes.OK
     names = [entry["name"] for entry in stack.get(f"{path}/files")["entries"]]
     assert names == ["lib", "new", "out", "up"]
     for hostile in ("out/passwd", "up/data", "%2e%2e/tree.json", "/etc/passwd", "lib/%2e%2e/%2e%2e/tree.json"):

@@ -106,15 +106,15 @@ async def test_terminal_at_which_nobody_looks_is_given_up_and_gives_its_place_ba
     opened.close()
 
 
-async def test_of_those_that_ended_unseen_a_few_are_kept(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_terminals, "ENDED_OF_ONE", 2)
+async def test_of_those_at_which_nobody_looks_a_few_are_kept(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_terminals, "UNSEEN_OF_ONE", 2)
     for number in range(4):
         opened = await site.agents.connect(site.target, "terminal", named(f"t{number}"))
         opened.close()
         await asyncio.sleep(0.1)
         site.streams.opened[-1].theirs.sendall(b"exit")
         assert await eventually(site.streams.opened[-1].closed.is_set)
-    for number, left in ((0, False), (1, False), (2, True), (3, True)):
+    for number, left in ((3, True), (2, True), (1, False), (0, False)):
         before = len(site.streams.opened)
         opened = await site.agents.connect(site.target, "terminal", named(f"t{number}"))
         assert (len(site.streams.opened) == before) is left, number
