@@ -91,7 +91,7 @@ def view(row: Row[Any]) -> dict[str, Any]:
         "host": row.host,
         "reachable": None if row.host is None else is_reachable(row.last_seen_at),
         "container_id": row.container_id,
-        "private_ip": row.private_ip,
+        "private_ip": None if lifetimes.is_dead(row) else row.private_ip,
         "group_id": row.group_id,
         "generation": row.generation,
         "version": row.version,

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, Field, StringConstraints, model_
 from sqlalchemy import Row, func, select
 
 from api.caller import Caller
+from model.drift import DEAD
 from model.errors import ValidationFailed
 from model.health import HealthCheck
 from model.instances import OnHostLost, Status
@@ -127,11 +128,17 @@ async def _authorized_key(caller: Caller, key_id: UUID) -> str:
     return found
 
 
+def is_dead(row: Row[Any]) -> bool:
+    """Whether its program was found to have ended, whatever its state should be."""
+    return row.drift is not None and row.drift["kind"] in DEAD
+
+
 def view(row: Row[Any]) -> dict[str, Any]:
     """The part of an instance's JSON."""
     health = None
     if row.health_check:
-        health = "starting" if row.status in _STARTING else row.health if row.status == Status.RUNNING else None
+        runs = row.status == Status.RUNNING and not is_dead(row)
+        health = "starting" if row.status in _STARTING else row.health if runs else None
     return {
         "ttl_seconds": row.ttl_seconds,
         "expires_at": row.expires_at,

@@ -10,6 +10,8 @@ from model.base import Frozen
 from model.instances import OwnedMachine, Port, Status
 
 Kind = Literal["missing", "stopped", "running", "paused", "changed"]
+#: Of what should run: nothing of it answers, and what it had may be another's by now.
+DEAD: frozenset[Kind] = frozenset({"missing", "stopped"})
 #: Healing is tried again after 10 s, then twice as long each time, at most every ten minutes.
 FIRST_PAUSE, LONGEST_PAUSE = 10.0, 600.0
 

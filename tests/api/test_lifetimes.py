@@ -166,6 +166,11 @@ async def test_health_is_shown_and_each_change_of_it_is_one_event(api: Api) -> N
     kinds = [(kind, data["from"], data["failure"]) for kind, data in events(api, instance)]
     expected = [("instance.healthy", None, None), ("instance.unhealthy", "healthy", "it answered 500")]
     assert kinds == expected, "to be starting again is none"
+    api.db.rows("""UPDATE instances SET private_ip = '172.17.0.9', drift = '{"kind": "stopped"}'""")
+    shown = (await api.http.get(f"/v1/instances/{instance['id']}")).json()["data"]
+    assert (shown["health"], shown["private_ip"]) == (None, None), "what has ended has neither"
+    api.db.rows("UPDATE instances SET drift = NULL")
+    assert await health(api, instance) == "starting"
     api.db.rows("UPDATE instances SET status = 'stopped' WHERE id = %s", instance["id"])
     assert await health(api, instance) is None
 
