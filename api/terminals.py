@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Annotated
 from urllib.parse import quote
@@ -70,7 +71,7 @@ async def forward(socket: WebSocket, session_id: UUID, port: ListenPort) -> None
         opened = await agents(socket).connect(target, "forward", {"port": str(port)})
         try:
             await accept(socket)
-            await relay(socket, _received(opened, socket), _sent(opened, socket))
+            await relay(socket, _received(opened, socket), _sent(opened, socket, _shut))
         finally:
             opened.close()
 
@@ -85,23 +86,6 @@ async def _received(opened: Opened[Socket], socket: WebSocket) -> None:
                 # How it was broken off.
                 exit_code(opened.target, message.data)
             await socket.send_text(SHUT)
-
-
-async def _sent(opened: Opened[Socket], socket: WebSocket) -> None:
-    while True:
-        message = await socket.receive()
-        if message["type"] == "websocket.disconnect":
-            raise WebSocketDisconnect(message.get("code", ENDED))
-        try:
-            async with asyncio.timeout(WRITE_SECONDS):
-                if message.get("bytes"):
-                    await opened.it.send_bytes(message["bytes"])
-                elif message.get("text") == SHUT:
-                    await opened.it.send_str(SHUT)
-        except TimeoutError:
-            raise opened.target.lost("its agent takes no more") from None
-        except ConnectionError:
-            pass  # what comes back yet is read to its end
 
 
 async def _terminal(
@@ -126,7 +110,7 @@ async def _terminal(
         opened = await agents(socket).connect(target, "terminal", query)
         try:
             await accept(socket)
-            await relay(socket, _shown(opened, socket), _typed(opened, socket))
+            await relay(socket, _shown(opened, socket), _sent(opened, socket, _resized))
         finally:
             opened.close()
 
@@ -141,8 +125,8 @@ async def _shown(opened: Opened[Socket], socket: WebSocket) -> None:
     raise opened.target.lost("its agent broke off")
 
 
-async def _typed(opened: Opened[Socket], socket: WebSocket) -> None:
-    agent = opened.it
+async def _sent(opened: Opened[Socket], socket: WebSocket, text_of: Callable[[str], str]) -> None:
+    """What the client sends, until it goes. ``text_of``: a text message, as the agent is told it."""
     while True:
         message = await socket.receive()
         if message["type"] == "websocket.disconnect":
@@ -151,18 +135,25 @@ async def _typed(opened: Opened[Socket], socket: WebSocket) -> None:
             # While it waits, it does not see the client go.
             async with asyncio.timeout(WRITE_SECONDS):
                 if message.get("bytes"):
-                    await agent.send_bytes(message["bytes"])
+                    await opened.it.send_bytes(message["bytes"])
                 elif message.get("text"):
-                    await agent.send_str(_resize(message["text"]).model_dump_json())
+                    await opened.it.send_str(text_of(message["text"]))
         except TimeoutError:
             raise opened.target.lost("its agent takes no more") from None
         except ConnectionError:
-            pass  # what it still shows is read to its end
+            pass  # what comes back yet is read to its end
 
 
-def _resize(text: str) -> Resize:
+def _shut(text: str) -> str:
+    if text != SHUT:
+        problem = f"expected {SHUT} in a text message, and bytes in binary ones"
+        raise ValidationFailed(problem, fields=[{"field": "end", "message": problem}])
+    return SHUT
+
+
+def _resized(text: str) -> str:
     try:
-        return Resize.model_validate_json(text)
+        return Resize.model_validate_json(text).model_dump_json()
     except ValidationError:
         problem = 'expected {"resize": {"columns": …, "rows": …}} in a text message, and what is typed in binary ones'
         raise ValidationFailed(problem, fields=[{"field": "resize", "message": problem}]) from None
