@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
-from drivers import docker_names, faults, git_words, outbound, progress, trees
+from drivers import deep, docker_names, faults, git_words, outbound, progress, trees
 from drivers.docker_commits import BRANCH, DockerCommits, Means
 from drivers.docker_engine import DockerEngine, calling
 from drivers.docker_git import GitSandbox, GitSandboxes, as_user
@@ -219,9 +219,7 @@ class DockerWorkspaces:
             sandbox.git(*update, *depth, at=at, env=inside, what="its submodules could not be fetched")
             sandbox.git("config", "core.bare", "true", at=repository, what=failed)
             # They lead into a repository that nobody else sees at this place.
-            for link in self._trees.incoming(spec.id).rglob(".git"):
-                if not link.is_symlink() and link.is_file():
-                    link.unlink()
+            trees.drop_files(self._trees.incoming(spec.id), lambda name: name == ".git")
         index.unlink(missing_ok=True)
 
     @contextmanager
@@ -245,7 +243,7 @@ class DockerWorkspaces:
 
     def _check_size(self, folder: Path) -> int:
         """Raises WorkspaceTooLarge, and what is of no use does not stay."""
-        size = trees.size_of(folder)
+        size = deep.size_of(folder)
         if size > self._most_bytes:
             trees.clear(folder)
             raise WorkspaceTooLarge(
@@ -262,7 +260,7 @@ class DockerWorkspaces:
             began = time.monotonic()
             if began < due:
                 return
-            size = trees.size_of(folder)
+            size = deep.size_of(folder)
             due = time.monotonic() + max(0.5, SHARE * (time.monotonic() - began))
             if size > self._most_bytes:
                 raise WorkspaceTooLarge(

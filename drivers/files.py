@@ -12,19 +12,22 @@ import datetime as dt
 import errno
 import os
 import secrets
-import shutil
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from drivers import beneath
+from drivers import beneath, deep
 from drivers.beneath import folder, opened, parts_of, told
+from drivers.machines import Cancelled
 from model.base import Frozen
-from model.errors import BodyTooLarge, InvalidState
+from model.errors import BodyTooLarge, EngineUnavailable, InvalidState
 
 CHUNK = 256 << 10
+#: A folder is deleted for so long: who is in it may fill it all the time.
+DELETE_SECONDS = 300.0
 #: Entries of one list.
 MOST_ENTRIES = 10_000
 #: How the names begin of what is not whole yet.
@@ -151,10 +154,19 @@ class Files:
             if not stat.S_ISDIR(os.stat(names[-1], dir_fd=above, follow_symlinks=False).st_mode):
                 os.unlink(names[-1], dir_fd=above)
             elif recursive:
-                # By descriptors all the way: a link that takes the place of a folder is not followed.
-                shutil.rmtree(names[-1], dir_fd=above)
+                self._delete(above, names[-1], path)
             else:
                 os.rmdir(names[-1], dir_fd=above)
+
+    def _delete(self, above: int, name: str, path: str) -> None:
+        until = time.monotonic() + DELETE_SECONDS
+        try:
+            deep.delete(above, name, lambda: time.monotonic() > until)
+        except Cancelled as error:
+            raise EngineUnavailable(
+                f"{path[:200]} is not empty yet after {DELETE_SECONDS:g} s: try again, or stop the session first, "
+                "which may go on to write there"
+            ) from error
 
     def move(self, path: str, to: str, *, replace: bool = False) -> FileEntry:
         """Give it another path, in one step; folders above that which are missing are made. Raises InvalidState where

@@ -11,13 +11,10 @@ repeated at any time.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import fcntl
 import os
-import shutil
-import stat
 import subprocess
 import time
 from collections.abc import Iterator
@@ -29,8 +26,9 @@ from uuid import UUID
 import structlog
 from pydantic import ValidationError
 
-from drivers import faults, mounts
+from drivers import deep, faults, mounts
 from drivers.machines import Cancelled, Check
+from drivers.trees import clear
 from drivers.workspaces import Held
 from model.base import Frozen
 from model.errors import EngineRefused, EngineUnavailable, NotFound
@@ -121,13 +119,12 @@ class SessionTrees:
         """Unmount and delete it, whole or half made; success where it is absent. What is open of it ends with its
         file."""
         try:
-            with self._locked(session) as (folder, _):
+            with self._locked(session) as (folder, held):
                 # From here on nobody takes it for a tree.
                 (folder / RECORD).unlink(missing_ok=True)
                 mounts.unmount(folder / "merged")
                 faults.reached("after_effect")
-                for name in os.listdir(folder):
-                    _delete(folder / name)
+                deep.empty(held)
                 folder.rmdir()
         except NotFound:
             return
@@ -151,10 +148,14 @@ class SessionTrees:
         """Remove what was half made, or half removed, and left so."""
         for session in self.found():
             folder = self._folder(session)
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 if _read(folder) is None and time.time() - folder.stat().st_mtime > HALF_MADE_SECONDS:
                     log.warning("session.leftover_removed", session=str(session))
                     self.remove(session)
+            except FileNotFoundError:
+                continue
+            except Exception:  # the others go all the same
+                log.exception("session.leftover_not_removed", session=str(session))
 
     def _folder(self, session: UUID) -> Path:
         return self._trees / "sessions" / str(session)
@@ -237,7 +238,7 @@ def _escaped(path: Path) -> str:
 def _copy(base: Path, folder: Path, lock: int, cancelled: Check) -> None:
     """Blocks of one disk are shared where that can. What outlives its agent holds the lock."""
     merged = folder / "merged"
-    _delete(merged)
+    clear(merged, cancelled)
     merged.mkdir(mode=0o755)
     # Its own program: it knows all ways of all file systems, and can be ended in the middle.
     command = ["cp", "-a", "--reflink=auto", "--", f"{base}/.", str(merged)]
@@ -256,17 +257,6 @@ def _copy(base: Path, folder: Path, lock: int, cancelled: Check) -> None:
         raise EngineRefused(f"the files of the workspace cannot be copied: {said.strip()[:300]}")
     merged.chmod(0o755)
     (folder / "copied").touch()
-
-
-def _delete(path: Path) -> None:
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if stat.S_ISDIR(mode):
-        shutil.rmtree(path)
-    else:
-        path.unlink()
 
 
 def _read(folder: Path) -> Record | None:

@@ -8,19 +8,21 @@ and are never changed: sessions lie over them.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
 import shutil
 import stat
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from uuid import UUID
 
+from drivers import deep
 from drivers.machines import Cancelled, Check
 from drivers.workspaces import Held
-from model.errors import PathRefused, WorkspaceTooLarge
+from model.errors import EngineUnavailable, PathRefused, WorkspaceTooLarge
 
 #: In a workspace's folder: of which project it is.
 _PROJECT = "project"
@@ -155,26 +157,36 @@ class Trees:
         """The files below the folder of this descriptor, but repositories of git: no link is followed, and what is
         neither folder, file nor link is left out. Raises WorkspaceTooLarge, PathRefused."""
         copied = 0
-        for path, folders, files, descriptor in os.fwalk(".", dir_fd=source, follow_symlinks=False):
-            here = target / path
-            folders[:] = [name for name in folders if name != ".git"]
-            for name in [*folders, *files]:
+
+        def look(here: int, names: list[str]) -> list[str]:
+            nonlocal copied
+            inside, at = [], target.joinpath(*names)
+            for name, found in deep.entries(here):
                 if cancelled():
                     raise Cancelled("copying")
-                found = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+                if name == ".git":
+                    continue
                 if stat.S_ISLNK(found.st_mode):
-                    # A link to a folder is listed among the folders, and not entered.
-                    os.symlink(os.readlink(name, dir_fd=descriptor), here / name)
+                    os.symlink(os.readlink(name, dir_fd=here), at / name)
                 elif stat.S_ISDIR(found.st_mode):
-                    (here / name).mkdir()
-                elif stat.S_ISREG(found.st_mode) and name != ".git":
+                    (at / name).mkdir()
+                    inside.append(name)
+                elif stat.S_ISREG(found.st_mode):
                     copied += found.st_size
                     if copied > most_bytes:
                         raise WorkspaceTooLarge(f"the folder has more than {most_bytes} bytes")
-                    _copy_file(name, descriptor, here / name, 0o755 if found.st_mode & 0o100 else 0o644)
+                    _copy_file(name, here, at / name, 0o755 if found.st_mode & 0o100 else 0o644)
                 else:
                     continue
-                self.give(here / name)
+                self.give(at / name)
+            return inside
+
+        try:
+            deep.walk(source, look, cancelled=cancelled, across=True)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise PathRefused("the folder has others in it that are too deep for git: leave them out") from error
+            raise
 
 
 def _copy_file(name: str, folder: int, target: Path, mode: int) -> None:
@@ -210,38 +222,35 @@ def open_below(path: str, allowed: Collection[str]) -> int:
     raise refused
 
 
-def size_of(*folders: Path) -> int:
-    """Bytes of all files in them, as far as they hold still; those with several names are counted once."""
-    seen: set[tuple[int, int]] = set()
-    total = 0
-    for folder in folders:
-        for path, _, files in os.walk(folder):
-            for name in files:
-                with contextlib.suppress(OSError):
-                    found = os.lstat(os.path.join(path, name))
-                    if found.st_nlink > 1:
-                        if (found.st_dev, found.st_ino) in seen:
-                            continue
-                        seen.add((found.st_dev, found.st_ino))
-                    total += found.st_size
-    return total
-
-
 def unlock(repository: Path) -> None:
     """Remove what a git that was killed has left in a repository which nobody works on."""
-    for left in [
-        *repository.glob("*.lock"),
-        *repository.glob("refs/**/*.lock"),
-        *repository.glob("objects/pack/tmp_*"),
-    ]:
+    for left in [*repository.glob("*.lock"), *repository.glob("objects/pack/tmp_*")]:
         left.unlink(missing_ok=True)
+    # Names of branches may be deep.
+    drop_files(repository / "refs", lambda name: name.endswith(".lock"))
 
 
-def clear(folder: Path) -> None:
-    """Remove it, if there; what somebody else removes meanwhile is gone too."""
-    while folder.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(FileNotFoundError, OSError):
-            folder.rmdir()
-            return
-        time.sleep(0.01)
+def drop_files(folder: Path, which: Callable[[str], bool]) -> None:
+    """Remove the plain files of such names in it, and in folders in it."""
+
+    def look(here: int, _: list[str]) -> list[str]:
+        inside = []
+        for name, about in deep.entries(here):
+            if stat.S_ISDIR(about.st_mode):
+                inside.append(name)
+            elif stat.S_ISREG(about.st_mode) and which(name):
+                deep.unlinked(here, name)
+        return inside
+
+    with contextlib.suppress(FileNotFoundError), deep.opened(folder) as top:
+        deep.walk(top, look)
+
+
+def clear(folder: Path, cancelled: Check = lambda: False) -> None:
+    """Remove it, if there; what somebody else removes meanwhile is gone too. Raises EngineUnavailable, Cancelled."""
+    try:
+        deep.remove(folder, cancelled)
+    except OSError as error:
+        raise EngineUnavailable(
+            f"{folder} cannot be deleted: {error.strerror}; see to the disk of this host, it is tried again"
+        ) from error
