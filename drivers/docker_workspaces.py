@@ -21,7 +21,7 @@ from drivers.machines import Check
 from drivers.ownership import Owner
 from drivers.secret_files import SecretFiles
 from drivers.session_trees import SessionTrees
-from drivers.trees import Trees
+from drivers.trees import INCOMING, Trees
 from drivers.workspaces import Held
 from model import git_urls
 from model.errors import EngineRefused, FetchFailed, WorkspaceTooLarge
@@ -78,14 +78,16 @@ class DockerWorkspaces:
             image = self._usable(cancelled)
             self._trees.begin(spec.id, spec.project_id)
             try:
-                if spec.git_url is None:
-                    commit, ref = self._copy(spec, image, cancelled)
-                else:
-                    commit, ref = self._fetch(spec, image, login() if login else None, cancelled)
+                with self._trees.unchanged_by_failure(spec.id):
+                    if spec.git_url is None:
+                        commit, ref = self._copy(spec, image, cancelled)
+                    else:
+                        commit, ref = self._fetch(spec, image, login() if login else None, cancelled)
+                size = self._trees.size(spec.id, spec.keep)
+                self._trees.settle(spec.id, commit, spec.keep)
             finally:
                 trees.clear(self._trees.incoming(spec.id))
             faults.reached("after_effect")
-            size = self._check_size(self._trees.workspace(spec.id))
             return WorkspaceFacts(commit=commit, ref=ref, size_bytes=size)
 
     def commits(self, sessions: SessionTrees) -> DockerCommits:
@@ -157,13 +159,14 @@ class DockerWorkspaces:
                 raise
             commit = found.strip()
             os.utime(mirror)
-            self._check_size(mirror)
+            if deep.size_of(mirror) > self._most_bytes:
+                trees.clear(mirror)
+                raise self._too_large(deep.size_of(mirror))
             with self._inside(spec, image, url if spec.submodules else None, login, cancelled) as sandbox:
-                repository = _init(sandbox)
+                _init(sandbox)
                 self._trees.link_packs(mirror, self._trees.repository(spec.id))
-                sandbox.git("update-ref", BRANCH, commit, at=repository, what="the commit could not be taken")
                 self._check_out(sandbox, spec, commit)
-        self._trees.settle(spec.id, commit, spec.keep)
+                self._take(sandbox, spec, commit)
         return commit, ref
 
     def _fetch_shallow(
@@ -174,11 +177,12 @@ class DockerWorkspaces:
             repository = _init(sandbox)
             full, ref = _wanted(sandbox, spec)
             failed = f"{spec.git_url} could not be fetched"
-            fetch = ["fetch", "--progress", "--force", "--no-tags", f"--depth={spec.depth}"]
-            sandbox.git(*fetch, "--", spec.git_url or "", f"+{full}:{BRANCH}", at=repository, what=failed)
-            commit = sandbox.git("rev-parse", "--verify", f"{BRANCH}^{{commit}}", at=repository, what=failed).strip()
+            fetch = ["fetch", "--progress", "--force", "--no-tags", "--no-write-fetch-head", f"--depth={spec.depth}"]
+            sandbox.git(*fetch, "--", spec.git_url or "", f"+{full}:{INCOMING}", at=repository, what=failed)
+            commit = sandbox.git("rev-parse", "--verify", f"{INCOMING}^{{commit}}", at=repository, what=failed).strip()
             self._check_out(sandbox, spec, commit)
-        self._trees.settle(spec.id, commit, spec.keep)
+            self._take(sandbox, spec, commit)
+            sandbox.git("update-ref", "-d", INCOMING, at=repository, what=failed)
         return commit, ref
 
     def _copy(self, spec: WorkspaceSpec, image: str, cancelled: Check) -> tuple[str, None]:
@@ -196,9 +200,8 @@ class DockerWorkspaces:
             sandbox.git(*tree, "-c", "core.bare=false", "add", "--all", "--force", ".", at=at, env=_INDEX, what=failed)
             written = sandbox.git("write-tree", at=repository, env=_INDEX, what=failed).strip()
             commit = sandbox.git("commit-tree", "-m", "As copied", written, at=repository, what=failed).strip()
-            sandbox.git("update-ref", BRANCH, commit, at=repository, what=failed)
+            self._take(sandbox, spec, commit)
         (self._trees.workspace(spec.id) / "index").unlink(missing_ok=True)
-        self._trees.settle(spec.id, commit, spec.keep)
         return commit, None
 
     def _check_out(self, sandbox: GitSandbox, spec: WorkspaceSpec, commit: str) -> None:
@@ -228,7 +231,7 @@ class DockerWorkspaces:
     ) -> Iterator[GitSandbox]:
         folder = self._trees.workspace(spec.id)
         trees.unlock(self._trees.repository(spec.id))
-        check = self._limit(folder)
+        check = self._limit(folder, lambda: self._trees.size(spec.id, spec.keep))
         with self._git.opened(
             spec.id,
             spec.project_id,
@@ -241,17 +244,21 @@ class DockerWorkspaces:
         ) as sandbox:
             yield sandbox
 
-    def _check_size(self, folder: Path) -> int:
-        """Raises WorkspaceTooLarge, and what is of no use does not stay."""
-        size = deep.size_of(folder)
+    def _take(self, sandbox: GitSandbox, spec: WorkspaceSpec, commit: str) -> None:
+        """Let the branch be at what came, all of which is there. Raises WorkspaceTooLarge, and has changed nothing."""
+        size = self._trees.size(spec.id, spec.keep)
         if size > self._most_bytes:
-            trees.clear(folder)
-            raise WorkspaceTooLarge(
-                f"the workspace takes {size} bytes, and may take {self._most_bytes} (CAIRN_WORKSPACE_MAX_BYTES)"
-            )
-        return size
+            raise self._too_large(size)
+        repository = f"{WORKSPACE}/repo.git"
+        sandbox.git("update-ref", BRANCH, commit, at=repository, what="the commit could not be taken")
 
-    def _limit(self, folder: Path) -> Callable[[], None]:
+    def _too_large(self, size: int) -> WorkspaceTooLarge:
+        return WorkspaceTooLarge(
+            f"the workspace would take {size} bytes, and may take {self._most_bytes} (CAIRN_WORKSPACE_MAX_BYTES): what "
+            "its sessions were made of counts too"
+        )
+
+    def _limit(self, folder: Path, size_of: Callable[[], int] | None = None) -> Callable[[], None]:
         """Looks at how much there is; the more it is, the less often."""
         due = 0.0
 
@@ -260,7 +267,7 @@ class DockerWorkspaces:
             began = time.monotonic()
             if began < due:
                 return
-            size = deep.size_of(folder)
+            size = size_of() if size_of is not None else deep.size_of(folder)
             due = time.monotonic() + max(0.5, SHARE * (time.monotonic() - began))
             if size > self._most_bytes:
                 raise WorkspaceTooLarge(

@@ -15,7 +15,8 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
@@ -24,6 +25,8 @@ from drivers.machines import Cancelled, Check
 from drivers.workspaces import Held
 from model.errors import EngineUnavailable, PathRefused, WorkspaceTooLarge
 
+#: The name of what is fetched, until all of it is there.
+INCOMING = "refs/cairn/incoming"
 #: In a workspace's folder: of which project it is.
 _PROJECT = "project"
 _CHUNK = 1 << 20
@@ -122,6 +125,32 @@ class Trees:
                 clear(other)
         return base
 
+    def size(self, id: UUID, keep: Collection[str] | None = None) -> int:
+        """Bytes that a workspace takes once it has settled; ``keep``: commits whose files it keeps, None: all."""
+        folder = self.workspace(id)
+        with contextlib.suppress(FileNotFoundError):
+            parts = [part for part in folder.iterdir() if part.name != "bases"]
+            kept = [base for base in (folder / "bases").iterdir() if keep is None or base.name in keep]
+            return deep.size_of(*parts, *kept)
+        return 0
+
+    @contextmanager
+    def unchanged_by_failure(self, id: UUID) -> Iterator[None]:
+        """What is done to a workspace's repository and fails leaves no objects in it that were not there."""
+        repository = self.repository(id)
+        before, shallow = _objects(repository), _content(repository / "shallow")
+        try:
+            yield
+        except BaseException:
+            (repository / INCOMING).unlink(missing_ok=True)
+            for new in _objects(repository) - before:
+                new.unlink(missing_ok=True)
+            if shallow is not None:
+                (repository / "shallow").write_bytes(shallow)
+            else:
+                (repository / "shallow").unlink(missing_ok=True)
+            raise
+
     def remove(self, id: UUID) -> None:
         clear(self.workspace(id))
 
@@ -194,6 +223,17 @@ def _copy_file(name: str, folder: int, target: Path, mode: int) -> None:
     with open(descriptor, "rb") as source, open(target, "xb") as copy:
         shutil.copyfileobj(source, copy, _CHUNK)
         os.fchmod(copy.fileno(), mode)
+
+
+def _objects(repository: Path) -> set[Path]:
+    return {file for file in repository.glob("objects/*/*") if file.is_file()}
+
+
+def _content(file: Path) -> bytes | None:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def open_below(path: str, allowed: Collection[str]) -> int:

@@ -27,6 +27,13 @@ LEVELS, NAME = 1500, "deeper"
 
 
 @pytest.fixture(autouse=True)
+def gone_afterwards(tmp_path: Path) -> Iterator[None]:
+    """Who cleans up after tests could not."""
+    yield
+    deep.remove(tmp_path)
+
+
+@pytest.fixture(autouse=True)
 def few_descriptors() -> Iterator[None]:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(before[0], 500), before[1]))

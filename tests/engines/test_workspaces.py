@@ -293,6 +293,29 @@ def test_what_would_take_too_much_is_refused_as_it_comes(host: Host) -> None:
     assert host.clean()
 
 
+@pytest.mark.parametrize("depth", [None, 1], ids=["whole", "shallow"])
+def test_a_sync_that_is_too_large_leaves_the_workspace_as_it_was(host: Host, depth: int | None) -> None:
+    name = f"grows-{depth}"
+    first = host.server.repository(name, {"a": b"1"})
+    made = host.bring(name, depth=depth)
+    before = everything(made.folder)
+    # As much packed as allowed, but not with its files beside it.
+    host.server.commit(name, {"big": os.urandom(1 << 20)})
+    host.server.push(name, "main")
+    spec = made.spec.model_copy(update={"keep": [first]})
+    small = host.driver(most_bytes=1_900_000)
+    with pytest.raises(WorkspaceTooLarge, match="CAIRN_WORKSPACE_MAX_BYTES"):
+        small.bring(spec, None, never)
+    assert everything(made.folder) == before
+    assert host.clean()
+    assert host.workspaces.bring(spec, None, never).commit != first
+    assert (made.base / "a").read_bytes() == b"1"
+
+
+def everything(folder: Path) -> dict[str, bytes | None]:
+    return {str(one.relative_to(folder)): one.read_bytes() if one.is_file() else None for one in folder.rglob("*")}
+
+
 def test_folder_of_the_host_is_copied_where_its_operator_allows(host: Host, tmp_path: Path) -> None:
     allowed = tmp_path / "projects"
     (allowed / "shop" / "src").mkdir(parents=True)
