@@ -18,7 +18,7 @@ from uuid import UUID
 from drivers import faults, git_words, trees
 from drivers.docker_git import GitSandbox, GitSandboxes
 from drivers.machines import Check
-from drivers.session_trees import SessionTrees
+from drivers.session_trees import SessionTrees, commits_in_use
 from drivers.trees import Trees
 from model.errors import EngineRefused, FetchFailed, NotFound
 from model.sessions import CommitSpec, Difference
@@ -43,6 +43,12 @@ class Alone(Protocol):
     def __call__(self, what: str, number: int, cancelled: Check) -> AbstractContextManager[None]: ...
 
 
+class Limit(Protocol):
+    """A check that a folder does not become too large; ``size_of``: how large it counts."""
+
+    def __call__(self, folder: Path, size_of: Callable[[], int] | None = None) -> Callable[[], None]: ...
+
+
 class Means(NamedTuple):
     """What it shares with the workspaces of its engine."""
 
@@ -52,8 +58,7 @@ class Means(NamedTuple):
     #: The engine's id of the image with git.
     image: Callable[[Check], str]
     alone: Alone
-    #: A check that a folder does not become too large.
-    limit: Callable[[Path], Callable[[], None]]
+    limit: Limit
 
 
 class DockerCommits:
@@ -81,12 +86,16 @@ class DockerCommits:
     def publish(self, spec: CommitSpec, commit: str, cancelled: Check) -> None:
         workspace, session = spec.tree.workspace, spec.tree.session
         with _in_words(), self._alone("workspace", workspace.int, cancelled):
-            with self._inside(spec, cancelled) as sandbox:
+            # What was advanced to is too late to refuse, however large it is.
+            with self._inside(spec, cancelled, limited=False) as sandbox:
                 # Whatever a sync makes of the branch, what was committed stays.
                 for ref in (BRANCH, f"refs/sessions/{session}"):
                     moved = "the branch could not be moved"
                     sandbox.git("update-ref", ref, commit, at=f"{WORKSPACE}/repo.git", what=moved)
             self._clear(spec)
+            if commit != spec.parent:
+                self._trees.leave(workspace, spec.parent)
+            self._trees.forget_left(workspace, lambda: commits_in_use(self._trees.root, workspace))
             faults.reached("after_effect")
 
     def discard(self, spec: CommitSpec, cancelled: Check) -> None:
@@ -166,13 +175,13 @@ class DockerCommits:
         files.rename(base)
 
     @contextmanager
-    def _inside(self, spec: CommitSpec, cancelled: Check) -> Iterator[GitSandbox]:
+    def _inside(self, spec: CommitSpec, cancelled: Check, *, limited: bool = True) -> Iterator[GitSandbox]:
         """Git at work on the workspace."""
         workspace = spec.tree.workspace
         trees.unlock(self._trees.repository(workspace))
         folder = self._trees.workspace(workspace)
         image, folders = self._image(cancelled), {WORKSPACE: folder}
-        limit = self._limit(folder)
+        limit = self._limit(folder, lambda: self._trees.size(workspace)) if limited else _unlimited
         with self._git.opened(workspace, spec.project_id, image, folders, cancelled, check=limit) as sandbox:
             yield sandbox
 
@@ -196,6 +205,10 @@ class DockerCommits:
             for other in folder.parent.iterdir():
                 if other != folder and time.time() - other.stat().st_mtime > LEFT_OVER:
                     trees.clear(other)
+
+
+def _unlimited() -> None:
+    """Nothing is too large."""
 
 
 def _seen(sandbox: GitSandbox, git_dir: str, base: str, failed: str) -> dict[str, str]:

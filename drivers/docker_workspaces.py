@@ -8,8 +8,11 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from uuid import UUID
+
+import structlog
 
 from drivers import deep, docker_names, faults, git_words, outbound, progress, trees
 from drivers.docker_commits import BRANCH, DockerCommits, Means
@@ -17,14 +20,14 @@ from drivers.docker_engine import DockerEngine, calling
 from drivers.docker_git import GitSandbox, GitSandboxes, as_user
 from drivers.images import Images
 from drivers.locks import alone, of_engine
-from drivers.machines import Check
+from drivers.machines import Cancelled, Check
 from drivers.ownership import Owner
 from drivers.secret_files import SecretFiles
-from drivers.session_trees import SessionTrees
+from drivers.session_trees import SessionTrees, commits_in_use
 from drivers.trees import INCOMING, Trees
 from drivers.workspaces import Held
 from model import git_urls
-from model.errors import EngineRefused, FetchFailed, WorkspaceTooLarge
+from model.errors import EngineRefused, EngineUnavailable, FetchFailed, WorkspaceTooLarge
 from model.git_urls import GitUrl
 from model.images import ImageWanted
 from model.workspaces import GitLogin, WorkspaceFacts, WorkspaceSpec
@@ -35,6 +38,7 @@ LOCKS = 512
 FREE_BYTES, SHARE = 512 << 20, 10
 #: Where sandboxes see what they work on.
 MIRROR, WORKSPACE = "/mirror", "/workspace"
+log = structlog.get_logger()
 #: The index of what is checked out: needed until it is there.
 _INDEX = {"GIT_INDEX_FILE": f"{WORKSPACE}/index"}
 
@@ -109,6 +113,14 @@ class DockerWorkspaces:
     def tidy(self) -> None:
         self._git.end_forgotten()
         self._trees.forget_mirrors()
+        for held in self._trees.held():
+            in_use = partial(commits_in_use, self._trees.root, held.id)
+            # Whoever works on it does so itself, or the next time does.
+            with contextlib.suppress(Cancelled), self._alone("workspace", held.id.int, lambda: True):
+                try:
+                    self._trees.forget_left(held.id, in_use)
+                except (EngineUnavailable, OSError) as error:
+                    log.warning("workspace.not_tidied", id=str(held.id), error=str(error))
 
     def _usable(self, cancelled: Check) -> str:
         """The engine's id of the image with git."""

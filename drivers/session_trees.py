@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 from drivers import deep, faults, mounts
 from drivers.machines import Cancelled, Check
-from drivers.trees import clear
+from drivers.trees import clear, using
 from drivers.workspaces import Held
 from model.base import Frozen
 from model.errors import EngineRefused, EngineUnavailable, NotFound
@@ -52,6 +52,13 @@ class Record(Frozen):
     kind: Literal["overlay", "copy"]
 
 
+def commits_in_use(trees: Path, workspace: UUID) -> set[str]:
+    """Of which of its commits there are sessions on this host."""
+    kept = SessionTrees(trees, overlay=False)
+    trees_of = [record.tree for one in kept.found() if (record := _read(kept.folder(one))) is not None]
+    return {tree.commit for tree in trees_of if tree.workspace == workspace}
+
+
 def base_of(trees: Path, workspace: UUID, commit: str) -> Path:
     """The files of a workspace's commit; nobody changes them as long as a session is made of it."""
     return trees / "workspaces" / str(workspace) / "bases" / commit
@@ -67,7 +74,7 @@ class SessionTrees:
 
     def merged(self, session: UUID) -> Path:
         """Where its files are, when it is mounted."""
-        return self._folder(session) / "merged"
+        return self.folder(session) / "merged"
 
     def prepare(self, tree: SessionTree, cancelled: Check) -> Path:
         """Find or make the session's tree, and mount it. Repeated, it is the same, with what was changed in it.
@@ -75,25 +82,27 @@ class SessionTrees:
         Raises NotFound where the workspace has no files of that commit here, Cancelled.
         """
         base = base_of(self._trees, tree.workspace, tree.commit)
-        if not base.is_dir():
-            raise NotFound(f"workspace {tree.workspace} has no files of commit {tree.commit} on this host: sync it")
-        folder = self._folder(tree.session)
-        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        with self._locked(tree.session) as (folder, lock):
-            record = _read(folder)
-            if record is not None and record.tree != tree:
-                raise EngineRefused(f"{folder} is of another workspace or commit: remove that session first")
-            if record is None:
-                record = Record(tree=tree, kind=self._kind(base, folder))
-                _write(folder, record)
-            self._mount(record, folder, lock, cancelled)
+        folder = self.folder(tree.session)
+        # Until it is written down that they are needed nobody removes them.
+        with using(base) as there:
+            if not there:
+                raise NotFound(f"workspace {tree.workspace} has no files of commit {tree.commit} on this host: sync it")
+            folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
+            with self._locked(tree.session) as (folder, lock):
+                record = _read(folder)
+                if record is not None and record.tree != tree:
+                    raise EngineRefused(f"{folder} is of another workspace or commit: remove that session first")
+                if record is None:
+                    record = Record(tree=tree, kind=self._kind(base, folder))
+                    _write(folder, record)
+                self._mount(record, folder, lock, cancelled)
         faults.reached("after_effect")
         return folder / "merged"
 
     def record(self, session: UUID) -> Record:
         """Of what it was made. Raises NotFound where there is none."""
-        record = _read(self._folder(session))
+        record = _read(self.folder(session))
         if record is None:
             raise NotFound(f"session {session} has no files on this host", path="")
         return record
@@ -141,13 +150,13 @@ class SessionTrees:
 
     def held(self) -> list[Held]:
         """All that were prepared, and of which project they are."""
-        records = [record for session in self.found() if (record := _read(self._folder(session))) is not None]
+        records = [record for session in self.found() if (record := _read(self.folder(session))) is not None]
         return [Held(one.tree.session, one.tree.project) for one in records if one.tree.project is not None]
 
     def tidy(self) -> None:
         """Remove what was half made, or half removed, and left so."""
         for session in self.found():
-            folder = self._folder(session)
+            folder = self.folder(session)
             try:
                 if _read(folder) is None and time.time() - folder.stat().st_mtime > HALF_MADE_SECONDS:
                     log.warning("session.leftover_removed", session=str(session))
@@ -157,13 +166,14 @@ class SessionTrees:
             except Exception:  # the others go all the same
                 log.exception("session.leftover_not_removed", session=str(session))
 
-    def _folder(self, session: UUID) -> Path:
+    def folder(self, session: UUID) -> Path:
+        """Where all of it is, mounted or not."""
         return self._trees / "sessions" / str(session)
 
     @contextmanager
     def _locked(self, session: UUID) -> Iterator[tuple[Path, int]]:
         """Its folder, at which nobody else works, in whichever process, and what holds that off. Raises NotFound."""
-        folder = self._folder(session)
+        folder = self.folder(session)
         try:
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:

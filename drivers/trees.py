@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -27,6 +28,10 @@ from model.errors import EngineUnavailable, PathRefused, WorkspaceTooLarge
 
 #: The name of what is fetched, until all of it is there.
 INCOMING = "refs/cairn/incoming"
+#: Beside files of commits: the names of notes that a commit was left, and of what is being deleted.
+_LEFT, _GONE = ".left-", ".gone-"
+#: For so long a session may be on its way that is to be made of a commit which the workspace has left.
+LEFT_SECONDS = 600.0
 #: In a workspace's folder: of which project it is.
 _PROJECT = "project"
 _CHUNK = 1 << 20
@@ -121,18 +126,54 @@ class Trees:
         else:
             self.incoming(id).rename(base)
         for other in list(base.parent.iterdir()):
+            # Notes of what was left too: these are kept for other reasons now.
             if other.name != commit and other.name not in keep:
                 clear(other)
         return base
+
+    def leave(self, id: UUID, commit: str) -> None:
+        """The workspace is not at this commit any more: its files go once no session is made of them."""
+        if self.base(id, commit).is_dir():
+            note = self._left(id, commit)
+            if not note.exists():
+                note.touch()
+
+    def forget_left(self, id: UUID, in_use: Callable[[], Collection[str]]) -> None:
+        """Remove the files of commits that the workspace has left, and that no session on this host is made of, nor
+        soon will be. Nobody else changes the workspace meanwhile; who prepares a session may."""
+        bases = self.workspace(id) / "bases"
+        for gone in bases.glob(f"{_GONE}*"):
+            clear(gone)
+        for note in bases.glob(f"{_LEFT}*"):
+            commit = note.name.removeprefix(_LEFT)
+            base = bases / commit
+            if time.time() - note.stat().st_mtime < LEFT_SECONDS:
+                continue
+            with using(base, shared=False) as free:
+                if not free or commit in in_use():
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    base.rename(bases / f"{_GONE}{commit}")
+            note.unlink(missing_ok=True)
+            clear(bases / f"{_GONE}{commit}")
+
+    def _left(self, id: UUID, commit: str) -> Path:
+        return self.workspace(id) / "bases" / f"{_LEFT}{commit}"
 
     def size(self, id: UUID, keep: Collection[str] | None = None) -> int:
         """Bytes that a workspace takes once it has settled; ``keep``: commits whose files it keeps, None: all."""
         folder = self.workspace(id)
         with contextlib.suppress(FileNotFoundError):
             parts = [part for part in folder.iterdir() if part.name != "bases"]
-            kept = [base for base in (folder / "bases").iterdir() if keep is None or base.name in keep]
+            kept = [base for base in (folder / "bases").iterdir() if self._counts(id, base.name, keep)]
             return deep.size_of(*parts, *kept)
         return 0
+
+    def _counts(self, id: UUID, commit: str, keep: Collection[str] | None) -> bool:
+        """Whether the files of this commit stay."""
+        if keep is not None:
+            return commit in keep
+        return not commit.startswith(".") and not self._left(id, commit).exists()
 
     @contextmanager
     def unchanged_by_failure(self, id: UUID) -> Iterator[None]:
@@ -223,6 +264,30 @@ def _copy_file(name: str, folder: int, target: Path, mode: int) -> None:
     with open(descriptor, "rb") as source, open(target, "xb") as copy:
         shutil.copyfileobj(source, copy, _CHUNK)
         os.fchmod(copy.fileno(), mode)
+
+
+@contextmanager
+def using(base: Path, *, shared: bool = True) -> Iterator[bool]:
+    """Hold off, with others or alone, who would remove the files of a commit, or make a session of them; False: they
+    are not there, or held by somebody else where this is to be alone."""
+    try:
+        descriptor = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        yield not shared
+        return
+    try:
+        # Whoever holds it alone does so for a moment.
+        fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            found = os.path.samestat(os.fstat(descriptor), base.stat())
+        except FileNotFoundError:
+            found = False
+    except BlockingIOError:
+        found = False
+    try:
+        yield found
+    finally:
+        os.close(descriptor)
 
 
 def _objects(repository: Path) -> set[Path]:

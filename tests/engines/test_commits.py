@@ -14,13 +14,13 @@ from uuid import UUID, uuid4
 import docker
 import pytest
 
-from drivers import docker_commits
+from drivers import docker_commits, trees
 from drivers.docker_workspaces import DockerWorkspaces
 from drivers.machines import Cancelled
 from drivers.ownership import PREFIX
 from drivers.secret_files import SecretFiles
 from drivers.session_trees import SessionTrees
-from model.errors import EngineRefused, NotFound
+from model.errors import EngineRefused, NotFound, WorkspaceTooLarge
 from model.sessions import CommitSpec, Difference, SessionTree
 from model.workspaces import WorkspaceSpec
 from tests.drivers.conftest import never
@@ -35,6 +35,13 @@ BRANCH = docker_commits.BRANCH
 
 class Host:
     """A host with a workspace of a folder, or of a repository."""
+
+    @classmethod
+    def again(cls, other: Host, **more: Any) -> Host:
+        """The same, as another agent has it."""
+        made = cls(other.folder, **more)
+        shutil.rmtree(made.secrets, ignore_errors=True)
+        return made
 
     def __init__(self, folder: Path, **more: Any) -> None:
         self.folder, self.id = folder, uuid4()
@@ -256,3 +263,59 @@ def test_a_shallow_workspace_can_be_committed_to(tmp_path: Path) -> None:
         finally:
             host.sessions.remove(tree.session)
             shutil.rmtree(host.secrets, ignore_errors=True)
+
+
+def test_files_of_commits_that_were_left_go_once_no_session_is_made_of_them(
+    host: Host, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source / "big").write_bytes(os.urandom(1 << 20))
+    workspace, first = host.workspace(path=str(source))
+    host = Host.again(host, most_bytes=9 << 20)
+    tree, merged = host.session(workspace, first)
+    bases = host.base(workspace, first).parent
+    parent = first
+    for number in range(3):
+        (merged / "counted").write_text(f"{number}\n")
+        spec = spec_of(tree, parent)
+        commit = host.commits.write(spec, never)
+        assert commit is not None
+        host.commits.publish(spec, commit, never)
+        parent, before = commit, parent
+    # Sessions may be on their way that are made of what was left a moment ago.
+    assert len(commits_in(bases)) == 4
+    late, _ = host.session(workspace, before)
+    monkeypatch.setattr(trees, "LEFT_SECONDS", 0.0)
+    with trees.using(bases / before) as there:
+        assert there
+        host.workspaces.tidy()
+        assert commits_in(bases) == {first, before, parent}, "those of sessions, and where the workspace is"
+    host.sessions.remove(tree.session)
+    with trees.using(bases / first):
+        host.workspaces.tidy()
+        assert commits_in(bases) == {first, before, parent}, "one is being prepared just now"
+    host.workspaces.tidy()
+    assert commits_in(bases) == {before, parent}
+    host.sessions.remove(late.session)
+    host.workspaces.tidy()
+    assert [one.name for one in bases.iterdir()] == [parent]
+    with pytest.raises(NotFound, match="sync it"):
+        host.session(workspace, before)
+    assert host.sessions.found() == []
+
+
+def test_what_the_workspace_was_advanced_to_is_published_however_large_it_is(host: Host, source: Path) -> None:
+    workspace, first = host.workspace(path=str(source))
+    tree, merged = host.session(workspace, first)
+    (merged / "new").write_text("new")
+    spec = spec_of(tree, first)
+    commit = host.commits.write(spec, never)
+    assert commit is not None
+    small = Host.again(host, most_bytes=1)
+    with pytest.raises(WorkspaceTooLarge):
+        small.commits.write(spec_of(tree, first, "another"), never)
+    small.commits.publish(spec, commit, never)
+    assert git("rev-parse", BRANCH, at=host.repository(workspace)) == commit
+
+
+def commits_in(bases: Path) -> set[str]:
+    return {one.name for one in bases.iterdir() if one.is_dir()}
