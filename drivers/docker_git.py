@@ -70,7 +70,7 @@ class GitSandboxes:
         self._seconds = seconds
         self._networks = networks
         self._authorities = authorities
-        self._open: set[str] = set()
+        self._open: dict[str, UUID] = {}
 
     @contextmanager
     def opened(
@@ -95,11 +95,11 @@ class GitSandboxes:
         self.end(workspace)
         proxied = f"{PROXY_ADDRESS} {PROXY_PORT}" if url is not None else None
         given = git_words.files_for(url, login, self._authorities, proxied)
-        folder = self._files.write(workspace, 0, given)
         name = name_of(workspace)
-        self._open.add(name)
         client = APIClient(self._engine.base_url, version=self._engine.client.api_version, timeout=int(self._seconds))
+        self._open[name] = workspace
         try:
+            folder = self._files.write(workspace, 0, given)
             with calling(), changing(cancelled):
                 read_only = {git_words.FOLDER: folder, **(shown or {})}
                 reader = as_reader() if shown else None
@@ -111,7 +111,7 @@ class GitSandboxes:
         finally:
             client.close()
             self.end(workspace)
-            self._open.discard(name)
+            self._open.pop(name, None)
 
     def _create(
         self,
@@ -210,6 +210,8 @@ class GitSandboxes:
         """The same of all that nobody in this process works with."""
         with calling():
             self._remove({"label": self._filters()}, but=self._open)
+        # An agent that died may have left a credential, whether its sandbox ended by itself or was never made.
+        self._files.sweep({(workspace, 0) for workspace in list(self._open.values())})
 
     def _filters(self) -> list[str]:
         owner = self._engine.owner
@@ -219,12 +221,12 @@ class GitSandboxes:
             f"{PREFIX}.kind={KIND}",
         ]
 
-    def _remove(self, filters: dict[str, Any], but: set[str] | None = None) -> None:
+    def _remove(self, filters: dict[str, Any], but: Collection[str] = ()) -> None:
         client = self._engine.client
         for found in client.containers(all=True, filters=filters):
             name = found["Names"][0].removeprefix("/")
             # The name is part of the proof.
-            if name == name_of_labels(found["Labels"] or {}) and name not in (but or ()):
+            if name == name_of_labels(found["Labels"] or {}) and name not in but:
                 docker_ends.remove(client, found["Id"])
 
 

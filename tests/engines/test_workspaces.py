@@ -284,6 +284,31 @@ def test_a_sandbox_of_an_agent_that_died_is_ended_and_its_work_done_anew(host: H
         assert not host.sandboxes()
 
 
+def test_credentials_of_an_agent_that_died_are_swept_and_none_stays_of_what_could_not_begin(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead, works, new = uuid4(), uuid4(), uuid4()
+    files = SecretFiles(host.secrets, host.id)
+    with host.workspaces._git.opened(works, UUID(int=7), host.workspaces._usable(never), {}, never):
+        for workspace in (dead, works):
+            os.utime(files.write(workspace, 0, {"login": b"secret"}), (0, 0))
+        files.write(new, 0, {"login": b"secret"})
+        host.workspaces.tidy()
+        left = {path.parent.name for path in host.secrets.rglob("login")}
+        assert left == {f"{works}.0", f"{new}.0"}, "neither what works nor what is new"
+    files.remove(new)
+    write = SecretFiles.write
+
+    def dies(*arguments: Any) -> Path:
+        write(*arguments)
+        raise OSError("no room")
+
+    monkeypatch.setattr(SecretFiles, "write", dies)
+    with pytest.raises(OSError), host.workspaces._git.opened(new, UUID(int=7), git_image.IMAGE, {}, never):
+        pass
+    assert host.clean()
+
+
 def test_what_would_take_too_much_is_refused_as_it_comes(host: Host) -> None:
     host.server.repository("large", {"big": os.urandom(4 << 20)})
     small = host.driver(most_bytes=1 << 20)
