@@ -17,10 +17,10 @@ from uuid import UUID
 
 from drivers import faults, git_words, trees
 from drivers.docker_git import GitSandbox, GitSandboxes
-from drivers.machines import Check
+from drivers.machines import Cancelled, Check
 from drivers.session_trees import SessionTrees, commits_in_use
 from drivers.trees import Trees
-from model.errors import EngineRefused, FetchFailed, NotFound
+from model.errors import EngineRefused, EngineUnavailable, FetchFailed, NotFound
 from model.sessions import CommitSpec, Difference
 
 #: The branch that a workspace's repository is on.
@@ -29,6 +29,8 @@ BRANCH = "refs/heads/workspace"
 SESSION, REPOSITORY, MADE, WORKSPACE = "/session", "/repository", "/made", "/workspace"
 #: Of a difference: bytes of text and of names, files, and seconds.
 MOST_TEXT, MOST_NAMES, MOST_FILES, DIFF_SECONDS = 1 << 20, 3 << 20, 10_000, 100.0
+#: How long a difference waits for another, or for a commit.
+BUSY_SECONDS = 20.0
 #: What a run that was ended from outside left is removed after so long.
 LEFT_OVER = 86400.0
 #: In the folder of a commit: its id, once all of it is there.
@@ -117,11 +119,27 @@ class DockerCommits:
             if time.monotonic() > until:
                 raise EngineRefused(f"the difference took longer than {DIFF_SECONDS:g} s: ask for that of a path")
 
-        with _in_words(), self._alone("session", session.int, cancelled):
+        with _in_words(), self._alone_soon(session, cancelled):
             shown = {SESSION: self._sessions.mount(session, cancelled), REPOSITORY: repository}
             image = self._image(cancelled)
             with self._git.opened(session, project_id, image, {}, cancelled, check=check, shown=shown) as sandbox:
                 return _difference(sandbox, base, path, text=text)
+
+    @contextmanager
+    def _alone_soon(self, session: UUID, cancelled: Check) -> Iterator[None]:
+        """Raises EngineUnavailable where a commit takes longer: who asks waits for the answer."""
+        until = time.monotonic() + BUSY_SECONDS
+        with contextlib.ExitStack() as held:
+            waited = self._alone("session", session.int, lambda: cancelled() or time.monotonic() > until)
+            try:
+                held.enter_context(waited)
+            except Cancelled:
+                if cancelled():
+                    raise
+                raise EngineUnavailable(
+                    f"the changes of session {session} are being committed or compared just now: try again in a moment"
+                ) from None
+            yield
 
     def _make(self, spec: CommitSpec, cancelled: Check) -> str | None:
         """Write the commit into a folder of its own."""

@@ -42,6 +42,11 @@ BACKLOG = 64
 MOST_OUTPUT = 4 << 20
 #: Of what git writes on the side, lines that are remembered.
 MOST_LINES = 50
+#: Pieces of it that wait to be looked at.
+MOST_AHEAD = 64
+#: Of the output, and of what is written on the side.
+Piece = tuple[bytes | None, bytes | None]
+Pieces = queue.Queue[Piece | None]
 
 
 def name_of(workspace: UUID) -> str:
@@ -282,30 +287,28 @@ class GitSandbox:
         with calling():
             command = self._client.exec_create(self._engine_id, list(argv), environment=dict(env), workdir=at)["Id"]
             stream = self._client.exec_start(command, stream=True, demux=True)
-        pieces: queue.SimpleQueue[tuple[bytes | None, bytes | None] | None] = queue.SimpleQueue()
-        reader = threading.Thread(target=_pump, args=(stream, pieces), name="git-reader", daemon=True)
-        reader.start()
         output, lines, rest = bytearray(), list[str](), ""
-        while True:
-            try:
-                piece = pieces.get(timeout=LOOK_SECONDS)
-            except queue.Empty:
-                piece = (None, None)
-            if piece is None:
-                break
-            self._look()
-            output += piece[0] or b""
-            if most is not None and len(output) > most:
-                return 0, output[: most + 1].decode(errors="replace"), lines
-            if len(output) > MOST_OUTPUT:
-                raise FetchFailed(f"git wrote more than {MOST_OUTPUT >> 20} MiB")
-            rest += (piece[1] or b"").decode(errors="replace")
-            *whole, rest = rest.replace("\r", "\n").split("\n")
-            rest = rest[-1000:]
-            for line in whole:
-                if (far := git_words.told(line)) is not None:
-                    progress.say(far)
-                lines = [*lines, line[:1000]][-MOST_LINES:]
+        with _read(stream) as pieces:
+            while True:
+                try:
+                    piece = pieces.get(timeout=LOOK_SECONDS)
+                except queue.Empty:
+                    piece = (None, None)
+                if piece is None:
+                    break
+                self._look()
+                output += piece[0] or b""
+                if most is not None and len(output) > most:
+                    return 0, output[: most + 1].decode(errors="replace"), lines
+                if len(output) > MOST_OUTPUT:
+                    raise FetchFailed(f"git wrote more than {MOST_OUTPUT >> 20} MiB")
+                rest += (piece[1] or b"").decode(errors="replace")
+                *whole, rest = rest.replace("\r", "\n").split("\n")
+                rest = rest[-1000:]
+                for line in whole:
+                    if (far := git_words.told(line)) is not None:
+                        progress.say(far)
+                    lines = [*lines, line[:1000]][-MOST_LINES:]
         self._look()
         try:
             code = self._client.exec_inspect(command)["ExitCode"]
@@ -324,14 +327,42 @@ class GitSandbox:
         self._check()
 
 
-def _pump(stream: Any, pieces: queue.SimpleQueue[tuple[bytes | None, bytes | None] | None]) -> None:
+@contextmanager
+def _read(stream: Any) -> Iterator[Pieces]:
+    """What comes of it, read by another thread, no further ahead than so many pieces; None: there is no more. Who has
+    read enough ends both."""
+    pieces: Pieces = queue.Queue(MOST_AHEAD)
+    enough = threading.Event()
+    reader = threading.Thread(target=_pump, args=(stream, pieces, enough), name="git-reader", daemon=True)
+    reader.start()
+    try:
+        yield pieces
+    finally:
+        enough.set()
+        with contextlib.suppress(Exception):  # it has ended by itself
+            stream.close()
+
+
+def _pump(stream: Any, pieces: Pieces, enough: threading.Event) -> None:
     try:
         for piece in stream:
-            pieces.put(piece)
+            if not _put(piece, pieces, enough):
+                return
     except Exception:  # noqa: S110 - the sandbox was removed meanwhile, which its caller finds out
         pass
     finally:
-        pieces.put(None)
+        _put(None, pieces, enough)
+
+
+def _put(piece: Piece | None, pieces: Pieces, enough: threading.Event) -> bool:
+    """Once there is room; whether it is still wanted."""
+    while not enough.is_set():
+        try:
+            pieces.put(piece, timeout=LOOK_SECONDS)
+            return True
+        except queue.Full:
+            continue
+    return False
 
 
 def as_reader() -> tuple[str, list[str]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from ipaddress import ip_network
 from pathlib import Path
@@ -14,13 +16,13 @@ from uuid import UUID, uuid4
 import docker
 import pytest
 
-from drivers import docker_commits, trees
+from drivers import docker_commits, docker_git, trees
 from drivers.docker_workspaces import DockerWorkspaces
 from drivers.machines import Cancelled
 from drivers.ownership import PREFIX
 from drivers.secret_files import SecretFiles
 from drivers.session_trees import SessionTrees
-from model.errors import EngineRefused, NotFound, WorkspaceTooLarge
+from model.errors import EngineRefused, EngineUnavailable, NotFound, WorkspaceTooLarge
 from model.sessions import CommitSpec, Difference, SessionTree
 from model.workspaces import WorkspaceSpec
 from tests.drivers.conftest import never
@@ -319,3 +321,39 @@ def test_what_the_workspace_was_advanced_to_is_published_however_large_it_is(hos
 
 def commits_in(bases: Path) -> set[str]:
     return {one.name for one in bases.iterdir() if one.is_dir()}
+
+
+def test_what_git_writes_is_not_read_further_than_wanted(host: Host, source: Path) -> None:
+    workspace, _ = host.workspace(path=str(source))
+    git_of, image = host.workspaces._git, host.workspaces._usable(never)
+    with git_of.opened(workspace, PROJECT, image, {}, never) as sandbox:
+        code, said, _ = sandbox._run(["cat", "/dev/zero"], "/", {}, 1000)
+        assert (code, len(said)) == (0, 1001)
+        until = time.monotonic() + 5
+        while readers() and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not readers()
+        assert sandbox.git("version", what="the next one works").startswith("git version")
+        # Who looks at nothing has it wait.
+        pieces: docker_git.Pieces
+        with docker_git._read(iter(lambda: (b"x", None), None)) as pieces:  # type: ignore[arg-type, misc]
+            time.sleep(0.3)
+            assert pieces.qsize() == docker_git.MOST_AHEAD
+
+
+def readers() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "git-reader"]
+
+
+def test_a_difference_does_not_wait_for_ever_for_a_commit(
+    host: Host, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, first = host.workspace(path=str(source))
+    tree, _ = host.session(workspace, first)
+    monkeypatch.setattr(docker_commits, "BUSY_SECONDS", 0.2)
+    with host.workspaces._alone("session", tree.session.int, never):
+        with pytest.raises(EngineUnavailable, match="try again in a moment"):
+            host.diff(tree, first)
+        with pytest.raises(Cancelled):
+            host.commits.diff(tree.session, PROJECT, first, "", text=True, cancelled=lambda: True)
+    assert host.diff(tree, first).files == []
