@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 import tarfile
@@ -18,6 +19,8 @@ from model.errors import BodyTooLarge, EngineRefused, ImageRefused, InvalidState
 
 #: Of an archive that is unpacked.
 MOST_ENTRIES = 200_000
+#: Names of one folder that are remembered at once.
+MOST_SORTED = 10_000
 #: Folders in each other that an archive is made of.
 MOST_DEPTH = 200
 _BLOCK = tarfile.BLOCKSIZE
@@ -74,7 +77,7 @@ def _archived(found: int, name: str, depth: int) -> Iterator[bytes]:
         entry.type = tarfile.DIRTYPE
         yield _head(entry)
         with opened(found, [], os.O_RDONLY | os.O_DIRECTORY) as above:
-            for below in sorted(os.listdir(above)):
+            for below in _names(above):
                 try:
                     child = os.open(below, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
                 except FileNotFoundError:
@@ -83,6 +86,13 @@ def _archived(found: int, name: str, depth: int) -> Iterator[bytes]:
                     yield from _archived(child, f"{name}/{below}", depth + 1)
                 finally:
                     os.close(child)
+
+
+def _names(above: int) -> Iterator[str]:
+    """Of all that is in it, sorted as far as they are remembered at once."""
+    with os.scandir(above) as found:
+        while names := sorted(entry.name for entry in itertools.islice(found, MOST_SORTED)):
+            yield from names
 
 
 def _head(entry: tarfile.TarInfo) -> bytes:

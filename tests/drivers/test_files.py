@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from drivers import file_archives, file_watch, files
 from drivers.file_archives import ArchiveOut, unpack
 from drivers.file_watch import FileWatch
 from drivers.files import PARTIAL, Files
@@ -263,6 +264,35 @@ def test_hostile_archives_change_nothing_outside(kept: Files, root: Path, archiv
     with pytest.raises((ValidationFailed, InvalidState, NotFound)):
         unpack(kept, "", [archive])
     assert everything(root.parent) == before
+
+
+def test_of_a_folder_with_very_many_names_a_part_is_remembered(
+    kept: Files, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = sorted(f"n{number:03}" for number in range(50))
+    for name in names:
+        (root / name).touch()
+    there = sorted(os.listdir(root))
+    whole = b"".join(ArchiveOut(kept, ""))
+
+    def refused(_: object) -> list[str]:
+        raise AssertionError("all names at once")
+
+    monkeypatch.setattr(os, "listdir", refused)
+    monkeypatch.setattr(files, "MOST_ENTRIES", 5)
+    monkeypatch.setattr(file_archives, "MOST_SORTED", 7)
+    listed = kept.list("")
+    assert ([one.name for one in listed.entries], listed.truncated) == (there[:5], True)
+    monkeypatch.setattr(files, "MOST_ENTRIES", len(there))
+    assert kept.list("").truncated is False
+    with (
+        tarfile.open(fileobj=io.BytesIO(b"".join(ArchiveOut(kept, "")))) as parts,
+        tarfile.open(fileobj=io.BytesIO(whole)) as one,
+    ):
+        assert sorted(parts.getnames()) == sorted(one.getnames())
+    monkeypatch.setattr(file_watch, "MOST_WATCHED", 20)
+    with pytest.raises(ValidationFailed, match="more than 20 files"):
+        FileWatch(kept, "")
 
 
 def test_a_watch_tells_what_was_made_changed_and_deleted(kept: Files, root: Path) -> None:
