@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from uuid import UUID
 
 import structlog
 
-from drivers import deep, docker_names, faults, git_words, outbound, progress, trees
+from drivers import deep, docker_names, faults, git_words, outbound, progress, room, trees
 from drivers.docker_commits import BRANCH, DockerCommits, Means
 from drivers.docker_engine import DockerEngine, calling
 from drivers.docker_git import GitSandbox, GitSandboxes, as_user
@@ -34,8 +33,8 @@ from model.workspaces import GitLogin, WorkspaceFacts, WorkspaceSpec
 
 #: Files of locks there are, for workspaces and for mirrors: none is left for each that ever was.
 LOCKS = 512
-#: What is left free of the disk, and how much longer than a look at sizes it takes until the next.
-FREE_BYTES, SHARE = 512 << 20, 10
+#: How much longer than a look at sizes it takes until the next.
+SHARE = 10
 #: Where sandboxes see what they work on.
 MIRROR, WORKSPACE = "/mirror", "/workspace"
 log = structlog.get_logger()
@@ -286,8 +285,7 @@ class DockerWorkspaces:
                     f"the workspace would take more than {self._most_bytes} bytes (CAIRN_WORKSPACE_MAX_BYTES)"
                 )
             with contextlib.suppress(FileNotFoundError):
-                if shutil.disk_usage(folder).free < FREE_BYTES:
-                    raise EngineRefused("the disk of the host has no room for more")
+                room.check(folder)
 
         return check
 

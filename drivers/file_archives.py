@@ -10,7 +10,7 @@ import threading
 from collections.abc import Generator, Iterable, Iterator
 from typing import IO
 
-from drivers import beneath, files
+from drivers import beneath, files, room
 from drivers.archive_entries import check_entry, entries
 from drivers.beneath import folder, opened, parts_of, told
 from drivers.files import CHUNK, Files
@@ -19,6 +19,8 @@ from model.errors import BodyTooLarge, EngineRefused, ImageRefused, InvalidState
 
 #: Of an archive that is unpacked.
 MOST_ENTRIES = 200_000
+#: The disk is looked at before so many of them.
+LOOK_ENTRIES = 1000
 #: Names of one folder that are remembered at once.
 MOST_SORTED = 10_000
 #: Folders in each other that an archive is made of.
@@ -141,7 +143,7 @@ def unpack(kept: Files, path: str, body: Iterable[bytes]) -> int:
 
     Each file is put in its place whole; files of the same name are replaced, folders stay with what is in them. Owners
     are not taken over. An archive that ends too early, or has an entry that is refused, has been unpacked up to there.
-    Raises ValidationFailed, BodyTooLarge.
+    Raises ValidationFailed, BodyTooLarge, EngineRefused where the disk has no room for more.
     """
     names = parts_of(path)
     count, size = 0, 0
@@ -152,7 +154,11 @@ def unpack(kept: Files, path: str, body: Iterable[bytes]) -> int:
     try:
         source = unpacked(Watched(_Body(body), sized))
         with told(path), kept.opened() as root, folder(root, names, make=True) as target:
+            looked = 0
             for archive, entry in entries(source):
+                if not count % LOOK_ENTRIES or size + entry.size - looked > files.LOOK_BYTES:
+                    room.check(target)
+                    looked = size
                 count, size = count + 1, size + entry.size
                 if count > MOST_ENTRIES:
                     raise BodyTooLarge(f"an archive may have {MOST_ENTRIES} entries")

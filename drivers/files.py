@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from drivers import beneath, deep
+from drivers import beneath, deep, room
 from drivers.beneath import folder, opened, parts_of, told
 from drivers.machines import Cancelled
 from model.base import Frozen
@@ -29,6 +29,8 @@ from model.errors import BodyTooLarge, EngineUnavailable, InvalidState
 CHUNK = 256 << 10
 #: A folder is deleted for so long: who is in it may fill it all the time.
 DELETE_SECONDS = 300.0
+#: Of what is written the disk is looked at after so much.
+LOOK_BYTES = 32 << 20
 #: Entries of one list.
 MOST_ENTRIES = 10_000
 #: How the names begin of what is not whole yet.
@@ -139,14 +141,17 @@ class Files:
         """Make the file have this content, from one moment to the next: who reads it sees the one before or this one.
 
         Folders that are missing are made; permissions and owner stay; a link is replaced, not followed. What is cut
-        off or larger than allowed leaves nothing. Raises BodyTooLarge, InvalidState where a folder has the name.
+        off or larger than allowed leaves nothing. Raises BodyTooLarge, InvalidState where a folder has the name,
+        EngineRefused where the disk has no room for more.
         """
         names = parts_of(path)
         if not names:
             raise InvalidState("the workspace itself is a folder", state="folder")
-        with told(path), self.opened() as root, folder(root, names[:-1], make=True) as above:
-            place(above, names[-1], self._bounded(body))
-            return entry_at(above, names[-1], path)
+        with told(path), self.opened() as root:
+            room.check(root)
+            with folder(root, names[:-1], make=True) as above:
+                place(above, names[-1], self._bounded(body, root))
+                return entry_at(above, names[-1], path)
 
     def delete(self, path: str, *, recursive: bool = False) -> None:
         """A folder that is not empty only with ``recursive``; a link itself. Raises NotFound, InvalidState."""
@@ -204,9 +209,12 @@ class Files:
         finally:
             os.close(descriptor)
 
-    def _bounded(self, body: Iterable[bytes]) -> Iterator[bytes]:
-        size = 0
+    def _bounded(self, body: Iterable[bytes], root: int) -> Iterator[bytes]:
+        size, due = 0, LOOK_BYTES
         for part in body:
+            if size > due:
+                room.check(root)
+                due = size + LOOK_BYTES
             size += len(part)
             if size > self.most_bytes:
                 raise BodyTooLarge(f"a file may have {self.most_bytes} bytes (CAIRN_SESSION_FILE_MAX_BYTES)")
