@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from uuid import UUID
@@ -111,7 +111,7 @@ class DockerWorkspaces:
 
     def tidy(self) -> None:
         self._git.end_forgotten()
-        self._trees.forget_mirrors()
+        self._trees.forget_mirrors(lambda mirror: self._alone_at(mirror, lambda: True))
         for held in self._trees.held():
             in_use = partial(commits_in_use, self._trees.root, held.id)
             # Whoever works on it does so itself, or the next time does.
@@ -139,7 +139,8 @@ class DockerWorkspaces:
         if spec.depth is not None:
             return self._fetch_shallow(spec, url, image, login, cancelled)
         mirror = self._trees.mirror(spec.project_id, spec.git_url or "")
-        with self._alone("mirror", int(mirror.name[:8], 16), cancelled):
+        with contextlib.ExitStack() as held:
+            held.enter_context(self._alone_at(mirror, cancelled))
             self._trees.make(mirror)
             trees.unlock(mirror)
             try:
@@ -176,6 +177,8 @@ class DockerWorkspaces:
             with self._inside(spec, image, url if spec.submodules else None, login, cancelled) as sandbox:
                 _init(sandbox)
                 self._trees.link_packs(mirror, self._trees.repository(spec.id))
+                # From here on it needs nothing of the mirror: others may fetch.
+                held.close()
                 self._check_out(sandbox, spec, commit)
                 self._take(sandbox, spec, commit)
         return commit, ref
@@ -288,6 +291,9 @@ class DockerWorkspaces:
                 room.check(folder)
 
         return check
+
+    def _alone_at(self, mirror: Path, cancelled: Check) -> AbstractContextManager[None]:
+        return self._alone("mirror", int(mirror.name[:8], 16), cancelled)
 
     @contextmanager
     def _alone(self, what: str, number: int, cancelled: Check) -> Iterator[None]:

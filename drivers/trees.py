@@ -17,7 +17,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from uuid import UUID
 
@@ -203,16 +203,18 @@ class Trees:
                     found.append(Held(UUID(folder.name), UUID((folder / _PROJECT).read_text())))
         return found
 
-    def forget_mirrors(self) -> None:
-        """Those from which nothing was fetched for long: the next fetch makes another. And of the others what an agent
-        that died has left."""
+    def forget_mirrors(self, alone: Callable[[Path], AbstractContextManager[None]]) -> None:
+        """Those from which nothing was fetched for long: the next fetch makes another. And those of projects that have
+        no workspace here. Of the others what an agent that died has left. ``alone``: raises Cancelled where somebody
+        works on a mirror."""
         now = time.time()
         for mirror in self.root.glob("mirrors/*/*"):
-            with contextlib.suppress(OSError):
-                if now - mirror.stat().st_mtime > UNUSED_SECONDS:
+            with contextlib.suppress(OSError, EngineUnavailable, Cancelled), alone(mirror):
+                # A workspace is there before its mirror is worked on.
+                projects = {str(one.project_id) for one in self.held()}
+                if now - mirror.stat().st_mtime > UNUSED_SECONDS or mirror.parent.name not in projects:
                     clear(mirror)
-            for left in mirror.glob("objects/pack/tmp_*"):
-                with contextlib.suppress(OSError):
+                for left in mirror.glob("objects/pack/tmp_*"):
                     if now - left.stat().st_mtime > PARTIAL_SECONDS:
                         left.unlink()
 

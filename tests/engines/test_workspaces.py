@@ -341,6 +341,34 @@ def everything(folder: Path) -> dict[str, bytes | None]:
     return {str(one.relative_to(folder)): one.read_bytes() if one.is_file() else None for one in folder.rglob("*")}
 
 
+def test_a_mirror_is_held_no_longer_than_needed_and_goes_with_its_project_s_last_workspace(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.server.repository("shared", {"a": b"1"})
+    check_out, free = DockerWorkspaces._check_out, list[Path]()
+
+    def checked_out(self: DockerWorkspaces, *arguments: Any) -> None:
+        for mirror in host.folder.glob("trees/mirrors/*/*"):
+            with self._alone_at(mirror, lambda: True):
+                free.append(mirror)
+        check_out(self, *arguments)
+
+    monkeypatch.setattr(DockerWorkspaces, "_check_out", checked_out)
+    made = host.bring("shared")
+    other = host.bring("shared", project_id=UUID(int=8))
+    assert len(set(free)) == 2
+    mirrors = [host.workspaces._trees.mirror(one.spec.project_id, one.spec.git_url or "") for one in (made, other)]
+    host.workspaces.tidy()
+    assert [mirror.exists() for mirror in mirrors] == [True, True]
+    host.workspaces.remove(other.spec.id, never)
+    with host.workspaces._alone_at(mirrors[1], never):
+        host.workspaces.tidy()
+    assert mirrors[1].exists(), "somebody works on it"
+    host.workspaces.tidy()
+    assert [mirror.exists() for mirror in mirrors] == [True, False]
+    git("fsck", at=made.folder / "repo.git")
+
+
 def test_folder_of_the_host_is_copied_where_its_operator_allows(host: Host, tmp_path: Path) -> None:
     allowed = tmp_path / "projects"
     (allowed / "shop" / "src").mkdir(parents=True)
