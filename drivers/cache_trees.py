@@ -24,7 +24,7 @@ from uuid import UUID, uuid4
 
 import structlog
 
-from drivers import beneath, faults
+from drivers import beneath, deep, faults
 from drivers.machines import Cancelled, Check
 from drivers.session_trees import is_id
 from drivers.workspaces import Held
@@ -167,63 +167,17 @@ def _doomed(cache: CacheSpec) -> str:
 
 
 def _delete(above: int, name: str, cancelled: Check) -> None:
-    """A folder of ours, with all that is in it.
-
-    However deep strangers have made it, two descriptors do: folders in it are brought up to its first level, one level
-    at a time, and are removed there once they are empty.
-    """
-    if _unlinked(above, name):
+    """A folder of ours, with all that is in it."""
+    if deep.unlinked(above, name):
         return
     while True:
         with _opened(above, name) as top:
             if top is None:
                 return
-            while found := os.listdir(top):
-                for entry in found:
-                    _check(cancelled)
-                    if not _unlinked(top, entry):
-                        _flatten(top, entry, cancelled)
+            deep.empty(top, cancelled)
         with _locked(above):
-            if _removed(above, name):
+            if deep.removed(above, name):
                 return
-
-
-def _flatten(top: int, name: str, cancelled: Check) -> None:
-    """Empty the folder of this name, and remove it; folders in it become its neighbours."""
-    with _opened(top, name) as folder:
-        if folder is None:
-            return
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                _check(cancelled)
-                if not _unlinked(folder, entry.name):
-                    _move(folder, entry.name, top)
-    _removed(top, name)
-
-
-def _removed(folder: int, name: str) -> bool:
-    """Whether the folder of this name is gone. Who is in it still may have put something there: it is looked at
-    again."""
-    try:
-        os.rmdir(name, dir_fd=folder)
-    except _GONE:
-        return True
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        return False
-    return True
-
-
-def _unlinked(folder: int, name: str) -> bool:
-    """Whether what has this name is gone: whatever it was, but a folder."""
-    try:
-        os.unlink(name, dir_fd=folder)
-    except FileNotFoundError:
-        return True
-    except IsADirectoryError:
-        return False
-    return True
 
 
 def _move(folder: int, name: str, to: int) -> None:

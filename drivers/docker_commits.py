@@ -17,10 +17,10 @@ from uuid import UUID
 
 from drivers import faults, git_words, trees
 from drivers.docker_git import GitSandbox, GitSandboxes
-from drivers.machines import Check
-from drivers.session_trees import SessionTrees
+from drivers.machines import Cancelled, Check
+from drivers.session_trees import SessionTrees, commits_in_use
 from drivers.trees import Trees
-from model.errors import EngineRefused, FetchFailed, NotFound
+from model.errors import EngineRefused, EngineUnavailable, FetchFailed, NotFound
 from model.sessions import CommitSpec, Difference
 
 #: The branch that a workspace's repository is on.
@@ -29,6 +29,8 @@ BRANCH = "refs/heads/workspace"
 SESSION, REPOSITORY, MADE, WORKSPACE = "/session", "/repository", "/made", "/workspace"
 #: Of a difference: bytes of text and of names, files, and seconds.
 MOST_TEXT, MOST_NAMES, MOST_FILES, DIFF_SECONDS = 1 << 20, 3 << 20, 10_000, 100.0
+#: How long a difference waits for another, or for a commit.
+BUSY_SECONDS = 20.0
 #: What a run that was ended from outside left is removed after so long.
 LEFT_OVER = 86400.0
 #: In the folder of a commit: its id, once all of it is there.
@@ -43,6 +45,12 @@ class Alone(Protocol):
     def __call__(self, what: str, number: int, cancelled: Check) -> AbstractContextManager[None]: ...
 
 
+class Limit(Protocol):
+    """A check that a folder does not become too large; ``size_of``: how large it counts."""
+
+    def __call__(self, folder: Path, size_of: Callable[[], int] | None = None) -> Callable[[], None]: ...
+
+
 class Means(NamedTuple):
     """What it shares with the workspaces of its engine."""
 
@@ -52,8 +60,7 @@ class Means(NamedTuple):
     #: The engine's id of the image with git.
     image: Callable[[Check], str]
     alone: Alone
-    #: A check that a folder does not become too large.
-    limit: Callable[[Path], Callable[[], None]]
+    limit: Limit
 
 
 class DockerCommits:
@@ -81,12 +88,16 @@ class DockerCommits:
     def publish(self, spec: CommitSpec, commit: str, cancelled: Check) -> None:
         workspace, session = spec.tree.workspace, spec.tree.session
         with _in_words(), self._alone("workspace", workspace.int, cancelled):
-            with self._inside(spec, cancelled) as sandbox:
+            # What was advanced to is too late to refuse, however large it is.
+            with self._inside(spec, cancelled, limited=False) as sandbox:
                 # Whatever a sync makes of the branch, what was committed stays.
                 for ref in (BRANCH, f"refs/sessions/{session}"):
                     moved = "the branch could not be moved"
                     sandbox.git("update-ref", ref, commit, at=f"{WORKSPACE}/repo.git", what=moved)
             self._clear(spec)
+            if commit != spec.parent:
+                self._trees.leave(workspace, spec.parent)
+            self._trees.forget_left(workspace, lambda: commits_in_use(self._trees.root, workspace))
             faults.reached("after_effect")
 
     def discard(self, spec: CommitSpec, cancelled: Check) -> None:
@@ -108,11 +119,27 @@ class DockerCommits:
             if time.monotonic() > until:
                 raise EngineRefused(f"the difference took longer than {DIFF_SECONDS:g} s: ask for that of a path")
 
-        with _in_words(), self._alone("session", session.int, cancelled):
+        with _in_words(), self._alone_soon(session, cancelled):
             shown = {SESSION: self._sessions.mount(session, cancelled), REPOSITORY: repository}
             image = self._image(cancelled)
             with self._git.opened(session, project_id, image, {}, cancelled, check=check, shown=shown) as sandbox:
                 return _difference(sandbox, base, path, text=text)
+
+    @contextmanager
+    def _alone_soon(self, session: UUID, cancelled: Check) -> Iterator[None]:
+        """Raises EngineUnavailable where a commit takes longer: who asks waits for the answer."""
+        until = time.monotonic() + BUSY_SECONDS
+        with contextlib.ExitStack() as held:
+            waited = self._alone("session", session.int, lambda: cancelled() or time.monotonic() > until)
+            try:
+                held.enter_context(waited)
+            except Cancelled:
+                if cancelled():
+                    raise
+                raise EngineUnavailable(
+                    f"the changes of session {session} are being committed or compared just now: try again in a moment"
+                ) from None
+            yield
 
     def _make(self, spec: CommitSpec, cancelled: Check) -> str | None:
         """Write the commit into a folder of its own."""
@@ -166,13 +193,13 @@ class DockerCommits:
         files.rename(base)
 
     @contextmanager
-    def _inside(self, spec: CommitSpec, cancelled: Check) -> Iterator[GitSandbox]:
+    def _inside(self, spec: CommitSpec, cancelled: Check, *, limited: bool = True) -> Iterator[GitSandbox]:
         """Git at work on the workspace."""
         workspace = spec.tree.workspace
         trees.unlock(self._trees.repository(workspace))
         folder = self._trees.workspace(workspace)
         image, folders = self._image(cancelled), {WORKSPACE: folder}
-        limit = self._limit(folder)
+        limit = self._limit(folder, lambda: self._trees.size(workspace)) if limited else _unlimited
         with self._git.opened(workspace, spec.project_id, image, folders, cancelled, check=limit) as sandbox:
             yield sandbox
 
@@ -196,6 +223,10 @@ class DockerCommits:
             for other in folder.parent.iterdir():
                 if other != folder and time.time() - other.stat().st_mtime > LEFT_OVER:
                     trees.clear(other)
+
+
+def _unlimited() -> None:
+    """Nothing is too large."""
 
 
 def _seen(sandbox: GitSandbox, git_dir: str, base: str, failed: str) -> dict[str, str]:

@@ -42,6 +42,11 @@ BACKLOG = 64
 MOST_OUTPUT = 4 << 20
 #: Of what git writes on the side, lines that are remembered.
 MOST_LINES = 50
+#: Pieces of it that wait to be looked at.
+MOST_AHEAD = 64
+#: Of the output, and of what is written on the side.
+Piece = tuple[bytes | None, bytes | None]
+Pieces = queue.Queue[Piece | None]
 
 
 def name_of(workspace: UUID) -> str:
@@ -70,7 +75,7 @@ class GitSandboxes:
         self._seconds = seconds
         self._networks = networks
         self._authorities = authorities
-        self._open: set[str] = set()
+        self._open: dict[str, UUID] = {}
 
     @contextmanager
     def opened(
@@ -95,11 +100,11 @@ class GitSandboxes:
         self.end(workspace)
         proxied = f"{PROXY_ADDRESS} {PROXY_PORT}" if url is not None else None
         given = git_words.files_for(url, login, self._authorities, proxied)
-        folder = self._files.write(workspace, 0, given)
         name = name_of(workspace)
-        self._open.add(name)
         client = APIClient(self._engine.base_url, version=self._engine.client.api_version, timeout=int(self._seconds))
+        self._open[name] = workspace
         try:
+            folder = self._files.write(workspace, 0, given)
             with calling(), changing(cancelled):
                 read_only = {git_words.FOLDER: folder, **(shown or {})}
                 reader = as_reader() if shown else None
@@ -111,7 +116,7 @@ class GitSandboxes:
         finally:
             client.close()
             self.end(workspace)
-            self._open.discard(name)
+            self._open.pop(name, None)
 
     def _create(
         self,
@@ -210,6 +215,8 @@ class GitSandboxes:
         """The same of all that nobody in this process works with."""
         with calling():
             self._remove({"label": self._filters()}, but=self._open)
+        # An agent that died may have left a credential, whether its sandbox ended by itself or was never made.
+        self._files.sweep({(workspace, 0) for workspace in list(self._open.values())})
 
     def _filters(self) -> list[str]:
         owner = self._engine.owner
@@ -219,12 +226,12 @@ class GitSandboxes:
             f"{PREFIX}.kind={KIND}",
         ]
 
-    def _remove(self, filters: dict[str, Any], but: set[str] | None = None) -> None:
+    def _remove(self, filters: dict[str, Any], but: Collection[str] = ()) -> None:
         client = self._engine.client
         for found in client.containers(all=True, filters=filters):
             name = found["Names"][0].removeprefix("/")
             # The name is part of the proof.
-            if name == name_of_labels(found["Labels"] or {}) and name not in (but or ()):
+            if name == name_of_labels(found["Labels"] or {}) and name not in but:
                 docker_ends.remove(client, found["Id"])
 
 
@@ -280,30 +287,28 @@ class GitSandbox:
         with calling():
             command = self._client.exec_create(self._engine_id, list(argv), environment=dict(env), workdir=at)["Id"]
             stream = self._client.exec_start(command, stream=True, demux=True)
-        pieces: queue.SimpleQueue[tuple[bytes | None, bytes | None] | None] = queue.SimpleQueue()
-        reader = threading.Thread(target=_pump, args=(stream, pieces), name="git-reader", daemon=True)
-        reader.start()
         output, lines, rest = bytearray(), list[str](), ""
-        while True:
-            try:
-                piece = pieces.get(timeout=LOOK_SECONDS)
-            except queue.Empty:
-                piece = (None, None)
-            if piece is None:
-                break
-            self._look()
-            output += piece[0] or b""
-            if most is not None and len(output) > most:
-                return 0, output[: most + 1].decode(errors="replace"), lines
-            if len(output) > MOST_OUTPUT:
-                raise FetchFailed(f"git wrote more than {MOST_OUTPUT >> 20} MiB")
-            rest += (piece[1] or b"").decode(errors="replace")
-            *whole, rest = rest.replace("\r", "\n").split("\n")
-            rest = rest[-1000:]
-            for line in whole:
-                if (far := git_words.told(line)) is not None:
-                    progress.say(far)
-                lines = [*lines, line[:1000]][-MOST_LINES:]
+        with _read(stream) as pieces:
+            while True:
+                try:
+                    piece = pieces.get(timeout=LOOK_SECONDS)
+                except queue.Empty:
+                    piece = (None, None)
+                if piece is None:
+                    break
+                self._look()
+                output += piece[0] or b""
+                if most is not None and len(output) > most:
+                    return 0, output[: most + 1].decode(errors="replace"), lines
+                if len(output) > MOST_OUTPUT:
+                    raise FetchFailed(f"git wrote more than {MOST_OUTPUT >> 20} MiB")
+                rest += (piece[1] or b"").decode(errors="replace")
+                *whole, rest = rest.replace("\r", "\n").split("\n")
+                rest = rest[-1000:]
+                for line in whole:
+                    if (far := git_words.told(line)) is not None:
+                        progress.say(far)
+                    lines = [*lines, line[:1000]][-MOST_LINES:]
         self._look()
         try:
             code = self._client.exec_inspect(command)["ExitCode"]
@@ -322,14 +327,42 @@ class GitSandbox:
         self._check()
 
 
-def _pump(stream: Any, pieces: queue.SimpleQueue[tuple[bytes | None, bytes | None] | None]) -> None:
+@contextmanager
+def _read(stream: Any) -> Iterator[Pieces]:
+    """What comes of it, read by another thread, no further ahead than so many pieces; None: there is no more. Who has
+    read enough ends both."""
+    pieces: Pieces = queue.Queue(MOST_AHEAD)
+    enough = threading.Event()
+    reader = threading.Thread(target=_pump, args=(stream, pieces, enough), name="git-reader", daemon=True)
+    reader.start()
+    try:
+        yield pieces
+    finally:
+        enough.set()
+        with contextlib.suppress(Exception):  # it has ended by itself
+            stream.close()
+
+
+def _pump(stream: Any, pieces: Pieces, enough: threading.Event) -> None:
     try:
         for piece in stream:
-            pieces.put(piece)
+            if not _put(piece, pieces, enough):
+                return
     except Exception:  # noqa: S110 - the sandbox was removed meanwhile, which its caller finds out
         pass
     finally:
-        pieces.put(None)
+        _put(None, pieces, enough)
+
+
+def _put(piece: Piece | None, pieces: Pieces, enough: threading.Event) -> bool:
+    """Once there is room; whether it is still wanted."""
+    while not enough.is_set():
+        try:
+            pieces.put(piece, timeout=LOOK_SECONDS)
+            return True
+        except queue.Full:
+            continue
+    return False
 
 
 def as_reader() -> tuple[str, list[str]]:

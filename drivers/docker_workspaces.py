@@ -4,37 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
-from drivers import docker_names, faults, git_words, outbound, progress, trees
+import structlog
+
+from drivers import deep, docker_names, faults, git_words, outbound, progress, room, trees
 from drivers.docker_commits import BRANCH, DockerCommits, Means
 from drivers.docker_engine import DockerEngine, calling
 from drivers.docker_git import GitSandbox, GitSandboxes, as_user
 from drivers.images import Images
 from drivers.locks import alone, of_engine
-from drivers.machines import Check
+from drivers.machines import Cancelled, Check
 from drivers.ownership import Owner
 from drivers.secret_files import SecretFiles
-from drivers.session_trees import SessionTrees
-from drivers.trees import Trees
+from drivers.session_trees import SessionTrees, commits_in_use
+from drivers.trees import INCOMING, Trees
 from drivers.workspaces import Held
 from model import git_urls
-from model.errors import EngineRefused, FetchFailed, WorkspaceTooLarge
+from model.errors import EngineRefused, EngineUnavailable, FetchFailed, WorkspaceTooLarge
 from model.git_urls import GitUrl
 from model.images import ImageWanted
 from model.workspaces import GitLogin, WorkspaceFacts, WorkspaceSpec
 
 #: Files of locks there are, for workspaces and for mirrors: none is left for each that ever was.
 LOCKS = 512
-#: What is left free of the disk, and how much longer than a look at sizes it takes until the next.
-FREE_BYTES, SHARE = 512 << 20, 10
+#: How much longer than a look at sizes it takes until the next.
+SHARE = 10
 #: Where sandboxes see what they work on.
 MIRROR, WORKSPACE = "/mirror", "/workspace"
+log = structlog.get_logger()
 #: The index of what is checked out: needed until it is there.
 _INDEX = {"GIT_INDEX_FILE": f"{WORKSPACE}/index"}
 
@@ -78,14 +81,16 @@ class DockerWorkspaces:
             image = self._usable(cancelled)
             self._trees.begin(spec.id, spec.project_id)
             try:
-                if spec.git_url is None:
-                    commit, ref = self._copy(spec, image, cancelled)
-                else:
-                    commit, ref = self._fetch(spec, image, login() if login else None, cancelled)
+                with self._trees.unchanged_by_failure(spec.id):
+                    if spec.git_url is None:
+                        commit, ref = self._copy(spec, image, cancelled)
+                    else:
+                        commit, ref = self._fetch(spec, image, login() if login else None, cancelled)
+                size = self._trees.size(spec.id, spec.keep)
+                self._trees.settle(spec.id, commit, spec.keep)
             finally:
                 trees.clear(self._trees.incoming(spec.id))
             faults.reached("after_effect")
-            size = self._check_size(self._trees.workspace(spec.id))
             return WorkspaceFacts(commit=commit, ref=ref, size_bytes=size)
 
     def commits(self, sessions: SessionTrees) -> DockerCommits:
@@ -106,7 +111,15 @@ class DockerWorkspaces:
 
     def tidy(self) -> None:
         self._git.end_forgotten()
-        self._trees.forget_mirrors()
+        self._trees.forget_mirrors(lambda mirror: self._alone_at(mirror, lambda: True))
+        for held in self._trees.held():
+            in_use = partial(commits_in_use, self._trees.root, held.id)
+            # Whoever works on it does so itself, or the next time does.
+            with contextlib.suppress(Cancelled), self._alone("workspace", held.id.int, lambda: True):
+                try:
+                    self._trees.forget_left(held.id, in_use)
+                except (EngineUnavailable, OSError) as error:
+                    log.warning("workspace.not_tidied", id=str(held.id), error=str(error))
 
     def _usable(self, cancelled: Check) -> str:
         """The engine's id of the image with git."""
@@ -126,7 +139,8 @@ class DockerWorkspaces:
         if spec.depth is not None:
             return self._fetch_shallow(spec, url, image, login, cancelled)
         mirror = self._trees.mirror(spec.project_id, spec.git_url or "")
-        with self._alone("mirror", int(mirror.name[:8], 16), cancelled):
+        with contextlib.ExitStack() as held:
+            held.enter_context(self._alone_at(mirror, cancelled))
             self._trees.make(mirror)
             trees.unlock(mirror)
             try:
@@ -157,13 +171,16 @@ class DockerWorkspaces:
                 raise
             commit = found.strip()
             os.utime(mirror)
-            self._check_size(mirror)
+            if deep.size_of(mirror) > self._most_bytes:
+                trees.clear(mirror)
+                raise self._too_large(deep.size_of(mirror))
             with self._inside(spec, image, url if spec.submodules else None, login, cancelled) as sandbox:
-                repository = _init(sandbox)
+                _init(sandbox)
                 self._trees.link_packs(mirror, self._trees.repository(spec.id))
-                sandbox.git("update-ref", BRANCH, commit, at=repository, what="the commit could not be taken")
+                # From here on it needs nothing of the mirror: others may fetch.
+                held.close()
                 self._check_out(sandbox, spec, commit)
-        self._trees.settle(spec.id, commit, spec.keep)
+                self._take(sandbox, spec, commit)
         return commit, ref
 
     def _fetch_shallow(
@@ -174,11 +191,12 @@ class DockerWorkspaces:
             repository = _init(sandbox)
             full, ref = _wanted(sandbox, spec)
             failed = f"{spec.git_url} could not be fetched"
-            fetch = ["fetch", "--progress", "--force", "--no-tags", f"--depth={spec.depth}"]
-            sandbox.git(*fetch, "--", spec.git_url or "", f"+{full}:{BRANCH}", at=repository, what=failed)
-            commit = sandbox.git("rev-parse", "--verify", f"{BRANCH}^{{commit}}", at=repository, what=failed).strip()
+            fetch = ["fetch", "--progress", "--force", "--no-tags", "--no-write-fetch-head", f"--depth={spec.depth}"]
+            sandbox.git(*fetch, "--", spec.git_url or "", f"+{full}:{INCOMING}", at=repository, what=failed)
+            commit = sandbox.git("rev-parse", "--verify", f"{INCOMING}^{{commit}}", at=repository, what=failed).strip()
             self._check_out(sandbox, spec, commit)
-        self._trees.settle(spec.id, commit, spec.keep)
+            self._take(sandbox, spec, commit)
+            sandbox.git("update-ref", "-d", INCOMING, at=repository, what=failed)
         return commit, ref
 
     def _copy(self, spec: WorkspaceSpec, image: str, cancelled: Check) -> tuple[str, None]:
@@ -196,9 +214,8 @@ class DockerWorkspaces:
             sandbox.git(*tree, "-c", "core.bare=false", "add", "--all", "--force", ".", at=at, env=_INDEX, what=failed)
             written = sandbox.git("write-tree", at=repository, env=_INDEX, what=failed).strip()
             commit = sandbox.git("commit-tree", "-m", "As copied", written, at=repository, what=failed).strip()
-            sandbox.git("update-ref", BRANCH, commit, at=repository, what=failed)
+            self._take(sandbox, spec, commit)
         (self._trees.workspace(spec.id) / "index").unlink(missing_ok=True)
-        self._trees.settle(spec.id, commit, spec.keep)
         return commit, None
 
     def _check_out(self, sandbox: GitSandbox, spec: WorkspaceSpec, commit: str) -> None:
@@ -219,9 +236,7 @@ class DockerWorkspaces:
             sandbox.git(*update, *depth, at=at, env=inside, what="its submodules could not be fetched")
             sandbox.git("config", "core.bare", "true", at=repository, what=failed)
             # They lead into a repository that nobody else sees at this place.
-            for link in self._trees.incoming(spec.id).rglob(".git"):
-                if not link.is_symlink() and link.is_file():
-                    link.unlink()
+            trees.drop_files(self._trees.incoming(spec.id), lambda name: name == ".git")
         index.unlink(missing_ok=True)
 
     @contextmanager
@@ -230,7 +245,7 @@ class DockerWorkspaces:
     ) -> Iterator[GitSandbox]:
         folder = self._trees.workspace(spec.id)
         trees.unlock(self._trees.repository(spec.id))
-        check = self._limit(folder)
+        check = self._limit(folder, lambda: self._trees.size(spec.id, spec.keep))
         with self._git.opened(
             spec.id,
             spec.project_id,
@@ -243,17 +258,21 @@ class DockerWorkspaces:
         ) as sandbox:
             yield sandbox
 
-    def _check_size(self, folder: Path) -> int:
-        """Raises WorkspaceTooLarge, and what is of no use does not stay."""
-        size = trees.size_of(folder)
+    def _take(self, sandbox: GitSandbox, spec: WorkspaceSpec, commit: str) -> None:
+        """Let the branch be at what came, all of which is there. Raises WorkspaceTooLarge, and has changed nothing."""
+        size = self._trees.size(spec.id, spec.keep)
         if size > self._most_bytes:
-            trees.clear(folder)
-            raise WorkspaceTooLarge(
-                f"the workspace takes {size} bytes, and may take {self._most_bytes} (CAIRN_WORKSPACE_MAX_BYTES)"
-            )
-        return size
+            raise self._too_large(size)
+        repository = f"{WORKSPACE}/repo.git"
+        sandbox.git("update-ref", BRANCH, commit, at=repository, what="the commit could not be taken")
 
-    def _limit(self, folder: Path) -> Callable[[], None]:
+    def _too_large(self, size: int) -> WorkspaceTooLarge:
+        return WorkspaceTooLarge(
+            f"the workspace would take {size} bytes, and may take {self._most_bytes} (CAIRN_WORKSPACE_MAX_BYTES): what "
+            "its sessions were made of counts too"
+        )
+
+    def _limit(self, folder: Path, size_of: Callable[[], int] | None = None) -> Callable[[], None]:
         """Looks at how much there is; the more it is, the less often."""
         due = 0.0
 
@@ -262,17 +281,19 @@ class DockerWorkspaces:
             began = time.monotonic()
             if began < due:
                 return
-            size = trees.size_of(folder)
+            size = size_of() if size_of is not None else deep.size_of(folder)
             due = time.monotonic() + max(0.5, SHARE * (time.monotonic() - began))
             if size > self._most_bytes:
                 raise WorkspaceTooLarge(
                     f"the workspace would take more than {self._most_bytes} bytes (CAIRN_WORKSPACE_MAX_BYTES)"
                 )
             with contextlib.suppress(FileNotFoundError):
-                if shutil.disk_usage(folder).free < FREE_BYTES:
-                    raise EngineRefused("the disk of the host has no room for more")
+                room.check(folder)
 
         return check
+
+    def _alone_at(self, mirror: Path, cancelled: Check) -> AbstractContextManager[None]:
+        return self._alone("mirror", int(mirror.name[:8], 16), cancelled)
 
     @contextmanager
     def _alone(self, what: str, number: int, cancelled: Check) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 import tarfile
@@ -9,7 +10,7 @@ import threading
 from collections.abc import Generator, Iterable, Iterator
 from typing import IO
 
-from drivers import beneath, files
+from drivers import beneath, files, room
 from drivers.archive_entries import check_entry, entries
 from drivers.beneath import folder, opened, parts_of, told
 from drivers.files import CHUNK, Files
@@ -18,6 +19,10 @@ from model.errors import BodyTooLarge, EngineRefused, ImageRefused, InvalidState
 
 #: Of an archive that is unpacked.
 MOST_ENTRIES = 200_000
+#: The disk is looked at before so many of them.
+LOOK_ENTRIES = 1000
+#: Names of one folder that are remembered at once.
+MOST_SORTED = 10_000
 #: Folders in each other that an archive is made of.
 MOST_DEPTH = 200
 _BLOCK = tarfile.BLOCKSIZE
@@ -74,7 +79,7 @@ def _archived(found: int, name: str, depth: int) -> Iterator[bytes]:
         entry.type = tarfile.DIRTYPE
         yield _head(entry)
         with opened(found, [], os.O_RDONLY | os.O_DIRECTORY) as above:
-            for below in sorted(os.listdir(above)):
+            for below in _names(above):
                 try:
                     child = os.open(below, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
                 except FileNotFoundError:
@@ -83,6 +88,13 @@ def _archived(found: int, name: str, depth: int) -> Iterator[bytes]:
                     yield from _archived(child, f"{name}/{below}", depth + 1)
                 finally:
                     os.close(child)
+
+
+def _names(above: int) -> Iterator[str]:
+    """Of all that is in it, sorted as far as they are remembered at once."""
+    with os.scandir(above) as found:
+        while names := sorted(entry.name for entry in itertools.islice(found, MOST_SORTED)):
+            yield from names
 
 
 def _head(entry: tarfile.TarInfo) -> bytes:
@@ -131,7 +143,7 @@ def unpack(kept: Files, path: str, body: Iterable[bytes]) -> int:
 
     Each file is put in its place whole; files of the same name are replaced, folders stay with what is in them. Owners
     are not taken over. An archive that ends too early, or has an entry that is refused, has been unpacked up to there.
-    Raises ValidationFailed, BodyTooLarge.
+    Raises ValidationFailed, BodyTooLarge, EngineRefused where the disk has no room for more.
     """
     names = parts_of(path)
     count, size = 0, 0
@@ -142,7 +154,11 @@ def unpack(kept: Files, path: str, body: Iterable[bytes]) -> int:
     try:
         source = unpacked(Watched(_Body(body), sized))
         with told(path), kept.opened() as root, folder(root, names, make=True) as target:
+            looked = 0
             for archive, entry in entries(source):
+                if not count % LOOK_ENTRIES or size + entry.size - looked > files.LOOK_BYTES:
+                    room.check(target)
+                    looked = size
                 count, size = count + 1, size + entry.size
                 if count > MOST_ENTRIES:
                     raise BodyTooLarge(f"an archive may have {MOST_ENTRIES} entries")

@@ -11,7 +11,7 @@ import stat
 import threading
 import time
 
-from drivers import files
+from drivers import deep, files
 from drivers.beneath import opened, parts_of, told
 from drivers.files import Files, Kind, shown
 from model.base import Frozen
@@ -76,7 +76,8 @@ class FileWatch:
         return found
 
     def _walk(self, above: int, path: str, found: _Seen, deeper: int) -> None:
-        for name in os.listdir(above):
+        # One more is too many.
+        for name in deep.first_names(above, MOST_WATCHED + 1):
             below = f"{path}/{name}" if path else name
             if name.startswith(files.PARTIAL):
                 continue

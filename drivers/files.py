@@ -10,21 +10,27 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import errno
+import heapq
 import os
 import secrets
-import shutil
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from drivers import beneath
+from drivers import beneath, deep, room
 from drivers.beneath import folder, opened, parts_of, told
+from drivers.machines import Cancelled
 from model.base import Frozen
-from model.errors import BodyTooLarge, InvalidState
+from model.errors import BodyTooLarge, EngineUnavailable, InvalidState
 
 CHUNK = 256 << 10
+#: A folder is deleted for so long: who is in it may fill it all the time.
+DELETE_SECONDS = 300.0
+#: Of what is written the disk is looked at after so much.
+LOOK_BYTES = 32 << 20
 #: Entries of one list.
 MOST_ENTRIES = 10_000
 #: How the names begin of what is not whole yet.
@@ -116,7 +122,9 @@ class Files:
             self.opened() as root,
             opened(root, names, os.O_RDONLY | os.O_DIRECTORY) as above,
         ):
-            found = sorted(os.listdir(above))
+            # Of millions no more is remembered than is told.
+            with os.scandir(above) as all_of_it:
+                found = heapq.nsmallest(MOST_ENTRIES + 1, (entry.name for entry in all_of_it))
             entries = []
             for name in found[:MOST_ENTRIES]:
                 with contextlib.suppress(FileNotFoundError):  # it went meanwhile
@@ -133,14 +141,17 @@ class Files:
         """Make the file have this content, from one moment to the next: who reads it sees the one before or this one.
 
         Folders that are missing are made; permissions and owner stay; a link is replaced, not followed. What is cut
-        off or larger than allowed leaves nothing. Raises BodyTooLarge, InvalidState where a folder has the name.
+        off or larger than allowed leaves nothing. Raises BodyTooLarge, InvalidState where a folder has the name,
+        EngineRefused where the disk has no room for more.
         """
         names = parts_of(path)
         if not names:
             raise InvalidState("the workspace itself is a folder", state="folder")
-        with told(path), self.opened() as root, folder(root, names[:-1], make=True) as above:
-            place(above, names[-1], self._bounded(body))
-            return entry_at(above, names[-1], path)
+        with told(path), self.opened() as root:
+            room.check(root)
+            with folder(root, names[:-1], make=True) as above:
+                place(above, names[-1], self._bounded(body, root))
+                return entry_at(above, names[-1], path)
 
     def delete(self, path: str, *, recursive: bool = False) -> None:
         """A folder that is not empty only with ``recursive``; a link itself. Raises NotFound, InvalidState."""
@@ -151,10 +162,19 @@ class Files:
             if not stat.S_ISDIR(os.stat(names[-1], dir_fd=above, follow_symlinks=False).st_mode):
                 os.unlink(names[-1], dir_fd=above)
             elif recursive:
-                # By descriptors all the way: a link that takes the place of a folder is not followed.
-                shutil.rmtree(names[-1], dir_fd=above)
+                self._delete(above, names[-1], path)
             else:
                 os.rmdir(names[-1], dir_fd=above)
+
+    def _delete(self, above: int, name: str, path: str) -> None:
+        until = time.monotonic() + DELETE_SECONDS
+        try:
+            deep.delete(above, name, lambda: time.monotonic() > until)
+        except Cancelled as error:
+            raise EngineUnavailable(
+                f"{path[:200]} is not empty yet after {DELETE_SECONDS:g} s: try again, or stop the session first, "
+                "which may go on to write there"
+            ) from error
 
     def move(self, path: str, to: str, *, replace: bool = False) -> FileEntry:
         """Give it another path, in one step; folders above that which are missing are made. Raises InvalidState where
@@ -189,9 +209,12 @@ class Files:
         finally:
             os.close(descriptor)
 
-    def _bounded(self, body: Iterable[bytes]) -> Iterator[bytes]:
-        size = 0
+    def _bounded(self, body: Iterable[bytes], root: int) -> Iterator[bytes]:
+        size, due = 0, LOOK_BYTES
         for part in body:
+            if size > due:
+                room.check(root)
+                due = size + LOOK_BYTES
             size += len(part)
             if size > self.most_bytes:
                 raise BodyTooLarge(f"a file may have {self.most_bytes} bytes (CAIRN_SESSION_FILE_MAX_BYTES)")

@@ -11,13 +11,10 @@ repeated at any time.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import fcntl
 import os
-import shutil
-import stat
 import subprocess
 import time
 from collections.abc import Iterator
@@ -29,8 +26,9 @@ from uuid import UUID
 import structlog
 from pydantic import ValidationError
 
-from drivers import faults, mounts
+from drivers import deep, faults, mounts
 from drivers.machines import Cancelled, Check
+from drivers.trees import clear, using
 from drivers.workspaces import Held
 from model.base import Frozen
 from model.errors import EngineRefused, EngineUnavailable, NotFound
@@ -54,6 +52,13 @@ class Record(Frozen):
     kind: Literal["overlay", "copy"]
 
 
+def commits_in_use(trees: Path, workspace: UUID) -> set[str]:
+    """Of which of its commits there are sessions on this host."""
+    kept = SessionTrees(trees, overlay=False)
+    trees_of = [record.tree for one in kept.found() if (record := _read(kept.folder(one))) is not None]
+    return {tree.commit for tree in trees_of if tree.workspace == workspace}
+
+
 def base_of(trees: Path, workspace: UUID, commit: str) -> Path:
     """The files of a workspace's commit; nobody changes them as long as a session is made of it."""
     return trees / "workspaces" / str(workspace) / "bases" / commit
@@ -69,7 +74,7 @@ class SessionTrees:
 
     def merged(self, session: UUID) -> Path:
         """Where its files are, when it is mounted."""
-        return self._folder(session) / "merged"
+        return self.folder(session) / "merged"
 
     def prepare(self, tree: SessionTree, cancelled: Check) -> Path:
         """Find or make the session's tree, and mount it. Repeated, it is the same, with what was changed in it.
@@ -77,25 +82,27 @@ class SessionTrees:
         Raises NotFound where the workspace has no files of that commit here, Cancelled.
         """
         base = base_of(self._trees, tree.workspace, tree.commit)
-        if not base.is_dir():
-            raise NotFound(f"workspace {tree.workspace} has no files of commit {tree.commit} on this host: sync it")
-        folder = self._folder(tree.session)
-        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        with self._locked(tree.session) as (folder, lock):
-            record = _read(folder)
-            if record is not None and record.tree != tree:
-                raise EngineRefused(f"{folder} is of another workspace or commit: remove that session first")
-            if record is None:
-                record = Record(tree=tree, kind=self._kind(base, folder))
-                _write(folder, record)
-            self._mount(record, folder, lock, cancelled)
+        folder = self.folder(tree.session)
+        # Until it is written down that they are needed nobody removes them.
+        with using(base) as there:
+            if not there:
+                raise NotFound(f"workspace {tree.workspace} has no files of commit {tree.commit} on this host: sync it")
+            folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
+            with self._locked(tree.session) as (folder, lock):
+                record = _read(folder)
+                if record is not None and record.tree != tree:
+                    raise EngineRefused(f"{folder} is of another workspace or commit: remove that session first")
+                if record is None:
+                    record = Record(tree=tree, kind=self._kind(base, folder))
+                    _write(folder, record)
+                self._mount(record, folder, lock, cancelled)
         faults.reached("after_effect")
         return folder / "merged"
 
     def record(self, session: UUID) -> Record:
         """Of what it was made. Raises NotFound where there is none."""
-        record = _read(self._folder(session))
+        record = _read(self.folder(session))
         if record is None:
             raise NotFound(f"session {session} has no files on this host", path="")
         return record
@@ -121,13 +128,12 @@ class SessionTrees:
         """Unmount and delete it, whole or half made; success where it is absent. What is open of it ends with its
         file."""
         try:
-            with self._locked(session) as (folder, _):
+            with self._locked(session) as (folder, held):
                 # From here on nobody takes it for a tree.
                 (folder / RECORD).unlink(missing_ok=True)
                 mounts.unmount(folder / "merged")
                 faults.reached("after_effect")
-                for name in os.listdir(folder):
-                    _delete(folder / name)
+                deep.empty(held)
                 folder.rmdir()
         except NotFound:
             return
@@ -144,25 +150,30 @@ class SessionTrees:
 
     def held(self) -> list[Held]:
         """All that were prepared, and of which project they are."""
-        records = [record for session in self.found() if (record := _read(self._folder(session))) is not None]
+        records = [record for session in self.found() if (record := _read(self.folder(session))) is not None]
         return [Held(one.tree.session, one.tree.project) for one in records if one.tree.project is not None]
 
     def tidy(self) -> None:
         """Remove what was half made, or half removed, and left so."""
         for session in self.found():
-            folder = self._folder(session)
-            with contextlib.suppress(FileNotFoundError):
+            folder = self.folder(session)
+            try:
                 if _read(folder) is None and time.time() - folder.stat().st_mtime > HALF_MADE_SECONDS:
                     log.warning("session.leftover_removed", session=str(session))
                     self.remove(session)
+            except FileNotFoundError:
+                continue
+            except Exception:  # the others go all the same
+                log.exception("session.leftover_not_removed", session=str(session))
 
-    def _folder(self, session: UUID) -> Path:
+    def folder(self, session: UUID) -> Path:
+        """Where all of it is, mounted or not."""
         return self._trees / "sessions" / str(session)
 
     @contextmanager
     def _locked(self, session: UUID) -> Iterator[tuple[Path, int]]:
         """Its folder, at which nobody else works, in whichever process, and what holds that off. Raises NotFound."""
-        folder = self._folder(session)
+        folder = self.folder(session)
         try:
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -237,7 +248,7 @@ def _escaped(path: Path) -> str:
 def _copy(base: Path, folder: Path, lock: int, cancelled: Check) -> None:
     """Blocks of one disk are shared where that can. What outlives its agent holds the lock."""
     merged = folder / "merged"
-    _delete(merged)
+    clear(merged, cancelled)
     merged.mkdir(mode=0o755)
     # Its own program: it knows all ways of all file systems, and can be ended in the middle.
     command = ["cp", "-a", "--reflink=auto", "--", f"{base}/.", str(merged)]
@@ -256,17 +267,6 @@ def _copy(base: Path, folder: Path, lock: int, cancelled: Check) -> None:
         raise EngineRefused(f"the files of the workspace cannot be copied: {said.strip()[:300]}")
     merged.chmod(0o755)
     (folder / "copied").touch()
-
-
-def _delete(path: Path) -> None:
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if stat.S_ISDIR(mode):
-        shutil.rmtree(path)
-    else:
-        path.unlink()
 
 
 def _read(folder: Path) -> Record | None:

@@ -8,20 +8,30 @@ and are never changed: sessions lie over them.
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import os
 import re
 import shutil
 import stat
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from uuid import UUID
 
+from drivers import deep
 from drivers.machines import Cancelled, Check
 from drivers.workspaces import Held
-from model.errors import PathRefused, WorkspaceTooLarge
+from model.errors import EngineUnavailable, PathRefused, WorkspaceTooLarge
 
+#: The name of what is fetched, until all of it is there.
+INCOMING = "refs/cairn/incoming"
+#: Beside files of commits: the names of notes that a commit was left, and of what is being deleted.
+_LEFT, _GONE = ".left-", ".gone-"
+#: For so long a session may be on its way that is to be made of a commit which the workspace has left.
+LEFT_SECONDS = 600.0
 #: In a workspace's folder: of which project it is.
 _PROJECT = "project"
 _CHUNK = 1 << 20
@@ -116,9 +126,71 @@ class Trees:
         else:
             self.incoming(id).rename(base)
         for other in list(base.parent.iterdir()):
+            # Notes of what was left too: these are kept for other reasons now.
             if other.name != commit and other.name not in keep:
                 clear(other)
         return base
+
+    def leave(self, id: UUID, commit: str) -> None:
+        """The workspace is not at this commit any more: its files go once no session is made of them."""
+        if self.base(id, commit).is_dir():
+            note = self._left(id, commit)
+            if not note.exists():
+                note.touch()
+
+    def forget_left(self, id: UUID, in_use: Callable[[], Collection[str]]) -> None:
+        """Remove the files of commits that the workspace has left, and that no session on this host is made of, nor
+        soon will be. Nobody else changes the workspace meanwhile; who prepares a session may."""
+        bases = self.workspace(id) / "bases"
+        for gone in bases.glob(f"{_GONE}*"):
+            clear(gone)
+        for note in bases.glob(f"{_LEFT}*"):
+            commit = note.name.removeprefix(_LEFT)
+            base = bases / commit
+            if time.time() - note.stat().st_mtime < LEFT_SECONDS:
+                continue
+            with using(base, shared=False) as free:
+                if not free or commit in in_use():
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    base.rename(bases / f"{_GONE}{commit}")
+            note.unlink(missing_ok=True)
+            clear(bases / f"{_GONE}{commit}")
+
+    def _left(self, id: UUID, commit: str) -> Path:
+        return self.workspace(id) / "bases" / f"{_LEFT}{commit}"
+
+    def size(self, id: UUID, keep: Collection[str] | None = None) -> int:
+        """Bytes that a workspace takes once it has settled; ``keep``: commits whose files it keeps, None: all."""
+        folder = self.workspace(id)
+        with contextlib.suppress(FileNotFoundError):
+            parts = [part for part in folder.iterdir() if part.name != "bases"]
+            kept = [base for base in (folder / "bases").iterdir() if self._counts(id, base.name, keep)]
+            return deep.size_of(*parts, *kept)
+        return 0
+
+    def _counts(self, id: UUID, commit: str, keep: Collection[str] | None) -> bool:
+        """Whether the files of this commit stay."""
+        if keep is not None:
+            return commit in keep
+        return not commit.startswith(".") and not self._left(id, commit).exists()
+
+    @contextmanager
+    def unchanged_by_failure(self, id: UUID) -> Iterator[None]:
+        """What is done to a workspace's repository and fails leaves no objects in it that were not there."""
+        repository = self.repository(id)
+        before, shallow = _objects(repository), _content(repository / "shallow")
+        try:
+            yield
+        except BaseException:
+            (repository / INCOMING).unlink(missing_ok=True)
+            for new in _objects(repository) - before:
+                new.unlink(missing_ok=True)
+            if shallow is not None:
+                (repository / "shallow").write_bytes(shallow)
+            else:
+                (repository / "shallow").unlink(missing_ok=True)
+            raise
 
     def remove(self, id: UUID) -> None:
         clear(self.workspace(id))
@@ -131,16 +203,18 @@ class Trees:
                     found.append(Held(UUID(folder.name), UUID((folder / _PROJECT).read_text())))
         return found
 
-    def forget_mirrors(self) -> None:
-        """Those from which nothing was fetched for long: the next fetch makes another. And of the others what an agent
-        that died has left."""
+    def forget_mirrors(self, alone: Callable[[Path], AbstractContextManager[None]]) -> None:
+        """Those from which nothing was fetched for long: the next fetch makes another. And those of projects that have
+        no workspace here. Of the others what an agent that died has left. ``alone``: raises Cancelled where somebody
+        works on a mirror."""
         now = time.time()
         for mirror in self.root.glob("mirrors/*/*"):
-            with contextlib.suppress(OSError):
-                if now - mirror.stat().st_mtime > UNUSED_SECONDS:
+            with contextlib.suppress(OSError, EngineUnavailable, Cancelled), alone(mirror):
+                # A workspace is there before its mirror is worked on.
+                projects = {str(one.project_id) for one in self.held()}
+                if now - mirror.stat().st_mtime > UNUSED_SECONDS or mirror.parent.name not in projects:
                     clear(mirror)
-            for left in mirror.glob("objects/pack/tmp_*"):
-                with contextlib.suppress(OSError):
+                for left in mirror.glob("objects/pack/tmp_*"):
                     if now - left.stat().st_mtime > PARTIAL_SECONDS:
                         left.unlink()
 
@@ -155,26 +229,36 @@ class Trees:
         """The files below the folder of this descriptor, but repositories of git: no link is followed, and what is
         neither folder, file nor link is left out. Raises WorkspaceTooLarge, PathRefused."""
         copied = 0
-        for path, folders, files, descriptor in os.fwalk(".", dir_fd=source, follow_symlinks=False):
-            here = target / path
-            folders[:] = [name for name in folders if name != ".git"]
-            for name in [*folders, *files]:
+
+        def look(here: int, names: list[str]) -> list[str]:
+            nonlocal copied
+            inside, at = [], target.joinpath(*names)
+            for name, found in deep.entries(here):
                 if cancelled():
                     raise Cancelled("copying")
-                found = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+                if name == ".git":
+                    continue
                 if stat.S_ISLNK(found.st_mode):
-                    # A link to a folder is listed among the folders, and not entered.
-                    os.symlink(os.readlink(name, dir_fd=descriptor), here / name)
+                    os.symlink(os.readlink(name, dir_fd=here), at / name)
                 elif stat.S_ISDIR(found.st_mode):
-                    (here / name).mkdir()
-                elif stat.S_ISREG(found.st_mode) and name != ".git":
+                    (at / name).mkdir()
+                    inside.append(name)
+                elif stat.S_ISREG(found.st_mode):
                     copied += found.st_size
                     if copied > most_bytes:
                         raise WorkspaceTooLarge(f"the folder has more than {most_bytes} bytes")
-                    _copy_file(name, descriptor, here / name, 0o755 if found.st_mode & 0o100 else 0o644)
+                    _copy_file(name, here, at / name, 0o755 if found.st_mode & 0o100 else 0o644)
                 else:
                     continue
-                self.give(here / name)
+                self.give(at / name)
+            return inside
+
+        try:
+            deep.walk(source, look, cancelled=cancelled, across=True)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise PathRefused("the folder has others in it that are too deep for git: leave them out") from error
+            raise
 
 
 def _copy_file(name: str, folder: int, target: Path, mode: int) -> None:
@@ -182,6 +266,41 @@ def _copy_file(name: str, folder: int, target: Path, mode: int) -> None:
     with open(descriptor, "rb") as source, open(target, "xb") as copy:
         shutil.copyfileobj(source, copy, _CHUNK)
         os.fchmod(copy.fileno(), mode)
+
+
+@contextmanager
+def using(base: Path, *, shared: bool = True) -> Iterator[bool]:
+    """Hold off, with others or alone, who would remove the files of a commit, or make a session of them; False: they
+    are not there, or held by somebody else where this is to be alone."""
+    try:
+        descriptor = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        yield not shared
+        return
+    try:
+        # Whoever holds it alone does so for a moment.
+        fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            found = os.path.samestat(os.fstat(descriptor), base.stat())
+        except FileNotFoundError:
+            found = False
+    except BlockingIOError:
+        found = False
+    try:
+        yield found
+    finally:
+        os.close(descriptor)
+
+
+def _objects(repository: Path) -> set[Path]:
+    return {file for file in repository.glob("objects/*/*") if file.is_file()}
+
+
+def _content(file: Path) -> bytes | None:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def open_below(path: str, allowed: Collection[str]) -> int:
@@ -210,38 +329,35 @@ def open_below(path: str, allowed: Collection[str]) -> int:
     raise refused
 
 
-def size_of(*folders: Path) -> int:
-    """Bytes of all files in them, as far as they hold still; those with several names are counted once."""
-    seen: set[tuple[int, int]] = set()
-    total = 0
-    for folder in folders:
-        for path, _, files in os.walk(folder):
-            for name in files:
-                with contextlib.suppress(OSError):
-                    found = os.lstat(os.path.join(path, name))
-                    if found.st_nlink > 1:
-                        if (found.st_dev, found.st_ino) in seen:
-                            continue
-                        seen.add((found.st_dev, found.st_ino))
-                    total += found.st_size
-    return total
-
-
 def unlock(repository: Path) -> None:
     """Remove what a git that was killed has left in a repository which nobody works on."""
-    for left in [
-        *repository.glob("*.lock"),
-        *repository.glob("refs/**/*.lock"),
-        *repository.glob("objects/pack/tmp_*"),
-    ]:
+    for left in [*repository.glob("*.lock"), *repository.glob("objects/pack/tmp_*")]:
         left.unlink(missing_ok=True)
+    # Names of branches may be deep.
+    drop_files(repository / "refs", lambda name: name.endswith(".lock"))
 
 
-def clear(folder: Path) -> None:
-    """Remove it, if there; what somebody else removes meanwhile is gone too."""
-    while folder.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(FileNotFoundError, OSError):
-            folder.rmdir()
-            return
-        time.sleep(0.01)
+def drop_files(folder: Path, which: Callable[[str], bool]) -> None:
+    """Remove the plain files of such names in it, and in folders in it."""
+
+    def look(here: int, _: list[str]) -> list[str]:
+        inside = []
+        for name, about in deep.entries(here):
+            if stat.S_ISDIR(about.st_mode):
+                inside.append(name)
+            elif stat.S_ISREG(about.st_mode) and which(name):
+                deep.unlinked(here, name)
+        return inside
+
+    with contextlib.suppress(FileNotFoundError), deep.opened(folder) as top:
+        deep.walk(top, look)
+
+
+def clear(folder: Path, cancelled: Check = lambda: False) -> None:
+    """Remove it, if there; what somebody else removes meanwhile is gone too. Raises EngineUnavailable, Cancelled."""
+    try:
+        deep.remove(folder, cancelled)
+    except OSError as error:
+        raise EngineUnavailable(
+            f"{folder} cannot be deleted: {error.strerror}; see to the disk of this host, it is tried again"
+        ) from error

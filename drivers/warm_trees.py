@@ -13,7 +13,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from uuid import UUID, uuid4
 
 from pydantic import ValidationError
 
-from drivers import faults, mounts
+from drivers import deep, faults, mounts
 from drivers.machines import Check
 from drivers.session_trees import SessionTrees, is_id
 from model.base import Frozen
@@ -148,7 +147,7 @@ class WarmTrees:
             with self._locked(sandbox) as folder:
                 (folder / CLAIM).unlink(missing_ok=True)
                 mounts.unmount(folder / "place")
-                shutil.rmtree(folder)
+                deep.remove(folder)
         except NotFound:
             return
         except OSError as error:

@@ -123,7 +123,10 @@ class WorkspaceSweep:
                 # A platform that was rolled back knows of no sessions or caches, and refuses to hear of them.
                 for gone in answer.raise_for_status().json()["data"][answered]:
                     log.warning(f"{what}.leftover_removed", id=gone)
-                    await blocking(remove, UUID(gone))
+                    try:
+                        await blocking(remove, UUID(gone))
+                    except Exception:  # one that cannot be removed keeps no other
+                        log.exception(f"{what}.leftover_not_removed", id=gone)
         except (CairnError, httpx.HTTPError, ValueError, LookupError, RuntimeError, OSError) as error:
             log.info(f"{what}s.not_swept", error=str(error) or type(error).__name__)
         except Exception:  # an odd answer ends nothing here

@@ -13,10 +13,19 @@ from pathlib import Path
 
 import pytest
 
+from drivers import file_archives, file_watch, files, room
 from drivers.file_archives import ArchiveOut, unpack
 from drivers.file_watch import FileWatch
 from drivers.files import PARTIAL, Files
-from model.errors import BodyTooLarge, CairnError, EngineUnavailable, InvalidState, NotFound, ValidationFailed
+from model.errors import (
+    BodyTooLarge,
+    CairnError,
+    EngineRefused,
+    EngineUnavailable,
+    InvalidState,
+    NotFound,
+    ValidationFailed,
+)
 from tests.services import until
 
 #: Of renameat2(2).
@@ -263,6 +272,61 @@ def test_hostile_archives_change_nothing_outside(kept: Files, root: Path, archiv
     with pytest.raises((ValidationFailed, InvalidState, NotFound)):
         unpack(kept, "", [archive])
     assert everything(root.parent) == before
+
+
+def test_of_a_folder_with_very_many_names_a_part_is_remembered(
+    kept: Files, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = sorted(f"n{number:03}" for number in range(50))
+    for name in names:
+        (root / name).touch()
+    there = sorted(os.listdir(root))
+    whole = b"".join(ArchiveOut(kept, ""))
+
+    def refused(_: object) -> list[str]:
+        raise AssertionError("all names at once")
+
+    monkeypatch.setattr(os, "listdir", refused)
+    monkeypatch.setattr(files, "MOST_ENTRIES", 5)
+    monkeypatch.setattr(file_archives, "MOST_SORTED", 7)
+    listed = kept.list("")
+    assert ([one.name for one in listed.entries], listed.truncated) == (there[:5], True)
+    monkeypatch.setattr(files, "MOST_ENTRIES", len(there))
+    assert kept.list("").truncated is False
+    with (
+        tarfile.open(fileobj=io.BytesIO(b"".join(ArchiveOut(kept, "")))) as parts,
+        tarfile.open(fileobj=io.BytesIO(whole)) as one,
+    ):
+        assert sorted(parts.getnames()) == sorted(one.getnames())
+    monkeypatch.setattr(file_watch, "MOST_WATCHED", 20)
+    with pytest.raises(ValidationFailed, match="more than 20 files"):
+        FileWatch(kept, "")
+
+
+@pytest.mark.parametrize("short", ["FREE_BYTES", "FREE_FILES"])
+def test_nothing_is_written_where_the_disk_is_almost_full(
+    kept: Files, root: Path, monkeypatch: pytest.MonkeyPatch, short: str
+) -> None:
+    packed = b"".join(ArchiveOut(kept, "a"))
+    before = sorted(root.rglob("*"))
+    with monkeypatch.context() as full:
+        full.setattr(room, short, 1 << 62)
+        for write in (lambda: kept.write("new/file", [b"x"]), lambda: unpack(kept, "a", [packed])):
+            with pytest.raises(EngineRefused, match="no room for more"):
+                write()
+    assert sorted(root.rglob("*")) == before
+    # It may become full as it is written.
+    with monkeypatch.context() as full:
+        full.setattr(files, "LOOK_BYTES", 10)
+
+        def body() -> Iterator[bytes]:
+            yield b"x" * 11
+            full.setattr(room, short, 1 << 62)
+            yield b"x"
+
+        with pytest.raises(EngineRefused, match="no room for more"):
+            kept.write("a/file", body())
+    assert (root / "a" / "file").read_text() == "inside"
 
 
 def test_a_watch_tells_what_was_made_changed_and_deleted(kept: Files, root: Path) -> None:

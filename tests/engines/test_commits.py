@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from ipaddress import ip_network
 from pathlib import Path
@@ -14,13 +16,13 @@ from uuid import UUID, uuid4
 import docker
 import pytest
 
-from drivers import docker_commits
+from drivers import docker_commits, docker_git, trees
 from drivers.docker_workspaces import DockerWorkspaces
 from drivers.machines import Cancelled
 from drivers.ownership import PREFIX
 from drivers.secret_files import SecretFiles
 from drivers.session_trees import SessionTrees
-from model.errors import EngineRefused, NotFound
+from model.errors import EngineRefused, EngineUnavailable, NotFound, WorkspaceTooLarge
 from model.sessions import CommitSpec, Difference, SessionTree
 from model.workspaces import WorkspaceSpec
 from tests.drivers.conftest import never
@@ -35,6 +37,13 @@ BRANCH = docker_commits.BRANCH
 
 class Host:
     """A host with a workspace of a folder, or of a repository."""
+
+    @classmethod
+    def again(cls, other: Host, **more: Any) -> Host:
+        """The same, as another agent has it."""
+        made = cls(other.folder, **more)
+        shutil.rmtree(made.secrets, ignore_errors=True)
+        return made
 
     def __init__(self, folder: Path, **more: Any) -> None:
         self.folder, self.id = folder, uuid4()
@@ -256,3 +265,95 @@ def test_a_shallow_workspace_can_be_committed_to(tmp_path: Path) -> None:
         finally:
             host.sessions.remove(tree.session)
             shutil.rmtree(host.secrets, ignore_errors=True)
+
+
+def test_files_of_commits_that_were_left_go_once_no_session_is_made_of_them(
+    host: Host, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source / "big").write_bytes(os.urandom(1 << 20))
+    workspace, first = host.workspace(path=str(source))
+    host = Host.again(host, most_bytes=9 << 20)
+    tree, merged = host.session(workspace, first)
+    bases = host.base(workspace, first).parent
+    parent = first
+    for number in range(3):
+        (merged / "counted").write_text(f"{number}\n")
+        spec = spec_of(tree, parent)
+        commit = host.commits.write(spec, never)
+        assert commit is not None
+        host.commits.publish(spec, commit, never)
+        parent, before = commit, parent
+    # Sessions may be on their way that are made of what was left a moment ago.
+    assert len(commits_in(bases)) == 4
+    late, _ = host.session(workspace, before)
+    monkeypatch.setattr(trees, "LEFT_SECONDS", 0.0)
+    with trees.using(bases / before) as there:
+        assert there
+        host.workspaces.tidy()
+        assert commits_in(bases) == {first, before, parent}, "those of sessions, and where the workspace is"
+    host.sessions.remove(tree.session)
+    with trees.using(bases / first):
+        host.workspaces.tidy()
+        assert commits_in(bases) == {first, before, parent}, "one is being prepared just now"
+    host.workspaces.tidy()
+    assert commits_in(bases) == {before, parent}
+    host.sessions.remove(late.session)
+    host.workspaces.tidy()
+    assert [one.name for one in bases.iterdir()] == [parent]
+    with pytest.raises(NotFound, match="sync it"):
+        host.session(workspace, before)
+    assert host.sessions.found() == []
+
+
+def test_what_the_workspace_was_advanced_to_is_published_however_large_it_is(host: Host, source: Path) -> None:
+    workspace, first = host.workspace(path=str(source))
+    tree, merged = host.session(workspace, first)
+    (merged / "new").write_text("new")
+    spec = spec_of(tree, first)
+    commit = host.commits.write(spec, never)
+    assert commit is not None
+    small = Host.again(host, most_bytes=1)
+    with pytest.raises(WorkspaceTooLarge):
+        small.commits.write(spec_of(tree, first, "another"), never)
+    small.commits.publish(spec, commit, never)
+    assert git("rev-parse", BRANCH, at=host.repository(workspace)) == commit
+
+
+def commits_in(bases: Path) -> set[str]:
+    return {one.name for one in bases.iterdir() if one.is_dir()}
+
+
+def test_what_git_writes_is_not_read_further_than_wanted(host: Host, source: Path) -> None:
+    workspace, _ = host.workspace(path=str(source))
+    git_of, image = host.workspaces._git, host.workspaces._usable(never)
+    with git_of.opened(workspace, PROJECT, image, {}, never) as sandbox:
+        code, said, _ = sandbox._run(["cat", "/dev/zero"], "/", {}, 1000)
+        assert (code, len(said)) == (0, 1001)
+        until = time.monotonic() + 5
+        while readers() and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not readers()
+        assert sandbox.git("version", what="the next one works").startswith("git version")
+        # Who looks at nothing has it wait.
+        pieces: docker_git.Pieces
+        with docker_git._read(iter(lambda: (b"x", None), None)) as pieces:  # type: ignore[arg-type, misc]
+            time.sleep(0.3)
+            assert pieces.qsize() == docker_git.MOST_AHEAD
+
+
+def readers() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "git-reader"]
+
+
+def test_a_difference_does_not_wait_for_ever_for_a_commit(
+    host: Host, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, first = host.workspace(path=str(source))
+    tree, _ = host.session(workspace, first)
+    monkeypatch.setattr(docker_commits, "BUSY_SECONDS", 0.2)
+    with host.workspaces._alone("session", tree.session.int, never):
+        with pytest.raises(EngineUnavailable, match="try again in a moment"):
+            host.diff(tree, first)
+        with pytest.raises(Cancelled):
+            host.commits.diff(tree.session, PROJECT, first, "", text=True, cancelled=lambda: True)
+    assert host.diff(tree, first).files == []

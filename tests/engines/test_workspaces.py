@@ -284,6 +284,31 @@ def test_a_sandbox_of_an_agent_that_died_is_ended_and_its_work_done_anew(host: H
         assert not host.sandboxes()
 
 
+def test_credentials_of_an_agent_that_died_are_swept_and_none_stays_of_what_could_not_begin(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead, works, new = uuid4(), uuid4(), uuid4()
+    files = SecretFiles(host.secrets, host.id)
+    with host.workspaces._git.opened(works, UUID(int=7), host.workspaces._usable(never), {}, never):
+        for workspace in (dead, works):
+            os.utime(files.write(workspace, 0, {"login": b"secret"}), (0, 0))
+        files.write(new, 0, {"login": b"secret"})
+        host.workspaces.tidy()
+        left = {path.parent.name for path in host.secrets.rglob("login")}
+        assert left == {f"{works}.0", f"{new}.0"}, "neither what works nor what is new"
+    files.remove(new)
+    write = SecretFiles.write
+
+    def dies(*arguments: Any) -> Path:
+        write(*arguments)
+        raise OSError("no room")
+
+    monkeypatch.setattr(SecretFiles, "write", dies)
+    with pytest.raises(OSError), host.workspaces._git.opened(new, UUID(int=7), git_image.IMAGE, {}, never):
+        pass
+    assert host.clean()
+
+
 def test_what_would_take_too_much_is_refused_as_it_comes(host: Host) -> None:
     host.server.repository("large", {"big": os.urandom(4 << 20)})
     small = host.driver(most_bytes=1 << 20)
@@ -291,6 +316,57 @@ def test_what_would_take_too_much_is_refused_as_it_comes(host: Host) -> None:
     with pytest.raises(WorkspaceTooLarge):
         small.bring(spec, None, never)
     assert host.clean()
+
+
+@pytest.mark.parametrize("depth", [None, 1], ids=["whole", "shallow"])
+def test_a_sync_that_is_too_large_leaves_the_workspace_as_it_was(host: Host, depth: int | None) -> None:
+    name = f"grows-{depth}"
+    first = host.server.repository(name, {"a": b"1"})
+    made = host.bring(name, depth=depth)
+    before = everything(made.folder)
+    # As much packed as allowed, but not with its files beside it.
+    host.server.commit(name, {"big": os.urandom(1 << 20)})
+    host.server.push(name, "main")
+    spec = made.spec.model_copy(update={"keep": [first]})
+    small = host.driver(most_bytes=1_900_000)
+    with pytest.raises(WorkspaceTooLarge, match="CAIRN_WORKSPACE_MAX_BYTES"):
+        small.bring(spec, None, never)
+    assert everything(made.folder) == before
+    assert host.clean()
+    assert host.workspaces.bring(spec, None, never).commit != first
+    assert (made.base / "a").read_bytes() == b"1"
+
+
+def everything(folder: Path) -> dict[str, bytes | None]:
+    return {str(one.relative_to(folder)): one.read_bytes() if one.is_file() else None for one in folder.rglob("*")}
+
+
+def test_a_mirror_is_held_no_longer_than_needed_and_goes_with_its_project_s_last_workspace(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.server.repository("shared", {"a": b"1"})
+    check_out, free = DockerWorkspaces._check_out, list[Path]()
+
+    def checked_out(self: DockerWorkspaces, *arguments: Any) -> None:
+        for mirror in host.folder.glob("trees/mirrors/*/*"):
+            with self._alone_at(mirror, lambda: True):
+                free.append(mirror)
+        check_out(self, *arguments)
+
+    monkeypatch.setattr(DockerWorkspaces, "_check_out", checked_out)
+    made = host.bring("shared")
+    other = host.bring("shared", project_id=UUID(int=8))
+    assert len(set(free)) == 2
+    mirrors = [host.workspaces._trees.mirror(one.spec.project_id, one.spec.git_url or "") for one in (made, other)]
+    host.workspaces.tidy()
+    assert [mirror.exists() for mirror in mirrors] == [True, True]
+    host.workspaces.remove(other.spec.id, never)
+    with host.workspaces._alone_at(mirrors[1], never):
+        host.workspaces.tidy()
+    assert mirrors[1].exists(), "somebody works on it"
+    host.workspaces.tidy()
+    assert [mirror.exists() for mirror in mirrors] == [True, False]
+    git("fsck", at=made.folder / "repo.git")
 
 
 def test_folder_of_the_host_is_copied_where_its_operator_allows(host: Host, tmp_path: Path) -> None:
