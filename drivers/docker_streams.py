@@ -25,7 +25,7 @@ from model.errors import CairnError, CommandTimeout, EngineUnavailable, InvalidS
 _CHANNELS: dict[int, Literal["stdout", "stderr"]] = {1: "stdout", 2: "stderr"}
 #: Between telling a terminal's program that its user has gone and ending it.
 HANG_UP_SECONDS = 1.0
-POLL_SECONDS = 0.02
+FIRST_POLL_SECONDS, POLL_SECONDS = 0.001, 0.02
 _SHELL = ["/bin/sh", "-c", "command -v bash >/dev/null 2>&1 && exec bash; exec sh"]
 
 
@@ -208,12 +208,14 @@ class DockerCommand:
         return self._read.pop()
 
     def exit_code(self) -> int:
-        # Its output may end before the engine knows that it has.
+        # Its output may end before the engine knows that it has, by a moment, or by long.
+        pause = FIRST_POLL_SECONDS
         while (code := self._processes.exit_code()) is None:
             if time.monotonic() > self._until:
                 self.close()
                 raise self._timed_out()
-            time.sleep(POLL_SECONDS)
+            time.sleep(pause)
+            pause = min(2 * pause, POLL_SECONDS)
         self._ended = True
         return code
 
