@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from starlette.requests import HTTPConnection
 
-from api import accept, authentication
+from api import accept, authentication, limits
 from api.audit_rows import Record
 from api.caller import ENTER, Caller, Who
 from worker import api
@@ -38,6 +38,8 @@ async def _as_before(request: HTTPConnection, permissions: Sequence[str]) -> Cal
         caller = await _checked(request, permissions)
         _first.append(caller.who)
         return caller
+    # How often one asks is counted all the same.
+    await limits.count_caller(request, key=_first[0].key_id, user=_first[0].user_id)
     engine = request.app.state.engine
     connection = await engine.connect().start()
     request.state.who, request.state.authenticated = _first[0], True
