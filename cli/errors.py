@@ -8,7 +8,7 @@ from enum import IntEnum
 from http import HTTPStatus
 from typing import Any
 
-from cli.fields import as_options, option_of
+from cli.fields import as_options, option_of, timed
 from cli.hints import hint_of
 from cli.routes import as_commands
 
@@ -92,7 +92,7 @@ def _field(said: Any) -> dict[str, Any]:
 
 def _as_option(said: dict[str, Any]) -> dict[str, Any]:
     field, message = str(said.get("field")), str(said.get("message"))
-    return {**said, "field": option_of(field, message), "message": as_options(message, [])}
+    return {**said, "field": option_of(field, message), "message": as_options(timed(field, message), [])}
 
 
 def of_outcome(workflow: dict[str, Any]) -> CommandFailed:

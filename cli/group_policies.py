@@ -29,12 +29,15 @@ def policy(
     metric: Annotated[
         str, typer.Option(help="cpu or memory, in percent; requests a second; or what is pushed.")
     ] = "cpu",
-    out: Annotated[int | None, typer.Option("--out", help="So many more at once.")] = None,
-    in_: Annotated[int | None, typer.Option("--in", help="So many fewer at once.")] = None,
+    out: Annotated[int | None, typer.Option("--out", help="So many more at once; with --in: both, or none.")] = None,
+    in_: Annotated[int | None, typer.Option("--in", help="So many fewer at once; with --out.")] = None,
     cooldown: Annotated[float, typer.Option(parser=duration, metavar="TIME", help="Between two changes: 5m.")] = 60,
     output: Output = Format.TABLE,
 ) -> None:
-    """Scale a group by what is measured."""
+    """Scale a group by what is measured. Every 30 s that is looked at.
+
+    Without --out and --in there are as many members as bring the metric to its target.
+    """
     body: dict[str, Any] = {"name": name, "metric_type": metric, "target_value": target, "cooldown_sec": cooldown}
     body |= {field: value for field, value in (("scale_out_step", out), ("scale_in_step", in_)) if value is not None}
     if metric in MEASURED[:2] and target > PERCENT:
