@@ -78,7 +78,7 @@ _OF_NOUNS = {
     "deployment schedule": {"schedule": "--cron"},
     "type": {"memory_mb": "--memory", "disk_gb": "--disk"},
     "workflow": {"created_after": "--since", "created_before": "--until"},
-    "webhook": {"events": "--event"},
+    "webhook": {"events": "--type"},
 }
 #: Options of every command, or about the command itself: no field is meant by them.
 _GLOBAL = frozenset({"--context", "--api-url", "--debug", "--no-color", "--output", "--watch", "--wait", "--help"})

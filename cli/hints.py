@@ -127,7 +127,9 @@ HINTS = {
     "needs_recreate": "where what it wrote outside of volumes may be lost: --recreate",
     "unhealthy": "see what its check asks for: cairn instance show NAME; it has to pass within CAIRN_DEADLINE_LAUNCH of"
     " the platform, and is asked every --health-interval",
-    "image_not_found": "see what there is: cairn image list; of a registry or a URL, check how it is written",
+    "image_not_found": "see what there is: cairn image list; every platform has cairn/base:latest. A name without a"
+    " registry is of docker.io, whose name the host must be able to resolve; to bring an image without any registry:"
+    " cairn image upload NAME FILE (a file of docker save)",
     "idempotency_mismatch": "a key stands for one request: give another --idempotency-key",
     "internal": "see the API's log for the request id: --debug shows it",
     "precondition_failed": "it has changed meanwhile: look again, then repeat",

@@ -153,6 +153,7 @@ class Program(TyperGroup):
 
     def __init__(self, **about: Any) -> None:
         super().__init__(**about)
+        self.contradicts = False
         options: list[Any] = self.params
         options += flags.params_of(flags.of_the_api, flags.everywhere)
 
@@ -166,6 +167,8 @@ class Program(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if ctx.resilient_parsing and args[0] == "watch" and args[1:]:
             args = args[1:]  # the line that is typed goes on as that of the command to be watched
+        if self.contradicts and not ctx.resilient_parsing:
+            raise usage("give either --wait or --no-wait")
         if not ctx.resilient_parsing and args[0] in ELSEWHERE:
             raise usage(f"there is no command '{args[0]}'", ELSEWHERE[args[0]])
         known: dict[str, Any] = dict.fromkeys(COMMANDS)
@@ -185,6 +188,7 @@ class Program(TyperGroup):
             flags.no_colors()  # before anything is printed: also before help that is asked for first
         for stream in (sys.stdout, sys.stderr):
             render.prepare(stream)  # help, too, is printed from here on
+        self.contradicts = {"--wait", "--no-wait"} <= set(args[: args.index("--")] if given.dashes else args)
         with _noticed_alike():
             return super().parse_args(ctx, args)
 

@@ -71,9 +71,22 @@ def moment(option: str, value: str | None) -> str | None:
     return value
 
 
-def cannot_open(what: str, error: OSError) -> str:
-    """Of a file that was named: which, and why; without the number that the system gives the reason."""
-    return f"{what}: {error.strerror or error}"
+def between(since: str | None, until: str | None) -> tuple[str | None, str | None]:
+    """``--since`` and ``--until`` as the API takes them; the first is the earlier one."""
+    after, before = moment("--since", since), moment("--until", until)
+    if after and before and dt.datetime.fromisoformat(after) >= dt.datetime.fromisoformat(before):
+        raise usage(f"--since {since} is not before --until {until}: nothing is between them")
+    return after, before
+
+
+def reason(error: Exception) -> str:
+    """Why the system refused it, without the number that it gives the reason."""
+    return str(getattr(error, "strerror", None) or error)
+
+
+def cannot_open(what: str, error: Exception) -> str:
+    """Of a file that was named: which, and why."""
+    return f"{what}: {reason(error)}"
 
 
 def new_file(what: str, path: Path) -> None:

@@ -25,7 +25,9 @@ LAST_CELL = 5
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the end, or return once it is accepted.")]
 Timeout = Annotated[
     float,
-    typer.Option(parser=duration, metavar="TIME", help="How long to wait, such as 5m; the workflow goes on."),
+    typer.Option(
+        parser=duration, metavar="TIME", help="How long to wait, such as 5m; the workflow goes on.", show_default="10m"
+    ),
 ]
 DEFAULT_TIMEOUT: float = 600
 

@@ -70,7 +70,7 @@ def test_times_and_what_contradicts_itself_are_refused_before_anything_is_sent(a
         ("lb create f --port 80 --check foo", "POST /lb", "health_check.type", "one of tcp, http", "--check: one of"),
         ("lb create f --port 0", "POST /lb", "port", "must be at least 1", "error: --port: must be at least 1 ("),
         ("lb create f --port 1 --tls x", "POST /lb", "tls.secret", "there is none", "error: --tls: there"),
-        ("lb create f --port 1 --interval 0s", "POST /lb", "health_check.interval_seconds", "must be at least 10", "10s"),
+        ("lb create f --port 1 --interval 0s", "POST /lb", "health_check.interval_seconds", "must be at least 9", "9s"),
         ("pool create p --size 0", "POST /pools", "size", "must be at least 1", "error: --size: must"),
         ("instance launch w --backend x", "POST /instances", "backend", "none of ours", "error: --backend: none"),
         ("instance list --status x", "GET /instances", "status", "none of ours", "error: --status: none"),
