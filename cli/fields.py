@@ -166,10 +166,10 @@ def timed(field: str, said: str) -> str:
     """With the unit of its limits, where the field is a time."""
     if not field.endswith((*_TIMES, "timeout")):
         return said
-    return _LIMIT.sub(lambda found: f"{found[1]} {_span(float(found[2]))}", said)
+    return _LIMIT.sub(lambda found: f"{found[1]} {as_time(float(found[2]))}", said)
 
 
-def _span(seconds: float) -> str:
+def as_time(seconds: float) -> str:
     """As one writes it, without rounding: 7d, 90s."""
     for size, unit in _UNITS:
         if seconds and seconds % size == 0:

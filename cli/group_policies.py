@@ -11,7 +11,7 @@ from cli.client import Client
 from cli.errors import CommandFailed, Exit, usage
 from cli.groups import GROUP, Name, groups
 from cli.listing import Listing, Table, print_list
-from cli.options import duration
+from cli.options import Seconds, duration
 from cli.render import Format, Output
 
 __all__ = ["groups"]
@@ -45,8 +45,8 @@ def policy(
     out: Annotated[int | None, typer.Option("--out", help="So many more at once; with --in: both, or none.")] = None,
     in_: Annotated[int | None, typer.Option("--in", help="So many fewer at once; with --out.")] = None,
     cooldown: Annotated[
-        float, typer.Option(parser=duration, metavar="TIME", help="Between two changes: 5m.", show_default="60s")
-    ] = 60,
+        float, typer.Option(parser=duration, metavar="TIME", help="Between two changes: 5m.")
+    ] = Seconds(60),
     output: Output = Format.TABLE,
 ) -> None:
     """Scale a group by what is measured. Every 30 s that is looked at.

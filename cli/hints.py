@@ -10,6 +10,7 @@ from cli.routes import listing_of
 SETTLED = ("running", "stopped", "paused", "error", "deleted", "completed", "failed", "cancelled")
 #: Codes of which nothing can be said that is right for every request.
 BY_REQUEST = ("not_found", "in_use", "invalid_state", "quota_exceeded")
+_ENDED = "its program has ended: run it again with cairn instance restart NAME"
 _START, _RESUME = "start it first: cairn instance start NAME", "let it go on: cairn instance resume NAME"
 #: By code, what is asked of what kind, and the state that it is in.
 _OF_STATES = {
@@ -24,6 +25,14 @@ _OF_STATES = {
         "resume",
         "stopped",
     ): "it was stopped, not paused: run it again: cairn instance start NAME",
+    (
+        "invalid_state",
+        "instances",
+        "start",
+        "running",
+    ): "it runs; where its program has ended (drift: stopped), bring it back: cairn instance restart NAME",
+    ("invalid_state", "instances", "exec", "exited"): _ENDED,
+    ("invalid_state", "instances", "terminal", "exited"): _ENDED,
     ("invalid_state", "instances", "exec", "stopped"): _START,
     ("invalid_state", "instances", "terminal", "stopped"): _START,
     ("invalid_state", "instances", "exec", "paused"): _RESUME,

@@ -10,6 +10,7 @@ from pathlib import Path
 import typer
 
 from cli.errors import usage
+from cli.fields import as_time
 from cli.given import given
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -41,6 +42,13 @@ def seconds(option: str, value: str) -> int:
     if not written:
         raise usage(f"{option} {value}: expected a number and s, m, h or d, such as 1h")
     return int(written[1]) * _UNITS[written[2]]
+
+
+class Seconds(int):
+    """A default that is shown as one writes it: 10m."""
+
+    def __str__(self) -> str:
+        return as_time(self)
 
 
 def duration(value: str | float) -> float:

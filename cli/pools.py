@@ -141,8 +141,10 @@ def _print(pool: dict[str, Any], output: Format) -> None:
 
 def _under_way(pool: dict[str, Any]) -> str:
     """What becomes of the numbers that are not what they will be."""
-    if pool["status"] == "scaling":
-        return f"; {pool.get('filling') or 'some'} are being launched, or removed"
+    if pool["filling"]:
+        return f"; under way: {pool['filling']}"
+    if pool["status"] in ("pending", "scaling", "updating"):
+        return "; under way: what is too many is removed"
     if pool["wanted"] > pool["size"]:
         return f"; sessions asked for more than its size: it goes back to {pool['size']} by itself"
     return ""

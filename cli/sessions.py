@@ -193,7 +193,7 @@ app.command("messages", epilog="Example: cairn session messages fix-login")(chat
 def exec_(
     name: Name,
     command: Command,
-    timeout: streams.Longest = 30,
+    timeout: streams.Longest = streams.EXEC_SECONDS,
     output: Output = Format.TABLE,
 ) -> None:
     """Run a command in a session's sandbox, at /workspace; ends with the command's own exit code.

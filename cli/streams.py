@@ -21,15 +21,16 @@ from cli import render
 from cli.client import Client
 from cli.completion import instances as instance_names
 from cli.errors import UNKNOWN_EXIT, Exit
-from cli.options import duration, seconds
+from cli.options import Seconds, duration, seconds
 from cli.render import Format, Output
 
 Name = Annotated[str, typer.Argument(help="Name or id.", show_default=False, autocompletion=instance_names)]
 Command = Annotated[list[str], typer.Argument(metavar="-- CMD...", help="What to run, after --.", show_default=False)]
 Longest = Annotated[
     float,
-    typer.Option(parser=duration, metavar="TIME", help="What it may take, to 10m.", show_default="30s"),
+    typer.Option(parser=duration, metavar="TIME", help="What it may take, to 10m."),
 ]
+EXEC_SECONDS = Seconds(30)
 #: What the API takes for itself, beyond the time of a command.
 EXTRA_SECONDS = 15.0
 #: Exit codes of what could not be run, and how the engine's own words about it begin.
@@ -80,7 +81,7 @@ def stats(
 def exec_(
     name: Name,
     command: Command,
-    timeout: Longest = 30,
+    timeout: Longest = EXEC_SECONDS,
     output: Output = Format.TABLE,
 ) -> None:
     """Run a command in an instance; ends with the command's own exit code.

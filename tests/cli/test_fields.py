@@ -120,3 +120,30 @@ def test_names_of_fields_within_a_sentence_are_options_too_and_what_is_quoted_is
     told = cairn("group", "policy", "web", "p", "--target", "5", "--out", "2").stderr
     assert told.startswith("error: --out and --in are given both, or none: not 'cooldown_sec' (")
     assert "both, or none" in " ".join(cairn("group", "policy", "--help").stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("workflow list --since 1m --until 2h", "--since 1m is not before --until 2h"),
+        ("audit list --since 2026-02-01T00:00:00Z --until 2026-01-01T00:00:00Z", "is not before"),
+        ("instance stop web --wait --no-wait", "either --wait or --no-wait"),
+        ("event list --all --limit 3", "either --all or --limit"),
+        ("type create t --vcpus 1 --memory 128Mi --disk 1", "'128Mi': expected a whole number, which is in MiB"),
+        ("ssh-key add k /nowhere/key.pub", "error: /nowhere/key.pub: No such file or directory ("),
+        ("credential create c --host h --ssh --from-file /nowhere/key", "No such file or directory"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_plainly(api: FakeApi, words: str, told: str) -> None:
+    ended = cairn(*words.split())
+    assert ended.exit_code == Exit.USAGE and not api.requests
+    said = " ".join(ended.stderr.replace("│", " ").split())
+    assert told in said and "Errno" not in said, said
+
+
+def test_times_are_shown_with_their_unit_and_help_names_no_order_that_is_not_so() -> None:
+    assert "[default: 10m]" in " ".join(cairn("instance", "stop", "--help").stdout.split())
+    assert "newest first" not in cairn("type", "list", "--help").stdout
+    assert "table" not in cairn("api", "--help").stdout
+    assert "so long from now" in " ".join(cairn("instance", "update", "--help").stdout.split())
+    assert cairn("event", "list", "--help").exit_code == Exit.OK
