@@ -347,7 +347,7 @@ class Client:
 
 def project_gone() -> CommandFailed:
     """Of the project that the context remembers."""
-    message = "the project in use is gone, or is not yours any more"
+    message = "the project in use is deleted, or is not yours any more"
     return CommandFailed(message, NO_PROJECT, Exit.NOT_FOUND, "cairn project use NAME; see yours: cairn project list")
 
 

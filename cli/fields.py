@@ -56,6 +56,7 @@ _OPTIONS = {
     "health_check": "--health",
     "drain_seconds": "--drain",
     "target.workflow.resource_id": "--resource",
+    "resource_id": "--resource",
     "target.workflow.kind": "--workflow",
     "target.workflow": "--workflow",
     "target.exec": "--exec",

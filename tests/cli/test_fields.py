@@ -89,6 +89,13 @@ def test_times_and_what_contradicts_itself_are_refused_before_anything_is_sent(a
             "error: --workflow: no such kind",
         ),
         (
+            "cron create n @daily --workflow StopInstance",
+            "POST /cron/jobs",
+            "target.workflow",
+            "StopInstance needs a resource_id",
+            "error: --workflow: StopInstance needs a --resource",
+        ),
+        (
             "cron create n @daily --url x --body b",
             "POST /cron/jobs",
             "body",

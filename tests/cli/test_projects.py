@@ -102,7 +102,7 @@ def test_project_in_use_that_is_gone_is_told_and_another_can_be_used(in_use: Fak
     in_use.on("GET /auth/me", GONE)
     told = cairn("instance", "list")
     assert told.exit_code == Exit.NOT_FOUND
-    assert "the project in use is gone" in told.stderr and "cairn project use NAME" in told.stderr
+    assert "the project in use is deleted" in told.stderr and "cairn project use NAME" in told.stderr
     assert cairn("project", "list").exit_code == 0
     assert cairn("project", "use", "payments").exit_code == 0
     assert config.read().contexts["prod"].project == ID
