@@ -41,7 +41,7 @@ MEANINGS = {
     Exit.UNREACHABLE: "the API cannot be reached, is not ready, or does not know the key",
     Exit.TIMED_OUT: "--timeout is over; the workflow goes on",
     Exit.COMMAND_TIMED_OUT: "the command of instance exec was ended at its --timeout",
-    Exit.OUTPUT_CUT: "the command of instance exec ended with 0, but its output was cut at 1 MiB",
+    Exit.OUTPUT_CUT: "instance exec ended with 0, its output was cut at 1 MiB",
     Exit.INTERRUPTED: "interrupted by Ctrl-C; a workflow that was waited for goes on",
     Exit.BROKEN_PIPE: "the reader of the output went away (as in: cairn … | head)",
 }
