@@ -82,7 +82,7 @@ async def _lock(caller: Caller, row: Row[Any]) -> Row[Any]:
     query = select(table.__table__).where(table.id == row.resource_id).with_for_update()
     found = (await caller.execute(query)).one_or_none()
     if found is None:
-        raise _refused(row, f"its {row.resource_type} is gone")
+        raise _refused(row, f"its {row.resource_type} is deleted")
     return found
 
 

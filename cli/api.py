@@ -35,7 +35,8 @@ def api(
     header: Annotated[list[str] | None, typer.Option("--header", "-H", help="'Name: value'; may be repeated.")] = None,
     paginate: Annotated[bool, typer.Option("--paginate", help="All pages of a list, as one.")] = False,
     output: Annotated[
-        Format, typer.Option("--output", "-o", callback=render.notation, help="json or yaml.", show_default=False)
+        Format,
+        typer.Option("--output", "-o", callback=render.notation, help="How it is written.", metavar="[json|yaml]"),
     ] = Format.JSON,
 ) -> None:
     """Send a request to the API and print the body of the answer. PATH is as in docs/api.md, with /v1 or without."""

@@ -14,7 +14,7 @@ from cli import render
 from cli.client import Client
 from cli.errors import CommandFailed, Exit, of_option, usage
 from cli.listing import Listing, Table, print_list
-from cli.options import cannot_open, moment, new_file
+from cli.options import between, cannot_open, new_file
 from cli.render import All, Format, Limit, Output
 from cli.resources import HELP, resource_id
 
@@ -51,13 +51,14 @@ def list_(
     output: Output = Format.TABLE,
 ) -> None:
     """List what was done and what was refused, newest first."""
+    after, before = between(since, until)
     params = {
         "actor": actor,
         "action": action,
         "resource_type": resource_type,
         "outcome": outcome,
-        "since": moment("--since", since),
-        "until": moment("--until", until),
+        "since": after,
+        "until": before,
         "platform": "true" if platform else None,
     }
     table = Table(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 import typer
 
 from cli import render
-from cli.client import Client
+from cli.client import Client, find_endpoint, is_loopback
 from cli.completion import balancers as balancer_names
 from cli.completion import hosts as host_names
 from cli.completion import instances as instance_names
@@ -22,6 +23,18 @@ from cli.routes import as_commands
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Load balancers: one address for many instances.")
 
+#: The host of the platform that runs on this machine.
+LOCAL = "local"
+
+
+def _share(written: str | int) -> int:
+    """Raises BadParameter."""
+    if not str(written).isdecimal() or int(written) > MOST:
+        raise typer.BadParameter(f"'{written}': expected a share of the requests, a whole number from 0 to {MOST}")
+    return int(written)
+
+
+MOST = 256
 Name = Annotated[str, typer.Argument(help="Name or id.", show_default=False, autocompletion=balancer_names)]
 Names = Annotated[
     list[str],
@@ -42,7 +55,7 @@ Drain = Annotated[
     typer.Option(parser=duration, metavar="TIME", help="What a target that leaves may take to end what it began: 30s."),
 ]
 Certificate = Annotated[str | None, typer.Option(help="Secret with certificate and key, as PEM: NAME[@VERSION].")]
-Weight = Annotated[int, typer.Option(help="Share of the requests, 0 to 256.")]
+Weight = Annotated[int, typer.Option(parser=_share, metavar="N", help="Share of the requests, 0 to 256.")]
 
 
 @app.command(epilog="Example: cairn lb create front --port 80 --check http:/ready")
@@ -196,7 +209,7 @@ def add(
 def weigh(
     name: Name,
     instance: Instance,
-    weight: Annotated[int, typer.Argument(help="Share of the requests, 0 to 256.", show_default=False, min=0, max=256)],
+    weight: Annotated[int, typer.Argument(parser=_share, help="Share of the requests, 0 to 256.", show_default=False)],
     wait: Wait = True,
     timeout: Timeout = DEFAULT_TIMEOUT,
     output: Output = Format.TABLE,
@@ -281,7 +294,6 @@ def _print(balancer: dict[str, Any], output: Format) -> None:
         render.print_json(balancer)
         return
     error, check = balancer.get("error") or {}, balancer["health_check"]
-    ports = ", ".join(f"{port['host_port']}" for port in balancer["ports"] if port["host_port"] is not None)
     asked = " ".join(filter(None, (check["type"], check["path"])))
     render.print_facts(
         [
@@ -291,7 +303,7 @@ def _print(balancer: dict[str, Any], output: Format) -> None:
             ("error", as_commands(error.get("message", ""))),
             ("listens", f"{balancer['mode']} {balancer['port']}" + (" (TLS)" if balancer["tls"] else "")),
             ("host", balancer["host"] or ""),
-            ("reached at", f"its host's CAIRN_PUBLISH_ADDRESS (default 127.0.0.1), port {ports}" if ports else ""),
+            ("reached at", ", ".join(_reached(balancer))),
             ("algorithm", balancer["algorithm"]),
             ("check", f"{asked} every {check['interval_seconds']:g} s"),
             ("cookie", balancer["cookie"] or ""),
@@ -300,6 +312,18 @@ def _print(balancer: dict[str, Any], output: Format) -> None:
             ("created", f"{balancer['created_at']} ({render.age(balancer['created_at'])} ago)"),
         ]
     )
+
+
+def _reached(balancer: dict[str, Any]) -> list[str]:
+    """Addresses to copy where its host is this machine; else what is known of them: the host alone has the rest."""
+    ports = [port["host_port"] for port in balancer["ports"] if port["host_port"] is not None]
+    if balancer["host"] != LOCAL or not is_loopback(find_endpoint().api_url):
+        where = f"of {balancer['host'] or 'its host'}, at its CAIRN_PUBLISH_ADDRESS (default 127.0.0.1)"
+        return [f"port {port} {where}" for port in ports]
+    address = os.environ.get("CAIRN_PUBLISH_ADDRESS") or "127.0.0.1"
+    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104 - where one listens to all
+    scheme = "" if balancer["mode"] == "tcp" else "https://" if balancer["tls"] else "http://"
+    return [f"{scheme}{f'[{address}]' if ':' in address else address}:{port}" for port in ports]
 
 
 def _print_target(target: dict[str, Any], output: Format) -> None:

@@ -19,6 +19,7 @@ import httpx
 from cli.endpoint import START_HINT, Endpoint, find_endpoint, is_loopback
 from cli.errors import CommandFailed, Exit, of_answer, usage
 from cli.given import given
+from cli.options import reason
 from cli.routes import noun_of
 from cli.session import SessionAuth
 
@@ -300,7 +301,7 @@ class Client:
         try:
             return ssl.create_default_context(cafile=self.endpoint.ca_file)
         except OSError as error:
-            message = f"{self.endpoint.ca_file} cannot be used: {error}"
+            message = f"{self.endpoint.ca_file} cannot be used: {reason(error)}"
             hint = f"the CA file of {self.endpoint.source or 'the API'} holds certificates in PEM format"
             raise CommandFailed(message, "bad_ca_file", Exit.UNREACHABLE, hint) from None
 
@@ -346,7 +347,7 @@ class Client:
 
 def project_gone() -> CommandFailed:
     """Of the project that the context remembers."""
-    message = "the project in use is gone, or is not yours any more"
+    message = "the project in use is deleted, or is not yours any more"
     return CommandFailed(message, NO_PROJECT, Exit.NOT_FOUND, "cairn project use NAME; see yours: cairn project list")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.errors import CommandFailed, Exit, usage
+from cli.options import reason
 
 if TYPE_CHECKING:
     from tomlkit import TOMLDocument
@@ -140,5 +141,5 @@ def _write(file: Path, content: str) -> None:
 
 
 def _unusable(file: Path | None, error: Exception) -> CommandFailed:
-    message = f"{file} cannot be used: {error}"
+    message = f"{file} cannot be used: {reason(error)}"
     return CommandFailed(message, "bad_config", Exit.UNREACHABLE, "mend it, or move it away: see docs/cli.md")

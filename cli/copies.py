@@ -13,6 +13,7 @@ import typer
 
 from cli.client import Client
 from cli.errors import usage
+from cli.options import reason
 
 
 def cp(
@@ -76,7 +77,8 @@ def _unpack(client: Client, out_of: tuple[str, str], target: Path) -> None:
                 # What others made in a session: nothing of it comes to be elsewhere than in the folder.
                 archive.extractall(target, filter="data")
         except (OSError, tarfile.TarError) as error:
-            raise usage(f"it cannot be unpacked into {target}: {error}", "name a folder that you may write") from None
+            message = f"it cannot be unpacked into {target}: {reason(error)}"
+            raise usage(message, "name a folder that you may write") from None
 
 
 def _put(client: Client, path: str, content: IO[bytes], params: dict[str, str]) -> None:

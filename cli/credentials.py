@@ -13,6 +13,7 @@ from cli.client import Client
 from cli.completion import credentials as credential_names
 from cli.errors import usage
 from cli.listing import Listing, Table, print_list
+from cli.options import cannot_open
 from cli.render import All, Format, Limit, Output
 from cli.several import remove_each
 
@@ -99,7 +100,7 @@ def _read(path: str) -> str:
     try:
         return Path(path).expanduser().read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise usage(f"{path}: {error}") from None
+        raise usage(cannot_open(path, error)) from None
 
 
 def _print(credential: dict[str, Any], output: Format) -> None:

@@ -31,7 +31,9 @@ Command = Annotated[
     list[str] | None,
     typer.Argument(metavar="-- CMD...", help="With --exec: what is run, after --.", show_default=False),
 ]
-Url = Annotated[str | None, typer.Option(help="Send a request to this URL.")]
+Url = Annotated[
+    str | None, typer.Option(help="Send a request to this URL; without --secret one is made, and shown once.")
+]
 Method = Annotated[str, typer.Option(help="With --url: its method.")]
 Header = Annotated[
     list[str] | None, typer.Option("--header", "-H", help="With --url: NAME=VALUE, or NAME=secret:SECRET. Repeatable.")

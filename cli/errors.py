@@ -8,7 +8,7 @@ from enum import IntEnum
 from http import HTTPStatus
 from typing import Any
 
-from cli.fields import as_options, option_of
+from cli.fields import as_options, option_of, timed
 from cli.hints import hint_of
 from cli.routes import as_commands
 
@@ -24,6 +24,7 @@ class Exit(IntEnum):
     UNREACHABLE = 5
     TIMED_OUT = 6
     COMMAND_TIMED_OUT = 124
+    OUTPUT_CUT = 125
     INTERRUPTED = 130
     BROKEN_PIPE = 141
 
@@ -40,6 +41,7 @@ MEANINGS = {
     Exit.UNREACHABLE: "the API cannot be reached, is not ready, or does not know the key",
     Exit.TIMED_OUT: "--timeout is over; the workflow goes on",
     Exit.COMMAND_TIMED_OUT: "the command of instance exec was ended at its --timeout",
+    Exit.OUTPUT_CUT: "instance exec ended with 0, its output was cut at 1 MiB",
     Exit.INTERRUPTED: "interrupted by Ctrl-C; a workflow that was waited for goes on",
     Exit.BROKEN_PIPE: "the reader of the output went away (as in: cairn … | head)",
 }
@@ -75,13 +77,11 @@ def of_answer(status: int, error: dict[str, Any], path: str = "", *, verbatim: b
     if not verbatim:
         message = as_options(message, [str(one.get("field")) for one in fields or []])
         fields = fields and [_as_option(one) for one in fields]
-    return CommandFailed(
-        message,
-        code,
-        Exit.COMMAND_TIMED_OUT if code == "command_timeout" else exit_of(status),
-        hint_of(code, path, details),
-        fields,
-    )
+    hint = hint_of(code, path, details)
+    if hint and details.get("workflow_id"):
+        hint = hint.replace("cairn workflow show ID", f"cairn workflow show {details['workflow_id']}")
+    exit = Exit.COMMAND_TIMED_OUT if code == "command_timeout" else exit_of(status)
+    return CommandFailed(message, code, exit, hint, fields)
 
 
 def _field(said: Any) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _field(said: Any) -> dict[str, Any]:
 
 def _as_option(said: dict[str, Any]) -> dict[str, Any]:
     field, message = str(said.get("field")), str(said.get("message"))
-    return {**said, "field": option_of(field, message), "message": as_options(message, [])}
+    return {**said, "field": option_of(field, message), "message": as_options(timed(field, message), [])}
 
 
 def of_outcome(workflow: dict[str, Any]) -> CommandFailed:

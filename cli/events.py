@@ -16,7 +16,7 @@ from httpx_sse import EventSource, ServerSentEvent
 
 from cli import render
 from cli.client import Client
-from cli.errors import CommandFailed, of_option
+from cli.errors import CommandFailed, of_option, usage
 from cli.render import Format, Output
 from cli.resources import HELP, resource_id
 from cli.streams import until_interrupted
@@ -36,7 +36,7 @@ Most = Annotated[int | None, typer.Option(min=1, help="End after so many events.
 Resource = Annotated[str | None, typer.Option(help=f"Only events of this {HELP}.")]
 Types = Annotated[
     list[str] | None,
-    typer.Option("--type", help="Only this type; instance. takes all that begin so. May be repeated."),
+    typer.Option("--type", "--event", "-e", help="Only this type; instance. takes all that begin so. May be repeated."),
 ]
 
 
@@ -73,12 +73,15 @@ def events(
     ] = None,
     resource: Resource = None,
     type_: Types = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of them, as without --limit.")] = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Print the events there were, oldest first; with -f only those that come, or both from --after on.
 
     Each line has the time, the id of the event, its type, whose it is, and what it says.
     """
+    if everything and limit is not None:
+        raise usage("give either --all or --limit")
     if follow_:
         watch(after, limit, resource, type_, output)
         return

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cli import render
 from cli.client import Client
 from cli.errors import CommandFailed, usage
+from cli.options import reason
 
 if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
@@ -46,7 +47,7 @@ def listen(address: str, port: int) -> socket.socket:
     try:
         return socket.create_server((address, port), family=family, backlog=64)
     except (OSError, OverflowError) as error:
-        raise usage(f"cannot listen on {address} port {port}: {error}", "choose another: LOCAL:PORT") from None
+        raise usage(f"cannot listen on {address} port {port}: {reason(error)}", "choose another: LOCAL:PORT") from None
 
 
 def forward(client: Client, path: str, listeners: dict[socket.socket, int]) -> None:

@@ -23,6 +23,9 @@ class Given:
     yaml: bool = False
     #: A command to be run in an instance is set apart by --.
     dashes: bool = False
+    #: The command that runs, such as ``lb create``, and its options: messages name these.
+    command: str = ""
+    options: frozenset[str] = frozenset()
 
     def forget(self) -> None:
         for field in fields(self):
@@ -48,7 +51,10 @@ def _watch(value: bool) -> None:
     given.watch = value or given.watch
 
 
-def _no_color(value: bool) -> None:
+NO_COLOR = "--no-color"
+
+
+def no_colors(value: bool = True) -> None:
     if value:
         os.environ["NO_COLOR"] = "1"  # which everything that prints, children too, looks at
 
@@ -62,7 +68,7 @@ def _contexts(incomplete: str) -> list[str]:
 def everywhere(
     _: Annotated[
         bool,
-        typer.Option("--no-color", callback=_no_color, expose_value=False, help="No colours.", rich_help_panel=PANEL),
+        typer.Option(NO_COLOR, callback=no_colors, expose_value=False, help="No colours.", rich_help_panel=PANEL),
     ] = False,
 ) -> None:
     """Options of every command. They are given to their callbacks, not to the commands."""

@@ -11,7 +11,7 @@ from cli.client import Client
 from cli.errors import CommandFailed, Exit, usage
 from cli.groups import GROUP, Name, groups
 from cli.listing import Listing, Table, print_list
-from cli.options import duration
+from cli.options import Seconds, duration
 from cli.render import Format, Output
 
 __all__ = ["groups"]
@@ -19,6 +19,19 @@ __all__ = ["groups"]
 #: What is not pushed: agents and load balancers measure it. (The model's table of it takes long to load.)
 MEASURED = ("cpu", "memory", "requests")
 PERCENT = 100
+POLICIES = Table(
+    ["NAME", "METRIC", "TARGET", "STEPS", "COOLDOWN", "ACTED", "ID"],
+    lambda row: [
+        *(row["name"], row["metric_type"], f"{row['target_value']:g}", _steps(row), f"{row['cooldown_sec']}s"),
+        *(row["acted_at"] or "", row["id"]),
+    ],
+    wide=["ID"],
+)
+
+
+def _steps(row: dict[str, Any]) -> str:
+    out, in_ = row["scale_out_step"], row["scale_in_step"]
+    return f"+{out} -{in_}" if out is not None else ""
 
 
 @groups.command(epilog="Example: cairn group policy web cpu --metric cpu --target 60")
@@ -29,12 +42,17 @@ def policy(
     metric: Annotated[
         str, typer.Option(help="cpu or memory, in percent; requests a second; or what is pushed.")
     ] = "cpu",
-    out: Annotated[int | None, typer.Option("--out", help="So many more at once.")] = None,
-    in_: Annotated[int | None, typer.Option("--in", help="So many fewer at once.")] = None,
-    cooldown: Annotated[float, typer.Option(parser=duration, metavar="TIME", help="Between two changes: 5m.")] = 60,
+    out: Annotated[int | None, typer.Option("--out", help="So many more at once; with --in: both, or none.")] = None,
+    in_: Annotated[int | None, typer.Option("--in", help="So many fewer at once; with --out.")] = None,
+    cooldown: Annotated[
+        float, typer.Option(parser=duration, metavar="TIME", help="Between two changes: 5m.")
+    ] = Seconds(60),
     output: Output = Format.TABLE,
 ) -> None:
-    """Scale a group by what is measured."""
+    """Scale a group by what is measured. Every 30 s that is looked at.
+
+    Without --out and --in there are as many members as bring the metric to its target.
+    """
     body: dict[str, Any] = {"name": name, "metric_type": metric, "target_value": target, "cooldown_sec": cooldown}
     body |= {field: value for field, value in (("scale_out_step", out), ("scale_in_step", in_)) if value is not None}
     if metric in MEASURED[:2] and target > PERCENT:
@@ -45,20 +63,16 @@ def policy(
     if output is Format.JSON:
         render.print_json(made)
     else:
-        render.say(f"policy {name} of {group}: {made['id']}")
+        shown = POLICIES.cells(made)
+        render.print_facts([(label.lower(), value) for label, value in zip(POLICIES.headers, shown, strict=True)])
 
 
 @groups.command(epilog="Example: cairn group policies web")
 def policies(group: Name, output: Output = Format.TABLE) -> None:
     """List a group's policies."""
-    table = Table(
-        ["NAME", "METRIC", "TARGET", "ACTED", "ID"],
-        lambda row: [row["name"], row["metric_type"], f"{row['target_value']:g}", row["acted_at"] or "", row["id"]],
-        wide=["ID"],
-    )
     with Client() as client:
         path = f"{GROUP.path}/{GROUP.find(client, group)['id']}/policies"
-        print_list(client, path, {}, Listing(50, True, output), table)
+        print_list(client, path, {}, Listing(50, True, output), POLICIES)
 
 
 @groups.command(epilog="Example: cairn group metric web queue_length 17")

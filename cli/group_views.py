@@ -47,7 +47,7 @@ def show(row: dict[str, Any], numbers: str, updated: int) -> None:
             ("secrets", render.pairs(instance_views.env(row, secret=True))),
             ("health check", lifetimes.shown_check(row["health_check"]) if row.get("health_check") else ""),
             ("network", networks.shown(row.get("network"))),
-            ("load balancer", row.get("load_balancer_id") or ""),
+            ("load balancer", row.get("load_balancer") or row.get("load_balancer_id") or ""),
             ("labels", render.pairs(row.get("labels"))),
             ("created", f"{row['created_at']} ({render.age(row['created_at'])} ago)"),
             ("workflow", row["workflow_id"]),

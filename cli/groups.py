@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
@@ -12,11 +13,12 @@ from cli import group_views, render
 from cli.client import Client
 from cli.completion import groups as group_names
 from cli.ending import Ending, Kind, each, finish
-from cli.errors import usage
+from cli.errors import CommandFailed, usage
 from cli.group_options import Backend, Image, Least, Most, named, said
 from cli.listing import Listing, Table, print_list
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
 from cli.render import All, Format, Limit, Output
+from cli.resources import name_at
 from cli.routes import as_commands
 from cli.taking import taking
 
@@ -58,6 +60,8 @@ DEPLOYMENT = Noun(
     deployments, "deployment", "/containers/deployments", "replicas", "ready_replicas", "updated_replicas"
 )
 
+#: What the API says of a number that the group's own bounds refuse.
+_BOUNDS = re.compile(r"is not within .*, (\d+ to \d+): \d+")
 Names = Annotated[
     list[str], typer.Argument(metavar="NAME...", help="Names or ids.", show_default=False, autocompletion=group_names)
 ]
@@ -69,7 +73,7 @@ Name = Annotated[
 def _count(written: str) -> int:
     """Not +1, which reads as one more, and would be one. Raises BadParameter."""
     if not re.fullmatch(r"\d{1,6}", str(written)):
-        raise typer.BadParameter(f"{written}: expected how many there should be, such as 3; bounds are set by update")
+        raise typer.BadParameter(f"{written}: expected how many there should be, such as 3")
     return int(written)
 
 
@@ -201,6 +205,8 @@ def _common(noun: Noun) -> None:
         """Show one, and its members."""
         with Client() as client:
             row = noun.find(client, name)
+            if output is Format.TABLE and (id := row.get("load_balancer_id")):
+                row["load_balancer"] = name_at(client, id, "/lb")
             noun.show(row, output)
             if output is Format.TABLE:
                 group_views.show_members(client, row)
@@ -217,7 +223,7 @@ def _common(noun: Noun) -> None:
         output: Output = Format.TABLE,
     ) -> None:
         """Another number of members. A newer wish takes the place of one that is under way."""
-        _ask(noun, name, ("PUT", "/scale"), {noun.desired: number}, "scale", Ending(wait, timeout, output))
+        _scale(noun, name, number, Ending(wait, timeout, output))
 
     @app.command(epilog=f"{example} configurations web")
     def configurations(name: Name, output: Output = Format.TABLE) -> None:
@@ -241,7 +247,9 @@ def _common(noun: Noun) -> None:
     @app.command(epilog=f"{example} rollback web --revision 1")
     def rollback(
         name: Name,
-        revision: Annotated[int | None, typer.Option(help="Which (default: what all members had last).")] = None,
+        revision: Annotated[
+            int | None, typer.Option("--revision", "--to", help="Which (default: what all members had last).")
+        ] = None,
         wait: Wait = True,
         timeout: Timeout = DEFAULT_TIMEOUT,
         output: Output = Format.TABLE,
@@ -281,8 +289,33 @@ def _common(noun: Noun) -> None:
 
     @app.command(epilog=f"{example} rm web")
     def rm(names: Names, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT, output: Output = Format.TABLE) -> None:
-        """Remove them with all their members."""
-        each(kind, names, "rm", lambda client, path: client.request("DELETE", path), Ending(wait, timeout, output))
+        """Remove them with all their members. Cron jobs that scale them stay, and are named."""
+        each(kind, names, "rm", _remove, Ending(wait, timeout, output))
+
+
+def _scale(noun: Noun, name: str, number: int, ending: Ending) -> None:
+    try:
+        _ask(noun, name, ("PUT", "/scale"), {noun.desired: number}, "scale", ending)
+    except CommandFailed as failure:
+        if bounds := _BOUNDS.search(failure.message):
+            failure.message = f"{noun.noun} {name} may have {bounds[1]} members, and {number} is not within that"
+            failure.fields = []
+        raise
+
+
+def _remove(client: Client, path: str) -> dict[str, Any]:
+    """The jobs that scale it fail from then on, until somebody removes them."""
+    jobs: list[str] = []
+    with suppress(CommandFailed):  # they may not be seen; what is asked for is the delete
+        rows, _ = client.pages("/cron/jobs", {"resource_id": path.rpartition("/")[2]}, None)
+        jobs = [row["name"] for row in rows]
+    accepted = client.request("DELETE", path)
+    if jobs:
+        render.say(
+            f"warning: cron jobs that scale {accepted['data']['name']} stay, and fail from now on: {', '.join(jobs)};"
+            f" remove them: cairn cron rm {' '.join(jobs)}"
+        )
+    return accepted
 
 
 def _post(client: Client, path: str, verb: str) -> dict[str, Any]:

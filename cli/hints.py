@@ -10,6 +10,7 @@ from cli.routes import listing_of
 SETTLED = ("running", "stopped", "paused", "error", "deleted", "completed", "failed", "cancelled")
 #: Codes of which nothing can be said that is right for every request.
 BY_REQUEST = ("not_found", "in_use", "invalid_state", "quota_exceeded")
+_ENDED = "its program has ended: run it again with cairn instance restart NAME"
 _START, _RESUME = "start it first: cairn instance start NAME", "let it go on: cairn instance resume NAME"
 #: By code, what is asked of what kind, and the state that it is in.
 _OF_STATES = {
@@ -24,6 +25,14 @@ _OF_STATES = {
         "resume",
         "stopped",
     ): "it was stopped, not paused: run it again: cairn instance start NAME",
+    (
+        "invalid_state",
+        "instances",
+        "start",
+        "running",
+    ): "it runs; where its program has ended (drift: stopped), bring it back: cairn instance restart NAME",
+    ("invalid_state", "instances", "exec", "exited"): _ENDED,
+    ("invalid_state", "instances", "terminal", "exited"): _ENDED,
     ("invalid_state", "instances", "exec", "stopped"): _START,
     ("invalid_state", "instances", "terminal", "stopped"): _START,
     ("invalid_state", "instances", "exec", "paused"): _RESUME,
@@ -127,7 +136,9 @@ HINTS = {
     "needs_recreate": "where what it wrote outside of volumes may be lost: --recreate",
     "unhealthy": "see what its check asks for: cairn instance show NAME; it has to pass within CAIRN_DEADLINE_LAUNCH of"
     " the platform, and is asked every --health-interval",
-    "image_not_found": "see what there is: cairn image list; of a registry or a URL, check how it is written",
+    "image_not_found": "see what there is: cairn image list; every platform has cairn/base:latest. A name without a"
+    " registry is of docker.io, whose name the host must be able to resolve; to bring an image without any registry:"
+    " cairn image upload NAME FILE (a file of docker save)",
     "idempotency_mismatch": "a key stands for one request: give another --idempotency-key",
     "internal": "see the API's log for the request id: --debug shows it",
     "precondition_failed": "it has changed meanwhile: look again, then repeat",

@@ -112,7 +112,7 @@ def rm(names: Names) -> None:
         def forget(name: str) -> None:
             host = client.host(name)
             remove(client, f"/hosts/{host['id']}")
-            render.say(f"host {host['name']} is removed; its agent ends by itself")
+            render.say(f"host {host['name']} is deleted; its agent ends by itself")
 
         one_by_one(names, forget)
 

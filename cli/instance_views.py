@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from cli import lifetimes, networks, render
+from cli.client import Client
 from cli.render import Format
+from cli.resources import PATHS, name_at
 from cli.routes import as_commands
+
+#: The drift of an instance whose program has ended.
+STOPPED = "stopped"
+
+
+def names(client: Client, instance: dict[str, Any]) -> dict[str, str]:
+    """What it names by ids, with its names: its group, and its ssh key. The ids alone of what may not be seen."""
+    found = {}
+    if group := instance.get("group_id"):
+        found["group"] = name_at(client, group, PATHS["group"], PATHS["deployment"])
+    if key := instance.get("ssh_key_id"):
+        found["ssh_key"] = name_at(client, key, "/ssh-keys")
+    return found
 
 
 def show(instance: dict[str, Any], output: Format) -> None:
@@ -21,14 +37,15 @@ def show(instance: dict[str, Any], output: Format) -> None:
             ("status", status(instance)),
             ("error", f"{as_commands(str(error.get('message')))} ({error.get('code')})" if error else ""),
             ("image", instance.get("image") or ""),
+            ("command", shlex.join(instance.get("cmd") or [])),
             ("type", instance["instance_type"] + _size(instance)),
-            ("group", instance.get("group_id") or ""),
+            ("group", instance.get("group") or instance.get("group_id") or ""),
             ("managed by", _manager(instance.get("managed_by") or {})),
             ("host", f"{instance['host']} ({instance.get('backend')})" if instance.get("host") else ""),
             ("reachable", _REACHABLE[instance.get("reachable")]),
-            ("host lost", instance.get("on_host_lost") or ""),
+            ("if its host is lost", instance.get("on_host_lost") or ""),
             ("host labels", render.pairs(instance.get("host_labels"))),
-            ("drift", _drift(instance.get("drift"))),
+            ("drift", _drift(instance)),
             *lifetimes.facts(instance),
             ("address", instance.get("private_ip") or ""),
             ("ports", ports(instance)),
@@ -69,8 +86,9 @@ def _reference(use: dict[str, Any]) -> str:
 _REACHABLE = {True: "yes", False: "no: the lease of its host has lapsed", None: ""}
 
 
-def _drift(drift: dict[str, Any] | None) -> str:
-    """How the machine differs from what it should be, since when, and what was done about it."""
+def _drift(instance: dict[str, Any]) -> str:
+    """How the machine differs from what it should be, since when, what was done about it, and what to do."""
+    drift = instance.get("drift")
     if not drift:
         return ""
     changes = ", ".join(
@@ -78,7 +96,8 @@ def _drift(drift: dict[str, Any] | None) -> str:
         for field, values in (drift.get("changes") or {}).items()
     )
     heals = f"; tried to mend it {drift['heals']} times" if drift.get("heals") else ""
-    return f"{changes or drift['kind']} (for {render.age(drift['detected_at'])}{heals})"
+    back = f": bring it back with cairn instance restart {instance['name']}" if drift["kind"] == STOPPED else ""
+    return f"{changes or drift['kind']} (for {render.age(drift['detected_at'])}{heals}){back}"
 
 
 def status(instance: dict[str, Any]) -> str:

@@ -176,7 +176,9 @@ def show(
 ) -> None:
     """Show one instance."""
     with Client() as client:
-        instance_views.show(client.instance(name), output)
+        found = client.instance(name)
+        more = instance_views.names(client, found) if output is Format.TABLE else {}
+        instance_views.show(found | more, output)
 
 
 def _verb(verb: str, help: str, example: str) -> None:
@@ -229,7 +231,7 @@ def update(
     remove_metadata: Annotated[list[str] | None, typer.Option(help="Entry to remove; may be repeated.")] = None,
     tag: Annotated[list[str] | None, typer.Option("--tag", help="Its tags, in place of all it has.")] = None,
     no_tags: Annotated[bool, typer.Option("--no-tags", help="Remove all tags.")] = False,
-    ttl: lifetimes.Ttl = None,
+    ttl: lifetimes.TtlFromNow = None,
     no_ttl: Annotated[bool, typer.Option("--no-ttl", help="It lives until it is removed.")] = False,
     idle_stop: lifetimes.IdleStop = None,
     no_idle_stop: Annotated[bool, typer.Option("--no-idle-stop", help="Do not stop it for being idle.")] = False,

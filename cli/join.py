@@ -16,7 +16,7 @@ import typer
 from cli import render
 from cli.client import Client, Endpoint, is_loopback
 from cli.errors import CommandFailed, Exit, usage
-from cli.options import duration, pairs
+from cli.options import cannot_open, duration, pairs
 
 #: How long an API that does not answer is tried before anything is said about it.
 QUIET_SECONDS = 3.0
@@ -160,7 +160,7 @@ def _token_in_file() -> str | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise usage(f"CAIRN_JOIN_TOKEN_FILE: {error}") from None
+        raise usage(cannot_open(f"CAIRN_JOIN_TOKEN_FILE {path}", error)) from None
 
 
 def _facts(options: dict[str, str], labels: dict[str, str]) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def rm(keys: Several) -> None:
             rows = key_views.doomed(client, OWN, wanted, HINT)
             for row in rows:
                 remove(client, f"{OWN}/{row['id']}")
-                render.say(f"removed {row['name']} ({row['id']})")
+                render.say(f"key {row['name']} ({row['id']}) is deleted")
             if len(rows) > 1:
                 render.say(
                     f"{len(rows)} keys were named {wanted}, and all are void; to end one of several, give its id"

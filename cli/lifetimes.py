@@ -17,6 +17,7 @@ from cli.options import cannot_open, seconds
 _HELP_HEALTH = "http:PORT/PATH, tcp:PORT or exec:COMMAND: what says that it is well."
 
 Ttl = Annotated[str | None, typer.Option("--ttl", help="Delete it after this: 90s, 30m, 8h, 7d.")]
+TtlFromNow = Annotated[str | None, typer.Option("--ttl", help="Delete it so long from now: 90s, 30m, 8h, 7d.")]
 IdleStop = Annotated[str | None, typer.Option("--idle-stop", help="Stop it when it did nothing for so long: 30m.")]
 UserData = Annotated[
     str | None, typer.Option("--user-data", help="Script that runs in it once, first, as root: a file, or - for stdin.")
@@ -107,7 +108,7 @@ def facts(instance: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("restart", policy if policy not in (None, "no") else ""),
         ("user data", "yes" if instance.get("user_data_sha256") else ""),
-        ("ssh key", instance.get("ssh_key_id") or ""),
+        ("ssh key", instance.get("ssh_key") or instance.get("ssh_key_id") or ""),
     ]
 
 

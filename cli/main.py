@@ -101,14 +101,15 @@ def load(name: str) -> Any:
     command: Any = typer.main.get_command(found)
     command.name = name
     everywhere = flags.params_of(*([] if place.local else [flags.of_the_api]), flags.everywhere)
-    _extend(command, everywhere, [] if place.local else flags.params_of(flags.of_views))
+    _extend(name, command, everywhere, [] if place.local else flags.params_of(flags.of_views))
     return command
 
 
-def _extend(command: Any, everywhere: list[Any], of_views: list[Any]) -> None:
-    for each in getattr(command, "commands", {}).values():
-        _extend(each, everywhere, of_views)
+def _extend(words: str, command: Any, everywhere: list[Any], of_views: list[Any]) -> None:
+    for each, below in getattr(command, "commands", {}).items():
+        _extend(f"{words} {each}", below, everywhere, of_views)
     if hasattr(command, "commands"):
+        command.params += flags.params_of(flags.everywhere)
         return
     if command.name in VIEWS and of_views:
         command.params += of_views
@@ -123,6 +124,14 @@ def _extend(command: Any, everywhere: list[Any], of_views: list[Any]) -> None:
 
         command.callback = perhaps_again
     command.params += everywhere
+    does = command.callback
+
+    def run(**params: Any) -> Any:
+        given.command = words
+        given.options = frozenset(option for param in command.params for option in param.opts)
+        return does(**params)
+
+    command.callback = run
 
 
 #: What other programs call it: of all, and of one noun.
@@ -144,6 +153,7 @@ class Program(TyperGroup):
 
     def __init__(self, **about: Any) -> None:
         super().__init__(**about)
+        self.contradicts = False
         options: list[Any] = self.params
         options += flags.params_of(flags.of_the_api, flags.everywhere)
 
@@ -157,6 +167,8 @@ class Program(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if ctx.resilient_parsing and args[0] == "watch" and args[1:]:
             args = args[1:]  # the line that is typed goes on as that of the command to be watched
+        if self.contradicts and not ctx.resilient_parsing:
+            raise usage("give either --wait or --no-wait")
         if not ctx.resilient_parsing and args[0] in ELSEWHERE:
             raise usage(f"there is no command '{args[0]}'", ELSEWHERE[args[0]])
         known: dict[str, Any] = dict.fromkeys(COMMANDS)
@@ -172,8 +184,11 @@ class Program(TyperGroup):
 
         given.forget()
         given.dashes = "--" in args
+        if flags.NO_COLOR in (args[: args.index("--")] if given.dashes else args):
+            flags.no_colors()  # before anything is printed: also before help that is asked for first
         for stream in (sys.stdout, sys.stderr):
             render.prepare(stream)  # help, too, is printed from here on
+        self.contradicts = {"--wait", "--no-wait"} <= set(args[: args.index("--")] if given.dashes else args)
         with _noticed_alike():
             return super().parse_args(ctx, args)
 

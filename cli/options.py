@@ -10,6 +10,7 @@ from pathlib import Path
 import typer
 
 from cli.errors import usage
+from cli.fields import as_time
 from cli.given import given
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -43,6 +44,13 @@ def seconds(option: str, value: str) -> int:
     return int(written[1]) * _UNITS[written[2]]
 
 
+class Seconds(int):
+    """A default that is shown as one writes it: 10m."""
+
+    def __str__(self) -> str:
+        return as_time(self)
+
+
 def duration(value: str | float) -> float:
     """For options that may be 0, or a part of a second: 0, 0.5s, 90, 5m. An int where it is a whole number: the API
     takes no others of most. Raises BadParameter."""
@@ -71,9 +79,22 @@ def moment(option: str, value: str | None) -> str | None:
     return value
 
 
-def cannot_open(what: str, error: OSError) -> str:
-    """Of a file that was named: which, and why; without the number that the system gives the reason."""
-    return f"{what}: {error.strerror or error}"
+def between(since: str | None, until: str | None) -> tuple[str | None, str | None]:
+    """``--since`` and ``--until`` as the API takes them; the first is the earlier one."""
+    after, before = moment("--since", since), moment("--until", until)
+    if after and before and dt.datetime.fromisoformat(after) >= dt.datetime.fromisoformat(before):
+        raise usage(f"--since {since} is not before --until {until}: nothing is between them")
+    return after, before
+
+
+def reason(error: Exception) -> str:
+    """Why the system refused it, without the number that it gives the reason."""
+    return str(getattr(error, "strerror", None) or error)
+
+
+def cannot_open(what: str, error: Exception) -> str:
+    """Of a file that was named: which, and why."""
+    return f"{what}: {reason(error)}"
 
 
 def new_file(what: str, path: Path) -> None:

@@ -128,7 +128,7 @@ def _print(pool: dict[str, Any], output: Format) -> None:
             ("id", pool["id"]),
             ("status", pool["status"]),
             ("error", f"{error['code']}: {error['message']}" if error else ""),
-            ("ready", f"{pool['ready']} of {pool['wanted']}"),
+            ("ready", f"{pool['ready']} of {pool['wanted']}{_under_way(pool)}"),
             ("claimed", str(pool["claimed"])),
             ("size", f"{pool['size']} to {pool['max_size']}"),
             ("image", pool["image"]),
@@ -137,6 +137,17 @@ def _print(pool: dict[str, Any], output: Format) -> None:
             ("host", pool["host"] or ""),
         ]
     )
+
+
+def _under_way(pool: dict[str, Any]) -> str:
+    """What becomes of the numbers that are not what they will be."""
+    if pool["filling"]:
+        return f"; under way: {pool['filling']}"
+    if pool["status"] in ("pending", "scaling", "updating"):
+        return "; under way: what is too many is removed"
+    if pool["wanted"] > pool["size"]:
+        return f"; sessions asked for more than its size: it goes back to {pool['size']} by itself"
+    return ""
 
 
 KIND = Kind("/pools", _find, _print)

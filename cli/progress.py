@@ -12,7 +12,7 @@ import typer
 from cli import render
 from cli.client import ANSWER_SECONDS, Client
 from cli.errors import CommandFailed, Exit, of_outcome
-from cli.options import duration
+from cli.options import Seconds, duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +27,7 @@ Timeout = Annotated[
     float,
     typer.Option(parser=duration, metavar="TIME", help="How long to wait, such as 5m; the workflow goes on."),
 ]
-DEFAULT_TIMEOUT: float = 600
+DEFAULT_TIMEOUT: float = Seconds(600)
 
 _MARKS = {"completed": "✓", "failed": "✗", "cancelled": "⊘", "running": "•", "scheduled": "·"}
 _PLAIN_MARKS = {"completed": "ok", "failed": "FAILED", "cancelled": "cancelled", "running": "...", "scheduled": ""}

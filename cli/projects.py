@@ -311,8 +311,10 @@ def in_use(client: Client) -> dict[str, Any] | None:
 
 
 def find(client: Client, wanted: str | None) -> dict[str, Any]:
-    """The project of this id, unix name or name; None: that in which the program works."""
+    """The project of this id, unix name or name; None: that in which the program works, or which the API takes."""
     wanted = wanted or client.endpoint.project
+    if wanted is None and (taken := in_use(client)):
+        wanted = str(taken["id"])
     if wanted and is_id(wanted):
         return dict(client.get(f"/projects/{wanted}"))
     rows = client.pages("/projects", {}, None)[0] if wanted else list(client.get("/projects"))

@@ -60,7 +60,7 @@ Output = Annotated[
         "--output", "-o", callback=notation, help="table for people; json and yaml: the bare data for programs."
     ),
 ]
-Limit = Annotated[int, typer.Option(min=1, help="At most so many, newest first.")]
+Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]
 All = Annotated[bool, typer.Option("--all", help="All of them, page by page.")]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from cli.client import Client, is_id
-from cli.errors import usage
+from cli.errors import CommandFailed, usage
 
 #: Kinds as commands call them, and where the API lists them.
 PATHS = {
@@ -33,3 +35,11 @@ def resource_id(client: Client, wanted: str) -> str:
     if kind not in PATHS:
         raise usage(f"'{wanted}': there is no kind '{kind}'", f"kinds: {', '.join([*PATHS, 'host'])}")
     return str(client.named(PATHS[kind], kind, name)["id"])
+
+
+def name_at(client: Client, id: str, *paths: str) -> str:
+    """``NAME (ID)`` of what is at the first of these lists that has it; the id alone of what may not be seen."""
+    for path in paths:
+        with suppress(CommandFailed):
+            return f"{client.get(f'{path}/{id}')['name']} ({id})"
+    return id

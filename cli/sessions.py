@@ -16,9 +16,10 @@ from cli.completion import workspaces as workspace_names
 from cli.ending import Ending, Kind, each, finish
 from cli.errors import CommandFailed, Exit, usage
 from cli.listing import Listing, Table, print_list
-from cli.options import duration, pairs, seconds
+from cli.options import pairs, seconds
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
 from cli.render import All, Format, Limit, Output
+from cli.resources import name_at
 
 #: A host may have to look at each file.
 DIFF_SECONDS = 150.0
@@ -76,7 +77,12 @@ def create(
         if agent is not None:
             body["agent_id"] = agent if agent == "default" else client.named("/agents", "agent", agent)["id"]
         path = f"/workspaces/{client.named('/workspaces', 'workspace', workspace)['id']}/sessions"
-        finish(client, [client.request("POST", path, body=body)], "start of", Ending(wait, timeout, output), _KIND)
+
+        def shown(session: dict[str, Any], output: Format) -> None:
+            _print(session | (_names(client, session) if output is Format.TABLE else {}), output)
+
+        envelope = client.request("POST", path, body=body)
+        finish(client, [envelope], "start of", Ending(wait, timeout, output), _KIND._replace(show=shown))
 
 
 @app.command("list", epilog="Example: cairn session list")
@@ -107,7 +113,7 @@ def show(name: Name, output: Output = Format.TABLE) -> None:
         if output is not Format.TABLE:
             render.print_json(session)
             return
-        named = {what: _name(client, f"/{what}s", session[f"{what}_id"]) for what in ("workspace", "agent")}
+        named = _names(client, session)
     _print(session | named, output)
 
 
@@ -187,10 +193,13 @@ app.command("messages", epilog="Example: cairn session messages fix-login")(chat
 def exec_(
     name: Name,
     command: Command,
-    timeout: Annotated[float, typer.Option(parser=duration, metavar="TIME", help="What it may take, to 10m.")] = 30,
+    timeout: streams.Longest = streams.EXEC_SECONDS,
     output: Output = Format.TABLE,
 ) -> None:
-    """Run a command in a session's sandbox, at /workspace; ends with the command's own exit code."""
+    """Run a command in a session's sandbox, at /workspace; ends with the command's own exit code.
+
+    125: it ended with 0, but its output was cut at 1 MiB.
+    """
     streams.exec_(_sandbox(name), command, timeout, output)
 
 
@@ -310,14 +319,10 @@ def _print(session: dict[str, Any], output: Format) -> None:
     )
 
 
-def _name(client: Client, path: str, id: str | None) -> str:
-    """With the id after it; the id alone of what is gone, or may not be seen."""
-    if id is None:
-        return ""
-    try:
-        return f"{client.get(f'{path}/{id}')['name']} ({id})"
-    except CommandFailed:
-        return id
+def _names(client: Client, session: dict[str, Any]) -> dict[str, str]:
+    """Of what it names by ids."""
+    ids = {what: session[f"{what}_id"] for what in ("workspace", "agent")}
+    return {what: name_at(client, id, f"/{what}s") for what, id in ids.items() if id}
 
 
 _KIND = Kind("/sessions", _find, _print)

@@ -29,7 +29,7 @@ def remove_each(names: Sequence[str], path: Callable[[Client, str], str], *, loo
                 remove(client, path(client, name))
             else:
                 client.request("DELETE", path(client, name))
-            render.say(f"removed {name}")
+            render.say(f"{name} is deleted")
 
         one_by_one(names, forget)
 

@@ -14,6 +14,7 @@ from cli.client import Client
 from cli.completion import ssh_keys as key_names
 from cli.errors import CommandFailed, Exit, usage
 from cli.listing import Listing, Table, print_list
+from cli.options import cannot_open
 from cli.render import All, Format, Limit, Output
 from cli.several import remove_each
 
@@ -36,7 +37,7 @@ def add(
     try:
         text = sys.stdin.read() if file == "-" else Path(file).expanduser().read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise usage(f"{file}: {error}") from None
+        raise usage(cannot_open(file, error)) from None
     if any(mark in text for mark in _PRIVATE):
         public = f"; its public half is {file}.pub" if Path(f"{file}.pub").exists() else ""
         raise usage(f"{file} is a private key: it was not sent anywhere{public}")

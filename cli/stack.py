@@ -45,8 +45,9 @@ def up(detach: Detach = False, docker: Docker = True) -> None:
         pid = data_folder.owner(folder)
         if pid:
             raise StackError(
-                f"a platform runs on {folder} already (process {pid}): stop it with 'cairn down', "
-                "or choose another folder with CAIRN_DATA_DIR"
+                f"a platform runs on {folder} already (process {pid}): variables that are given now have no effect on"
+                " it; stop it with 'cairn down' and start it again with them, or choose another folder with"
+                " CAIRN_DATA_DIR"
             )
         docker_host = engine.ensure(settings, _say) if docker else None
         if docker_host:

@@ -21,13 +21,20 @@ from cli import render
 from cli.client import Client
 from cli.completion import instances as instance_names
 from cli.errors import UNKNOWN_EXIT, Exit
-from cli.options import duration, seconds
+from cli.options import Seconds, duration, seconds
 from cli.render import Format, Output
 
 Name = Annotated[str, typer.Argument(help="Name or id.", show_default=False, autocompletion=instance_names)]
 Command = Annotated[list[str], typer.Argument(metavar="-- CMD...", help="What to run, after --.", show_default=False)]
+Longest = Annotated[
+    float,
+    typer.Option(parser=duration, metavar="TIME", help="What it may take, to 10m."),
+]
+EXEC_SECONDS = Seconds(30)
 #: What the API takes for itself, beyond the time of a command.
 EXTRA_SECONDS = 15.0
+#: Exit codes of what could not be run, and how the engine's own words about it begin.
+COULD_NOT_RUN, ENGINE_SAYS = (126, 127), ("OCI runtime exec failed", "exec failed")
 COLUMNS = ("AT", "OVER", "CPU", "MEMORY", "PIDS", "RECEIVED", "SENT", "READ", "WRITTEN")
 WIDTH = 16
 
@@ -74,13 +81,13 @@ def stats(
 def exec_(
     name: Name,
     command: Command,
-    timeout: Annotated[float, typer.Option(parser=duration, metavar="TIME", help="What it may take, to 10m.")] = 30,
+    timeout: Longest = EXEC_SECONDS,
     output: Output = Format.TABLE,
 ) -> None:
     """Run a command in an instance; ends with the command's own exit code.
 
-    126 or 127: it could not be run; 124: it was ended at --timeout. It gets no input: what needs
-    some is run with cairn instance terminal.
+    126 or 127: it could not be run; 124: it was ended at --timeout; 125: it ended with 0, but its
+    output was cut at 1 MiB. It gets no input: what needs some is run with cairn instance terminal.
     """
     if _is_piped():
         render.say(
@@ -96,12 +103,28 @@ def exec_(
     if output is Format.JSON:
         render.print_json(done)
     else:
-        sys.stdout.write(done["stdout"])
-        sys.stdout.flush()
-        sys.stderr.write(done["stderr"])
+        unknown = _not_run(done, command[0])
+        if unknown is None:
+            sys.stdout.write(done["stdout"])
+            sys.stdout.flush()
+            sys.stderr.write(done["stderr"])
+        else:
+            render.say(f"error: {unknown}")
+    code = UNKNOWN_EXIT if done["exit_code"] is None else int(done["exit_code"])
     if done.get("truncated"):
-        render.say("its output was longer than an answer may be, and is cut")
-    raise typer.Exit(UNKNOWN_EXIT if done["exit_code"] is None else int(done["exit_code"]))
+        render.say("warning: its output was longer than 1 MiB, and is cut: write it to a file there, and take parts")
+        code = code or Exit.OUTPUT_CUT
+    raise typer.Exit(code)
+
+
+def _not_run(done: dict[str, Any], program: str) -> str | None:
+    """In plain words, where the engine had nothing to run."""
+    said = done["stdout"] + done["stderr"]
+    if done["exit_code"] not in COULD_NOT_RUN or not said.startswith(ENGINE_SAYS):
+        return None
+    if "not found" in said or "no such file" in said:
+        return f"there is no program '{program}' in the instance"
+    return f"'{program}' cannot be run in the instance: is it a program, and may it be executed?"
 
 
 Keep = Annotated[

@@ -21,8 +21,26 @@ Names = Annotated[
     list[str], typer.Argument(metavar="NAME...", help="Names.", show_default=False, autocompletion=type_names)
 ]
 Vcpus = Annotated[float, typer.Option(help="vCPUs, such as 0.5.", show_default=False)]
-Memory = Annotated[int, typer.Option("--memory", metavar="MIB", help="Memory in MiB.", show_default=False)]
-Disk = Annotated[int, typer.Option("--disk", metavar="GIB", help="Disk in GiB.", show_default=False)]
+
+
+def _mib(written: str | int) -> int:
+    """Raises BadParameter."""
+    return _number(written, "MiB")
+
+
+def _gib(written: str | int) -> int:
+    """Raises BadParameter."""
+    return _number(written, "GiB")
+
+
+def _number(written: str | int, unit: str) -> int:
+    if not str(written).isdecimal():
+        raise typer.BadParameter(f"'{written}': expected a whole number, which is in {unit}, such as 128")
+    return int(written)
+
+
+Memory = Annotated[int, typer.Option("--memory", parser=_mib, metavar="MIB", help="Memory in MiB.", show_default=False)]
+Disk = Annotated[int, typer.Option("--disk", parser=_gib, metavar="GIB", help="Disk in GiB.", show_default=False)]
 
 
 @app.command("list", epilog="Example: cairn type list")
@@ -51,7 +69,7 @@ def create(
     disk: Disk,
     output: Output = Format.TABLE,
 ) -> None:
-    """Add an instance type, with a key of the platform's first project."""
+    """Add an instance type. For platform administrators."""
     body = {"name": name, "vcpus": vcpus, "memory_mb": memory, "disk_gb": disk}
     with Client() as client:
         _print(client.request("POST", "/instance-types", body=body)["data"], output)
@@ -61,8 +79,8 @@ def create(
 def update(
     name: Name,
     vcpus: Annotated[float | None, typer.Option(help="vCPUs, such as 0.5.")] = None,
-    memory: Annotated[int | None, typer.Option("--memory", metavar="MIB", help="Memory in MiB.")] = None,
-    disk: Annotated[int | None, typer.Option("--disk", metavar="GIB", help="Disk in GiB.")] = None,
+    memory: Annotated[int | None, typer.Option("--memory", parser=_mib, metavar="MIB", help="Memory in MiB.")] = None,
+    disk: Annotated[int | None, typer.Option("--disk", parser=_gib, metavar="GIB", help="Disk in GiB.")] = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Change an instance type for launches from now on; instances keep their size."""
@@ -82,7 +100,7 @@ def rm(names: Names) -> None:
         def forget(name: str) -> None:
             client.get(f"/instance-types/{name}")
             remove(client, f"/instance-types/{name}")
-            render.say(f"instance type {name} is removed")
+            render.say(f"instance type {name} is deleted")
 
         one_by_one(names, forget)
 

@@ -129,7 +129,7 @@ def rm(
             if workflow is not None:
                 render.say(f"removing {user}: workflow {workflow}")
                 require_completed(watch(client, workflow, timeout, began))
-            render.say(f"removed {user}")
+            render.say(f"user {user} is deleted")
 
         one_by_one(users, remove)
 

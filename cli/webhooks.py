@@ -26,7 +26,9 @@ Names = Annotated[
 ]
 Events = Annotated[
     list[str] | None,
-    typer.Option("--event", "-e", help="A type, or all that begin so: instance. May be repeated; none: every event."),
+    typer.Option(
+        "--type", "--event", "-e", help="A type, or all that begin so: instance. May be repeated; none: every event."
+    ),
 ]
 Secret = Annotated[
     str | None,
@@ -59,7 +61,7 @@ class State(StrEnum):
     DEAD = "dead"
 
 
-@app.command(epilog="Example: cairn webhook create chat https://example.com/hook -e instance.error -e host.")
+@app.command(epilog="Example: cairn webhook create chat https://example.com/hook --type instance.error --type host.")
 def create(
     name: Annotated[str, typer.Argument(help="A name of your choice.", show_default=False)],
     url: Annotated[str, typer.Argument(help="Where events are sent, by POST.", show_default=False)],
@@ -72,9 +74,9 @@ def create(
     # Made here, so that a lost answer does not lose it: the API shows none again.
     made = secret or new_webhook_secret()
     body: dict[str, Any] = {"name": name, "url": url, "secret": made, "active": not inactive}
-    _warn(event)
     with Client() as client:
         hook = client.request("POST", "/webhooks", body=body | ({"events": event} if event else {}))["data"]
+    _warn(event)
     _print(hook | ({} if secret else {"secret": made}), output)
     if not secret:
         render.say("keep the secret: it is not shown again")
@@ -123,12 +125,13 @@ def update(
     """Change a webhook; what is not named stays."""
     body = {"name": rename, "url": url, "events": event, "secret": secret, "active": active}
     changes = {what: value for what, value in body.items() if value is not None}
-    _warn(event)
     if not changes:
-        raise usage("nothing to change", "name what: --url, --event, --active, --inactive, --name, --secret")
+        raise usage("nothing to change", "name what: --url, --type, --active, --inactive, --name, --secret")
     with Client() as client:
         path = f"/webhooks/{client.webhook(name)['id']}"
-        _print(client.request("PATCH", path, body=changes)["data"], output)
+        hook = client.request("PATCH", path, body=changes)["data"]
+    _warn(event)
+    _print(hook, output)
 
 
 @app.command(epilog="Example: cairn webhook rm chat")
@@ -139,7 +142,7 @@ def rm(names: Names) -> None:
         def forget(name: str) -> None:
             hook = client.webhook(name)
             remove(client, f"/webhooks/{hook['id']}")
-            render.say(f"webhook {hook['name']} is removed")
+            render.say(f"webhook {hook['name']} is deleted")
 
         one_by_one(names, forget)
 

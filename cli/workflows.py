@@ -13,7 +13,7 @@ from cli.completion import instances as instance_names
 from cli.completion import workflows as workflow_ids
 from cli.errors import CommandFailed, Exit, of_option, usage
 from cli.listing import Listing, Table, print_list
-from cli.options import moment
+from cli.options import between
 from cli.progress import DEFAULT_TIMEOUT, Timeline, Timeout, Wait, require_completed, watch
 from cli.render import All, Format, Limit, Output
 from cli.resources import HELP, resource_id
@@ -52,7 +52,7 @@ def list_(
     output: Output = Format.TABLE,
 ) -> None:
     """List workflows, newest first."""
-    after, before = moment("--since", since), moment("--until", until)
+    after, before = between(since, until)
     if instance and resource:
         raise usage("give either --instance or --resource")
     with Client() as client:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from cli.errors import Exit
 from tests.cli.fake import INSTANCE, WHEN, WORKFLOW, Answer, FakeApi, accepted, cairn, instance, workflow
 
@@ -79,6 +81,27 @@ def test_a_target_that_is_out_is_shown_as_removed(api: FakeApi) -> None:
     removed = cairn("lb", "remove", "front", "web")
     assert removed.exit_code == 0, removed.output
     assert "removed" in removed.stdout and "draining" not in removed.stdout
+
+
+def test_address_is_one_to_copy_where_its_host_is_this_machine(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    def shown(**over: Any) -> str:
+        api.scripts["GET /lb"].clear()
+        api.on("GET /lb", Answer(200, [front(**over)]))
+        return cairn("lb", "show", "front").stdout
+
+    monkeypatch.delenv("CAIRN_PUBLISH_ADDRESS", raising=False)
+    assert "port 80 of rack-1, at its CAIRN_PUBLISH_ADDRESS" in shown()
+    assert " http://127.0.0.1:80\n" in shown(host="local")
+    monkeypatch.setenv("CAIRN_PUBLISH_ADDRESS", "10.0.0.5")
+    assert " https://10.0.0.5:80\n" in shown(host="local", tls={"secret": "x"})
+    assert " 10.0.0.5:80\n" in shown(host="local", mode="tcp")
+
+
+def test_weight_that_is_no_number_is_told_plainly(api: FakeApi) -> None:
+    for weight in ("abc", "257"):
+        told = cairn("lb", "weigh", "front", "web", weight)
+        assert told.exit_code == Exit.USAGE and "expected a share of the requests" in " ".join(told.stderr.split())
+    assert not api.requests
 
 
 def test_one_that_is_not_there(api: FakeApi) -> None:

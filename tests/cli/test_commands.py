@@ -236,8 +236,9 @@ def test_exit_codes_are_those_of_the_table(api: FakeApi, monkeypatch: pytest.Mon
     api.on(f"POST /instances/{INSTANCE}/stop", accepted(instance()))
     api.on(f"GET /workflows/{WORKFLOW}", Answer(200, failed), Answer(200, workflow("running")))
     api.on("POST /instances", Answer(409, error=taken))
+    cut = {"exit_code": 0, "stdout": "out", "stderr": "", "truncated": True}
     late = {"code": "command_timeout", "message": "the command was ended after 30 s"}
-    api.on(f"POST /instances/{INSTANCE}/exec", Answer(504, error=late))
+    api.on(f"POST /instances/{INSTANCE}/exec", Answer(504, error=late), Answer(200, cut))
     ends = {
         Exit.OK: cairn("instance", "stop", "web", "--no-wait"),
         Exit.FAILED: cairn("instance", "stop", "web"),
@@ -246,11 +247,12 @@ def test_exit_codes_are_those_of_the_table(api: FakeApi, monkeypatch: pytest.Mon
         Exit.REFUSED: cairn("instance", "launch", "web"),
         Exit.TIMED_OUT: cairn("instance", "stop", "web", "--timeout", "0.2"),
         Exit.COMMAND_TIMED_OUT: cairn("instance", "exec", "web", "--", "sleep", "99"),
+        Exit.OUTPUT_CUT: cairn("instance", "exec", "web", "--", "cat", "large"),
         Exit.UNREACHABLE: cairn("instance", "list", "--api-url", "http://127.0.0.1:9/v1"),
     }
     for exit, result in ends.items():
         assert result.exit_code == exit, result.stderr
-        if exit not in (Exit.OK, Exit.USAGE):
+        if exit not in (Exit.OK, Exit.USAGE, Exit.OUTPUT_CUT):
             assert "error: " in result.stderr
             assert "hint: " in result.stderr, exit
     assert set(ends) | {Exit.INTERRUPTED, Exit.BROKEN_PIPE} == set(Exit) == set(MEANINGS)

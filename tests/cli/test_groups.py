@@ -111,14 +111,16 @@ def test_activities_say_what_and_why(api: FakeApi) -> None:
 def test_policies_are_made_and_deleted_by_their_names(api: FakeApi) -> None:
     path = f"/autoscaling/groups/{ID}/policies"
     policy = {"id": WORKFLOW, "name": "cpu", "metric_type": "cpu", "target_value": 60.0, "acted_at": None}
+    policy |= {"scale_out_step": 2, "scale_in_step": 1, "cooldown_sec": 60}
     api.on("GET /autoscaling/groups", Answer(200, [row("group")]))
     api.on(f"POST {path}", Answer(201, policy))
     made = cairn("group", "policy", "web", "cpu", "--target", "60", "--out", "2", "--in", "1")
     assert made.exit_code == 0, made.stderr
     wanted = {"name": "cpu", "metric_type": "cpu", "target_value": 60, "cooldown_sec": 60}
     assert api.requests[-1].body == wanted | {"scale_out_step": 2, "scale_in_step": 1}
+    assert "+2 -1" in made.stdout and "60s" in made.stdout
     api.on(f"GET {path}", Answer(200, [policy]))
-    assert "60" in cairn("group", "policies", "web").stdout
+    assert "+2 -1" in cairn("group", "policies", "web").stdout
     assert cairn("group", "remove-policy", "web", "memory").exit_code == Exit.NOT_FOUND
     for measured in MEASURED:
         assert cairn("group", "metric", "web", measured, "5").exit_code == Exit.USAGE
@@ -180,3 +182,36 @@ def test_members_are_made_as_instances_are(api: FakeApi, tmp_path: Path) -> None
 def test_schedule_of_no_number_sends_nothing(api: FakeApi) -> None:
     assert cairn("group", "schedule", "web", "--cron", "@daily").exit_code == Exit.USAGE
     assert api.requests == []
+
+
+def test_scale_beyond_the_bounds_says_the_numbers_and_no_options(api: FakeApi) -> None:
+    said = "desired_count is not within min_instances and max_instances, 1 to 4: 99"
+    wrong = {"code": "validation_failed", "message": f"desired_count: {said}"}
+    wrong |= {"details": {"fields": [{"field": "desired_count", "message": said}]}}  # type: ignore[dict-item]
+    api.on("GET /autoscaling/groups", Answer(200, [row("group")]))
+    api.on(f"PUT /autoscaling/groups/{ID}/scale", Answer(422, error=wrong))
+    told = cairn("group", "scale", "web", "99")
+    assert told.exit_code == Exit.REFUSED and "may have 1 to 4 members, and 99 is not within" in told.stderr
+    assert "--desired" not in told.stderr and "bounds" not in cairn("deployment", "scale", "web", "-1").stderr
+
+
+def test_cron_jobs_that_a_group_leaves_are_named(api: FakeApi) -> None:
+    api.on("GET /autoscaling/groups", Answer(200, [row("group")]))
+    api.on(f"DELETE /autoscaling/groups/{ID}", Answer(202, row("group"), meta={"workflow_id": WORKFLOW}))
+    api.on("GET /cron/jobs", Answer(200, [cron_job("nights")]), Answer(403, error={"code": "forbidden", "message": ""}))
+    left = cairn("group", "rm", "web", "--no-wait")
+    assert left.exit_code == Exit.OK and "cairn cron rm nights" in left.stderr
+    assert api.seen("GET /cron/jobs")[0].query["resource_id"] == ID
+    unseen = cairn("group", "rm", "web", "--no-wait")
+    assert unseen.exit_code == Exit.OK and "cron" not in unseen.stderr
+
+
+def test_group_names_its_load_balancer_and_goes_back_to_a_revision(api: FakeApi) -> None:
+    api.on("GET /autoscaling/groups", Answer(200, [row("group", load_balancer_id=WORKFLOW)]))
+    api.on("GET /instances", Answer(200, []))
+    assert re.search(f"load balancer +{WORKFLOW}\n", cairn("group", "show", "web").stdout), "it may not be seen"
+    api.on(f"GET /lb/{WORKFLOW}", Answer(200, {"name": "front"}))
+    assert f"front ({WORKFLOW})" in cairn("group", "show", "web").stdout
+    api.on(f"POST /autoscaling/groups/{ID}/rollback", Answer(200, row("group")))
+    assert cairn("group", "rollback", "web", "--to", "1").exit_code == Exit.OK
+    assert api.requests[-1].body == {"revision": 1}

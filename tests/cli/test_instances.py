@@ -7,7 +7,7 @@ import json
 import pytest
 
 from cli.errors import Exit
-from tests.cli.fake import INSTANCE, WORKFLOW, Answer, FakeApi, accepted, cairn, instance, step, workflow
+from tests.cli.fake import HOST, INSTANCE, WORKFLOW, Answer, FakeApi, accepted, cairn, instance, step, workflow
 
 
 def test_launch_sends_what_was_asked_for(api: FakeApi) -> None:
@@ -278,3 +278,24 @@ def test_tags_are_sent_at_launch_and_asked_for_in_lists(api: FakeApi) -> None:
     assert api.requests[0].body["tags"] == ["blue", "eu"]
     cairn("instance", "list", "--tag", "blue")
     assert api.requests[-1].query["tag"] == "blue"
+
+
+def test_show_names_its_command_group_and_key_and_what_brings_it_back(api: FakeApi) -> None:
+    ids = {"group_id": WORKFLOW, "ssh_key_id": HOST}
+    drift = {"kind": "stopped", "detected_at": "2026-01-01T12:00:00Z", "changes": {}}
+    api.on("GET /instances", Answer(200, [instance(**ids, cmd=["sh", "-c", "a b"], drift=drift, on_host_lost="keep")]))
+    api.on(f"GET /containers/deployments/{WORKFLOW}", Answer(200, {"name": "shop"}))
+    shown = " ".join(cairn("instance", "show", "web").stdout.split())
+    assert "command sh -c 'a b'" in shown and f"group shop ({WORKFLOW})" in shown and f"ssh key {HOST}" in shown
+    assert "cairn instance restart web" in shown and "if its host is lost keep" in shown
+    asked = len(api.requests)
+    assert json.loads(cairn("instance", "show", "web", "-o", "json").stdout)["group_id"] == WORKFLOW
+    assert len(api.requests) == asked + 1, "programs get what the API says, and nothing else is asked for"
+
+
+def test_hint_of_one_whose_program_has_ended_is_a_restart(api: FakeApi) -> None:
+    api.on("GET /instances", Answer(200, [instance()]))
+    for verb, state, words in (("exec", "exited", ["--", "ls"]), ("start", "running", [])):
+        wrong = {"code": "invalid_state", "message": "not so", "details": {"state": state}}
+        api.on(f"POST /instances/{INSTANCE}/{verb}", Answer(409, error=wrong))
+        assert "cairn instance restart web" in cairn("instance", verb, "web", *words).stderr

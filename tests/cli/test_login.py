@@ -275,4 +275,4 @@ def test_users_are_found_by_address(here: FakeApi) -> None:
     begun = cairn("user", "rm", "jo@x.org", "--cascade", "--no-wait")
     assert f"cairn workflow wait {WORKFLOW}" in begun.stderr and not sent(here, f"/workflows/{WORKFLOW}")
     ended = cairn("user", "rm", "jo@x.org", "--cascade")
-    assert ended.exit_code == 0 and "removed jo@x.org" in ended.stderr
+    assert ended.exit_code == 0 and "user jo@x.org is deleted" in ended.stderr

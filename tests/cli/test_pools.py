@@ -36,3 +36,15 @@ def test_pools_are_made_shown_changed_and_deleted(api: FakeApi) -> None:
     assert cairn("pool", "set", "python").exit_code == Exit.USAGE
     api.on(f"DELETE /pools/{POOL}", accepted(pool(status="deleting")))
     assert cairn("pool", "rm", "python").exit_code == 0
+
+
+def test_numbers_that_are_not_what_they_will_be_say_why(api: FakeApi) -> None:
+    for over, told in (
+        ({"ready": 0, "wanted": 1, "size": 0, "filling": 1}, "0 of 1; under way: 1\n"),
+        ({"ready": 1, "wanted": 1, "size": 0, "filling": 0}, "1 of 1; sessions asked for more than its size: it goes"),
+        ({"ready": 2, "wanted": 0, "size": 0, "filling": 0, "status": "scaling"}, "2 of 0; under way: what is too"),
+        ({"ready": 2, "wanted": 2, "size": 2, "filling": 0}, "2 of 2\n"),
+    ):
+        api.scripts["GET /pools"].clear()
+        api.on("GET /pools", Answer(200, [pool(**over)]))
+        assert told in cairn("pool", "show", "python").stdout

@@ -102,7 +102,7 @@ def test_project_in_use_that_is_gone_is_told_and_another_can_be_used(in_use: Fak
     in_use.on("GET /auth/me", GONE)
     told = cairn("instance", "list")
     assert told.exit_code == Exit.NOT_FOUND
-    assert "the project in use is gone" in told.stderr and "cairn project use NAME" in told.stderr
+    assert "the project in use is deleted" in told.stderr and "cairn project use NAME" in told.stderr
     assert cairn("project", "list").exit_code == 0
     assert cairn("project", "use", "payments").exit_code == 0
     assert config.read().contexts["prod"].project == ID
@@ -179,3 +179,14 @@ def test_quotas_are_shown_and_set(api: FakeApi) -> None:
     assert cairn("quota", "set", "payments", "instances=5", "vcpus=none").exit_code == 0
     assert api.requests[-1].body == {"instances": 5, "vcpus": None}
     assert cairn("quota", "set", "payments", "instances=many").exit_code == Exit.USAGE
+
+
+def test_of_several_projects_commands_take_the_one_that_the_api_takes(api: FakeApi) -> None:
+    api.on("GET /projects", Answer(200, [PROJECT, TWIN]))
+    api.on("GET /auth/me", Answer(200, {"project": {"id": ID, "name": "Payments"}}))
+    api.on(f"GET /projects/{ID}", Answer(200, PROJECT))
+    api.on(f"GET /projects/{ID}/members", Answer(200, []))
+    api.on(f"GET /projects/{ID}/quotas", Answer(200, {}))
+    api.on(f"PATCH /projects/{ID}", Answer(200, PROJECT))
+    for words in ("project show", "project members", "project set --name x", "quota show"):
+        assert cairn(*words.split()).exit_code == Exit.OK, words

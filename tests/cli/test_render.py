@@ -157,3 +157,9 @@ def test_bytes_that_are_no_text_are_refused(api: FakeApi) -> None:
     assert done.returncode == Exit.USAGE
     assert b"Traceback" not in done.stderr
     assert api.requests == []
+
+
+def test_no_color_holds_for_help_wherever_it_stands(api: FakeApi) -> None:
+    for words in ("instance list --help --no-color", "lb --help --no-color", "--help --no-color"):
+        shown = on_terminal(*words.split())
+        assert "Usage" in shown and "\x1b[3" not in shown, words

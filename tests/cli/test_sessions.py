@@ -44,6 +44,9 @@ def test_create_says_what_was_asked_for_and_nothing_else(api: FakeApi) -> None:
     network = {"mode": "allow-list", "allow": ["pypi.org"]}
     wanted = {"name": "work", "instance_type": "basic-1", "env": {"A": "b"}, "network": network, "ttl_seconds": 3600}
     assert sent.body == wanted
+    assert WORKSPACE in result.stdout and "shop (" not in result.stdout, "it may not be seen"
+    api.on(f"GET /workspaces/{WORKSPACE}", Answer(200, ABOUT))
+    assert f"shop ({WORKSPACE})" in cairn("session", "create", "shop").stdout
     assert cairn("session", "create", "shop", "--allow", "a.org", "--network", "none").exit_code == Exit.USAGE
 
 

@@ -88,6 +88,19 @@ def test_exec_ends_as_the_command_did(api: FakeApi) -> None:
     assert result.exit_code == 3
 
 
+def test_exec_whose_output_is_cut_is_no_success_and_a_missing_program_is_told_plainly(api: FakeApi) -> None:
+    said = 'OCI runtime exec failed: exec failed: exec: "nope": executable file not found in $PATH: unknown'
+    cut = {"exit_code": 0, "stdout": "out\n", "stderr": "", "truncated": True}
+    missing = {"exit_code": 127, "stdout": said, "stderr": "", "truncated": False}
+    api.on("GET /instances", Answer(200, [instance()]))
+    api.on(f"POST /instances/{INSTANCE}/exec", Answer(200, cut), Answer(200, missing))
+    result = cairn("instance", "exec", "web", "--", "cat", "large")
+    assert (result.exit_code, result.stdout) == (Exit.OUTPUT_CUT, "out\n") and "1 MiB" in result.stderr
+    result = cairn("instance", "exec", "web", "--", "nope")
+    assert (result.exit_code, result.stdout) == (127, "")
+    assert result.stderr == "error: there is no program 'nope' in the instance\n"
+
+
 def test_exec_says_that_what_is_piped_is_lost(api: FakeApi) -> None:
     api.on("GET /instances", Answer(200, [instance()]))
     done = {"exit_code": 0, "stdout": "", "stderr": "", "truncated": False}

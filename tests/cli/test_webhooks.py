@@ -163,3 +163,11 @@ def test_the_beginnings_of_events_are_those_of_the_page_about_them() -> None:
     page = Path("docs/events.md").read_text()
     rows = page.partition("| begins with |")[2].partition("## Streams")[0].splitlines()
     assert {noun for row in rows for noun in re.findall(r"`([a-z_]+)\.`", row)} == set(NOUNS)
+
+
+def test_what_never_comes_is_warned_of_where_it_was_accepted_alone(api: FakeApi) -> None:
+    api.on("POST /webhooks", Answer(422, error={"code": "validation_failed", "message": "no"}), Answer(201, hook()))
+    for option, warned in (("--event", False), ("--type", True)):
+        told = cairn("webhook", "create", "chat", "https://example.com/hook", option, "nope").stderr
+        assert ("no event begins as" in told) is warned
+    assert [sent.body["events"] for sent in api.seen("POST /webhooks")] == [["nope"], ["nope"]]
