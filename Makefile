@@ -37,7 +37,7 @@ demo: $(READY) ## A tour: launch, kill -9 in the middle, cancel, delete
 up: $(READY) ## Start the platform here (DETACH=1: in the background)
 	@.venv/bin/cairn up $(if $(call on,DETACH),--detach)
 
-down: $(READY) ## Stop a platform in the background; instances keep running
+down: $(READY) ## Stop the platform; instances keep running
 	@.venv/bin/cairn down
 
 reset: $(READY) ## Delete the platform's data and its containers (YES=1: do not ask)

@@ -233,7 +233,7 @@ class Tour:
         for what, figure in [*self.figures, ("the whole tour", render.duration(time.monotonic() - self.began))]:
             self.console.print(Text(f"{INDENT}{what:<46}{figure:>16}"))
         self.console.print()
-        self.say("Your own platform: make up (or cairn up), then: cairn instance launch web --port 80")
+        self.say("Your own platform: make up, and in another terminal: .venv/bin/cairn instance launch web --port 80")
 
     # What scenes share
 

@@ -141,6 +141,8 @@ def _print(pool: dict[str, Any], output: Format) -> None:
 
 def _under_way(pool: dict[str, Any]) -> str:
     """What becomes of the numbers that are not what they will be."""
+    if pool["status"] in ("deleting", "deleted"):
+        return ""
     if pool["filling"]:
         return f"; under way: {pool['filling']}"
     if pool["status"] in ("pending", "scaling", "updating"):

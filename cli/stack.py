@@ -176,7 +176,8 @@ def _reset(settings: Settings, folder: Path, yes: bool) -> None:
         message = f"the Docker engine at {docker_host} does not answer: containers of this installation may be there"
         raise CommandFailed(message, "engine_unavailable", Exit.REFUSED, "start it, then repeat; see cairn doctor")
     _say("This will be deleted:")
-    _say(f"  folder     {folder} (database, Temporal's state, API key, logs)")
+    inside = "database, Temporal's state, keys, uploaded images, files of workspaces and sessions, logs"
+    _say(f"  folder     {folder} ({inside})")
     for name in containers:
         _say(f"  container  {name}")
     for name in images:
