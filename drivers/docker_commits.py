@@ -184,10 +184,10 @@ class DockerCommits:
         files, at = folder / "files", f"{WORKSPACE}/commits/{spec.id}"
         trees.clear(files)
         self._trees.make(files)
-        (folder / "index").unlink(missing_ok=True)
+        trees.drop_index(folder)
         with self._inside(spec, cancelled) as sandbox:
             tree = ["--git-dir", f"{WORKSPACE}/repo.git", "--work-tree", f"{at}/files", "-c", "core.bare=false"]
-            env = {"GIT_INDEX_FILE": f"{at}/index"}
+            env = {"GIT_INDEX_FILE": f"{at}/{trees.INDEX}"}
             failed = "the commit could not be checked out"
             sandbox.git(*tree, "read-tree", "--reset", "-u", commit, at=f"{at}/files", env=env, what=failed)
         files.rename(base)

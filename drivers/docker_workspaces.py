@@ -38,8 +38,7 @@ SHARE = 10
 #: Where sandboxes see what they work on.
 MIRROR, WORKSPACE = "/mirror", "/workspace"
 log = structlog.get_logger()
-#: The index of what is checked out: needed until it is there.
-_INDEX = {"GIT_INDEX_FILE": f"{WORKSPACE}/index"}
+_INDEX = {"GIT_INDEX_FILE": f"{WORKSPACE}/{trees.INDEX}"}
 
 
 class DockerWorkspaces:
@@ -89,7 +88,7 @@ class DockerWorkspaces:
                 size = self._trees.size(spec.id, spec.keep)
                 self._trees.settle(spec.id, commit, spec.keep)
             finally:
-                trees.clear(self._trees.incoming(spec.id))
+                self._trees.drop_incoming(spec.id)
             faults.reached("after_effect")
             return WorkspaceFacts(commit=commit, ref=ref, size_bytes=size)
 
@@ -215,15 +214,12 @@ class DockerWorkspaces:
             written = sandbox.git("write-tree", at=repository, env=_INDEX, what=failed).strip()
             commit = sandbox.git("commit-tree", "-m", "As copied", written, at=repository, what=failed).strip()
             self._take(sandbox, spec, commit)
-        (self._trees.workspace(spec.id) / "index").unlink(missing_ok=True)
         return commit, None
 
     def _check_out(self, sandbox: GitSandbox, spec: WorkspaceSpec, commit: str) -> None:
         """The files of the commit, into what is incoming."""
         progress.say("checking out")
         repository, at = f"{WORKSPACE}/repo.git", f"{WORKSPACE}/incoming"
-        index = self._trees.workspace(spec.id) / "index"
-        index.unlink(missing_ok=True)
         tree = ["--git-dir", repository, "--work-tree", at, "-c", "core.bare=false"]
         failed = "the commit could not be checked out"
         sandbox.git(*tree, "read-tree", "--reset", "-u", "-v", commit, at=at, env=_INDEX, what=failed)
@@ -237,7 +233,6 @@ class DockerWorkspaces:
             sandbox.git("config", "core.bare", "true", at=repository, what=failed)
             # They lead into a repository that nobody else sees at this place.
             trees.drop_files(self._trees.incoming(spec.id), lambda name: name == ".git")
-        index.unlink(missing_ok=True)
 
     @contextmanager
     def _inside(
@@ -260,6 +255,7 @@ class DockerWorkspaces:
 
     def _take(self, sandbox: GitSandbox, spec: WorkspaceSpec, commit: str) -> None:
         """Let the branch be at what came, all of which is there. Raises WorkspaceTooLarge, and has changed nothing."""
+        trees.drop_index(self._trees.workspace(spec.id))
         size = self._trees.size(spec.id, spec.keep)
         if size > self._most_bytes:
             raise self._too_large(size)

@@ -26,6 +26,8 @@ from drivers.machines import Cancelled, Check
 from drivers.workspaces import Held
 from model.errors import EngineUnavailable, PathRefused, WorkspaceTooLarge
 
+#: The index of what is checked out: needed until it is there.
+INDEX = "index"
 #: The name of what is fetched, until all of it is there.
 INCOMING = "refs/cairn/incoming"
 #: Beside files of commits: the names of notes that a commit was left, and of what is being deleted.
@@ -81,11 +83,15 @@ class Trees:
         """The folder of a workspace, with an empty one for what comes."""
         folder = self.make(self.workspace(id))
         (folder / _PROJECT).write_text(str(project_id))
-        incoming = self.incoming(id)
-        clear(incoming)
+        self.drop_incoming(id)
         self.make(folder / "bases")
-        self.make(incoming)
+        self.make(self.incoming(id))
         return folder
+
+    def drop_incoming(self, id: UUID) -> None:
+        """What came and was not settled."""
+        clear(self.incoming(id))
+        drop_index(self.workspace(id))
 
     def link_packs(self, mirror: Path, repository: Path) -> None:
         """The mirror's packs as the repository's: links, or copies where there can be none. Packs never change."""
@@ -177,19 +183,23 @@ class Trees:
 
     @contextmanager
     def unchanged_by_failure(self, id: UUID) -> Iterator[None]:
-        """What is done to a workspace's repository and fails leaves no objects in it that were not there."""
+        """What is done to a workspace's repository and fails leaves it as it was: its objects, and what git keeps
+        beside them."""
         repository = self.repository(id)
-        before, shallow = _objects(repository), _content(repository / "shallow")
+        before = _objects(repository)
+        contents = {repository / name: _content(repository / name) for name in ("shallow", "config")}
         try:
             yield
         except BaseException:
             (repository / INCOMING).unlink(missing_ok=True)
             for new in _objects(repository) - before:
                 new.unlink(missing_ok=True)
-            if shallow is not None:
-                (repository / "shallow").write_bytes(shallow)
-            else:
-                (repository / "shallow").unlink(missing_ok=True)
+            for file, content in contents.items():
+                if content is not None:
+                    file.write_bytes(content)
+                else:
+                    file.unlink(missing_ok=True)
+            unlock(repository)
             raise
 
     def remove(self, id: UUID) -> None:
@@ -335,6 +345,12 @@ def unlock(repository: Path) -> None:
         left.unlink(missing_ok=True)
     # Names of branches may be deep.
     drop_files(repository / "refs", lambda name: name.endswith(".lock"))
+
+
+def drop_index(folder: Path) -> None:
+    """Remove the index of a checkout, and the lock that a git which was killed has left of it."""
+    for name in (INDEX, f"{INDEX}.lock"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def drop_files(folder: Path, which: Callable[[str], bool]) -> None:

@@ -319,7 +319,9 @@ def test_what_would_take_too_much_is_refused_as_it_comes(host: Host) -> None:
 
 
 @pytest.mark.parametrize("depth", [None, 1], ids=["whole", "shallow"])
-def test_a_sync_that_is_too_large_leaves_the_workspace_as_it_was(host: Host, depth: int | None) -> None:
+def test_a_sync_that_is_too_large_leaves_the_workspace_as_it_was(
+    host: Host, depth: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = f"grows-{depth}"
     first = host.server.repository(name, {"a": b"1"})
     made = host.bring(name, depth=depth)
@@ -333,6 +335,20 @@ def test_a_sync_that_is_too_large_leaves_the_workspace_as_it_was(host: Host, dep
         small.bring(spec, None, never)
     assert everything(made.folder) == before
     assert host.clean()
+    # Also where the limit is met while its files are written.
+    checks_out = DockerWorkspaces._check_out
+
+    def too_large(*given: Any) -> None:
+        checks_out(small, *given)
+        assert (made.folder / "index").exists()
+        (made.folder / "index.lock").touch()
+        raise WorkspaceTooLarge("as its files are written")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(small, "_check_out", too_large)
+        with pytest.raises(WorkspaceTooLarge, match="as its files are written"):
+            small.bring(spec, None, never)
+    assert everything(made.folder) == before
     assert host.workspaces.bring(spec, None, never).commit != first
     assert (made.base / "a").read_bytes() == b"1"
 
