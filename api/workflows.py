@@ -32,7 +32,7 @@ from model.errors import InvalidState, NotFound
 from model.groups import Group
 from model.images import RESTING, Image
 from model.instances import STABLE, Instance
-from model.sessions import WorkSession
+from model.sessions import INIT, WorkSession
 from model.settings import Settings
 from model.workflows import (
     NEVER_STARTED,
@@ -173,11 +173,14 @@ async def cancel(
 
 async def ask_to_end(request: Request, caller: Caller, row: Row[Any]) -> Row[Any]:
     """Write the wish down, and hand it over. What nobody ever ran is settled here."""
-    # A delete may have called off another run, which then has to be seen to its end. And a row that waits
-    # again, because Temporal lost its run, may have left something that has to be undone.
+    # A delete may have called off another run, which then has to be seen to its end; and a session that has claimed a
+    # sandbox has to remove it. A row that waits again, because Temporal lost its run, may have left something too.
     at_rest = _AT_REST.get(row.kind)
-    calls_off = at_rest is not None and row.prior_status not in at_rest
-    at_once = row.state == State.ACCEPTED and row.started_at is None and not calls_off
+    begun = at_rest is not None and row.prior_status not in at_rest
+    if row.kind == INIT:
+        claimed = await caller.execute(select(WorkSession.start == "warm").where(WorkSession.id == row.resource_id))
+        begun = claimed.scalar_one()
+    at_once = row.state == State.ACCEPTED and row.started_at is None and not begun
     if at_once:
         order = Order.model_validate(row.order)
         await caller.connection.run_sync(lambda connection: _settle(Session(bind=connection), order, NEVER_STARTED))

@@ -16,7 +16,7 @@ SEARCH_ATTRIBUTES = {"CairnProject": "Keyword", "CairnResource": "Keyword", "Cai
 #: The server's defaults are made for clusters: on one machine these make a step ten times as fast. And it keeps the
 #: state of this many runs in memory, some 100 KB each, and not of 128,000, ended ones too.
 DYNAMIC_CONFIG = {
-    "history.hostLevelCacheMaxSize": "512",
+    "history.hostLevelCacheMaxSize": "2048",
     "history.transferProcessorMaxPollRPS": "1000",
     "history.timerProcessorMaxTimeShift": '"1ms"',
     "matching.numTaskqueueReadPartitions": "1",

@@ -38,8 +38,9 @@ class InitSession:
     @workflow.run
     async def run(self, order: Order) -> None:
         async def plan(saga: Saga) -> None:
-            begun = await saga.step(SessionRecords.begin, order, on_control(remaining(order)))
+            begun: Sandbox | None = None
             try:
+                begun = await saga.step(SessionRecords.begin, order, on_control(remaining(order)))
                 if begun.host is not None and begun.warm is not None:
                     join = Join(tree=begun.tree, spec=begun.warm)
                     await saga.step(SessionEngine.join, join, on_host(begun.host, remaining(order)))
@@ -51,20 +52,22 @@ class InitSession:
                 if launch is not None:
                     await carried_out(launch)
             except (asyncio.CancelledError, FailureError):
-                await shielded(self._take_back(order, begun))
+                # A cancel may come before the first step has answered: what was claimed for the session is its own.
+                if begun is not None or workflow.patched("taken-back-from-the-first-step"):
+                    await shielded(self._take_back(order))
                 raise
 
         await carry_out(order, plan, settling(order))
 
-    async def _take_back(self, order: Order, begun: Sandbox) -> None:
+    async def _take_back(self, order: Order) -> None:
         try:
             doomed = await call(SessionRecords.remove, order, "undo-sandbox", on_control(RESTORE, poll=True))
             if doomed is None:
                 return
             if doomed.change is not None:
                 await move(doomed.change)
-            if begun.host is not None:
-                await call(SessionEngine.discard, begun.tree, "undo-files", on_host(begun.host, REMOVE))
+            if doomed.host is not None:
+                await call(SessionEngine.discard, doomed.tree, "undo-files", on_host(doomed.host, REMOVE))
         except FailureError as error:
             # The session is in error then, and its delete removes what is left.
             workflow.logger.error("not taken back: %s", error.cause)

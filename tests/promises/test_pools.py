@@ -99,6 +99,17 @@ def test_sandboxes_are_claimed_once_filled_up_and_gone_with_their_sessions(stack
     files = [entry["name"] for entry in stack.get(f"/sessions/{first['id']}/files")["entries"]]
     assert files == ["README", "mine"]
 
+    # Called off before Temporal has seen it: its run removes what the request had claimed.
+    wait_for("there is one to claim", lambda: stack.get(of)["ready"] > 0, 60)
+    with stack.frozen("temporal"):
+        accepted = stack.accept("POST", path, {"network": {"mode": "none"}})
+        assert stack.cancel(accepted).json()["data"]["state"] == "accepted"
+        assert accepted["data"]["start"] == "warm" and stack.containers(accepted["data"]["instance_id"])
+    assert stack.ended(accepted)["state"] == "cancelled"
+    assert stack.get(f"/sessions/{accepted['data']['id']}")["status"] == "error"
+    assert stack.containers(accepted["data"]["instance_id"]) == []
+    stack.completed(stack.accept("DELETE", f"/sessions/{accepted['data']['id']}"))
+
     _heal(stack, first)
     direct = stack.request("DELETE", f"/instances/{first['instance_id']}")
     assert direct.status_code == httpx.codes.CONFLICT

@@ -43,8 +43,15 @@ async def test_what_fails_leaves_neither_sandbox_nor_files(play: Theatre, step: 
     assert failure is not None and (failure.code, failure.message) == ("engine_refused", "no")
 
 
-@pytest.mark.parametrize("step", ["session.prepare", "instance.start"])
-async def test_cancelled_anywhere_both_go(play: Theatre, step: str) -> None:
+@pytest.mark.parametrize(
+    ("warm", "step"),
+    [
+        *((False, step) for step in ("session.begin", "session.prepare", "instance.start")),
+        *((True, step) for step in ("session.begin", "session.join", "instance.start")),
+    ],
+)
+async def test_cancelled_anywhere_both_go(play: Theatre, warm: bool, step: str) -> None:
+    play.stage.warm = warm
     gate = Gate()
     play.stage.script[step].append(gate)
     handle = await play.start("InitSession")
