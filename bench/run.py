@@ -34,6 +34,7 @@ PARTS: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "identity": guards.identity,
     "simulated": launches.simulated,
     "group": groups.group,
+    "cold": claims.cold,
     "claim": claims.claim,
 }
 HEAD = """# Benchmarks
