@@ -69,7 +69,7 @@ def _size(instance: dict[str, Any]) -> str:
 
 
 def _manager(by: dict[str, Any]) -> str:
-    return " ".join(str(by[what]) for what in ("type", "name") if by.get(what)).replace("_", " ")
+    return f"{by['type'].replace('_', ' ')} {by.get('name') or by['id']}" if by else ""
 
 
 def env(instance: dict[str, Any], *, secret: bool) -> dict[str, str]:
