@@ -13,7 +13,8 @@ from activities.database import transaction
 from activities.runs import claim, others, record
 from activities.session_ends import lock_session
 from activities.shares import Shares
-from activities.workspaces import ATTEMPTS, long_work
+from activities.tries import Tries
+from activities.workspaces import TRIES, long_work
 from drivers.commits import Commits
 from model.base import Frozen
 from model.errors import EngineRefused, InvalidState, NotReady, Superseded, Unavailable, WorkspaceMoved
@@ -101,6 +102,7 @@ class CommitEngine:
         """``places``: those of workspaces that are fetched."""
         self._commits = commits
         self._places = places or long_work()
+        self._tries = Tries(TRIES)
 
     @activity.defn(name="commit.write", no_thread_cancel_exception=True)
     def write(self, spec: CommitSpec) -> str | None:
@@ -110,7 +112,7 @@ class CommitEngine:
                 return self._commits.write(spec, activity.is_cancelled)
         except EngineRefused as error:
             # A session that runs may have changed a file while it was read.
-            if activity.info().attempt < ATTEMPTS:
+            if self._tries.is_left():
                 raise Unavailable(error.message) from None
             raise
 

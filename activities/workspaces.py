@@ -14,6 +14,7 @@ from activities.database import transaction
 from activities.placement import leased
 from activities.runs import Histories, claim, others
 from activities.shares import Shares
+from activities.tries import Tries
 from activities.workspace_ends import WorkspaceEnd, lock_workspace, settle_workspace
 from drivers.workspaces import Workspaces
 from model.base import Frozen
@@ -25,7 +26,7 @@ from model.workflows import Order
 from model.workspaces import CAPABILITY, INIT, GitLogin, Workspace, WorkspaceFacts, WorkspaceSpec, WorkspaceStatus
 
 #: What git could not do may be a passing fault of the network or of the server: it says so at the last of these.
-ATTEMPTS = 3
+TRIES = 3
 #: Fetches and commits of one project that an agent works on at once, and of all: short steps have threads left. Another
 #: asks again after so many seconds.
 LONG_OF_PROJECT, LONG_AT_ONCE, TURN_SECONDS = 4, 12, 2.0
@@ -156,6 +157,7 @@ class WorkspaceEngine:
         self._workspaces = workspaces
         self._logins = logins
         self._places = places or long_work()
+        self._tries = Tries(TRIES)
 
     @activity.defn(name="workspace.bring", no_thread_cancel_exception=True)
     def bring(self, spec: WorkspaceSpec) -> WorkspaceFacts:
@@ -168,7 +170,7 @@ class WorkspaceEngine:
         try:
             return self._workspaces.bring(spec, login, activity.is_cancelled)
         except FetchFailed as error:
-            if activity.info().attempt < ATTEMPTS:
+            if self._tries.is_left():
                 raise Unavailable(error.message) from None
             raise
 

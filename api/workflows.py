@@ -25,14 +25,14 @@ from api.errors import RESPONSES
 from api.instance_schemas import ErrorView
 from api.paging import Paging, page_of
 from api.samples import Time
-from model import cache_volumes, groups, metrics, workspaces
+from model import cache_volumes, groups, metrics, sessions, workspaces
 from model.balancers import LoadBalancer
 from model.cache_volumes import CacheVolume, CacheVolumeStatus
 from model.errors import InvalidState, NotFound
 from model.groups import Group
 from model.images import RESTING, Image
 from model.instances import STABLE, Instance
-from model.sessions import INIT, WorkSession
+from model.sessions import SessionStatus, WorkSession
 from model.settings import Settings
 from model.workflows import (
     NEVER_STARTED,
@@ -57,6 +57,12 @@ _AT_REST = {
     "DeprovisionInstance": STABLE,
     "DeleteImage": RESTING,
     groups.DELETE: groups.RESTING,
+    sessions.DEPROVISION: {
+        SessionStatus.READY,
+        SessionStatus.RUNNING,
+        SessionStatus.STOPPED,
+        SessionStatus.ERROR,
+    },
     workspaces.DEPROVISION: {WorkspaceStatus.READY, WorkspaceStatus.ERROR},
     cache_volumes.DEPROVISION: {CacheVolumeStatus.READY, CacheVolumeStatus.ERROR},
 }
@@ -177,7 +183,7 @@ async def ask_to_end(request: Request, caller: Caller, row: Row[Any]) -> Row[Any
     # sandbox has to remove it. A row that waits again, because Temporal lost its run, may have left something too.
     at_rest = _AT_REST.get(row.kind)
     begun = at_rest is not None and row.prior_status not in at_rest
-    if row.kind == INIT:
+    if row.kind == sessions.INIT:
         claimed = await caller.execute(select(WorkSession.start == "warm").where(WorkSession.id == row.resource_id))
         begun = claimed.scalar_one()
     at_once = row.state == State.ACCEPTED and row.started_at is None and not begun

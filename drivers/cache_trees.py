@@ -97,9 +97,10 @@ class CacheTrees:
             os.mkdir(doomed, 0o700, dir_fd=project)
             with _opened(project, doomed) as aside:
                 if aside is not None:
-                    for name in os.listdir(folder):
-                        _check(cancelled)
-                        _move(folder, name, aside)
+                    with os.scandir(folder) as found:
+                        for entry in found:
+                            _check(cancelled)
+                            _move(folder, entry.name, aside)
         faults.reached("after_effect")
 
     def remove(self, cache: CacheSpec, cancelled: Check = lambda: False) -> None:

@@ -24,7 +24,6 @@ from model.errors import EngineRefused, EngineUnavailable, FetchFailed, NotFound
 from model.sessions import CommitSpec, Difference
 
 #: The branch that a workspace's repository is on.
-BRANCH = "refs/heads/workspace"
 #: Where sandboxes see what they work on.
 SESSION, REPOSITORY, MADE, WORKSPACE = "/session", "/repository", "/made", "/workspace"
 #: Of a difference: bytes of text and of names, files, and seconds.
@@ -91,7 +90,7 @@ class DockerCommits:
             # What was advanced to is too late to refuse, however large it is.
             with self._inside(spec, cancelled, limited=False) as sandbox:
                 # Whatever a sync makes of the branch, what was committed stays.
-                for ref in (BRANCH, f"refs/sessions/{session}"):
+                for ref in (trees.BRANCH, f"refs/sessions/{session}"):
                     moved = "the branch could not be moved"
                     sandbox.git("update-ref", ref, commit, at=f"{WORKSPACE}/repo.git", what=moved)
             self._clear(spec)

@@ -14,7 +14,7 @@ from uuid import UUID
 import structlog
 
 from drivers import deep, docker_names, faults, git_words, outbound, progress, room, trees
-from drivers.docker_commits import BRANCH, DockerCommits, Means
+from drivers.docker_commits import DockerCommits, Means
 from drivers.docker_engine import DockerEngine, calling
 from drivers.docker_git import GitSandbox, GitSandboxes, as_user
 from drivers.images import Images
@@ -170,9 +170,9 @@ class DockerWorkspaces:
                 raise
             commit = found.strip()
             os.utime(mirror)
-            if deep.size_of(mirror) > self._most_bytes:
-                trees.clear(mirror)
-                raise self._too_large(deep.size_of(mirror))
+            if (size := deep.size_of(mirror)) > self._most_bytes:
+                self._trees.drop_mirror(mirror)
+                raise self._too_large(size)
             with self._inside(spec, image, url if spec.submodules else None, login, cancelled) as sandbox:
                 _init(sandbox)
                 self._trees.link_packs(mirror, self._trees.repository(spec.id))
@@ -260,7 +260,7 @@ class DockerWorkspaces:
         if size > self._most_bytes:
             raise self._too_large(size)
         repository = f"{WORKSPACE}/repo.git"
-        sandbox.git("update-ref", BRANCH, commit, at=repository, what="the commit could not be taken")
+        sandbox.git("update-ref", trees.BRANCH, commit, at=repository, what="the commit could not be taken")
 
     def _too_large(self, size: int) -> WorkspaceTooLarge:
         return WorkspaceTooLarge(

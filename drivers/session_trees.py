@@ -124,11 +124,13 @@ class SessionTrees:
             except (NotFound, EngineUnavailable) as error:
                 log.warning("session.not_mounted", session=str(session), error=error.message)
 
-    def remove(self, session: UUID) -> None:
+    def remove(self, session: UUID, *, unless_whole: bool = False) -> None:
         """Unmount and delete it, whole or half made; success where it is absent. What is open of it ends with its
         file."""
         try:
             with self._locked(session) as (folder, held):
+                if unless_whole and _read(folder) is not None:
+                    return
                 # From here on nobody takes it for a tree.
                 (folder / RECORD).unlink(missing_ok=True)
                 mounts.unmount(folder / "merged")
@@ -160,7 +162,8 @@ class SessionTrees:
             try:
                 if _read(folder) is None and time.time() - folder.stat().st_mtime > HALF_MADE_SECONDS:
                     log.warning("session.leftover_removed", session=str(session))
-                    self.remove(session)
+                    # Somebody may just have gone on with it.
+                    self.remove(session, unless_whole=True)
             except FileNotFoundError:
                 continue
             except Exception:  # the others go all the same

@@ -28,6 +28,8 @@ from model.errors import EngineUnavailable, PathRefused, WorkspaceTooLarge
 
 #: The index of what is checked out: needed until it is there.
 INDEX = "index"
+#: What a workspace's repository is at.
+BRANCH = "refs/heads/workspace"
 #: The name of what is fetched, until all of it is there.
 INCOMING = "refs/cairn/incoming"
 #: Beside files of commits: the names of notes that a commit was left, and of what is being deleted.
@@ -37,6 +39,7 @@ LEFT_SECONDS = 600.0
 #: In a workspace's folder: of which project it is.
 _PROJECT = "project"
 _CHUNK = 1 << 20
+_TRIES = 5
 #: Folders of a repository in which objects are.
 _OBJECTS = re.compile(r"pack|[0-9a-f]{2}")
 #: A mirror from which nothing was fetched for so long is removed.
@@ -71,7 +74,11 @@ class Trees:
     def make(self, folder: Path) -> Path:
         """A folder that git writes to, where there is none."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        # Somebody may remove the one that it is to be in, as empty.
+        for _ in range(_TRIES):
+            with contextlib.suppress(FileNotFoundError):
+                folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+                break
         self.give(folder)
         return folder
 
@@ -187,7 +194,7 @@ class Trees:
         beside them."""
         repository = self.repository(id)
         before = _objects(repository)
-        contents = {repository / name: _content(repository / name) for name in ("shallow", "config")}
+        contents = {repository / name: _content(repository / name) for name in ("shallow", "config", BRANCH)}
         try:
             yield
         except BaseException:
@@ -223,7 +230,7 @@ class Trees:
                 # A workspace is there before its mirror is worked on.
                 projects = {str(one.project_id) for one in self.held()}
                 if now - mirror.stat().st_mtime > UNUSED_SECONDS or mirror.parent.name not in projects:
-                    clear(mirror)
+                    self.drop_mirror(mirror)
                 for left in mirror.glob("objects/pack/tmp_*"):
                     if now - left.stat().st_mtime > PARTIAL_SECONDS:
                         left.unlink()
@@ -233,7 +240,13 @@ class Trees:
         if any(mirror.glob("objects/pack/*.pack")):
             unlock(mirror)
             return
+        self.drop_mirror(mirror)
+
+    def drop_mirror(self, mirror: Path) -> None:
+        """And the folder of its project, where it was the last."""
         clear(mirror)
+        with contextlib.suppress(OSError):
+            mirror.parent.rmdir()
 
     def copy(self, source: int, target: Path, most_bytes: int, cancelled: Check) -> None:
         """The files below the folder of this descriptor, but repositories of git: no link is followed, and what is

@@ -99,6 +99,8 @@ class CallRoutes:
             reader, writer = await asyncio.open_connection(sock=opened.dup(), limit=PIECE)
         finally:
             self._streams.let_go(opened)
+        # What is drained has left this process, however the connection ends.
+        writer.transport.set_write_buffer_limits(0)
         shut = asyncio.Event()
 
         async def out() -> None:

@@ -99,6 +99,7 @@ class TerminalRoutes:
                 async for data in kept.seen_by(viewer):
                     await socket.send_bytes(data)
                 await socket.send_json({"exit_code": kept.exit_code})
+                viewer.has_seen_end = True
                 await socket.close()
 
             if not kept.ended:

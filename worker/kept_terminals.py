@@ -21,7 +21,7 @@ from worker.open_streams import OpenStreams
 SCROLL_BACK = 256 * 1024
 #: With nobody looking: so long a terminal goes on, or what one has shown is kept that has ended.
 KEPT_SECONDS = 600.0
-#: Who is slower than the program is waited for, so long for each part; then it misses some of what is shown.
+#: Who is slower than the program is waited for, so long until it has caught up; then it misses some of what is shown.
 PATIENCE_SECONDS = 1.0
 #: With nobody looking, a program writes no more than so many bytes a second.
 UNSEEN_RATE = 1 << 20
@@ -41,6 +41,10 @@ class Viewer:
 
     def __init__(self, seen: int) -> None:
         self.seen = seen
+        #: It was waited for once, and is behind since.
+        self.is_late = False
+        #: It was told how the program ended.
+        self.has_seen_end = False
 
 
 class KeptTerminal:
@@ -75,9 +79,12 @@ class KeptTerminal:
             return
         async with self._news:
             self._news.notify_all()
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(PATIENCE_SECONDS):
-                    await self._news.wait_for(self._is_taken)
+                    await self._news.wait_for(lambda: not self._slow())
+            except TimeoutError:
+                for viewer in self._slow():
+                    viewer.is_late = True
 
     async def end(self, exit_code: int | None) -> None:
         self.ended, self.exit_code = True, exit_code
@@ -95,6 +102,7 @@ class KeptTerminal:
                 return
             yield data
             viewer.seen += len(data)
+            viewer.is_late = viewer.is_late and self._is_behind(viewer)
             async with self._news:
                 self._news.notify_all()
 
@@ -102,9 +110,13 @@ class KeptTerminal:
     def _all(self) -> int:
         return self._before + len(self._shown)
 
-    def _is_taken(self) -> bool:
+    def _is_behind(self, viewer: Viewer) -> bool:
         """Half of what is kept may wait for the slowest."""
-        return all(self._all - viewer.seen <= SCROLL_BACK // 2 for viewer in self.viewers)
+        return self._all - viewer.seen > SCROLL_BACK // 2
+
+    def _slow(self) -> list[Viewer]:
+        """For whom it waits."""
+        return [viewer for viewer in self.viewers if self._is_behind(viewer) and not viewer.is_late]
 
 
 class KeptTerminals:
@@ -135,7 +147,7 @@ class KeptTerminals:
         finally:
             kept.viewers.discard(viewer)
             if not kept.viewers:
-                self._leave(key, kept, seen_out=kept.ended)
+                self._leave(key, kept, seen_out=viewer.has_seen_end)
 
     async def _open(
         self, key: Key, open_: Callable[[], Terminal], take_slot: Callable[[], Callable[[], None]]

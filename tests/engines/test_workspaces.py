@@ -382,6 +382,7 @@ def test_a_mirror_is_held_no_longer_than_needed_and_goes_with_its_project_s_last
     assert mirrors[1].exists(), "somebody works on it"
     host.workspaces.tidy()
     assert [mirror.exists() for mirror in mirrors] == [True, False]
+    assert not mirrors[1].parent.exists()
     git("fsck", at=made.folder / "repo.git")
 
 

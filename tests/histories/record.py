@@ -411,7 +411,21 @@ def cases_of_sessions() -> list[Case]:
         stage.warm = True
         stage.script["session.join"].append(fails(EngineRefused("no")))
 
+    def called_off(stage: Stage) -> None:
+        stage.script["session.begin"].append(Gate())
+
+    def called_off_warm(stage: Stage) -> None:
+        stage.warm = True
+        called_off(stage)
+
+    def taken_over(stage: Stage) -> None:
+        stage.taken_over = True
+        called_off(stage)
+
     return [
+        ("InitSession", "cancelled-at-first", called_off, {}),
+        ("InitSession", "cancelled-at-first-warm", called_off_warm, {}),
+        ("InitSession", "cancelled-taken-over", taken_over, {}),
         ("InitSession", "warm", warm, {}),
         ("InitSession", "not-joined", not_joined, {}),
         ("InitSession", "not-launched", not_launched, {}),
@@ -483,8 +497,7 @@ async def record(play: Theatre, kind: str, outcome: str, prepare: Prepare, value
     prepare(play.stage)
     handle = await play.start(kind, **values)
     if outcome.startswith("cancel"):
-        gate = play.stage.script[MIDDLE[kind]][0]
-        assert isinstance(gate, Gate)
+        (gate,) = [act for acts in play.stage.script.values() for act in acts if isinstance(act, Gate)]
         await gate.reached.wait()
         await handle.cancel()
         if kind in UNSTOPPED:

@@ -123,6 +123,7 @@ def test_history_is_of_the_end_that_its_name_says(path: Path) -> None:
         "workflow-refused": "FAILED",
         "workflow-failed": "FAILED",
         "workflow-cancelled": "CANCELED",
+        **dict.fromkeys(("cancelled-at-first", "cancelled-at-first-warm", "cancelled-taken-over"), "CANCELED"),
         "continued": "CONTINUED_AS_NEW",
     }
     # A delete that has begun runs to its end.

@@ -47,6 +47,39 @@ def _heal(stack: Stack, session: Json) -> None:
     assert run(stack, session, 'test "$(cat mine)" = "$NUMBER"; cat README') == "base\n"
 
 
+def _call_off(stack: Stack, pool: str, path: str) -> None:
+    """Before Temporal has seen anything of it: its run removes what the request had claimed; so does its delete's, also
+    where that is called off in turn."""
+    for deleted in (False, True):
+        wait_for("there is one to claim", lambda: stack.get(pool)["ready"] > 0, 60)
+        with stack.frozen("temporal"):
+            accepted = stack.accept("POST", path, {"network": {"mode": "none"}})
+            session = f"/sessions/{accepted['data']['id']}"
+            assert accepted["data"]["start"] == "warm" and stack.containers(accepted["data"]["instance_id"])
+            called_off = stack.accept("DELETE", session) if deleted else accepted
+            assert stack.cancel(called_off).json()["data"]["state"] == "accepted"
+        assert stack.ended(called_off)["state"] == ("completed" if deleted else "cancelled")
+        assert stack.get(session)["status"] == ("removed" if deleted else "error")
+        assert stack.containers(accepted["data"]["instance_id"]) == []
+        if not deleted:
+            stack.completed(stack.accept("DELETE", session))
+
+
+def _kill(stack: Stack, path: str) -> Json:
+    """A session whose agent is killed between the claim and the files; it ends well."""
+    point = "session.join.before"
+    before = len(stack.hits(point))
+    stack.fault(point, "pause")
+    accepted = stack.accept("POST", path, {"network": {"mode": "none"}, "env": {"A": "late"}})
+    stack.wait_for_hit(point, before)
+    stack.kill("host_agent")
+    stack.plant()
+    stack.completed(accepted)
+    session: Json = accepted["data"]
+    assert session["start"] == "warm" and run(stack, session, "cat README; echo $A") == "base\nlate\n"
+    return session
+
+
 def test_sandboxes_are_claimed_once_filled_up_and_gone_with_their_sessions(stack: Stack, source: Path) -> None:
     made = stack.accept("POST", "/workspaces", {"name": "shop", "source": {"path": str(source)}})
     stack.completed(made)
@@ -77,19 +110,10 @@ def test_sandboxes_are_claimed_once_filled_up_and_gone_with_their_sessions(stack
     assert "no sandbox ready" in cold["start_reason"]
     assert run(stack, cold, "cat README; echo $NUMBER").splitlines()[0] == "base"
 
-    # Filled again by the tick; and an agent that is killed between the claim and the files ends well.
+    # Filled again by the tick.
     wait_for("it is filled again", lambda: stack.get(of)["ready"] >= 3, 60)
     assert stack.get(of)["claimed"] == 3
-    point = "session.join.before"
-    before = len(stack.hits(point))
-    stack.fault(point, "pause")
-    accepted = stack.accept("POST", path, {"network": {"mode": "none"}, "env": {"A": "late"}})
-    stack.wait_for_hit(point, before)
-    stack.kill("host_agent")
-    stack.plant()
-    stack.completed(accepted)
-    session = accepted["data"]
-    assert session["start"] == "warm" and run(stack, session, "cat README; echo $A") == "base\nlate\n"
+    session = _kill(stack, path)
 
     # Stopped and started again, it has what it had.
     first = next(one["data"] for one in asked if one["data"]["start"] == "warm")
@@ -99,17 +123,7 @@ def test_sandboxes_are_claimed_once_filled_up_and_gone_with_their_sessions(stack
     files = [entry["name"] for entry in stack.get(f"/sessions/{first['id']}/files")["entries"]]
     assert files == ["README", "mine"]
 
-    # Called off before Temporal has seen it: its run removes what the request had claimed.
-    wait_for("there is one to claim", lambda: stack.get(of)["ready"] > 0, 60)
-    with stack.frozen("temporal"):
-        accepted = stack.accept("POST", path, {"network": {"mode": "none"}})
-        assert stack.cancel(accepted).json()["data"]["state"] == "accepted"
-        assert accepted["data"]["start"] == "warm" and stack.containers(accepted["data"]["instance_id"])
-    assert stack.ended(accepted)["state"] == "cancelled"
-    assert stack.get(f"/sessions/{accepted['data']['id']}")["status"] == "error"
-    assert stack.containers(accepted["data"]["instance_id"]) == []
-    stack.completed(stack.accept("DELETE", f"/sessions/{accepted['data']['id']}"))
-
+    _call_off(stack, of, path)
     _heal(stack, first)
     direct = stack.request("DELETE", f"/instances/{first['instance_id']}")
     assert direct.status_code == httpx.codes.CONFLICT

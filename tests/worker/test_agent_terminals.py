@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
+from uuid import UUID
 
 import aiohttp
 import pytest
 import pytest_asyncio
 
+from drivers.streams import Terminal
 from model.errors import HostUnreachable, InvalidState, PortClosed, TooManyStreams
 from model.streams import SHUT
 from tests.services import eventually
-from tests.worker.agent_site import Site, serving
+from tests.worker.agent_site import Echo, Site, serving
 from worker import agent_calls, kept_terminals
 from worker.agent_calls import OF_ONE as FORWARDS_OF_ONE
 from worker.agent_server import OF_ONE
-from worker.kept_terminals import KeptTerminal, Viewer
+from worker.kept_terminals import KeptTerminal, KeptTerminals, Key, Viewer
+from worker.open_streams import OpenStreams
 
 
 @pytest_asyncio.fixture
@@ -125,17 +129,19 @@ async def test_who_takes_nothing_holds_nobody_up_and_misses_what_is_too_much(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kept_terminals, "SCROLL_BACK", 4000)
-    monkeypatch.setattr(kept_terminals, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(kept_terminals, "PATIENCE_SECONDS", 0.5)
     quick = await site.agents.connect(site.target, "terminal", named())
     (echo,) = site.streams.opened
     (kept,) = [one for one in gc.get_objects() if isinstance(one, KeptTerminal) and one.terminal is echo]
     slow = Viewer(0)
     kept.viewers.add(slow)
     echo.theirs.sendall(b"x" * 20_000 + b"end")
-    data = b""
+    data, began = b"", time.monotonic()
     while not data.endswith(b"END"):
         data += await asyncio.wait_for(quick.it.receive_bytes(), 10)
     assert len(data) == 20_008
+    assert time.monotonic() - began < 3, "it is waited for once, and not for each of twenty parts"
+    assert slow.is_late
     seen = b""
     async for part in kept.seen_by(slow):
         seen += part
@@ -143,6 +149,25 @@ async def test_who_takes_nothing_holds_nobody_up_and_misses_what_is_too_much(
     assert len(seen) == 4000
     assert seen.endswith(b"XEND")
     quick.close()
+
+
+async def test_who_goes_before_the_end_is_told_finds_it_again() -> None:
+    streams, echo = OpenStreams(4), Echo()
+    terminals, key = KeptTerminals(streams), Key(UUID(int=1), "main")
+
+    def again() -> Terminal:
+        raise AssertionError("opened twice")
+
+    async with terminals.viewed(key, lambda: echo, lambda: lambda: None) as (kept, _):
+        echo.theirs.sendall(b"exit")
+        assert await eventually(lambda: kept.ended)
+    async with terminals.viewed(key, again, lambda: lambda: None) as (found, viewer):
+        assert found is kept
+        viewer.has_seen_end = True
+    with pytest.raises(AssertionError, match="opened twice"):
+        async with terminals.viewed(key, again, lambda: lambda: None):
+            pass
+    streams.shut_down()
 
 
 async def test_program_that_reads_nothing_of_a_connection_holds_nothing(
@@ -169,6 +194,27 @@ async def test_program_that_reads_nothing_of_a_connection_holds_nothing(
         for one in many:
             one.close()
         ended.set()
+
+
+async def test_program_that_has_said_all_gets_the_last_of_what_it_is_told(site: Site) -> None:
+    got = asyncio.get_running_loop().create_future()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write_eof()
+        await asyncio.sleep(0.5)
+        got.set_result(len(await reader.read()))
+        writer.close()
+
+    server = await asyncio.start_server(listen, "127.0.0.1", 0, limit=1024)
+    async with server:
+        query = {"port": str(server.sockets[0].getsockname()[1])}
+        opened = await site.agents.connect(site.target, "forward", query)
+        assert await opened.it.receive_str() == SHUT
+        for _ in range(160):
+            await opened.it.send_bytes(b"x" * 65_537)
+        await opened.it.send_str(SHUT)
+        assert await asyncio.wait_for(got, 20) == 160 * 65_537
+        opened.close()
 
 
 async def test_connection_is_forwarded_both_ways_and_each_way_ends_by_itself(site: Site) -> None:

@@ -114,6 +114,8 @@ class Stage:
         self.placed = True
         #: Of a session: it has claimed a sandbox that runs.
         self.warm = False
+        #: Its delete removes what a session that is called off has.
+        self.taken_over = False
         #: What the image is found to be.
         self.digest: str | None = f"sha256:{'1' * 64}"
         #: Whether the instance ran before, and whether its old host can be reached.
@@ -348,8 +350,10 @@ class Control:
         return self._stage.part("StopInstance" if order.kind == "StopSession" else "StartInstance")
 
     @activity.defn(name="session.remove")
-    async def remove_sandbox(self, order: Order) -> Sandbox:
+    async def remove_sandbox(self, order: Order) -> Sandbox | None:
         await self._stage.play()
+        if self._stage.taken_over:
+            return None
         return self._stage.sandbox(order).model_copy(update={"change": self._stage.part("DeprovisionInstance")})
 
     @activity.defn(name="commit.begin")
