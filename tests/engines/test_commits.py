@@ -32,7 +32,7 @@ from worker import engine, git_image
 
 pytestmark = pytest.mark.engine
 PROJECT = UUID(int=7)
-BRANCH = docker_commits.BRANCH
+BRANCH = trees.BRANCH
 
 
 class Host:
