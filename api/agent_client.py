@@ -88,6 +88,7 @@ class Target(NamedTuple):
     host: str
     agent_url: str
     fingerprint: bytes
+    project: UUID
     #: What ``instance`` is the id of.
     noun: Literal["instance", "session"] = "instance"
 
@@ -279,7 +280,7 @@ class Agents:
     def _ticket(self, target: Target, verb: Verb) -> dict[str, str]:
         if self._ticket_key is None:
             raise Unavailable("this API cannot sign tickets for agents: set CAIRN_TICKET_KEY")
-        ticket = Ticket(instance=target.instance, verb=verb)
+        ticket = Ticket(instance=target.instance, verb=verb, project=target.project)
         signed = sign(ticket, host=target.host_id, key=self._ticket_key.get_secret_value())
         return {"Authorization": f"Bearer {signed}", "Accept-Encoding": "identity"}
 

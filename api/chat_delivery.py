@@ -270,4 +270,5 @@ async def _target(connection: AsyncConnection, turn: Turn) -> tuple[Target, int]
         raise InvalidState(f"the sandbox of session {row.name} is {row.status}, not running", state=row.status)
     if not is_reachable(row.last_seen_at) or row.agent_url is None or row.fingerprint is None:
         raise HostUnreachable(f"host {row.host} cannot be reached: its agent has not renewed its lease", host=row.host)
-    return Target(row.id, row.name, row.host_id, row.host, row.agent_url, row.fingerprint), row.agent_port
+    whose = turn.order.project_id
+    return Target(row.id, row.name, row.host_id, row.host, row.agent_url, row.fingerprint, whose), row.agent_port

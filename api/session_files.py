@@ -203,7 +203,8 @@ async def _target(caller: Caller, session_id: UUID) -> Target:
     if row.host_id is None or not is_reachable(row.last_seen_at) or row.agent_url is None or row.fingerprint is None:
         said = "its agent has not renewed its lease, or serves no streams; try again"
         raise HostUnreachable(f"host {row.host} cannot be reached: {said}", host=row.host)
-    return Target(row.id, row.name, row.host_id, row.host, row.agent_url, row.fingerprint, "session")
+    whose = caller.project_id
+    return Target(row.id, row.name, row.host_id, row.host, row.agent_url, row.fingerprint, whose, "session")
 
 
 async def _open(

@@ -195,7 +195,7 @@ async def _target(caller: Caller, instance_id: UUID, *, running: bool = False, e
         raise unreachable
     if row.agent_url is None or row.fingerprint is None:
         raise HostUnreachable(f"host {row.host} cannot be reached: its agent serves no streams", host=row.host)
-    return Target(row.id, row.name, row.host_id, row.host, row.agent_url, row.fingerprint)
+    return Target(row.id, row.name, row.host_id, row.host, row.agent_url, row.fingerprint, caller.project_id)
 
 
 async def enter(

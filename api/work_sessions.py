@@ -141,7 +141,8 @@ def _bring_files(
     tree = SessionTree(
         session=session_id, project=workspace.project_id, workspace=workspace.id, commit=workspace.commit
     )
-    target = Target(session_id, sandbox.name, host.id, host.name, host.agent_url, host.fingerprint, "session")
+    whose = workspace.project_id
+    target = Target(session_id, sandbox.name, host.id, host.name, host.agent_url, host.fingerprint, whose, "session")
     join = Join(tree=tree, spec=spec_of(sandbox))  # type: ignore[arg-type]  # a row with the same columns
     joins: Joins = request.app.state.joins
     acceptance.then(partial(joins.start, target, join))

@@ -37,6 +37,8 @@ class Ticket(Frozen):
 
     instance: UUID
     verb: Verb
+    #: Whose it is; None: the API is of the release before, and does not say.
+    project: UUID | None = None
 
 
 def new_signing_key() -> str:
@@ -70,6 +72,7 @@ def sign(ticket: Ticket, *, host: UUID, key: str, seconds: float = TICKET_SECOND
         "verb": ticket.verb,
         "exp": time.time() + seconds,
         "jti": str(new_id()),
+        **({} if ticket.project is None else {"project": str(ticket.project)}),
     }
     return jwt.encode(claims, key, algorithm=_ALGORITHM)
 
@@ -87,13 +90,15 @@ class Gate:
     def learn(self, keys: list[str]) -> None:
         self.keys = keys
 
-    def check(self, token: str, wanted: Ticket, host: UUID) -> None:
-        """Let one use in. Raises Unauthenticated, in the same words whatever is wrong."""
+    def check(self, token: str, wanted: Ticket, host: UUID) -> Ticket:
+        """Let one use in: the ticket that was signed. Raises Unauthenticated, in the same words whatever is wrong."""
         claims = self._read(token, host)
         if claims is None or claims["sub"] != str(wanted.instance) or claims.get("verb") != wanted.verb:
             raise Unauthenticated("the ticket does not open this")
         if wanted.verb not in REPEATABLE and not self._first_use(claims["jti"], claims["exp"]):
             raise Unauthenticated("the ticket does not open this")
+        project = claims.get("project")
+        return wanted if project is None else wanted.model_copy(update={"project": UUID(project)})
 
     def _read(self, token: str, host: UUID) -> dict[str, Any] | None:
         for key in self.keys:

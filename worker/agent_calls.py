@@ -4,7 +4,6 @@ port; see ``model.streams``."""
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 from uuid import UUID
@@ -17,20 +16,21 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from api.streamed import first_of
 from drivers.calls import Answer, Calls
-from model.errors import CommandTimeout, NotFound, PortClosed, TooManyStreams, ValidationFailed
+from model.errors import CommandTimeout, NotFound, PortClosed, ValidationFailed
 from model.streams import SHUT, Call, ListenPort
 from model.tickets import Ticket
 from worker.agent_terminals import WRITE_SECONDS, answered, checked
 from worker.open_streams import OpenStreams
+from worker.places import Places
 
-#: Connections at once: of the agent, and into one instance. They need no threads.
-FORWARDS, OF_ONE = 512, 64
+#: Connections at once: of the agent, of one project, and into one instance. They need no threads.
+FORWARDS, OF_PROJECT, OF_ONE = 512, 256, 64
 PIECE = 64 * 1024
 _PORT = TypeAdapter(ListenPort)
 
 Pull = Callable[[Any], AsyncIterator[Any]]
 #: Opens a stream of a thing, and answers with what is pulled from it.
-Stream = Callable[[UUID, Callable[[], Any], Pull], Awaitable[Response]]
+Stream = Callable[[Ticket, Callable[[], Any], Pull], Awaitable[Response]]
 
 
 class CallRoutes:
@@ -39,11 +39,11 @@ class CallRoutes:
     def __init__(self, calls: Mapping[UUID, Calls], streams: OpenStreams) -> None:
         self._calls = calls
         self._streams = streams
-        self._forwarded: Counter[UUID] = Counter()
+        self._forwarded = Places(FORWARDS, OF_PROJECT, OF_ONE)
 
     def routes(
         self,
-        check: Callable[[HTTPConnection, Ticket], None],
+        check: Callable[[HTTPConnection, Ticket], Ticket],
         read: Callable[[Request], Awaitable[bytes]],
         streamed: Stream,
         pulled: Pull,
@@ -52,7 +52,7 @@ class CallRoutes:
 
         async def call(request: Request) -> Response:
             machine: UUID = request.path_params["instance"]
-            check(request, Ticket(instance=machine, verb="call"))
+            ticket = check(request, Ticket(instance=machine, verb="call"))
             calls = self._of(request)
             try:
                 asked = Call.model_validate_json(await read(request))
@@ -64,24 +64,17 @@ class CallRoutes:
                 opened.append(calls.call(machine, asked))
                 return opened[0]
 
-            answer = await streamed(machine, start, pulled)
+            answer = await streamed(ticket, start, pulled)
             answer.headers["x-call-status"] = str(opened[0].status)
             return answer
 
         async def forward(socket: WebSocket) -> None:
             machine: UUID = socket.path_params["instance"]
-            check(socket, Ticket(instance=machine, verb="forward"))
+            ticket = check(socket, Ticket(instance=machine, verb="forward"))
             calls, port = self._of(socket), checked(_PORT, "port", socket.query_params.get("port", ""))
             async with answered(socket):
-                if self._forwarded.total() >= FORWARDS or self._forwarded[machine] >= OF_ONE:
-                    raise TooManyStreams("as many connections as are allowed are forwarded already: close some")
-                self._forwarded[machine] += 1
-                try:
+                with self._forwarded.one(ticket):
                     await self._forward(socket, port, lambda: calls.connect(machine, port))
-                finally:
-                    self._forwarded[machine] -= 1
-                    if not self._forwarded[machine]:
-                        del self._forwarded[machine]
 
         path = "/hosts/{host:uuid}/instances/{instance:uuid}"
         return [Route(f"{path}/call", call, methods=["POST"]), WebSocketRoute(f"{path}/forward", forward)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 from uuid import UUID
 
@@ -25,10 +24,11 @@ from model.pools import Join
 from model.sessions import Difference
 from model.tickets import Ticket
 from worker.open_streams import OpenStreams, Upload
+from worker.places import Places
 
 Pull = Callable[[Any], AsyncIterator[Any]]
 #: Opens a stream of a thing, and answers with what is pulled from it.
-Stream = Callable[[UUID, Callable[[], Any], Pull], Awaitable[Response]]
+Stream = Callable[[Ticket, Callable[[], Any], Pull], Awaitable[Response]]
 
 
 class FileRoutes:
@@ -40,30 +40,30 @@ class FileRoutes:
         commits: Mapping[UUID, Commits],
         most_bytes: int,
         streams: OpenStreams,
-        slot: Callable[[UUID], AbstractContextManager[None]],
+        places: Places,
         warm: Mapping[UUID, WarmTrees],
     ) -> None:
         self._trees = trees
         self._commits = commits
         self._most_bytes = most_bytes
         self._streams = streams
-        self._slot = slot
+        self._places = places
         self._warm = warm
 
-    def routes(self, check: Callable[[Request, Ticket], None], streamed: Stream, pulled: Pull) -> list[Route]:
+    def routes(self, check: Callable[[Request, Ticket], Ticket], streamed: Stream, pulled: Pull) -> list[Route]:
         """``check``: raises Unauthenticated where the request's ticket is for something else."""
 
         async def files(request: Request) -> Response:
             session: UUID = request.path_params["session"]
-            check(request, Ticket(instance=session, verb="files"))
+            ticket = check(request, Ticket(instance=session, verb="files"))
             asked = request.query_params
             kept, path = await self._files(request), asked.get("path", "")
             if asked.get("act") == "diff":
-                with self._slot(session):
+                with self._places.one(ticket):
                     return _json(await self._streams.blocking(self._difference, request, session, path))
             match asked.get("act"):
                 case "list":
-                    with self._slot(session):
+                    with self._places.one(ticket):
                         return _json(await self._streams.blocking(kept.list, path))
                 case "read":
                     offset, length = _number(asked.get("offset", "0")), asked.get("length")
@@ -73,12 +73,12 @@ class FileRoutes:
                         found.append(kept.read(path, offset, None if length is None else _number(length)))
                         return found[0]
 
-                    answer = await streamed(session, start, pulled)
+                    answer = await streamed(ticket, start, pulled)
                     about = {"size": found[0].size, "length": found[0].length, "tag": found[0].tag}
                     answer.headers.update({f"x-file-{name}": str(value) for name, value in about.items()})
                     return answer
                 case "archive":
-                    return await streamed(session, lambda: ArchiveOut(kept, path), pulled)
+                    return await streamed(ticket, lambda: ArchiveOut(kept, path), pulled)
                 case "watch":
 
                     async def lines(watch: Any) -> AsyncIterator[bytes]:
@@ -87,14 +87,14 @@ class FileRoutes:
                         async for change in pulled(watch):
                             yield change.model_dump_json().encode() + b"\n"
 
-                    return await streamed(session, lambda: FileWatch(kept, path), lines)
+                    return await streamed(ticket, lambda: FileWatch(kept, path), lines)
             raise ValidationFailed("act: expected list, read, archive, watch or diff", fields=[])
 
         async def change(request: Request) -> Response:
             session: UUID = request.path_params["session"]
-            check(request, Ticket(instance=session, verb="change"))
+            ticket = check(request, Ticket(instance=session, verb="change"))
             kept, upload = await self._files(request), Upload(request)
-            with self._slot(session):
+            with self._places.one(ticket):
                 self._streams.hold(upload)
                 try:
                     return _json(await self._streams.blocking(_changed, kept, request.query_params, upload))

@@ -12,9 +12,9 @@ import contextlib
 import resource
 import socket
 import threading
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -38,7 +38,6 @@ from model.errors import (
     BodyTooLarge,
     CairnError,
     NotFound,
-    TooManyStreams,
     Unauthenticated,
     Unsupported,
 )
@@ -51,9 +50,10 @@ from worker.agent_http import Server
 from worker.agent_terminals import TerminalRoutes, checked
 from worker.identity import Keys
 from worker.open_streams import OpenStreams, Upload
+from worker.places import Places
 
-#: At once: of the agent, and of one instance.
-STREAMS, OF_ONE = 128, 16
+#: At once: of the agent, of one project, and of one instance.
+STREAMS, OF_PROJECT, OF_ONE = 128, 64, 16
 #: One reads, one writes.
 THREADS = 2 * STREAMS
 
@@ -80,11 +80,11 @@ class AgentServer:
         them; ``calls``: into sandboxes; ``warm``: where files come in later."""
         self._hosts = hosts
         self._gate = gate
-        self._open: Counter[UUID] = Counter()
+        self._open = Places(STREAMS, OF_PROJECT, OF_ONE)
         self._streams = OpenStreams(THREADS)
         path = "/hosts/{host:uuid}/instances/{instance:uuid}"
         self._warm = warm or {}
-        files = FileRoutes(trees or {}, commits or {}, most_bytes, self._streams, self._slot, self._warm)
+        files = FileRoutes(trees or {}, commits or {}, most_bytes, self._streams, self._open, self._warm)
         self.app = Starlette(
             routes=[
                 Route(f"{path}/logs", self._logs),
@@ -92,7 +92,7 @@ class AgentServer:
                 Route(f"{path}/exec", self._exec, methods=["POST"]),
                 Route(f"{path}/read", self._read),
                 Route(f"{path}/write", self._write, methods=["PUT"]),
-                *TerminalRoutes(self._streams, self._slot, self._take_slot).routes(self._let_in, self._variables),
+                *TerminalRoutes(self._streams, self._open).routes(self._let_in, self._variables),
                 *files.routes(self._check, self._streamed, self._pulled),
                 *CallRoutes(calls or {}, self._streams).routes(self._check, _body, self._streamed, self._pulled),
             ],
@@ -133,39 +133,40 @@ class AgentServer:
             self._streams.shut_down()
 
     async def _logs(self, request: Request) -> Response:
-        streams, instance = self._let_in(request, "logs")
+        streams, ticket = self._let_in(request, "logs")
         asked = request.query_params
         tail = checked(_TAIL, "tail", asked["tail"]) if "tail" in asked else None
         follow = asked.get("follow") == "true"
-        return await self._streamed(instance, lambda: streams.logs(instance, tail=tail, follow=follow), self._pulled)
+        start = partial(streams.logs, ticket.instance, tail=tail, follow=follow)
+        return await self._streamed(ticket, start, self._pulled)
 
     async def _stats(self, request: Request) -> Response:
-        streams, instance = self._let_in(request, "stats")
+        streams, ticket = self._let_in(request, "stats")
 
         async def lines(stream: Any) -> AsyncIterator[bytes]:
             async for usage in self._pulled(stream):
                 yield usage.model_dump_json().encode() + b"\n"
 
-        return await self._streamed(instance, lambda: streams.stats(instance), lines)
+        return await self._streamed(ticket, partial(streams.stats, ticket.instance), lines)
 
     async def _read(self, request: Request) -> Response:
-        streams, instance = self._let_in(request, "read")
+        streams, ticket = self._let_in(request, "read")
         path = request.query_params.get("path", "")
-        return await self._streamed(instance, lambda: streams.get(instance, path), self._pulled)
+        return await self._streamed(ticket, partial(streams.get, ticket.instance, path), self._pulled)
 
     async def _write(self, request: Request) -> Response:
-        streams, instance = self._let_in(request, "write")
+        streams, ticket = self._let_in(request, "write")
         upload = Upload(request)
-        with self._slot(instance):
+        with self._open.one(ticket):
             self._streams.hold(upload)
             try:
-                await self._streams.blocking(streams.put, instance, request.query_params.get("path", ""), upload)
+                await self._streams.blocking(streams.put, ticket.instance, request.query_params.get("path", ""), upload)
             finally:
                 self._streams.let_go(upload)
         return Response(status_code=204)
 
     async def _exec(self, request: Request) -> Response:
-        streams, instance = self._let_in(request, "exec")
+        streams, ticket = self._let_in(request, "exec")
         run = checked(_RUN, "body", orjson.loads(await _body(request)))
 
         async def frames(command: Any) -> AsyncIterator[bytes]:
@@ -183,10 +184,10 @@ class AgentServer:
             yield frame(END, end.model_dump_json().encode())
 
         def start() -> Any:
-            env = self._variables(request, instance)
-            return streams.run(instance, run.argv, timeout_seconds=run.timeout, env=env)
+            env = self._variables(request, ticket.instance)
+            return streams.run(ticket.instance, run.argv, timeout_seconds=run.timeout, env=env)
 
-        return await self._streamed(instance, start, frames)
+        return await self._streamed(ticket, start, frames)
 
     def _variables(self, connection: HTTPConnection, instance: UUID) -> Mapping[str, str]:
         """What a session has given its sandbox since that was launched, with the session's files; blocks until both are
@@ -194,48 +195,28 @@ class AgentServer:
         warm = self._warm.get(connection.path_params["host"])
         return {} if warm is None else warm.variables(instance)
 
-    def _let_in(self, connection: HTTPConnection, verb: Verb) -> tuple[Streams, UUID]:
+    def _let_in(self, connection: HTTPConnection, verb: Verb) -> tuple[Streams, Ticket]:
         """Raises Unauthenticated, NotFound, Unsupported."""
         host, instance = connection.path_params["host"], connection.path_params["instance"]
-        self._check(connection, Ticket(instance=instance, verb=verb))
+        ticket = self._check(connection, Ticket(instance=instance, verb=verb))
         if host not in self._hosts:
             raise NotFound("this agent does not serve this host")
         streams = self._hosts[host]
         if streams is None:
             raise Unsupported(verb, "simulated")
-        return streams, instance
+        return streams, ticket
 
-    def _check(self, connection: HTTPConnection, wanted: Ticket) -> None:
+    def _check(self, connection: HTTPConnection, wanted: Ticket) -> Ticket:
         scheme, _, token = connection.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             raise Unauthenticated("a ticket is missing")
-        self._gate.check(token, wanted, connection.path_params["host"])
-
-    @contextlib.contextmanager
-    def _slot(self, instance: UUID) -> Iterator[None]:
-        give_back = self._take_slot(instance)
-        try:
-            yield
-        finally:
-            give_back()
-
-    def _take_slot(self, instance: UUID) -> Callable[[], None]:
-        if self._open.total() >= STREAMS or self._open[instance] >= OF_ONE:
-            raise TooManyStreams("as many streams as are allowed are open already: close some, and try again")
-        self._open[instance] += 1
-
-        def give_back() -> None:
-            self._open[instance] -= 1
-            if not self._open[instance]:
-                del self._open[instance]
-
-        return give_back
+        return self._gate.check(token, wanted, connection.path_params["host"])
 
     async def _streamed(
-        self, instance: UUID, start: Callable[[], Stream[T]], pull: Callable[[Stream[T]], AsyncIterator[bytes]]
+        self, ticket: Ticket, start: Callable[[], Stream[T]], pull: Callable[[Stream[T]], AsyncIterator[bytes]]
     ) -> Response:
         """The answer of a stream that ``start`` opens."""
-        give_back = self._take_slot(instance)
+        give_back = self._open.take(ticket)
         try:
             stream = await self._streams.open(start)
         except BaseException:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
@@ -20,9 +19,10 @@ from api.streamed import first_of
 from drivers.streams import Streams, Terminal
 from model.errors import CairnError, CommandTimeout, ValidationFailed
 from model.streams import Failure, Resize, Size, TerminalName
-from model.tickets import Verb
+from model.tickets import Ticket, Verb
 from worker.kept_terminals import KeptTerminals, Key, exit_code_of
 from worker.open_streams import OpenStreams
+from worker.places import Places
 
 #: A terminal's program that reads nothing for so long is hung up: until then its client's going is not seen.
 WRITE_SECONDS = 60.0
@@ -31,29 +31,24 @@ _SIZE, _COMMAND, _NAME = TypeAdapter(Size), TypeAdapter(list[str]), TypeAdapter(
 
 
 class TerminalRoutes:
-    """``slot`` and ``take_slot``: the place of one stream among those of its instance."""
+    """``places``: those of all streams."""
 
-    def __init__(
-        self,
-        streams: OpenStreams,
-        slot: Callable[[UUID], AbstractContextManager[None]],
-        take_slot: Callable[[UUID], Callable[[], None]],
-    ) -> None:
+    def __init__(self, streams: OpenStreams, places: Places) -> None:
         self._streams = streams
-        self._slot = slot
-        self._take_slot = take_slot
+        self._places = places
         self._kept = KeptTerminals(streams)
 
     def routes(
         self,
-        let_in: Callable[[HTTPConnection, Verb], tuple[Streams, UUID]],
+        let_in: Callable[[HTTPConnection, Verb], tuple[Streams, Ticket]],
         variables: Callable[[HTTPConnection, UUID], Mapping[str, str]],
     ) -> list[WebSocketRoute]:
         """``let_in``: raises Unauthenticated where the ticket is for something else; ``variables``: what commands get
         beside what their machine has."""
 
         async def terminal(socket: WebSocket) -> None:
-            streams, machine = let_in(socket, "terminal")
+            streams, ticket = let_in(socket, "terminal")
+            machine = ticket.instance
             asked = socket.query_params
             columns, rows = (checked(_SIZE, name, asked.get(name, "")) for name in ("columns", "rows"))
             argv = checked(_COMMAND, "command", orjson.loads(asked["command"])) if "command" in asked else None
@@ -63,11 +58,11 @@ class TerminalRoutes:
                 return streams.terminal(machine, argv, columns=columns, rows=rows, env=variables(socket, machine))
 
             async with answered(socket):
-                with self._slot(machine):
+                with self._places.one(ticket):
                     if name is None:
                         await self._alone(socket, open_)
                     else:
-                        await self._with_others(socket, Key(machine, name), open_, Resize.of(columns, rows))
+                        await self._with_others(socket, ticket, name, open_, Resize.of(columns, rows))
 
         return [WebSocketRoute("/hosts/{host:uuid}/instances/{instance:uuid}/terminal", terminal)]
 
@@ -90,9 +85,12 @@ class TerminalRoutes:
         await socket.send_json({"exit_code": await exit_code_of(self._streams, terminal)})
         await socket.close()
 
-    async def _with_others(self, socket: WebSocket, key: Key, open_: Callable[[], Terminal], size: Resize) -> None:
+    async def _with_others(
+        self, socket: WebSocket, ticket: Ticket, name: str, open_: Callable[[], Terminal], size: Resize
+    ) -> None:
         """One with a name: a client's going is nothing to it."""
-        async with self._kept.viewed(key, open_, lambda: self._take_slot(key.machine)) as (kept, viewer):
+        key = Key(ticket.instance, name)
+        async with self._kept.viewed(key, open_, partial(self._places.take, ticket)) as (kept, viewer):
             await socket.send_json({"open": True})
 
             async def show() -> None:

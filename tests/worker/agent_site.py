@@ -25,7 +25,7 @@ from worker import agent_server
 from worker.agent_server import AgentServer, url_of
 from worker.identity import Keys, new_keys
 
-HOST, INSTANCE, KEY = uuid4(), uuid4(), new_signing_key()
+HOST, INSTANCE, PROJECT, KEY = uuid4(), uuid4(), uuid4(), new_signing_key()
 KEYS = new_keys("one")
 CHUNK = b"x" * 65536
 
@@ -142,7 +142,7 @@ class FakeCalls:
 class Site:
     def __init__(self, url: str, streams: FakeStreams, gate: Gate, agents: Agents, http: aiohttp.ClientSession) -> None:
         self.url, self.streams, self.gate, self.agents, self.http = url, streams, gate, agents, http
-        self.target = Target(INSTANCE, "web", HOST, "one", url, KEYS.fingerprint)
+        self.target = Target(INSTANCE, "web", HOST, "one", url, KEYS.fingerprint, PROJECT)
 
     stopping: asyncio.Event
     running: asyncio.Task[None]

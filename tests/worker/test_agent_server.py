@@ -36,11 +36,12 @@ from model.settings import Settings
 from model.streams import END, Run, frame
 from model.tickets import Gate, Ticket, Verb, new_signing_key, sign, verifying_key
 from tests.services import eventually
-from tests.worker.agent_site import CHUNK, HOST, INSTANCE, KEY, KEYS, Items, Site, serving
+from tests.worker.agent_site import CHUNK, HOST, INSTANCE, KEY, KEYS, PROJECT, Items, Site, serving
 from worker import agent_http, agent_terminals, websocket
 from worker.agent_server import OF_ONE, way_to
 from worker.identity import new_keys
 from worker.open_streams import OpenStreams
+from worker.places import Places
 
 
 @pytest_asyncio.fixture
@@ -190,6 +191,26 @@ async def test_one_instance_has_so_many_streams_and_no_more(site: Site) -> None:
             return False
 
     assert await eventually(lets_in)
+
+
+def test_places_are_of_all_of_a_project_and_of_one_thing() -> None:
+    places, first, other = Places(5, 3, 2), uuid4(), uuid4()
+
+    def ticket(project: UUID | None, instance: UUID | None = None) -> Ticket:
+        return Ticket(instance=instance or uuid4(), verb="logs", project=project)
+
+    taken = [places.take(ticket(first)) for _ in range(3)]
+    with pytest.raises(TooManyStreams):
+        places.take(ticket(first))
+    taken += [places.take(ticket(other, INSTANCE)) for _ in range(2)]
+    with pytest.raises(TooManyStreams):
+        places.take(ticket(None))
+    taken.pop(0)()
+    with pytest.raises(TooManyStreams):
+        places.take(ticket(None, INSTANCE))
+    with places.one(ticket(first)), pytest.raises(TooManyStreams):
+        places.take(ticket(None))
+    places.take(ticket(None))()
 
 
 def replace_instance(target: Target) -> Target:
@@ -364,7 +385,7 @@ async def strange_agent(answer: Any) -> AsyncIterator[Target]:
     server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=agent_http.tls(KEYS))
     url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with server:
-        yield Target(INSTANCE, "web", HOST, "one", url, KEYS.fingerprint)
+        yield Target(INSTANCE, "web", HOST, "one", url, KEYS.fingerprint, PROJECT)
 
 
 def says(*parts: bytes) -> Any:
