@@ -168,7 +168,36 @@ def test_every_role_of_the_database_has_a_password_in_setup() -> None:
 
 
 def test_page_makes_the_programs_as_the_image_does() -> None:
-    assert compose.commands_of(PAGE, "## With systemd") == compose.build_commands()
+    """In a folder of its version, which the link that the units go by leads to: an upgrade makes another beside it."""
+    version_of, *commands, link = compose.commands_of(PAGE, "## With systemd")
+    there = [[word.replace("/opt/cairn-$VERSION", "/opt/cairn") for word in words] for words in commands]
+    assert [[word.removesuffix("==$VERSION") for word in words] for words in there] == compose.build_commands()
+    assert version_of == ["VERSION=$(uv", "version", "--short)"]
+    assert link == ["ln", "-sfnT", "/opt/cairn-$VERSION", "/opt/cairn"]
+
+
+def test_set_up_is_tried_again_like_everything_else() -> None:
+    for unit in UNITS.glob("*.service"):
+        kind = "on-failure" if unit.stem == "cairn-setup" else "always"
+        assert f"\nRestart={kind}\nRestartSec=" in unit.read_text(), unit.name
+
+
+def test_page_restarts_what_holds_a_file_of_this_folder() -> None:
+    """A single file that is mounted is that which was there at its start; ``up`` sees no change."""
+    held = {
+        name
+        for name, service in SERVICES.items()
+        for mount in service.get("volumes", [])
+        if mount.startswith("./deploy/") and "initdb" not in mount and service["restart"] != "on-failure"
+    }
+    commands = compose.commands_of(compose.ROOT / "docs" / "upgrading.md", "### With containers")
+    assert held == {words[3] for words in commands if words[:3] == ["docker", "compose", "restart"]}
+
+
+def test_an_agent_in_a_container_of_its_own_has_what_that_of_the_file_has() -> None:
+    (words,) = compose.commands_of(compose.ROOT / "docs" / "hosts.md", "## As a service")
+    mounts = {words[at + 1].partition(":")[2] for at, word in enumerate(words) if word == "-v"}
+    assert mounts == {mount.partition(":")[2] for mount in SERVICES["agent"]["volumes"]}
 
 
 def test_page_names_the_units_that_there_are() -> None:

@@ -111,7 +111,6 @@ def test_from_nothing_to_production(production: Production) -> None:
     it.follow("### The program")
     # This machine becomes a host.
     it.follow("### This machine as a host")
-    it.start("agent")
     it.becomes_healthy("agent")
     assert until(lambda: _host(http)["reachable"], PATIENCE)
     assert _host(http)["version_skew"] == "ok"
@@ -122,6 +121,29 @@ def test_from_nothing_to_production(production: Production) -> None:
             ended(http, http.delete(f"/v1/instances/{row['id']}"))
     assert it.instance_ids() == []
     is_told_from_what_stands_still(it)
+
+
+def test_a_machine_that_is_gone_comes_back_from_its_backup(production: Production) -> None:
+    it = production
+    it.initialise()
+    it.temporal.start()
+    assert it.run("setup").returncode == 0
+    it.start("api-1")
+    it.becomes_healthy("api-1")
+    api = httpx.Client(
+        base_url=f"http://{it.at('api-1')}/v1", headers={"X-API-Key": it.secret("api-key")}, timeout=30, trust_env=False
+    )
+    made = api.post("/secrets", json={"name": "kept", "value": "under the master keys"})
+    assert made.status_code == 201, made.text
+    it.follow("### Making one")
+    it.lose_machine()
+    it.follow("### The machine is gone")
+    it.follow("### The machine is gone", 1)
+    assert [row["name"] for row in api.get("/secrets").json()["data"]] == ["kept"]
+    refused = api.post("/secrets", json={"name": "another", "value": "too early"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "restored")
+    rights = "SELECT rolcreatedb FROM pg_roles WHERE rolname = 'cairn_owner'"
+    assert it.postgres_rows(rights) == [(False,)]
 
 
 def waits_for_what_is_missing(it: Production, http: httpx.Client) -> None:
