@@ -105,9 +105,18 @@ class Production:
             moved |= {
                 name: str(self.ports[service]) for name in ("CAIRN_API_PORT", "CAIRN_AGENT_PORT") if name in given
             }
+        if "CAIRN_METRICS_PORT" in given:
+            moved["CAIRN_METRICS_PORT"] = str(self.metrics_port(service))
         data = "agent" if service == "agent" else "blobs"
         image = compose.image_environment() | {"CAIRN_DATA_DIR": str(self.folder / data)}
         return inherited() | image | moved | self.more.get(service, {})
+
+    def metrics_port(self, service: str) -> int:
+        """Of what all have on one port, each on its own address."""
+        name = f"{service}-metrics"
+        if name not in self.ports:
+            self.ports[name] = servers.free_port()
+        return self.ports[name]
 
     def command(self, words: list[str]) -> list[str]:
         return [str(self.programs / words[0]), *words[1:]]

@@ -248,6 +248,35 @@ def test_what_is_passed_on_is_a_setting_and_nothing_where_nothing_is_said() -> N
     assert mine["api-1"]["environment"]["CAIRN_MAIL_FROM"] == "me@example.org"
 
 
+def test_what_is_not_passed_on_goes_into_a_file_of_its_own(installed: None, tmp_path: Path) -> None:
+    (block,) = [part.partition("```")[0] for part in PAGE.read_text().split("```yaml\n")[1:]]
+    override = tmp_path / "docker-compose.override.yml"
+    override.write_text(block)
+    command = ["docker-compose", "--file", str(compose.FILE), "--file", str(override), "--profile", "agent", "config"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    known = {f"CAIRN_{name.upper()}" for name in Settings.model_fields}
+    whole = yaml.safe_load(done.stdout)["services"]
+    for name, service in yaml.safe_load(block)["services"].items():
+        given = service["environment"]
+        assert given.keys() <= known - SERVICES[name]["environment"].keys() - compose.passed_on()[name], name
+        assert whole[name]["environment"].items() >= {**SERVICES[name]["environment"], **given}.items()
+
+
+def test_prometheus_asks_where_the_file_shows_metrics() -> None:
+    jobs = yaml.safe_load((compose.ROOT / "deploy" / "prometheus" / "scrape.yml").read_text())["scrape_configs"]
+    targets = {job["job_name"]: set(job["static_configs"][0]["targets"]) for job in jobs}
+    given = {name: service["environment"] for name, service in compose.ours(DOCUMENT).items()}
+    apis = {f"{name}:{given[name]['CAIRN_API_PORT']}" for name in given if name.startswith("api")}
+    workers = {f"{name}:{given[name]['CAIRN_METRICS_PORT']}" for name in given if name.startswith("control")}
+    assert (targets["cairn-api"], targets["cairn-control"]) == (apis, workers)
+    # Where the others of its network find it, and nobody beyond its machine.
+    agent = given["agent"]
+    assert agent["CAIRN_METRICS_ADDRESS"] == agent["CAIRN_AGENT_ADDRESS"]
+    assert f"{agent['CAIRN_METRICS_ADDRESS']}:{agent['CAIRN_METRICS_PORT']}" in PAGE.read_text()
+    # Two of one machine: each has what is its own.
+    assert "\nEnvironmentFile=-/etc/cairn/control-%i.env\n" in (UNITS / "cairn-control@.service").read_text()
+
+
 def test_example_of_an_environment_is_one_that_an_api_starts_with(monkeypatch: pytest.MonkeyPatch) -> None:
     (block,) = [part.partition("```")[0] for part in PAGE.read_text().split("```ini\n")[1:]]
     lines = [line.partition("=") for line in block.splitlines() if not line.startswith("#")]
