@@ -92,13 +92,24 @@ def make(folder: Path) -> Path:
 
 
 def write(path: Path, text: str) -> None:
-    """Replace a file whole, mode 0600: a reader sees the old or the new, at a power cut too."""
+    """Replace a file whole, mode 0600: a reader sees the old or the new, at a power cut too.
+
+    It stays whose it was, or is whose the folder is: root may write for the user that an agent runs as.
+    """
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        give(file.fileno(), path if path.exists() else path.parent)
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)
+
+
+def give(made: int | Path, like: Path) -> None:
+    """Where root runs this: what it has made, a descriptor or a path, becomes that of whose ``like`` is."""
+    if os.geteuid() == 0:
+        whose = like.stat()
+        os.chown(made, whose.st_uid, whose.st_gid)
 
 
 def lock(folder: Path) -> int:

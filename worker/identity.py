@@ -124,8 +124,11 @@ def read(path: Path) -> Identity | None:
 def make_folder(path: Path) -> None:
     """The folder of an identity, for its owner alone; so is the data folder, where it is made here."""
     path.parents[1].mkdir(mode=0o700, parents=True, exist_ok=True)
+    fresh = not path.parent.exists()
     path.parent.mkdir(mode=0o700, exist_ok=True)
     os.chmod(path.parent, 0o700)
+    if fresh:
+        data_folder.give(path.parent, path.parents[1])
 
 
 def write(path: Path, identity: Identity) -> None:

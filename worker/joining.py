@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from model.hosts import AgentHost, is_simulated_name
 from model.secrets import digest, new_credential
 from model.settings import secret_variables
-from worker import identity
+from worker import data_folder, identity
 from worker.identity import Identity, Keys, Membership
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -177,6 +177,7 @@ def _alone(path: Path) -> Iterator[None]:
     identity.make_folder(path)
     fd = os.open(path.with_suffix(".joining"), os.O_RDWR | os.O_CREAT, 0o600)
     try:
+        data_folder.give(fd, path.parent)
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:

@@ -58,8 +58,9 @@ def image_environment() -> dict[str, str]:
     return {name: value for name, _, value in pairs if name != "PATH"}
 
 
-def commands_of(page: Path, heading: str) -> list[list[str]]:
-    """The commands of the first block under a heading of a page, without their comments."""
-    block = page.read_text().partition(f"\n{heading}\n")[2].split("```\n")[1]
+def commands_of(page: Path, heading: str, number: int = 0) -> list[list[str]]:
+    """The commands of a block under a heading of a page, the first one unless it is said, without their comments."""
+    section = re.split(r"\n#{2,4} ", page.read_text().partition(f"\n{heading}\n")[2])[0]
+    block = section.split("```\n")[1 + 2 * number]
     lines = block.replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]

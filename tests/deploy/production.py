@@ -25,6 +25,21 @@ from worker.children import die_with_parent
 
 SUPERUSER_PASSWORD = "postgres-password"
 HOST = "deploy-1"
+#: Commands of docs/production.md, by how they begin, that are not done here: tests look in other ways, or it takes a
+#: shell, or volumes.
+LEFT_OUT = [
+    ["docker", "compose", "ps"],
+    ["docker", "compose", "logs"],
+    ["alias"],
+    ["export", "CAIRN_API_KEY=$(cat"],
+    ["echo"],
+    ["docker", "compose", "exec", "-T", "api-1", "tar"],
+    ["docker", "compose", "run", "--rm", "--no-deps", "-T", "api-1", "tar"],
+]
+
+
+def inherited() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(("CAIRN_", "PYTHON"))}
 
 
 class Production:
@@ -41,6 +56,8 @@ class Production:
         self.ports = {name: servers.free_port() for name in names}
         #: What a service has in its environment beside that, by its name.
         self.more: dict[str, dict[str, str]] = {}
+        #: Of the shell in which the page is followed.
+        self.variables = {"PWD": str(self.folder)}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         #: What had to be killed as it did not stop in time, with its log.
         self.late: dict[str, str] = {}
@@ -62,7 +79,7 @@ class Production:
             "127.0.0.1:8080": self.at("private"),
             "127.0.0.1:7233": self.at("temporal"),
             "172.30.99.1": "127.0.0.1",
-            "postgres:5432": f"127.0.0.1:{self.postgres.port}",
+            "postgres:5432": self.at("postgres"),
             "temporal:7233": self.temporal.address,
             "temporal-ui:8080": "127.0.0.1:1",
             "api-1:8080": self.at("api-1"),
@@ -78,7 +95,7 @@ class Production:
         return re.sub("|".join(map(re.escape, here)), lambda found: here[found[0]], text)
 
     def at(self, name: str) -> str:
-        return f"127.0.0.1:{self.ports[name]}"
+        return f"127.0.0.1:{self.postgres.port if name == 'postgres' else self.ports[name]}"
 
     def environment(self, service: str) -> dict[str, str]:
         (self.folder / f"{service}-tmp").mkdir(exist_ok=True)
@@ -88,10 +105,18 @@ class Production:
             moved |= {
                 name: str(self.ports[service]) for name in ("CAIRN_API_PORT", "CAIRN_AGENT_PORT") if name in given
             }
+        if "CAIRN_METRICS_PORT" in given:
+            moved["CAIRN_METRICS_PORT"] = str(self.metrics_port(service))
         data = "agent" if service == "agent" else "blobs"
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("CAIRN_", "PYTHON"))}
         image = compose.image_environment() | {"CAIRN_DATA_DIR": str(self.folder / data)}
-        return inherited | image | moved | self.more.get(service, {})
+        return inherited() | image | moved | self.more.get(service, {})
+
+    def metrics_port(self, service: str) -> int:
+        """Of what all have on one port, each on its own address."""
+        name = f"{service}-metrics"
+        if name not in self.ports:
+            self.ports[name] = servers.free_port()
+        return self.ports[name]
 
     def command(self, words: list[str]) -> list[str]:
         return [str(self.programs / words[0]), *words[1:]]
@@ -154,6 +179,17 @@ class Production:
     def log(self, service: str) -> str:
         return (self.folder / f"{service}.log").read_text(errors="replace")[-3000:]
 
+    def lose_machine(self) -> None:
+        """All but the secrets and the backups; another is there, on which nothing is but what an image makes."""
+        for service in tuple(self.processes):
+            self.kill(service)
+        self.temporal.remove()
+        self.postgres.remove()
+        shutil.rmtree(self.folder / "blobs", ignore_errors=True)
+        self.postgres = servers.ExternalPostgres(self.secret(SUPERUSER_PASSWORD))
+        self.temporal = servers.ExternalTemporal()
+        self.initialise()
+
     def remove(self) -> None:
         for name, process in self.processes.items():
             # These have processes of their own, which they end; no other is worth the wait.
@@ -173,32 +209,93 @@ class Production:
     def run(self, service: str, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
         """A command in the place of a service's own; that without any."""
         command = self.command([*(words or self.document["services"][service]["command"])])
-        environ = self.environment(service) | more
+        return self.call(command, self.environment(service) | more)
+
+    def call(self, command: list[str], environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command, env=environ, cwd=self.folder, capture_output=True, text=True, timeout=150, check=False
         )
 
-    def follow(self, heading: str) -> None:
-        """The block of docs/production.md, but for what starts containers: ``start`` does it. ``cairn`` runs, as there,
-        in the place of an API."""
-        page = compose.ROOT / "docs" / "production.md"
-        names = {"host-1": HOST, "cairn.example.org:443:": f"cairn.example.org:{self.ports['public']}:"}
-        names["https://cairn.example.org/"] = f"https://cairn.example.org:{self.ports['public']}/"
-        for written in compose.commands_of(page, heading):
-            words = [re.sub("|".join(map(re.escape, names)), lambda found: names[found[0]], word) for word in written]
-            target = self.folder / words.pop() if words[-2:-1] == [">"] else None
-            if words[0] == "curl":
-                done = subprocess.run(words, cwd=self.folder, capture_output=True, text=True, timeout=30, check=False)
-            elif words[:4] == ["docker", "compose", "run", "--rm"]:
-                done = self.run(words[4], *words[5:])
-            elif words[0] == "cairn":
-                where = {"CAIRN_API_URL": f"http://{self.at('api-1')}/v1", "CAIRN_API_KEY": self.secret("api-key")}
-                done = self.run("api-1", *[word for word in words if word != ">"], **where)
-            else:
+    def follow(self, heading: str, number: int = 0) -> None:
+        """A block of docs/production.md. ``cairn`` runs, as there, in the place of an API; what starts containers,
+        starts processes. All that is neither known here nor left out is an error.
+        """
+        followed = 0
+        for written in compose.commands_of(compose.ROOT / "docs" / "production.md", heading, number):
+            if any(written[: len(left)] == left for left in LEFT_OUT):
                 continue
-            assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
-            if target is not None:
-                target.write_text(done.stdout)
+            self.do([self.here(word) for word in written])
+            followed += 1
+        assert followed, f"nothing of {heading} was followed"
+
+    def here(self, word: str) -> str:
+        """A word of the page, as it is on this machine."""
+        public = self.ports["public"]
+        names = {
+            "host-1": HOST,
+            "cairn.example.org:443:": f"cairn.example.org:{public}:",
+            "https://cairn.example.org/": f"https://cairn.example.org:{public}/",
+            "/backups": str(self.folder / "backups"),
+        } | {f"${name}": value for name, value in self.variables.items()}
+        return re.sub("|".join(map(re.escape, names)), lambda found: names[found[0]], word)
+
+    def do(self, words: list[str]) -> None:
+        """One command of the page; raises AssertionError where it fails, or is not known here."""
+        target = self.folder / words.pop() if words[-2:-1] == [">"] else None
+        words = [word for word in words if word != ">"]
+        done = None
+        match words:
+            case [first, *_] if (name := first.partition("=")[0]) in ("ADDRESS", "FILE"):
+                self.variables[name] = self.at("postgres") if name == "ADDRESS" else f"{self.folder}/backups/backup"
+            case ["export", *given]:
+                self.variables |= dict(one.split("=", 1) for one in given)
+            case ["install", "-d", "-m", mode, folder]:
+                Path(folder).mkdir(int(mode, 8))
+            case ["docker", "compose", *more]:
+                done = self.compose(more)
+            case ["curl", *_]:
+                done = self.call(words, dict(os.environ))
+            case [".venv/bin/cairn", *command]:
+                done = self.call(self.command(["cairn", *command]), inherited() | self.variables)
+            case ["cairn", *_]:
+                where = {"CAIRN_API_URL": f"http://{self.at('api-1')}/v1", "CAIRN_API_KEY": self.secret("api-key")}
+                done = self.run("api-1", *words, **where)
+            case _:
+                raise AssertionError(f"a command of the page that no test follows: {words}")
+        assert done is None or done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+        if done is not None and target is not None:
+            target.write_text(done.stdout)
+
+    def compose(self, words: list[str]) -> subprocess.CompletedProcess[str] | None:
+        match words:
+            case ["up", "--detach", *more]:
+                self.up(more)
+            case ["--profile", "agent", "up", "--detach"]:
+                self.start("agent")
+            case ["exec", "-T", "postgres", "psql", "--username", "postgres", "--command", query]:
+                self.postgres.admin(query)
+            case ["run", "--rm", service, *command]:
+                return self.run(service, *command)
+            case _:
+                raise AssertionError(f"a command of the page that no test follows: docker compose {words}")
+        return None
+
+    def up(self, words: list[str]) -> None:
+        """What is not there yet of the services that are named, or of all that there are."""
+        named = [word for word in words if not word.startswith("--")]
+        assert set(named) <= set(self.document["services"]), named
+        if "postgres" in named and self.postgres.process is None:
+            self.postgres.start()
+        if "temporal" in named and self.temporal.process is None:
+            self.temporal.start()
+        if not named:
+            set_up = self.run("setup")
+            assert set_up.returncode == 0, set_up.stderr
+            ours = [name for name in compose.ours(self.document) if name not in ("setup", "agent")]
+            for service in ours:
+                if service not in self.processes:
+                    self.start(service)
+            self.becomes_healthy(*ours)
 
     def health(self, service: str) -> subprocess.CompletedProcess[str]:
         """Its health check, run as it stands in the file."""

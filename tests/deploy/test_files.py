@@ -168,7 +168,36 @@ def test_every_role_of_the_database_has_a_password_in_setup() -> None:
 
 
 def test_page_makes_the_programs_as_the_image_does() -> None:
-    assert compose.commands_of(PAGE, "## With systemd") == compose.build_commands()
+    """In a folder of its version, which the link that the units go by leads to: an upgrade makes another beside it."""
+    version_of, *commands, link = compose.commands_of(PAGE, "## With systemd")
+    there = [[word.replace("/opt/cairn-$VERSION", "/opt/cairn") for word in words] for words in commands]
+    assert [[word.removesuffix("==$VERSION") for word in words] for words in there] == compose.build_commands()
+    assert version_of == ["VERSION=$(uv", "version", "--short)"]
+    assert link == ["ln", "-sfnT", "/opt/cairn-$VERSION", "/opt/cairn"]
+
+
+def test_set_up_is_tried_again_like_everything_else() -> None:
+    for unit in UNITS.glob("*.service"):
+        kind = "on-failure" if unit.stem == "cairn-setup" else "always"
+        assert f"\nRestart={kind}\nRestartSec=" in unit.read_text(), unit.name
+
+
+def test_page_restarts_what_holds_a_file_of_this_folder() -> None:
+    """A single file that is mounted is that which was there at its start; ``up`` sees no change."""
+    held = {
+        name
+        for name, service in SERVICES.items()
+        for mount in service.get("volumes", [])
+        if mount.startswith("./deploy/") and "initdb" not in mount and service["restart"] != "on-failure"
+    }
+    commands = compose.commands_of(compose.ROOT / "docs" / "upgrading.md", "### With containers")
+    assert held == {words[3] for words in commands if words[:3] == ["docker", "compose", "restart"]}
+
+
+def test_an_agent_in_a_container_of_its_own_has_what_that_of_the_file_has() -> None:
+    (words,) = compose.commands_of(compose.ROOT / "docs" / "hosts.md", "## As a service")
+    mounts = {words[at + 1].partition(":")[2] for at, word in enumerate(words) if word == "-v"}
+    assert mounts == {mount.partition(":")[2] for mount in SERVICES["agent"]["volumes"]}
 
 
 def test_page_names_the_units_that_there_are() -> None:
@@ -217,6 +246,35 @@ def test_what_is_passed_on_is_a_setting_and_nothing_where_nothing_is_said() -> N
         assert not variables & set(SERVICES[service]["environment"]), service
     mine = compose.read(CAIRN_MAIL_FROM="me@example.org")["services"]
     assert mine["api-1"]["environment"]["CAIRN_MAIL_FROM"] == "me@example.org"
+
+
+def test_what_is_not_passed_on_goes_into_a_file_of_its_own(installed: None, tmp_path: Path) -> None:
+    (block,) = [part.partition("```")[0] for part in PAGE.read_text().split("```yaml\n")[1:]]
+    override = tmp_path / "docker-compose.override.yml"
+    override.write_text(block)
+    command = ["docker-compose", "--file", str(compose.FILE), "--file", str(override), "--profile", "agent", "config"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    known = {f"CAIRN_{name.upper()}" for name in Settings.model_fields}
+    whole = yaml.safe_load(done.stdout)["services"]
+    for name, service in yaml.safe_load(block)["services"].items():
+        given = service["environment"]
+        assert given.keys() <= known - SERVICES[name]["environment"].keys() - compose.passed_on()[name], name
+        assert whole[name]["environment"].items() >= {**SERVICES[name]["environment"], **given}.items()
+
+
+def test_prometheus_asks_where_the_file_shows_metrics() -> None:
+    jobs = yaml.safe_load((compose.ROOT / "deploy" / "prometheus" / "scrape.yml").read_text())["scrape_configs"]
+    targets = {job["job_name"]: set(job["static_configs"][0]["targets"]) for job in jobs}
+    given = {name: service["environment"] for name, service in compose.ours(DOCUMENT).items()}
+    apis = {f"{name}:{given[name]['CAIRN_API_PORT']}" for name in given if name.startswith("api")}
+    workers = {f"{name}:{given[name]['CAIRN_METRICS_PORT']}" for name in given if name.startswith("control")}
+    assert (targets["cairn-api"], targets["cairn-control"]) == (apis, workers)
+    # Where the others of its network find it, and nobody beyond its machine.
+    agent = given["agent"]
+    assert agent["CAIRN_METRICS_ADDRESS"] == agent["CAIRN_AGENT_ADDRESS"]
+    assert f"{agent['CAIRN_METRICS_ADDRESS']}:{agent['CAIRN_METRICS_PORT']}" in PAGE.read_text()
+    # Two of one machine: each has what is its own.
+    assert "\nEnvironmentFile=-/etc/cairn/control-%i.env\n" in (UNITS / "cairn-control@.service").read_text()
 
 
 def test_example_of_an_environment_is_one_that_an_api_starts_with(monkeypatch: pytest.MonkeyPatch) -> None:

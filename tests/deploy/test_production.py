@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.deploy import compose, servers
+from tests.deploy import compose
 from tests.deploy.production import HOST, Production
 from tests.services import until
 
@@ -27,6 +27,7 @@ BOTH = tuple(zip(APIS, CONTROLS, strict=True))
 DRAWN = random.Random(int(os.environ["CAIRN_CHAOS_SEED"])).choice(BOTH)  # noqa: S311 - a test's choice, to be repeated
 #: Machines that run tests are busy.
 PATIENCE = 90
+METRICS_TOKEN = "of-who-scrapes"
 #: A lease lapses after 15 s, what a control worker touches is old after 20.
 STALE_SECONDS = 21
 
@@ -52,6 +53,13 @@ def ended(http: httpx.Client, answer: httpx.Response) -> dict[str, Any]:
 
 def launch(http: httpx.Client, name: str) -> httpx.Response:
     return http.post("/v1/instances", json={"name": name, "image": "cairn/base:latest", "host": HOST})
+
+
+def scraped(where: str) -> str:
+    """What a process shows to who has the token, and not to others."""
+    url = f"http://{where}/metrics"
+    assert httpx.get(url, trust_env=False).status_code == 401
+    return httpx.get(url, headers={"Authorization": f"Bearer {METRICS_TOKEN}"}, trust_env=False).raise_for_status().text
 
 
 def ready(http: httpx.Client) -> dict[str, Any]:
@@ -92,8 +100,9 @@ def test_unit_is_valid_and_its_program_is_in_the_wheel(unit: Path, programs: Pat
 @pytest.mark.engine
 def test_from_nothing_to_production(production: Production) -> None:
     it, http = production, production.client()
-    figures = servers.free_port()
-    it.more["control-1"] = {"CAIRN_METRICS_PORT": str(figures)}
+    # What .env and the secrets have, of somebody who wants the token to be shown.
+    it.document = compose.read(CAIRN_HOST_NAME=HOST, CAIRN_METRICS_TOKEN_FILE="/run/secrets/metrics-token")
+    (it.secrets / "metrics-token").write_text(METRICS_TOKEN)
     waits_for_what_is_missing(it, http)
     is_set_up_once(it)
     # What waited goes on by itself; the others join in.
@@ -104,17 +113,17 @@ def test_from_nothing_to_production(production: Production) -> None:
     assert ready(http) == {"status": "ok", "checks": {"database": "ok", "temporal": "ok"}}
     for path in ("/metrics", "/%6detrics", "//metrics"):
         assert http.get(f"https://{it.at('public')}{path}").status_code == 404
-    assert httpx.get(f"http://{it.at('private')}/metrics", trust_env=False).is_success
-    shown = httpx.get(f"http://127.0.0.1:{figures}/metrics", trust_env=False).text
-    assert "cairn_database_up 1.0" in shown, "it has the password, too"
+    assert "cairn_http_requests_total" in scraped(it.at("private"))
+    for service in CONTROLS:
+        assert "cairn_database_up 1.0" in scraped(f"127.0.0.1:{it.metrics_port(service)}"), "it has the password, too"
     it.follow("### Start")
     it.follow("### The program")
     # This machine becomes a host.
     it.follow("### This machine as a host")
-    it.start("agent")
     it.becomes_healthy("agent")
     assert until(lambda: _host(http)["reachable"], PATIENCE)
     assert _host(http)["version_skew"] == "ok"
+    assert "cairn_lease_failures_total" in scraped(f"127.0.0.1:{it.metrics_port('agent')}")
     try:
         works_and_survives(it, http)
     finally:
@@ -122,6 +131,29 @@ def test_from_nothing_to_production(production: Production) -> None:
             ended(http, http.delete(f"/v1/instances/{row['id']}"))
     assert it.instance_ids() == []
     is_told_from_what_stands_still(it)
+
+
+def test_a_machine_that_is_gone_comes_back_from_its_backup(production: Production) -> None:
+    it = production
+    it.initialise()
+    it.temporal.start()
+    assert it.run("setup").returncode == 0
+    it.start("api-1")
+    it.becomes_healthy("api-1")
+    api = httpx.Client(
+        base_url=f"http://{it.at('api-1')}/v1", headers={"X-API-Key": it.secret("api-key")}, timeout=30, trust_env=False
+    )
+    made = api.post("/secrets", json={"name": "kept", "value": "under the master keys"})
+    assert made.status_code == 201, made.text
+    it.follow("### Making one")
+    it.lose_machine()
+    it.follow("### The machine is gone")
+    it.follow("### The machine is gone", 1)
+    assert [row["name"] for row in api.get("/secrets").json()["data"]] == ["kept"]
+    refused = api.post("/secrets", json={"name": "another", "value": "too early"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "restored")
+    rights = "SELECT rolcreatedb FROM pg_roles WHERE rolname = 'cairn_owner'"
+    assert it.postgres_rows(rights) == [(False,)]
 
 
 def waits_for_what_is_missing(it: Production, http: httpx.Client) -> None:

@@ -12,7 +12,7 @@ import pytest
 from model.base import new_id
 from model.secrets import new_key
 from model.settings import Settings
-from worker import data_folder, identity, ports, postgres, stack_plan, stack_programs
+from worker import data_folder, identity, joining, ports, postgres, stack_plan, stack_programs
 from worker.data_folder import StackError
 
 NOTHING = (0, 0)
@@ -167,3 +167,26 @@ def test_what_a_refused_start_left_is_known_and_nothing_else(tmp_path: Path) -> 
     (folder / "thesis.txt").unlink()
     data_folder.installation(folder, None, 0)
     assert not data_folder.is_of_a_refused_start(folder), "a platform's"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files of others")
+def test_what_root_writes_in_the_folder_of_an_agent_stays_the_agents(tmp_path: Path) -> None:
+    folder = tmp_path / "agent"
+    folder.mkdir(mode=0o700)
+    os.chown(folder, 65534, 65534)
+    path = identity.path_of(folder, "rack-1")
+    known = identity.Identity(keys=identity.new_keys("rack-1"))
+    identity.write(path, known)
+    assert [_owner(one) for one in (path.parent, path)] == [(65534, 65534)] * 2
+    # Whose the file is counts, where it is another's than the folder.
+    os.chown(path, 10001, 10002)
+    identity.write(path, known)
+    assert _owner(path) == (10001, 10002)
+    assert path.stat().st_mode & 0o777 == 0o600
+    with joining._alone(path):
+        assert _owner(path.with_suffix(".joining")) == (65534, 65534)
+
+
+def _owner(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_uid, found.st_gid
