@@ -27,7 +27,15 @@ from model.errors import InvalidState, NotFound, Unresolved
 from model.hosts import Host
 from model.instances import Instance, OwnedMachine, digest_of
 from model.projects import Project
-from model.restores import FoundMachine, Restore, RestoreDifference, RestoreHost, last_restore, restored
+from model.restores import (
+    FoundMachine,
+    Restore,
+    RestoreDifference,
+    RestoreHost,
+    RestoreTree,
+    last_restore,
+    restored,
+)
 from model.workflows import TERMINAL, Event, Failure, Order, Outcome, Workflow
 
 log = structlog.get_logger()
@@ -217,7 +225,9 @@ class RestoreRecords:
                 session.execute(past.values(last_generation=newest))
             session.execute(update(Host).values(reconciled=None))
             session.execute(delete(RestoreHost))
-            session.execute(delete(RestoreDifference))
+            session.execute(delete(RestoreTree))
+            # Nobody looks for these any more, and they stay: an operator finds them here.
+            session.execute(delete(RestoreDifference).where(RestoreDifference.kind != "files_without_row"))
             restore.finished_at = func.now()
             tell_all(session, "platform.restore_finished", {"left": restore.left_alone})
 

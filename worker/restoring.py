@@ -209,6 +209,7 @@ def _mark(connection: psycopg.Connection[tuple[object, ...]], manifest: Manifest
     connection.execute("INSERT INTO restores (id, backup_at, epoch) VALUES (%s, %s, %s)", [id, manifest.made_at, epoch])
     connection.execute("DELETE FROM restore_hosts")
     connection.execute("DELETE FROM restore_differences")
+    connection.execute("DELETE FROM restore_trees")
     # What was used since would be valid again.
     connection.execute("DELETE FROM host_tokens")
     connection.execute("UPDATE hosts SET inventory = NULL, reconciled = NULL, warning = NULL")

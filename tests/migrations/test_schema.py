@@ -20,8 +20,8 @@ from worker.database import HostSeed, driver_url, migrate, seed
 
 READ = "installation projects hosts host_ports host_tokens instance_types instances workflows events idempotency_keys"
 READ_BY_ALL = (
-    f"{READ} alembic_version restores restore_differences quotas pulses samples event_horizons images image_caches"
-    " webhook_deliveries audit audit_links audit_heads cron_runs"
+    f"{READ} alembic_version restores restore_differences restore_trees quotas pulses samples"
+    " event_horizons images image_caches webhook_deliveries audit audit_links audit_heads cron_runs"
     " scaling_groups group_configurations group_activities group_policies credentials workspaces work_sessions"
     " messages message_chunks cache_volumes cache_volume_hosts session_cache_volumes"
 )
@@ -43,12 +43,13 @@ RIGHTS = {
         "agents messages message_chunks preferences cache_volumes cache_volume_hosts session_cache_volumes "
         "host_tokens instance_types instances workflows events idempotency_keys pulses samples images ssh_keys"
         f" projects quotas api_keys {PEOPLE} sessions refresh_tokens password_resets mails rate_limits cron_runs"
+        " restore_trees"
     ),
     ("cairn_api", "UPDATE"): (
         f"{GROUPS} secrets load_balancers lb_targets credentials workspaces work_sessions agents messages preferences "
         "cache_volumes "
         "images host_tokens instance_types instances workflows idempotency_keys quotas pulses webhook_deliveries"
-        f" projects api_keys {PEOPLE} sessions refresh_tokens mails rate_limits cron_runs"
+        f" projects api_keys {PEOPLE} sessions refresh_tokens mails rate_limits cron_runs restore_trees"
     ),
     ("cairn_api", "DELETE"): f"hosts host_tokens webhooks ssh_keys {PEOPLE} password_resets api_keys mails rate_limits"
     " group_policies secrets instance_secrets image_logins sealed_values lb_targets lb_samples"
@@ -68,7 +69,7 @@ RIGHTS = {
     ("cairn_worker", "DELETE"): (
         "cache_volumes cache_volume_hosts "
         "scaling_groups group_configurations group_activities data_keys instance_secrets image_logins sealed_values"
-        f" restore_hosts restore_differences workspaces work_sessions workspace_logins {BALANCERS}"
+        f" restore_hosts restore_differences restore_trees workspaces work_sessions workspace_logins {BALANCERS}"
         " image_caches host_ports host_tokens idempotency_keys samples instances workflows events webhook_deliveries "
         "images sessions password_resets login_addresses api_keys cron_jobs cron_runs"
     ),
@@ -254,8 +255,8 @@ def test_every_table_with_a_project_is_guarded_or_known_not_to_be(database: Data
     found = database.rows(
         "SELECT table_name FROM information_schema.columns WHERE table_schema = 'public' AND column_name = 'project_id'"
     )
-    # A host's ports are the host's.
-    assert {row["table_name"] for row in found} - PER_PROJECT == {"host_ports"}
+    # A host's ports are the host's; files that no row knows are nobody's.
+    assert {row["table_name"] for row in found} - PER_PROJECT == {"host_ports", "restore_trees"}
 
 
 @pytest.mark.parametrize("table", sorted(PER_PROJECT))
