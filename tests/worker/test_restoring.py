@@ -238,6 +238,26 @@ def test_images_come_back_where_they_are_kept(database: Database, tmp_path: Path
     assert list((tmp_path / "elsewhere" / "incoming").iterdir()) == []
 
 
+def test_images_whose_files_are_not_where_they_are_looked_for_are_named(database: Database, tmp_path: Path) -> None:
+    store = FileBlobs(tmp_path / "blobs")
+    with store.receive() as file:
+        file.write(b"image")
+        store.put(file)
+    rows = [("there", "available", "upload", file.digest), ("lost", "available", "upload", f"sha256:{'0' * 64}")]
+    rows += [("broken", "error", "upload", None), ("pulled", "available", "registry", f"sha256:{'1' * 64}")]
+    for name, status, source, digest in rows:
+        database.rows(
+            "INSERT INTO images (id, project_id, name, status, source, digest)"
+            " VALUES (gen_random_uuid(), %s, %s, %s, %s, %s)",
+            *(database.project_id, name, status, source, digest),
+        )
+    url = database.url(SUPERUSER)
+    for blobs, without in ((store, ["lost"]), (FileBlobs(tmp_path / "another's"), ["there", "lost"])):
+        made = backups.write(tmp_path / "b", url, None, blobs)
+        found = [image.split()[0] for image in backups.without_file(url, made)]
+        assert sorted(found) == sorted(without)
+
+
 def test_image_that_is_deleted_meanwhile_fails_no_backup(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
