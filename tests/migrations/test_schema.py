@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import alembic.command
 import alembic.config
 import psycopg
 import pytest
+from sqlalchemy.exc import ProgrammingError
 
 import migrations
 from model.base import new_id
 from model.hosts import Backend
 from model.schema import Base
 from model.settings import Settings
-from tests.services import Database
+from tests.services import Database, until
 from worker.data_folder import StackError
 from worker.database import HostSeed, driver_url, migrate, seed
 
@@ -127,6 +130,53 @@ def test_migrations_make_what_the_models_say(database: Database) -> None:
 
 def test_upgrade_is_repeatable(database: Database) -> None:
     migrate(database.url("cairn_owner"))
+    alembic.command.check(config(database))
+
+
+@pytest.fixture
+def before_last_release(database: Database) -> Iterator[Database]:
+    """One whose schema is older."""
+    name = f"{database.name}_old"
+    database.server.admin(f"CREATE DATABASE {name} OWNER cairn_owner")
+    made = object.__new__(Database)  # there is nothing in it that it could look for
+    made.server, made.name = database.server, name
+    alembic.command.upgrade(config(made), "0004")
+    yield made
+    database.server.admin(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_upgrade_that_fails_midway_is_gone_on_with(before_last_release: Database) -> None:
+    database = before_last_release
+    with database.connect() as connection:
+        connection.execute("CREATE TABLE users (in_the_way int)")
+    with pytest.raises(ProgrammingError, match="users"):
+        migrate(database.url("cairn_owner"))
+    assert database.one("SELECT version_num FROM alembic_version")["version_num"] == "0010"
+    database.rows("DROP TABLE users")
+    migrate(database.url("cairn_owner"))
+    alembic.command.check(config(database))
+    left = (
+        "SELECT 1 FROM pg_locks l JOIN pg_database d ON d.oid = l.database"
+        " WHERE l.locktype = 'advisory' AND d.datname = current_database()"
+    )
+    assert until(lambda: not database.rows(left)), "the next one would wait for it"
+
+
+def test_upgrade_locks_what_is_written_to_for_no_longer_than_it_changes_it(before_last_release: Database) -> None:
+    """What runs goes on running meanwhile, and records events."""
+    database = before_last_release
+    with ThreadPoolExecutor(1) as threads:
+        with database.connect() as reading, database.connect() as writing:
+            reading.execute("BEGIN")
+            reading.execute("LOCK TABLE projects IN ACCESS SHARE MODE")
+            upgrading = threads.submit(migrate, database.url("cairn_owner"))
+            waiting = "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'projects'::regclass"
+            assert until(lambda: database.rows(waiting) or upgrading.done(), 8) and not upgrading.done()
+            assert database.one("SELECT version_num FROM alembic_version")["version_num"] == "0010"
+            with writing.transaction():
+                writing.execute("LOCK TABLE events, instances IN ROW EXCLUSIVE MODE NOWAIT")
+            reading.execute("COMMIT")
+        upgrading.result(60)
     alembic.command.check(config(database))
 
 
