@@ -131,8 +131,13 @@ class RestoreRecords:
             restore = last_restore(session)
             if restore is None or restore.finished_at is not None:
                 raise InvalidState("the platform is not restored, or that was finished", state="finished")
-            named = select(RestoreDifference.number).where(RestoreDifference.resource_id == order.resource_id)
-            if order.kind == "DiscardMachine" and session.execute(named).first() is None:
+            named = select(RestoreDifference.kind).where(RestoreDifference.resource_id == order.resource_id)
+            kinds = set(session.scalars(named))
+            if kinds == {"files_without_row"}:
+                raise InvalidState(
+                    "there is no machine, but files: they stay until they are removed there", state="files"
+                )
+            if order.kind == "DiscardMachine" and not kinds:
                 raise InvalidState("nothing differs about it: delete its instance instead", state="agreed")
             found = held(session, restore.id).get(order.resource_id, [])
             if not found:

@@ -252,6 +252,9 @@ def test_files_that_no_row_knows_are_named_hinder_nothing_and_stay_named(
     assert named[id].kind == "files_without_row" and not named[id].blocks
     assert f"trees/sessions/{id}" in named[id].what
     assert f"trees/caches/{platform.db.project_id}/{cache}" in named[cache].what
+    for kind in ("AdoptInstance", "DiscardMachine", "ForgetDifference"):
+        with pytest.raises(InvalidState, match="files"):
+            platform.run(records.claim, decide(platform, kind, id))
     records._finish(decide(platform, "FinishRestore", new_id()))
     assert platform.db.one("SELECT finished_at FROM restores")["finished_at"] is not None
     # Its operator may come back to them.
