@@ -34,19 +34,21 @@ _PATIENT = text(
     """
 )
 # A failed import needs nothing; what is being deleted is about to need nothing.
+_KEPT = "source <> 'registry' AND status IN ('pending', 'importing', 'available', 'deleting')"
 _NEEDED = text(
-    """
-    SELECT EXISTS (
-        SELECT FROM images WHERE digest = :digest AND source <> 'registry' AND id IS DISTINCT FROM :but
-        AND status IN ('pending', 'importing', 'available', 'deleting')
-    )
-    """
+    f"SELECT EXISTS (SELECT FROM images WHERE digest = :digest AND id IS DISTINCT FROM :but AND {_KEPT})"  # noqa: S608 - nothing but text of this module
 )
+_ALL_NEEDED = text(f"SELECT DISTINCT digest FROM images WHERE digest IS NOT NULL AND {_KEPT}")  # noqa: S608 - likewise
 
 
 def parameters(image_id: UUID, digest: str) -> dict[str, object]:
     """Of CLAIM."""
     return {"id": image_id, "digest": digest}
+
+
+def all_needed(session: Session) -> set[str]:
+    """Digests of the files that images need at this moment."""
+    return set(session.execute(_ALL_NEEDED).scalars())
 
 
 def remove_unneeded(session: Session, blobs: Blobs, digest: str, but: UUID | None = None) -> bool:

@@ -23,7 +23,16 @@ from activities.runs import CONTROL
 from model.drift import compare
 from model.hosts import LEASE, Host
 from model.instances import Instance, Port, Status
-from model.restores import KINDS, Difference, FoundMachine, Restore, RestoreDifference, RestoreHost, restored
+from model.restores import (
+    KINDS,
+    Difference,
+    FoundMachine,
+    Restore,
+    RestoreDifference,
+    RestoreHost,
+    RestoreTree,
+    restored,
+)
 from model.workflows import TERMINAL, Workflow
 
 log = structlog.get_logger()
@@ -190,6 +199,7 @@ def differences(session: Session, restore: Restore, runs: Runs) -> list[Differen
     found += _without_machine(session, restore, machines)
     found += _of_runs(session, runs, set(machines))
     found += _of_hosts(session, restore, runs)
+    found += _of_trees(session, restore)
     return found
 
 
@@ -330,3 +340,24 @@ def _of_hosts(session: Session, restore: Restore, runs: Runs) -> list[Difference
             for name in sorted(runs.hosts - names)
         ),
     ]
+
+
+def _of_trees(session: Session, restore: Restore) -> list[Difference]:
+    """Files that no row knows. No row is made of them: they stay where they are."""
+    rows = select(RestoreTree).where(RestoreTree.restore_id == restore.id).order_by(RestoreTree.kind, RestoreTree.id)
+    return [
+        Difference(
+            kind="files_without_row",
+            id=tree.id,
+            name=f"{tree.kind} {tree.id}",
+            host=tree.host,
+            project_id=tree.project_id,
+            what=f"no row knows the {tree.kind} whose files its agent has: they stay there, in {_folder(tree)}",
+            blocks=False,
+        )
+        for tree in session.scalars(rows)
+    ]
+
+
+def _folder(tree: RestoreTree) -> str:
+    return f"trees/caches/{tree.project_id}/{tree.id}" if tree.kind == "cache" else f"trees/{tree.kind}s/{tree.id}"

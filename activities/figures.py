@@ -57,11 +57,23 @@ FIGURES = (
     *(JOBS, UNAPPLIED, GROUPS, MEMBERS, FAILING, POLICIES, BALANCERS, TARGETS, WITHOUT),
 )
 
+# What is used of images and balancers their own rows say, as for who is shown a project's quotas.
 _LIMITED = """(
-    SELECT f.* FROM quotas q CROSS JOIN LATERAL (VALUES
+    SELECT f.* FROM quotas q
+    LEFT JOIN (
+        SELECT project_id, count(*) AS n, sum(size_bytes) FILTER (WHERE source <> 'registry') AS bytes
+        FROM images WHERE status <> 'deleted' GROUP BY 1
+    ) i ON i.project_id = q.project_id
+    LEFT JOIN (
+        SELECT project_id, count(*) AS n FROM load_balancers WHERE status <> 'deleted' GROUP BY 1
+    ) b ON b.project_id = q.project_id
+    CROSS JOIN LATERAL (VALUES
         ('instances', q.instances_used + q.instances_reserved, q.instances_limit),
         ('vcpus', q.vcpus_used + q.vcpus_reserved, q.vcpus_limit),
-        ('memory_mb', q.memory_mb_used + q.memory_mb_reserved, q.memory_mb_limit)
+        ('memory_mb', q.memory_mb_used + q.memory_mb_reserved, q.memory_mb_limit),
+        ('images', coalesce(i.n, 0), q.images_limit),
+        ('image_bytes', coalesce(i.bytes, 0), q.image_bytes_limit),
+        ('load_balancers', coalesce(b.n, 0), q.load_balancers_limit)
     ) f(quota, used, most) WHERE most IS NOT NULL) limited"""
 #: Of groups, those whose members count.
 _KEPT = "status NOT IN ('deleting', 'deleted')"
@@ -161,7 +173,8 @@ _QUERIES: list[tuple[Figure, str]] = [
     (PULSE_AGE, "SELECT process, extract(epoch FROM now() - seen_at) FROM pulses"),
     (QUOTA_USED, f"SELECT quota, coalesce(sum(used), 0) FROM {_LIMITED} GROUP BY 1"),  # noqa: S608 - nothing but text of this module
     (QUOTA_LIMIT, f"SELECT quota, coalesce(sum(most), 0) FROM {_LIMITED} GROUP BY 1"),  # noqa: S608 - nothing but text of this module
-    (QUOTA_NEAR, f"SELECT quota, count(*) FILTER (WHERE used >= :near * most) FROM {_LIMITED} GROUP BY 1"),  # noqa: S608 - nothing but text of this module
+    # Who may have none has not used it up.
+    (QUOTA_NEAR, f"SELECT quota, count(*) FILTER (WHERE used > 0 AND used >= :near * most) FROM {_LIMITED} GROUP BY 1"),  # noqa: S608 - nothing but text of this module
 ]
 
 

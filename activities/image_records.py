@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from temporalio import activity
 
 from activities import secrets
-from activities.blob_claims import CLAIM, HOLD, parameters, remove_unneeded
+from activities.blob_claims import CLAIM, HOLD, all_needed, parameters, remove_unneeded
 from activities.database import transaction
 from activities.image_limits import take
 from activities.images import HostImages, ImageFacts, lock_image, settle_image
@@ -45,6 +45,7 @@ from model.errors import (
 from model.hosts import Host, HostState
 from model.images import CachedImage, Format, Image, ImageCache, ImageStatus, ImageWanted, engine_name, without_query
 from model.keyring import Keyring
+from model.projects import Installation
 from model.restores import restored
 from model.workflows import Event, Failure, Order, Outcome
 
@@ -55,6 +56,8 @@ SILENCE_SECONDS, LONGEST_WAIT = 60, 600.0
 #: What no row needs is removed only when it has been there for so long: an upload names its row first, but a
 #: database may have been restored.
 STRAY = dt.timedelta(hours=1)
+#: More of them than these, or than a tenth of what is stored, are left alone: is the database another one?
+MOST_STRAYS = 5
 TOO_MANY, SERVER_ERROR = 429, 500
 #: A name that nobody knows, or a certificate that nobody trusts, may be a passing fault: a minute, about.
 FEW_ATTEMPTS = 15
@@ -266,22 +269,42 @@ class ImageRecords:
 
     @activity.defn(name="image.sweep", no_thread_cancel_exception=True)
     def sweep(self) -> int:
-        """Remove what no image needs from the blob store, and what killed processes were receiving; how many."""
+        """Remove what no image needs from the blob store, and what killed processes were receiving; how many.
+
+        What is older than the database cannot be what it has forgotten. Nor is anything removed where far too much
+        is unknown: an empty database would empty the store of the one before, or of another installation.
+        """
         with transaction(self._engine) as session:
             if restored(session):
                 return 0
         self._expire()
         removed = self._blobs.sweep()
-        now = dt.datetime.now(dt.UTC)
-        for digest, since in self._blobs.all():
+        for digest in self._strays():
             if activity.is_cancelled():
                 raise Cancelled("sweeping")
-            if now - since > STRAY:
-                with transaction(self._engine) as session:
-                    if remove_unneeded(session, self._blobs, digest):
-                        log.warning("blob.stray_removed", digest=digest)
-                        removed += 1
+            with transaction(self._engine) as session:
+                if remove_unneeded(session, self._blobs, digest):
+                    log.warning("blob.stray_removed", digest=digest)
+                    removed += 1
         return removed
+
+    def _strays(self) -> list[str]:
+        """Files that no image needs, and that are ours to remove."""
+        stored = list(self._blobs.all())
+        with transaction(self._engine) as session:
+            needed = all_needed(session)
+            began = session.scalars(select(Installation.created_at)).one()
+        before = dt.datetime.now(dt.UTC) - STRAY
+        unknown = [(digest, since) for digest, since in stored if since < before and digest not in needed]
+        strays = [digest for digest, since in unknown if since >= began]
+        foreign = len(unknown) - len(strays)
+        if len(unknown) > max(MOST_STRAYS, len(stored) // 10):
+            told = {"unknown": len(unknown), "stored": len(stored), "older_than_database": foreign}
+            log.error("blob.too_many_strays", **told, first=unknown[0][0], hint="docs/images.md#where-files-are")
+            return []
+        if foreign:
+            log.warning("blob.older_than_database", count=foreign, hint="docs/images.md#where-files-are")
+        return strays
 
     def _expire(self) -> None:
         """End the wait of images that nobody has uploaded. (They take an upload all the same.)"""

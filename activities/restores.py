@@ -27,7 +27,15 @@ from model.errors import InvalidState, NotFound, Unresolved
 from model.hosts import Host
 from model.instances import Instance, OwnedMachine, digest_of
 from model.projects import Project
-from model.restores import FoundMachine, Restore, RestoreDifference, RestoreHost, last_restore, restored
+from model.restores import (
+    FoundMachine,
+    Restore,
+    RestoreDifference,
+    RestoreHost,
+    RestoreTree,
+    last_restore,
+    restored,
+)
 from model.workflows import TERMINAL, Event, Failure, Order, Outcome, Workflow
 
 log = structlog.get_logger()
@@ -123,8 +131,13 @@ class RestoreRecords:
             restore = last_restore(session)
             if restore is None or restore.finished_at is not None:
                 raise InvalidState("the platform is not restored, or that was finished", state="finished")
-            named = select(RestoreDifference.number).where(RestoreDifference.resource_id == order.resource_id)
-            if order.kind == "DiscardMachine" and session.execute(named).first() is None:
+            named = select(RestoreDifference.kind).where(RestoreDifference.resource_id == order.resource_id)
+            kinds = set(session.scalars(named))
+            if kinds == {"files_without_row"}:
+                raise InvalidState(
+                    "there is no machine, but files: they stay until they are removed there", state="files"
+                )
+            if order.kind == "DiscardMachine" and not kinds:
                 raise InvalidState("nothing differs about it: delete its instance instead", state="agreed")
             found = held(session, restore.id).get(order.resource_id, [])
             if not found:
@@ -217,7 +230,9 @@ class RestoreRecords:
                 session.execute(past.values(last_generation=newest))
             session.execute(update(Host).values(reconciled=None))
             session.execute(delete(RestoreHost))
-            session.execute(delete(RestoreDifference))
+            session.execute(delete(RestoreTree))
+            # Nobody looks for these any more, and they stay: an operator finds them here.
+            session.execute(delete(RestoreDifference).where(RestoreDifference.kind != "files_without_row"))
             restore.finished_at = func.now()
             tell_all(session, "platform.restore_finished", {"left": restore.left_alone})
 

@@ -21,7 +21,7 @@ from model.cache_volumes import CacheVolume
 from model.errors import NotFound
 from model.health import MOST, Health
 from model.resources import Resource
-from model.restores import is_restored
+from model.restores import Restore
 from model.sealing import of_user_data, seal
 from model.sessions import WorkSession
 from model.workspaces import MOST_TREES, Workspace
@@ -31,6 +31,8 @@ router = APIRouter(prefix="/v1/hosts", tags=["agents"], responses=RESPONSES, rou
 
 #: Files of more workspaces than these, or than a tenth, that no row names are left alone: was an older backup restored?
 MOST_STRANGE = 5
+#: What a row says of which nothing is left on any host.
+ENDED = ("deleted", "removed")
 log = structlog.get_logger()
 
 
@@ -205,6 +207,16 @@ _NEEDED_CACHES = text(
     WHERE v.project_id = :project AND v.volume_id = ANY(cast(:ids AS uuid[]))
     """
 )
+_STRANGERS = text(
+    """
+    INSERT INTO restore_trees (id, host, restore_id, kind, project_id)
+    SELECT t.id, h.names, :restore, :kind, t.project_id
+    FROM unnest(cast(:ids AS uuid[]), cast(:projects AS uuid[])) t(id, project_id)
+    CROSS JOIN (SELECT string_agg(name, ', ' ORDER BY name) AS names FROM hosts WHERE credential = :credential) h
+    WHERE h.names IS NOT NULL ORDER BY t.id
+    ON CONFLICT (id, host) DO UPDATE SET restore_id = excluded.restore_id, kind = excluded.kind, told_at = now()
+    """
+)
 _SECRETS = text(
     """
     SELECT s.sealed FROM instance_secrets s
@@ -300,27 +312,50 @@ async def git_login(
 @router.post("/workspaces", operation_id="report_workspaces", response_model=Envelope[WorkspacesKept])
 async def workspaces(request: Request, body: HeldWorkspaces, agent: Authenticated) -> Response:
     """Of which of the workspaces, sessions and cache volumes whose files the agent holds nothing is needed any more.
-    None while the platform is restored, or where far too many are unknown."""
-    restored = (await agent.connection.execute(select(is_restored))).scalar_one()
-    gone = [] if restored else await _gone(agent, body.workspaces, _NEEDED, Workspace)
-    gone_sessions = [] if restored else await _gone(agent, body.sessions, _NEEDED_SESSIONS, WorkSession)
-    gone_caches = [] if restored else await _gone(agent, body.caches, _NEEDED_CACHES, CacheVolume)
+    None while the platform is restored, where far too many are unknown, or of which a restore may have lost the row."""
+    found = await agent.connection.execute(select(Restore.__table__).order_by(Restore.restored_at.desc()).limit(1))
+    restore = None if (row := found.one_or_none()) is None else Restore(**row._mapping)
+    gone = await _gone(agent, restore, "workspace", body.workspaces, _NEEDED, Workspace)
+    gone_sessions = await _gone(agent, restore, "session", body.sessions, _NEEDED_SESSIONS, WorkSession)
+    gone_caches = await _gone(agent, restore, "cache", body.caches, _NEEDED_CACHES, CacheVolume)
     return answer(request, {"gone": gone, "gone_sessions": gone_sessions, "gone_caches": gone_caches})
 
 
-async def _gone(agent: Agent, told: list[HeldTree], needed: TextClause, table: type[Resource]) -> list[UUID]:
-    """Those that are proven to be nobody's: what has a row, and not on that host; of what has none, a few."""
+async def _gone(
+    agent: Agent, restore: Restore | None, kind: str, told: list[HeldTree], needed: TextClause, table: type[Resource]
+) -> list[UUID]:
+    """Those that are proven to be nobody's: what has a row, and not on that host; of what has none, a few. What was
+    made before a restore has them only where its row says that it was deleted: what was done with it may be lost."""
     held = sorted(told, key=lambda one: one.project_id)
-    kept, known = set[UUID](), set[UUID]()
+    kept, known = set[UUID](), dict[UUID, str]()
     for project_id, of_project in groupby(held, lambda one: one.project_id):
         await agent.connection.execute(ENTER, {"project": str(project_id)})
-        asked = {"project": project_id, "ids": [str(one.id) for one in of_project], "credential": agent.credential}
+        ids = [one.id for one in of_project]
+        asked = {"project": project_id, "ids": [str(id) for id in ids], "credential": agent.credential}
         kept.update((await agent.connection.execute(needed, asked)).scalars())
-        rows = select(table.id).where(table.project_id == project_id, table.id.in_([one.id for one in held]))
-        known.update((await agent.connection.execute(rows)).scalars())
+        rows = select(table.id, table.status).where(table.project_id == project_id, table.id.in_(ids))
+        known.update({row.id: row.status for row in await agent.connection.execute(rows)})
+    if restore is not None and restore.finished_at is None:
+        await _note(agent, restore, kind, [one for one in held if one.id not in known])
+        return []
     gone = [one.id for one in held if one.id not in kept]
+    if restore is not None:
+        spared = [id for id in gone if restore.leaves(id) or (known.get(id) not in ENDED and restore.may_have_lost(id))]
+        if spared:
+            log.info("agent.files_from_before_a_restore", kind=kind, count=len(spared), first=str(spared[0]))
+        gone = [id for id in gone if id not in spared]
     strangers = [id for id in gone if id not in known]
     if len(strangers) > max(MOST_STRANGE, len(held) // 10):
         log.warning("agent.too_many_strangers", kind=table.__name__, count=len(strangers), first=str(strangers[0]))
         return [id for id in gone if id in known]
     return gone
+
+
+async def _note(agent: Agent, restore: Restore, kind: str, strange: list[HeldTree]) -> None:
+    """Write down what no row knows, for the operator who decides what differs."""
+    # Once each: the statement cannot change a row twice.
+    ids = {one.id: one.project_id for one in strange}
+    if ids:
+        told = {"ids": [str(id) for id in ids], "projects": [str(project) for project in ids.values()]}
+        of = {"restore": restore.id, "kind": kind, "credential": agent.credential}
+        await agent.connection.execute(_STRANGERS, told | of)

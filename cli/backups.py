@@ -28,6 +28,10 @@ Verify = Annotated[bool, typer.Option("--verify", help="Read all of a backup, an
 Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there.")]
 
 
+#: Images that a refusal names.
+NAMED = 10
+
+
 @contextmanager
 def failing() -> Iterator[None]:
     """Errors of backups as those of commands."""
@@ -67,6 +71,7 @@ def backup(
 ) -> None:
     """Back the platform up into a file, also while it runs; the file holds its secrets."""
     settings = read_settings()
+    without: list[str] = []
     with failing():
         if listing or verify:
             with backups.opened(file) as (archive, manifest):
@@ -78,25 +83,44 @@ def backup(
             if not force and os.path.lexists(file):
                 message = f"FILE {file}: it is there already, and was left as it is"
                 raise usage(message, "name another, or replace it with --force")
-            manifest = _make(settings, file.absolute(), blobs)
+            manifest, without = _make(settings, file.absolute(), blobs)
         show(manifest, output)
+    if without:
+        raise CommandFailed(
+            f"it was made without {len(without)} images, whose files are not in {blob_store.place_of(settings)}: "
+            + ", ".join(without[:NAMED]),
+            "images_missing",
+            Exit.FAILED,
+            "are they kept there (CAIRN_BLOBS_DIR)? Delete images whose files are lost, and upload them again",
+        )
 
 
-def _make(settings: Settings, file: Path, blobs: bool) -> Manifest:
+def _make(settings: Settings, file: Path, blobs: bool) -> tuple[Manifest, list[str]]:
+    """The backup, and images that should be in it."""
     folder = settings.data_dir.absolute()
     if blobs and settings.blobs_s3_bucket:
         raise BackupError("images are in a bucket (CAIRN_BLOBS_S3_BUCKET): back that up by its own means")
+    if blobs and is_external(settings) and settings.model_fields_set.isdisjoint({"blobs_dir", "data_dir"}):
+        raise BackupError(
+            "--blobs: CAIRN_DATABASE_URL does not tell where that platform's images are: say it with CAIRN_BLOBS_DIR "
+            "(or CAIRN_DATA_DIR, where they are in its folder blobs)"
+        )
     store = blob_store.connect(settings) if blobs else None
+
+    def write(url: str, files: Path | None) -> tuple[Manifest, list[str]]:
+        made = backups.write(file, url, files, store)
+        return made, backups.without_file(url, made) if blobs else []
+
     if is_external(settings):
-        return backups.write(file, url_of(settings), None, store)
+        return write(url_of(settings), None)
     if data_folder.read_installation(folder) is None:
         raise BackupError(f"no platform ever ran on {folder}: name its folder with CAIRN_DATA_DIR")
     server = postgres.find(folder)
     url = server.url(postgres.SUPERUSER)
     if data_folder.owner(folder):
-        return backups.write(file, url, folder, store)
+        return write(url, folder)
     with data_folder.locked(folder), restoring.served(server, folder / "logs" / "postgres.log"):
-        return backups.write(file, url, folder, store)
+        return write(url, folder)
 
 
 def show(manifest: Manifest, output: render.Format) -> None:

@@ -18,7 +18,7 @@ from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait, require_completed, watc
 from cli.render import Format, Output
 from cli.settings import read_settings
 from cli.several import end
-from worker import blob_store, data_folder, restoring
+from worker import backups, blob_store, data_folder, restoring
 
 #: What each decision can be about.
 ADOPTED = ("machine_without_row", "machine_differs")
@@ -68,6 +68,9 @@ def restore(
             with data_folder.locked(folder):
                 manifest = restoring.into_folder(file.absolute(), folder, blobs, replace=replace)
     show(manifest, output)
+    if images := sum(member.name.startswith(f"{backups.BLOBS}/") for member in manifest.members):
+        place = blob_store.place_of(settings)
+        render.say(f"its images ({images}) are in {place}: the platform must look for them there")
     render.say("restored: start the platform, then see what differs with 'cairn restore status'")
 
 

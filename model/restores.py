@@ -25,6 +25,7 @@ Kind = Literal[
     "row_without_run",
     "host_not_seen",
     "host_unknown",
+    "files_without_row",
 ]
 
 
@@ -103,6 +104,24 @@ class RestoreHost(Base):
     #: The digest of its inventory.
     digest: Mapped[str]
     surveyed_at: Mapped[Now]
+
+
+class RestoreTree(Base):
+    """Files of a workspace, a session or a cache volume that an agent told of since the restore, and no row knows."""
+
+    __tablename__ = "restore_trees"
+
+    id: Mapped[Id]
+    #: The agent's hosts, by name.
+    host: Mapped[str] = mapped_column(primary_key=True)
+    restore_id: Mapped[UUID]
+    #: workspace, session or cache.
+    kind: Mapped[str]
+    #: It may be one that no row knows either.
+    project_id: Mapped[UUID]
+    told_at: Mapped[Now]
+
+    __table_args__ = (CheckConstraint("kind IN ('workspace', 'session', 'cache')", name="kind"),)
 
 
 class RestoreDifference(Base):

@@ -202,6 +202,20 @@ def _blobs(archive: zipfile.ZipFile, store: Blobs) -> Iterator[Member]:
             yield _add(archive, f"{BLOBS}/{name}", source)
 
 
+def without_file(url: str, manifest: Manifest) -> list[str]:
+    """Images that were available when the backup was made, and are yet, and whose file it does not hold."""
+    if "images" not in manifest.counts:  # a schema that is older than they are
+        return []
+    held = {member.name.removeprefix(f"{BLOBS}/").replace("/", ":", 1) for member in manifest.members}
+    with psycopg.connect(url) as connection:
+        found = connection.execute(
+            "SELECT name, id, digest FROM images WHERE status = 'available' AND source <> 'registry'"
+            " AND updated_at <= %s ORDER BY id",
+            [manifest.made_at],
+        ).fetchall()
+    return [f"{name} ({id})" for name, id, digest in found if digest not in held]
+
+
 def _describe(connection: psycopg.Connection[tuple[object, ...]]) -> Manifest:
     def one(query: sql.SQL | sql.Composed | str) -> object:
         row = connection.execute(sql.SQL(query) if isinstance(query, str) else query).fetchone()

@@ -209,8 +209,12 @@ def _mark(connection: psycopg.Connection[tuple[object, ...]], manifest: Manifest
     connection.execute("INSERT INTO restores (id, backup_at, epoch) VALUES (%s, %s, %s)", [id, manifest.made_at, epoch])
     connection.execute("DELETE FROM restore_hosts")
     connection.execute("DELETE FROM restore_differences")
-    # What was used since would be valid again.
+    connection.execute("DELETE FROM restore_trees")
+    # What was used, ended or taken back since would be valid again.
     connection.execute("DELETE FROM host_tokens")
+    connection.execute("UPDATE sessions SET ended_at = now() WHERE ended_at IS NULL")
+    connection.execute("DELETE FROM password_resets")
+    connection.execute("UPDATE invitations SET expires_at = now() WHERE accepted_at IS NULL AND expires_at > now()")
     connection.execute("UPDATE hosts SET inventory = NULL, reconciled = NULL, warning = NULL")
     told = {"backup_at": manifest.made_at.isoformat(), "epoch": epoch}
     connection.execute(

@@ -104,6 +104,25 @@ def test_quotas_are_sums_of_projects_with_a_limit(platform: Platform, shown: Fig
     assert seen["cairn_quota_projects_near", "vcpus"] == 0
 
 
+def test_quotas_that_no_counter_counts_are_seen_too(platform: Platform, shown: Figures) -> None:
+    platform.db.project("full", images=1, image_bytes=100, load_balancers=1)
+    platform.db.project("empty", images=10, image_bytes=100, load_balancers=0)
+    full = platform.db.one("SELECT id FROM projects WHERE name = 'full'")["id"]
+    images = [("a", "available", "upload", 80), ("b", "deleted", "upload", 900), ("c", "pending", "registry", 70)]
+    for name, status, source, size in images:
+        platform.db.rows(
+            "INSERT INTO images (id, project_id, name, status, source, size_bytes)"
+            " VALUES (gen_random_uuid(), %s, %s, %s, %s, %s)",
+            *(full, name, status, source, size),
+        )
+    seen = read(shown)
+    assert (seen["cairn_quota_used", "images"], seen["cairn_quota_limit", "images"]) == (2, 11)
+    assert (seen["cairn_quota_used", "image_bytes"], seen["cairn_quota_limit", "image_bytes"]) == (80, 200)
+    assert (seen["cairn_quota_used", "load_balancers"], seen["cairn_quota_limit", "load_balancers"]) == (0, 1)
+    near = {key[1]: value for key, value in seen.items() if key[0] == "cairn_quota_projects_near"}
+    assert near == {"images": 1, "image_bytes": 0, "load_balancers": 0}, "and who may have none uses none up"
+
+
 def test_no_project_shows_in_figures(platform: Platform, shown: Figures) -> None:
     platform.db.project("a-project-of-a-user", instances=1)
     platform.running("a-name-of-a-user")

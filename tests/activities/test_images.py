@@ -268,6 +268,7 @@ def test_wait_for_an_upload_ends(images: Images) -> None:
     old = time.time() - 7200
     for path in images.folder.rglob("*"):
         os.utime(path, (old, old))
+    images.platform.db.rows("UPDATE installation SET created_at = now() - interval '1 day'")
     images.run(images.records.sweep)
     row = images.row(forgotten)
     assert (row["status"], row["error"]["code"], row["version"]) == ("error", "deadline_exceeded", 2)
@@ -275,3 +276,27 @@ def test_wait_for_an_upload_ends(images: Images) -> None:
     assert images.row(recent)["status"] == "pending"
     events = images.platform.db.rows("SELECT type, resource_id FROM events")
     assert [(event["type"], event["resource_id"]) for event in events] == [("image.error", forgotten.resource_id)]
+
+
+def grown_old(images: Images, hours: float) -> None:
+    then = time.time() - hours * 3600
+    for path in images.folder.rglob("*"):
+        os.utime(path, (then, then))
+
+
+def test_database_that_knows_nothing_empties_no_store(images: Images) -> None:
+    """It was made anew beside a store that is full, or two installations have one bucket."""
+    kept = [images.store(content) for content in (b"one", b"two")]
+    grown_old(images, 3)
+    images.platform.db.rows("UPDATE installation SET created_at = now() - interval '2 hours'")
+    assert images.run(images.records.sweep) == 0
+    assert set(images.stored()) == set(kept), "what is older than the database is not what it has forgotten"
+    images.platform.db.rows("UPDATE installation SET created_at = now() - interval '1 day'")
+    more = [images.store(str(number).encode()) for number in range(4)]
+    grown_old(images, 3)
+    assert images.run(images.records.sweep) == 0
+    assert set(images.stored()) == {*kept, *more}, "far too many are unknown"
+    # A few are what somebody left who died.
+    images.add("available", digest=kept[0])
+    assert images.run(images.records.sweep) == 5
+    assert images.stored() == [kept[0]]

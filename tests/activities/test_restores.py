@@ -229,3 +229,37 @@ def test_finish_is_refused_while_something_is_undecided_and_counts_past_every_ge
     assert platform.instance(order)["last_generation"] == 7
     assert reconcile(worker_engine, machine(order.resource_id, 7)) == []
     records._finish(finishing)
+
+
+def test_files_that_no_row_knows_are_named_hinder_nothing_and_stay_named(
+    platform: Platform, worker_engine: Engine, records: RestoreRecords
+) -> None:
+    restore(platform)
+    platform.db.rows("UPDATE hosts SET last_seen_at = NULL")
+    id, cache, older = new_id(), new_id(), new_id()
+    for kind, tree in (("session", id), ("cache", cache)):
+        platform.db.rows(
+            "INSERT INTO restore_trees (id, host, restore_id, kind, project_id)"
+            " SELECT %s, 'one', id, %s, %s FROM restores",
+            *(tree, kind, platform.db.project_id),
+        )
+    platform.db.rows(
+        "INSERT INTO restore_trees (id, host, restore_id, kind, project_id) VALUES (%s, 'one', %s, 'session', %s)",
+        *(older, new_id(), platform.db.project_id),
+    )
+    named = {one.id: one for one in write_down(worker_engine, NO_RUNS)}
+    assert set(named) == {id, cache}, "what was told since another restore says nothing"
+    assert named[id].kind == "files_without_row" and not named[id].blocks
+    assert f"trees/sessions/{id}" in named[id].what
+    assert f"trees/caches/{platform.db.project_id}/{cache}" in named[cache].what
+    for kind in ("AdoptInstance", "DiscardMachine", "ForgetDifference"):
+        with pytest.raises(InvalidState, match="files"):
+            platform.run(records.claim, decide(platform, kind, id))
+    records._finish(decide(platform, "FinishRestore", new_id()))
+    assert platform.db.one("SELECT finished_at FROM restores")["finished_at"] is not None
+    # Its operator may come back to them.
+    assert {row["resource_id"] for row in platform.db.rows("SELECT resource_id FROM restore_differences")} == {
+        id,
+        cache,
+    }
+    assert not platform.db.rows("SELECT 1 FROM restore_trees")

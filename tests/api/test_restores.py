@@ -9,6 +9,7 @@ from psycopg.types.json import Jsonb
 
 from model.base import new_id
 from tests.api.conftest import Api
+from tests.api.people import login, register
 
 DIFFERENCE = {
     **{"kind": "machine_without_row", "name": "web", "host": "one", "generation": 1, "what": "no row knows it"},
@@ -83,3 +84,9 @@ async def test_what_is_left_alone_is_kept_over_several_attempts_to_finish(api: A
     for leave in (["a"], ["b", "a"]):
         assert (await api.http.post("/v1/operations/restore/finish", json={"leave": leave})).status_code == 202
     assert api.db.one("SELECT left_alone FROM restores")["left_alone"] == ["a", "b"]
+
+
+async def test_who_was_logged_out_by_a_restore_logs_in_again_before_it_is_finished(api: Api) -> None:
+    await register(api, "ada")
+    restore(api)
+    assert (await login(api, "ada")).status_code == 200

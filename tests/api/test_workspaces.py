@@ -7,8 +7,10 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from psycopg.types.json import Jsonb
 
 from model import sealing
+from model.base import new_id
 from tests.api.conftest import Api
 
 Json = dict[str, Any]
@@ -181,3 +183,54 @@ async def test_agent_gets_what_is_sealed_for_it_and_hears_what_is_needed(api: Ap
         told = await agent.post("/v1/hosts/workspaces", json={"sessions": held})
         assert told.json()["data"] == {"gone": [], "gone_sessions": gone, "gone_caches": []}, told.text
     await agent.aclose()
+
+
+async def told(api: Api, project: str, **held: list[str]) -> Json:
+    """What the agent of host one is answered."""
+    agent = api.as_("agent-one")
+    body = {what: [{"id": id, "project_id": project} for id in ids] for what, ids in held.items()}
+    answer = await agent.post("/v1/hosts/workspaces", json=body)
+    await agent.aclose()
+    assert answer.status_code == 200, answer.text
+    found: Json = answer.json()["data"]
+    return found
+
+
+async def test_files_made_before_a_restore_are_kept_for_ever_and_named(api: Api) -> None:
+    """What an agent holds of the lost hour has no row, and nothing says that nobody wants it."""
+    project = (await create(api))["data"]["project_id"]
+    lost = {kind: str(new_id()) for kind in ("workspaces", "sessions", "caches")}
+    # Of a project that was made in that hour too.
+    nowhere, elsewhere = str(new_id()), str(new_id())
+    api.db.rows("INSERT INTO restores (id, backup_at, epoch) VALUES (gen_random_uuid(), now(), 2)")
+    held = {kind: [id] for kind, id in lost.items()}
+    nothing: Json = {"gone": [], "gone_sessions": [], "gone_caches": []}
+    for _ in range(2):
+        assert await told(api, project, **held) == nothing
+        assert await told(api, nowhere, sessions=[elsewhere]) == nothing
+    rows = api.db.rows("SELECT kind, id::text, host, project_id::text AS project FROM restore_trees")
+    assert {(row["kind"], row["id"], row["host"], row["project"]) for row in rows} == {
+        ("workspace", lost["workspaces"], "one", project),
+        ("session", lost["sessions"], "one", project),
+        ("cache", lost["caches"], "one", project),
+        ("session", elsewhere, "one", nowhere),
+    }
+    left = str(new_id())
+    api.db.rows("UPDATE restores SET finished_at = now(), left_alone = %s", Jsonb([left]))
+    assert await told(api, project, **held) == nothing
+    # What came after it is removed as ever, but for what the operator has named.
+    later = str(new_id())
+    answer = await told(api, project, workspaces=[lost["workspaces"], later, left], caches=[later])
+    assert answer == {"gone": [later], "gone_sessions": [], "gone_caches": [later]}
+
+
+async def test_row_from_before_a_restore_gives_files_away_only_when_it_is_deleted(api: Api) -> None:
+    """One whose run ended in the lost hour is in error after it, and its files are complete."""
+    workspace = (await create(api))["data"]
+    project, id = workspace["project_id"], workspace["id"]
+    api.db.rows("UPDATE workspaces SET status = 'error'")
+    assert (await told(api, project, workspaces=[id]))["gone"] == [id]
+    api.db.rows("INSERT INTO restores (id, backup_at, epoch, finished_at) VALUES (gen_random_uuid(), now(), 2, now())")
+    assert (await told(api, project, workspaces=[id]))["gone"] == []
+    api.db.rows("UPDATE workspaces SET status = 'deleted', deleted_at = now()")
+    assert (await told(api, project, workspaces=[id]))["gone"] == [id]

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import alembic.command
 import alembic.config
 import psycopg
 import pytest
+from sqlalchemy.exc import ProgrammingError
 
 import migrations
 from model.base import new_id
 from model.hosts import Backend
 from model.schema import Base
 from model.settings import Settings
-from tests.services import Database
+from tests.services import Database, until
 from worker.data_folder import StackError
 from worker.database import HostSeed, driver_url, migrate, seed
 
 READ = "installation projects hosts host_ports host_tokens instance_types instances workflows events idempotency_keys"
 READ_BY_ALL = (
-    f"{READ} alembic_version restores restore_differences quotas pulses samples event_horizons images image_caches"
-    " webhook_deliveries audit audit_links audit_heads cron_runs"
+    f"{READ} alembic_version restores restore_differences restore_trees quotas pulses samples"
+    " event_horizons images image_caches webhook_deliveries audit audit_links audit_heads cron_runs"
     " scaling_groups group_configurations group_activities group_policies credentials workspaces work_sessions"
     " messages message_chunks cache_volumes cache_volume_hosts session_cache_volumes"
 )
@@ -43,12 +46,13 @@ RIGHTS = {
         "agents messages message_chunks preferences cache_volumes cache_volume_hosts session_cache_volumes "
         "host_tokens instance_types instances workflows events idempotency_keys pulses samples images ssh_keys"
         f" projects quotas api_keys {PEOPLE} sessions refresh_tokens password_resets mails rate_limits cron_runs"
+        " restore_trees"
     ),
     ("cairn_api", "UPDATE"): (
         f"{GROUPS} secrets load_balancers lb_targets credentials workspaces work_sessions agents messages preferences "
         "cache_volumes "
         "images host_tokens instance_types instances workflows idempotency_keys quotas pulses webhook_deliveries"
-        f" projects api_keys {PEOPLE} sessions refresh_tokens mails rate_limits cron_runs"
+        f" projects api_keys {PEOPLE} sessions refresh_tokens mails rate_limits cron_runs restore_trees"
     ),
     ("cairn_api", "DELETE"): f"hosts host_tokens webhooks ssh_keys {PEOPLE} password_resets api_keys mails rate_limits"
     " group_policies secrets instance_secrets image_logins sealed_values lb_targets lb_samples"
@@ -68,7 +72,7 @@ RIGHTS = {
     ("cairn_worker", "DELETE"): (
         "cache_volumes cache_volume_hosts "
         "scaling_groups group_configurations group_activities data_keys instance_secrets image_logins sealed_values"
-        f" restore_hosts restore_differences workspaces work_sessions workspace_logins {BALANCERS}"
+        f" restore_hosts restore_differences restore_trees workspaces work_sessions workspace_logins {BALANCERS}"
         " image_caches host_ports host_tokens idempotency_keys samples instances workflows events webhook_deliveries "
         "images sessions password_resets login_addresses api_keys cron_jobs cron_runs"
     ),
@@ -126,6 +130,53 @@ def test_migrations_make_what_the_models_say(database: Database) -> None:
 
 def test_upgrade_is_repeatable(database: Database) -> None:
     migrate(database.url("cairn_owner"))
+    alembic.command.check(config(database))
+
+
+@pytest.fixture
+def before_last_release(database: Database) -> Iterator[Database]:
+    """One whose schema is older."""
+    name = f"{database.name}_old"
+    database.server.admin(f"CREATE DATABASE {name} OWNER cairn_owner")
+    made = object.__new__(Database)  # there is nothing in it that it could look for
+    made.server, made.name = database.server, name
+    alembic.command.upgrade(config(made), "0004")
+    yield made
+    database.server.admin(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_upgrade_that_fails_midway_is_gone_on_with(before_last_release: Database) -> None:
+    database = before_last_release
+    with database.connect() as connection:
+        connection.execute("CREATE TABLE users (in_the_way int)")
+    with pytest.raises(ProgrammingError, match="users"):
+        migrate(database.url("cairn_owner"))
+    assert database.one("SELECT version_num FROM alembic_version")["version_num"] == "0010"
+    database.rows("DROP TABLE users")
+    migrate(database.url("cairn_owner"))
+    alembic.command.check(config(database))
+    left = (
+        "SELECT 1 FROM pg_locks l JOIN pg_database d ON d.oid = l.database"
+        " WHERE l.locktype = 'advisory' AND d.datname = current_database()"
+    )
+    assert until(lambda: not database.rows(left)), "the next one would wait for it"
+
+
+def test_upgrade_locks_what_is_written_to_for_no_longer_than_it_changes_it(before_last_release: Database) -> None:
+    """What runs goes on running meanwhile, and records events."""
+    database = before_last_release
+    with ThreadPoolExecutor(1) as threads:
+        with database.connect() as reading, database.connect() as writing:
+            reading.execute("BEGIN")
+            reading.execute("LOCK TABLE projects IN ACCESS SHARE MODE")
+            upgrading = threads.submit(migrate, database.url("cairn_owner"))
+            waiting = "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'projects'::regclass"
+            assert until(lambda: database.rows(waiting) or upgrading.done(), 8) and not upgrading.done()
+            assert database.one("SELECT version_num FROM alembic_version")["version_num"] == "0010"
+            with writing.transaction():
+                writing.execute("LOCK TABLE events, instances IN ROW EXCLUSIVE MODE NOWAIT")
+            reading.execute("COMMIT")
+        upgrading.result(60)
     alembic.command.check(config(database))
 
 
@@ -254,8 +305,8 @@ def test_every_table_with_a_project_is_guarded_or_known_not_to_be(database: Data
     found = database.rows(
         "SELECT table_name FROM information_schema.columns WHERE table_schema = 'public' AND column_name = 'project_id'"
     )
-    # A host's ports are the host's.
-    assert {row["table_name"] for row in found} - PER_PROJECT == {"host_ports"}
+    # A host's ports are the host's; files that no row knows are nobody's.
+    assert {row["table_name"] for row in found} - PER_PROJECT == {"host_ports", "restore_trees"}
 
 
 @pytest.mark.parametrize("table", sorted(PER_PROJECT))

@@ -163,8 +163,29 @@ def test_backup_that_fails_leaves_the_one_before(
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
+def _log_in_and_invite(connection: psycopg.Connection[dict[str, Any]]) -> None:
+    user = connection.execute("SELECT id FROM users LIMIT 1").fetchone()
+    project = connection.execute("SELECT id FROM projects LIMIT 1").fetchone()
+    assert user is not None and project is not None
+    connection.execute(
+        "INSERT INTO sessions (id, user_id, expires_at) VALUES (gen_random_uuid(), %s, now() + interval '1 day')",
+        [user["id"]],
+    )
+    connection.execute(
+        "INSERT INTO password_resets (digest, user_id, expires_at) VALUES ('x', %s, now() + interval '1 hour')",
+        [user["id"]],
+    )
+    connection.execute(
+        "INSERT INTO invitations (id, project_id, email, role_name, digest, invited_by, expires_at)"
+        " VALUES (gen_random_uuid(), %s, 'a@example.org', 'viewer', 'x', 'test', now() + interval '7 days')",
+        [project["id"]],
+    )
+
+
 def test_external_database_is_replaced_in_one_step_and_marked(database: Database, tmp_path: Path) -> None:
     file, url, blobs = tmp_path / "b", database.url(SUPERUSER), FileBlobs(tmp_path / "blobs")
+    with database.connect() as connection:
+        _log_in_and_invite(connection)
     backup(database, file)
     with database.connect() as connection:
         connection.execute("UPDATE hosts SET name = name || '-later'")
@@ -178,6 +199,12 @@ def test_external_database_is_replaced_in_one_step_and_marked(database: Database
         restore = connection.execute("SELECT * FROM restores").fetchone()
         epoch = connection.execute("SELECT current_epoch() AS epoch").fetchone()
         event = connection.execute("SELECT type, epoch FROM events").fetchone()
+        valid = connection.execute(
+            "SELECT (SELECT count(*) FROM sessions WHERE ended_at IS NULL) AS logins,"
+            " (SELECT count(*) FROM password_resets) AS resets,"
+            " (SELECT count(*) FROM invitations WHERE expires_at > now()) AS invitations"
+        ).fetchone()
+    assert valid == {"logins": 0, "resets": 0, "invitations": 0}, "each may have been used or ended since"
     assert names == {"one", "two"}
     assert restore is not None and restore["finished_at"] is None
     assert epoch is not None and event is not None and event["epoch"] == epoch["epoch"] == restore["epoch"] > 1000
@@ -209,6 +236,26 @@ def test_images_come_back_where_they_are_kept(database: Database, tmp_path: Path
     assert [digest for digest, _ in elsewhere.all()] == [digest for digest, _ in store.all()]
     assert elsewhere.open(next(elsewhere.all())[0]).source.read() == b"image"
     assert list((tmp_path / "elsewhere" / "incoming").iterdir()) == []
+
+
+def test_images_whose_files_are_not_where_they_are_looked_for_are_named(database: Database, tmp_path: Path) -> None:
+    store = FileBlobs(tmp_path / "blobs")
+    with store.receive() as file:
+        file.write(b"image")
+        store.put(file)
+    rows = [("there", "available", "upload", file.digest), ("lost", "available", "upload", f"sha256:{'0' * 64}")]
+    rows += [("broken", "error", "upload", None), ("pulled", "available", "registry", f"sha256:{'1' * 64}")]
+    for name, status, source, digest in rows:
+        database.rows(
+            "INSERT INTO images (id, project_id, name, status, source, digest)"
+            " VALUES (gen_random_uuid(), %s, %s, %s, %s, %s)",
+            *(database.project_id, name, status, source, digest),
+        )
+    url = database.url(SUPERUSER)
+    for blobs, without in ((store, ["lost"]), (FileBlobs(tmp_path / "another's"), ["there", "lost"])):
+        made = backups.write(tmp_path / "b", url, None, blobs)
+        found = [image.split()[0] for image in backups.without_file(url, made)]
+        assert sorted(found) == sorted(without)
 
 
 def test_image_that_is_deleted_meanwhile_fails_no_backup(
