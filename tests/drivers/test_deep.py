@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -84,10 +85,10 @@ def test_one_tree_that_cannot_be_removed_keeps_no_other(tmp_path: Path, monkeypa
         os.utime(folder, (0, 0))
     bad, remove = kept.found()[0], kept.remove
 
-    def refusing(session: object) -> None:
+    def refusing(session: UUID, *, unless_whole: bool) -> None:
         if session == bad:
             raise RecursionError
-        remove(session)  # type: ignore[arg-type]
+        remove(session, unless_whole=unless_whole)
 
     monkeypatch.setattr(kept, "remove", refusing)
     kept.tidy()
