@@ -12,6 +12,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,15 @@ def _reach_a_port(stack: Stack, session: Json) -> None:
     run(stack, session, "httpd -p 127.0.0.1:8080 -h /workspace && head -c 3000000 /dev/urandom > random")
     digest = run(stack, session, "sha256sum random").split()[0]
     command = [str(Path(sys.executable).with_name("cairn")), "session", "port-forward", session["name"], "0:8080"]
-    with subprocess.Popen(command, env=stack.environ, stderr=subprocess.PIPE, text=True) as forwarding:
+    forwarding = subprocess.Popen(
+        command,
+        env=stack.environ,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what runs in its background with SIGINT ignored, and children inherit that.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - one system call
+    )
+    with forwarding:
         try:
             assert forwarding.stderr is not None
             said = forwarding.stderr.readline()
@@ -190,9 +199,10 @@ def _reach_a_port(stack: Stack, session: Json) -> None:
                 for _ in range(3):
                     assert there.get("/README").text == "changed\n"
                 assert hashlib.sha256(there.get("/random").content).hexdigest() == digest
-        finally:
             forwarding.send_signal(signal.SIGINT)
-        assert forwarding.wait(10) == 130
+            assert forwarding.wait(10) == 130
+        finally:
+            forwarding.kill()
 
 
 def test_a_session_that_is_called_off_leaves_nothing(stack: Stack, source: Path) -> None:
