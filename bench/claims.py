@@ -54,7 +54,8 @@ async def claim(bench: Bench) -> None:
     """One at a time, with a container of our own after each; then all at once."""
     connection = bench.connection()
     path = await sessions_path(bench, connection)
-    pool = await accepted(connection, "/pools", {"name": f"b{next(numbers)}", "size": CLAIMS, **NONE})
+    body = {"name": f"b{next(numbers)}", "size": CLAIMS, "host": await docker_host(connection), **NONE}
+    pool = await accepted(connection, "/pools", body)
     warm: list[float] = []
     ran: list[float] = []
     started: list[float] = []
@@ -110,10 +111,15 @@ async def at_once(bench: Bench, connection: Connection, pool: dict[str, Any], pa
 
 async def sessions_path(bench: Bench, connection: Connection) -> str:
     """Of a new workspace."""
-    source = {"path": str(bench.source)}
-    workspace = await accepted(connection, "/workspaces", {"name": f"b{next(numbers)}", "source": source})
+    body = {"name": f"b{next(numbers)}", "source": {"path": str(bench.source)}, "host": await docker_host(connection)}
+    workspace = await accepted(connection, "/workspaces", body)
     await bench.drained(connection)
     return f"/workspaces/{workspace['id']}/sessions"
+
+
+async def docker_host(connection: Connection) -> str:
+    _, answer = await connection.call("GET", "/hosts")
+    return str(next(host["name"] for host in answer["data"] if host["backend"] == "docker"))
 
 
 async def first_command(connection: Connection, path: str) -> tuple[float, dict[str, Any]]:
