@@ -95,6 +95,9 @@ def _split(given: str) -> tuple[str, str] | None:
 
 
 def _path(client: Client, session: str, path: str) -> str:
+    """Of the file's route. Raises CommandFailed where the path would lead to another."""
+    if {".", ".."} & set(path.split("/")):
+        raise usage(f"'{path}' has a part that is '.' or '..'", "write the path from the session's folder on: src/a.py")
     return f"{_path_of(client, session)}/files/{quote(path)}"
 
 

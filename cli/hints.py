@@ -14,6 +14,7 @@ _ENDED = "its program has ended: run it again with cairn instance restart NAME"
 _START, _RESUME = "start it first: cairn instance start NAME", "let it go on: cairn instance resume NAME"
 #: By code, what is asked of what kind, and the state that it is in.
 _OF_STATES = {
+    ("invalid_state", "sessions", "", "folder"): "copy a folder with -r",
     ("invalid_state", "instances", "start", "paused"): _RESUME,
     ("invalid_state", "instances", "restart", "paused"): f"{_RESUME}; or stop it: cairn instance stop NAME",
     ("invalid_state", "instances", "resize", "paused"): f"{_RESUME}; or stop it: cairn instance stop NAME",
@@ -68,6 +69,7 @@ _OF_REQUESTS = {
     ("in_use", "rbac/roles"): "see who has it: cairn role bindings",
     ("invalid_state", "instances"): "see how it is: cairn instance show NAME",
     ("not_found", "session files"): "see what is there: cairn session files NAME",
+    ("validation_failed", "sessions"): "see what each option takes: cairn session create --help",
     ("invalid_state", "sessions"): "see how it is: cairn session show NAME",
     ("invalid_state", "workspaces"): "see how it is: cairn workspace show NAME",
     (
@@ -200,6 +202,8 @@ def hint_of(code: str, path: str, details: dict[str, Any]) -> str | None:
     about = "secret versions" if "versions" in parts else "/".join(parts[:2])
     if kind == "lb" and "targets" in parts:
         about = "lb targets"
+    if code == "validation_failed" and kind == "workspaces" and last == "sessions":
+        about = kind = "sessions"
     if kind == "sessions" and ("files" in parts or last == "archive"):
         about = "session files"
     found = (

@@ -69,7 +69,7 @@ def create(
         "env": pairs("--env", env) or None,
         "caches": cache or None,
         "network": {"mode": "allow-list", "allow": allow} if allow else {"mode": network} if network else None,
-        "idle_stop_seconds": seconds("--idle-stop", idle) if idle else None,
+        "idle_stop_seconds": seconds("--idle", idle) if idle else None,
         "ttl_seconds": seconds("--ttl", ttl) if ttl else None,
     }
     body = {what: value for what, value in wanted.items() if value is not None}

@@ -265,6 +265,8 @@ class Trees:
                     os.symlink(os.readlink(name, dir_fd=here), at / name)
                 elif stat.S_ISDIR(found.st_mode):
                     (at / name).mkdir()
+                    # As git makes them, whatever this process may have masked: users of sandboxes enter them.
+                    (at / name).chmod(0o755)
                     inside.append(name)
                 elif stat.S_ISREG(found.st_mode):
                     copied += found.st_size

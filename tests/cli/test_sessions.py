@@ -77,6 +77,10 @@ def test_files_are_listed_and_copied_both_ways(api: FakeApi, tmp_path: Path) -> 
     assert result.exit_code == 0, result.output
     assert len(api.seen(f"PUT /sessions/{SESSION}/files/src/new")) == 1
     assert cairn("session", "cp", "a", "b").exit_code == Exit.USAGE
+    for leading in ("work:../diff", "work:src/../../../preferences/x", "work:./a"):
+        for both in ((leading, str(tmp_path / "out")), (str(tmp_path / "new"), leading)):
+            refused = cairn("session", "cp", *both)
+            assert refused.exit_code == Exit.USAGE and "'..'" in refused.output, refused.output
 
 
 def test_folders_are_copied_both_ways_and_nothing_comes_to_be_elsewhere(api: FakeApi, tmp_path: Path) -> None:

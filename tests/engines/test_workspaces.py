@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -336,18 +337,18 @@ def test_a_sync_that_is_too_large_leaves_the_workspace_as_it_was(
     assert everything(made.folder) == before
     assert host.clean()
     # Also where the limit is met while its files are written.
-    checks_out = DockerWorkspaces._check_out
+    checks_out, large = DockerWorkspaces._check_out, host.driver()
 
     def too_large(*given: Any) -> None:
-        checks_out(small, *given)
+        checks_out(large, *given)
         assert (made.folder / "index").exists()
         (made.folder / "index.lock").touch()
         raise WorkspaceTooLarge("as its files are written")
 
     with monkeypatch.context() as patched:
-        patched.setattr(small, "_check_out", too_large)
+        patched.setattr(large, "_check_out", too_large)
         with pytest.raises(WorkspaceTooLarge, match="as its files are written"):
-            small.bring(spec, None, never)
+            large.bring(spec, None, never)
     assert everything(made.folder) == before
     assert host.workspaces.bring(spec, None, never).commit != first
     assert (made.base / "a").read_bytes() == b"1"
@@ -398,10 +399,15 @@ def test_folder_of_the_host_is_copied_where_its_operator_allows(host: Host, tmp_
     (allowed / "way-out").symlink_to("/etc")
     host.workspaces = host.driver(paths=(str(allowed),))
     spec = host.spec(path=str(allowed / "shop"))
-    facts = host.workspaces.bring(spec, None, never)
+    masked = os.umask(0o077)
+    try:
+        facts = host.workspaces.bring(spec, None, never)
+    finally:
+        os.umask(masked)
     base = host.folder / "trees" / "workspaces" / str(spec.id) / "bases" / facts.commit
     assert sorted(path.name for path in base.iterdir()) == ["folder-link", "link", "src"]
     assert (base / "link").is_symlink()
+    assert stat.S_IMODE((base / "src").stat().st_mode) == 0o755
     assert host.workspaces.bring(spec, None, never).commit == facts.commit, "the same files are the same commit"
     for path in ("/etc", str(allowed / "way-out"), str(allowed / "nowhere"), str(tmp_path), f"{allowed}x"):
         with pytest.raises(PathRefused):
