@@ -34,9 +34,7 @@ Mcp = Annotated[
 ]
 
 
-@app.command(
-    epilog="Example: cairn agent create coder --image IMAGE --default -- python3 /opt/agent.py"
-)
+@app.command(epilog="Example: cairn agent create coder --image IMAGE --default -- python3 /opt/agent.py")
 def create(
     name: Annotated[str, typer.Argument(help="What it is to be called.", show_default=False)],
     command: Annotated[
