@@ -160,6 +160,13 @@ class Database:
         (row,) = self.rows(statement, *parameters)
         return row
 
+    def settle(self) -> None:
+        """Waits for every transaction of the server that is older than this: one of autovacuum's, in whatever
+        database, also holds back what is sealed and told."""
+        xmin = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS xid"
+        now = self.one("SELECT pg_current_xact_id()::text::bigint AS xid")["xid"]
+        assert until(lambda: self.one(xmin)["xid"] > now, 60)
+
     def counts(self) -> dict[str, int]:
         """How many rows each table has that a request may write."""
         tables = ("instances", "workflows", "events", "idempotency_keys", "host_ports")

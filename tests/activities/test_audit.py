@@ -36,11 +36,13 @@ def due(engine: Engine, ring: Keyring = RING) -> bool:
         return is_due(session, ring)
 
 
-def write(db: Database, count: int = 1, project: UUID | None = None) -> list[UUID]:
+def write(db: Database, count: int = 1, project: UUID | None = None, *, settled: bool = True) -> list[UUID]:
     ids = [new_id() for _ in range(count)]
     with db.connect() as connection, connection.transaction():
         for id in ids:
             connection.execute(WRITE, (project or db.project_id, id, "key:test", "instances:create", "POST /"))
+    if settled:
+        db.settle()
     return ids
 
 
@@ -77,9 +79,10 @@ def test_who_commits_late_is_linked_behind_nobody(database: Database, worker_eng
     with database.connect() as slow:
         with slow.transaction():
             slow.execute(WRITE, row)
-            (early,) = write(database)
+            (early,) = write(database, settled=False)
             assert not due(worker_engine), "what was committed behind one that still runs waits for it"
             assert seal(worker_engine).links == 0
+        database.settle()
         assert seal(worker_engine).links == 2
     assert [link["audit_id"] for link in linked(database)] == [late, early]
 

@@ -44,6 +44,7 @@ def ring(api: Api) -> Keyring:
 
 
 def seal(api: Api, engine: Engine) -> int:
+    api.db.settle()
     links = 0
     while True:
         done = ActivityEnvironment().run(AuditRecords(engine, ring(api)).seal)
