@@ -107,7 +107,10 @@ def field_of(location: tuple[int | str, ...]) -> str:
 
 def said(problem: Mapping[str, Any]) -> str:
     """Of one of pydantic's errors."""
-    words = _said(str(problem["type"]), problem.get("ctx") or {}, str(problem["msg"]))
+    kind = str(problem["type"])
+    if kind in ("too_short", "too_long") and isinstance(problem.get("input"), str):
+        kind = f"string_{kind}"
+    words = _said(kind, problem.get("ctx") or {}, str(problem["msg"]))
     return f"the name: {words}" if problem["loc"][-1:] == ("[key]",) else words
 
 
@@ -117,6 +120,8 @@ def _said(kind: str, context: Mapping[str, Any], message: str) -> str:
     if kind == "string_pattern_mismatch":
         pattern = str(context.get("pattern"))
         return PATTERNS.get(pattern) or (_EMAIL if "@" in pattern else _OTHER_FORM)
+    if context.get("min_length") == 1 and kind.endswith("too_short"):
+        return "must not be empty"
     if kind in _WORDS:
         return _WORDS[kind].format(**{name: _plain(value) for name, value in context.items()})
     expected = _EXPECTED.get(kind.partition("_")[0])

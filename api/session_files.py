@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import orjson
@@ -147,14 +147,23 @@ async def diff(
     session_id: UUID,
     caller: Annotated[Caller, may("sessions:use")],
     path: PathQuery = "",
+    since: Annotated[
+        Literal["commit", "start"], Query(description="`start`: what was committed of it since it began, too")
+    ] = "commit",
     stat: Annotated[bool, Query(description="Without the text")] = False,
+    binary: Annotated[
+        bool, Query(description="The text has all of what is no text, too: `git apply` takes it")
+    ] = False,
 ) -> Response:
     """What the session has changed since it was last committed, or began, below a path; files that nobody has added
-    included, and those that a `.gitignore` names not. At most 1 MiB of text and 10,000 files."""
-    about = select(WorkSession.project_id, func.coalesce(WorkSession.head, WorkSession.commit).label("base"))
+    included, and those that a `.gitignore` names not. At most 1 MiB of text and 10,000 files.
+
+    With `binary` it is exact, or a 502 where a file that is changed is text, and not UTF-8."""
+    last = WorkSession.commit if since == "start" else func.coalesce(WorkSession.head, WorkSession.commit)
+    about = select(WorkSession.project_id, last.label("base"))
     row = await one(caller, about.where(mine(caller, session_id)), "session", session_id)
     query = {"act": "diff", "path": path, "base": row.base, "project": str(row.project_id)}
-    query["text"] = "false" if stat else "true"
+    query |= {"text": "false" if stat else "true", "binary": "true" if binary else "false"}
     opened = await _open(request, caller, session_id, query, patience=DIFF_SECONDS)
     try:
         return answer(request, orjson.loads(await opened.it.read()))

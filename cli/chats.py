@@ -41,7 +41,7 @@ def chat(
         accept = {"Accept": "application/json"}
         request = client.build("POST", f"{path}/chat", json={"prompt": said}, headers=accept)
         answer = client.send(request)
-        told = client.opened(answer.status_code, answer.content, path)["data"]
+        told = client.opened(answer.status_code, answer.content, f"{path}/chat")["data"]
         _follow(client, path, int(told["prompt"]["number"]), output)
 
 

@@ -15,6 +15,12 @@ _START, _RESUME = "start it first: cairn instance start NAME", "let it go on: ca
 #: By code, what is asked of what kind, and the state that it is in.
 _OF_STATES = {
     ("invalid_state", "sessions", "", "folder"): "copy a folder with -r",
+    (
+        "invalid_state",
+        "sessions",
+        "chat",
+        "running",
+    ): "its agent works on what it was told before; call that off: cairn session chat NAME --cancel",
     ("invalid_state", "instances", "start", "paused"): _RESUME,
     ("invalid_state", "instances", "restart", "paused"): f"{_RESUME}; or stop it: cairn instance stop NAME",
     ("invalid_state", "instances", "resize", "paused"): f"{_RESUME}; or stop it: cairn instance stop NAME",
@@ -145,8 +151,10 @@ HINTS = {
     "internal": "see the API's log for the request id: --debug shows it",
     "precondition_failed": "it has changed meanwhile: look again, then repeat",
     "fetch_failed": "see what git said: cairn workspace show NAME; where the server wants a login: --credential NAME",
-    "path_refused": "an operator allows folders of a host: CAIRN_WORKSPACE_PATHS of its agent",
-    "workspace_moved": "take its changes to a new session: cairn session diff NAME; cairn session create WORKSPACE",
+    "path_refused": "name a folder of the host; its operator says which may be copied: CAIRN_WORKSPACE_PATHS of its"
+    " agent",
+    "workspace_moved": "take its changes to a new session: cairn session diff NAME --patch; cairn session create"
+    " WORKSPACE",
     "workspace_too_large": "fetch less of it: cairn workspace create NAME URL --depth 1",
     "managed": "change what it belongs to",
     "unreachable_target": "publish the port (--port), or launch it on the balancer's host: cairn lb show NAME",

@@ -149,12 +149,26 @@ def diff(
     name: Name,
     path: Annotated[str, typer.Argument(help="A file or folder of it (default: all of it).", show_default=False)] = "",
     stat: Annotated[bool, typer.Option("--stat", help="Only which files, and how many lines.")] = False,
+    patch: Annotated[
+        bool, typer.Option("--patch", help="All of it since the session was made, as 'git apply' takes it.")
+    ] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Show what a session has changed since it was last committed, or made."""
+    """Show what a session has changed since it was last committed, or made.
+
+    To take all of it to a repository of yours: cairn session diff NAME --patch > mend.patch; git apply mend.patch
+    """
+    if patch and stat:
+        raise usage("--patch and --stat exclude each other", "leave one of both out")
+    asked = {"path": path, "stat": stat, "since": "start" if patch else "commit", "binary": patch}
+    params = {what: str(value).lower() if isinstance(value, bool) else value for what, value in asked.items()}
     with Client() as client:
-        params = {"path": path, "stat": "true" if stat else "false"}
         found = client.request("GET", f"{_path_of(client, name)}/diff", params=params, timeout=DIFF_SECONDS)["data"]
+    if patch and found["truncated"]:
+        hint = (
+            f"take it by paths: cairn session diff {name} PATH --patch; or the files: cairn session cp -r {name}: DIR"
+        )
+        raise CommandFailed("it is more than fits into a patch", "truncated", Exit.REFUSED, hint)
     if output is not Format.TABLE:
         render.print_json(found)
     elif stat:
@@ -181,8 +195,20 @@ def commit(
         if found is None:
             raise usage("--author is none", "write it as 'Ada Lovelace <ada@example.org>'")
         body["author"] = {"name": found[1], "email": found[2]}
-    ending = Ending(wait, timeout, output)
-    each(_KIND, [name], "commit of", lambda client, path: client.request("POST", f"{path}/commit", body=body), ending)
+    heads: list[str | None] = []
+
+    def send(client: Client, path: str) -> dict[str, Any]:
+        accepted = client.request("POST", f"{path}/commit", body=body)
+        heads.append(accepted["data"]["head"])
+        return accepted
+
+    def shown(session: dict[str, Any], output: Format) -> None:
+        heads.append(session["head"])
+        _print(session, output)
+
+    each(_KIND._replace(show=shown), [name], "commit of", send, Ending(wait, timeout, output))
+    if wait and len(set(heads)) == 1:
+        render.say("nothing was changed: there is no new commit")
 
 
 app.command("chat", epilog='Example: cairn session chat fix-login "Make the tests pass"')(chats.chat)

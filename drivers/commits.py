@@ -6,7 +6,7 @@ from typing import Protocol
 from uuid import UUID
 
 from drivers.machines import Check
-from model.sessions import CommitSpec, Difference
+from model.sessions import CommitSpec, Difference, TextOf
 
 
 class Commits(Protocol):
@@ -26,7 +26,7 @@ class Commits(Protocol):
         """Remove what ``write`` has made. Success when there is nothing."""
 
     def diff(
-        self, session: UUID, project_id: UUID, base: str, path: str, *, text: bool, cancelled: Check
+        self, session: UUID, project_id: UUID, base: str, path: str, *, text: TextOf | None, cancelled: Check
     ) -> Difference:
         """What the session has changed since a commit, below a path; untracked files too. ``text``: as git writes it.
 

@@ -21,7 +21,7 @@ from drivers.machines import Cancelled, Check
 from drivers.session_trees import SessionTrees, commits_in_use
 from drivers.trees import Trees
 from model.errors import EngineRefused, EngineUnavailable, FetchFailed, NotFound
-from model.sessions import CommitSpec, Difference
+from model.sessions import CommitSpec, Difference, TextOf
 
 #: The branch that a workspace's repository is on.
 #: Where sandboxes see what they work on.
@@ -109,7 +109,7 @@ class DockerCommits:
             faults.reached("after_effect")
 
     def diff(
-        self, session: UUID, project_id: UUID, base: str, path: str, *, text: bool, cancelled: Check
+        self, session: UUID, project_id: UUID, base: str, path: str, *, text: TextOf | None, cancelled: Check
     ) -> Difference:
         record = self._sessions.record(session)
         repository, until = self._trees.repository(record.tree.workspace), time.monotonic() + DIFF_SECONDS
@@ -264,7 +264,7 @@ def _names(spec: CommitSpec) -> Mapping[str, str]:
     return {"GIT_AUTHOR_DATE": when, "GIT_COMMITTER_DATE": when} | committer | author
 
 
-def _difference(sandbox: GitSandbox, base: str, path: str, *, text: bool) -> Difference:
+def _difference(sandbox: GitSandbox, base: str, path: str, *, text: TextOf | None) -> Difference:
     failed = "what the session has changed could not be seen"
     env = _seen(sandbox, "/tmp/git", base, failed)  # noqa: S108 - of a container of its own
     # What is the same is known from then on: all that follows reads only what is not.
@@ -276,8 +276,8 @@ def _difference(sandbox: GitSandbox, base: str, path: str, *, text: bool) -> Dif
     asked += ["--ignore-submodules=dirty"]
     below = ["--", path] if path else ["--"]
 
-    def found(*how: str, most: int) -> tuple[str, bool]:
-        said = sandbox.git(*asked, *how, base, *below, at=SESSION, env=env, what=failed, most=most)
+    def found(*how: str, most: int, exact: bool = False) -> tuple[str, bool]:
+        said = sandbox.git(*asked, *how, base, *below, at=SESSION, env=env, what=failed, most=most, exact=exact)
         return (said, False) if len(said.encode()) <= most else (said[:most], True)
 
     statuses, more = found("--name-status", "-z", most=MOST_NAMES)
@@ -286,7 +286,8 @@ def _difference(sandbox: GitSandbox, base: str, path: str, *, text: bool) -> Dif
     more = more or len(files) > MOST_FILES
     said = None
     if text:
-        said, cut = found("--patch", most=MOST_TEXT)
+        whole = text == "binary"
+        said, cut = found("--patch", *(["--binary"] if whole else []), most=MOST_TEXT, exact=whole)
         said = said[: said.rfind("\n") + 1] if cut else said
         more = more or cut
     return Difference(base=base, files=files[:MOST_FILES], diff=said, truncated=more)

@@ -111,8 +111,8 @@ class GitSandboxes:
                 made = self._create(client, name, workspace, project_id, image, read_only, folders, url, reader)
                 client.start(made)
                 pid = int(client.inspect_container(made)["State"]["Pid"])
-            with self._outlet(workspace, pid, url):
-                yield GitSandbox(client, made, cancelled, check, login, self._seconds)
+            with self._outlet(workspace, pid, url) as proxy:
+                yield GitSandbox(client, made, cancelled, check, login, self._seconds, proxy)
         finally:
             client.close()
             self.end(workspace)
@@ -173,10 +173,10 @@ class GitSandboxes:
         return str(made["Id"])
 
     @contextmanager
-    def _outlet(self, workspace: UUID, pid: int, url: GitUrl | None) -> Iterator[None]:
+    def _outlet(self, workspace: UUID, pid: int, url: GitUrl | None) -> Iterator[EgressProxy | None]:
         """A proxy in the sandbox's network that reaches the one server, for as long as this lasts."""
         if url is None:
-            yield
+            yield None
             return
         try:
             with open(f"/proc/{pid}/ns/net", "rb") as namespace:
@@ -199,7 +199,7 @@ class GitSandboxes:
         thread.start()
         started.wait(10)
         try:
-            yield
+            yield proxy
         finally:
             for end in ending:
                 end()
@@ -250,8 +250,10 @@ class GitSandbox:
         check: Callable[[], None],
         login: GitLogin | None,
         seconds: float,
+        proxy: EgressProxy | None,
     ) -> None:
         self._client = client
+        self._proxy = proxy
         self._engine_id = engine_id
         self._cancelled = cancelled
         self._check = check
@@ -266,16 +268,25 @@ class GitSandbox:
         what: str,
         fine: Collection[int] = (0,),
         most: int | None = None,
+        exact: bool = False,
     ) -> str:
         """What git writes. Raises FetchFailed, which says ``what`` failed and git's last words; Cancelled.
 
         ``fine``: exit codes that are none of a failure. ``most``: bytes, of which one more may come; the rest of what
-        it would have written is not waited for.
+        it would have written is not waited for. ``exact``: what is no UTF-8 has failed, instead of being shown as �.
         """
+        if self._proxy is not None:
+            self._proxy.refused = None
         code, output, said = self._run(["git", *words], at, env or {}, most)
         if code not in fine:
-            raise FetchFailed(f"{what}: {git_words.last_words(said, self._login) or f'exit code {code}'}")
-        return output
+            # Git knows only that its proxy did not reach the server.
+            refused = self._proxy.refused if self._proxy is not None else None
+            raise FetchFailed(f"{what}: {refused or git_words.last_words(said, self._login) or f'exit code {code}'}")
+        cut = most is not None and len(output) > most
+        try:
+            return output.decode(errors="strict" if exact and not cut else "replace")
+        except UnicodeDecodeError:
+            raise FetchFailed(f"{what}: not all of it is UTF-8") from None
 
     def succeeds(self, *words: str, at: str = "/") -> bool:
         """Whether git finds it so."""
@@ -283,7 +294,7 @@ class GitSandbox:
 
     def _run(
         self, argv: Sequence[str], at: str, env: Mapping[str, str], most: int | None = None
-    ) -> tuple[int, str, list[str]]:
+    ) -> tuple[int, bytes, list[str]]:
         with calling():
             command = self._client.exec_create(self._engine_id, list(argv), environment=dict(env), workdir=at)["Id"]
             stream = self._client.exec_start(command, stream=True, demux=True)
@@ -299,7 +310,7 @@ class GitSandbox:
                 self._look()
                 output += piece[0] or b""
                 if most is not None and len(output) > most:
-                    return 0, output[: most + 1].decode(errors="replace"), lines
+                    return 0, bytes(output[: most + 1]), lines
                 if len(output) > MOST_OUTPUT:
                     raise FetchFailed(f"git wrote more than {MOST_OUTPUT >> 20} MiB")
                 rest += (piece[1] or b"").decode(errors="replace")
@@ -316,7 +327,7 @@ class GitSandbox:
             raise EngineUnavailable("the sandbox of git ended before it did") from error
         if code is None:
             raise EngineUnavailable("the sandbox of git ended before it did")
-        return int(code), output.decode(errors="replace"), [*lines, rest]
+        return int(code), bytes(output), [*lines, rest]
 
     def _look(self) -> None:
         """Raises what ends it: Cancelled, DeadlineExceeded, what its check says."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import socket
 from collections.abc import Sequence
@@ -72,6 +73,8 @@ class EgressProxy:
         self._instance = instance
         self._allow = allow
         self._networks = networks
+        #: Why it last refused something, or could not reach it; whoever asks what then failed may reset it.
+        self.refused: str | None = None
 
     async def serve(self, listener: socket.socket) -> None:
         """Until it is cancelled; then nothing of it is left, the listener included."""
@@ -109,6 +112,7 @@ class EgressProxy:
             try:
                 await self._answer(client, server)
             except _Refused as refused:
+                self.refused = str(refused)
                 if refused.why:
                     EGRESS_REFUSED.labels(refused.why).inc()
                     log.info("egress.refused", instance_id=str(self._instance), why=refused.why, said=str(refused))
@@ -153,7 +157,10 @@ class EgressProxy:
         except TimeoutError:
             raise _Refused(504, f"'{host}' port {port} does not answer") from None
         except OSError as error:
-            raise _Refused(502, f"'{host}' port {port} cannot be reached: {error.strerror or error}") from None
+            # asyncio has words of its own for what the kernel says.
+            number = error.errno or 0
+            said = os.strerror(number) if number > 0 else error.strerror or error
+            raise _Refused(502, f"'{host}' port {port} cannot be reached: {said}") from None
 
 
 def _target_of(request: h11.Request) -> _Target:

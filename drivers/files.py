@@ -164,7 +164,13 @@ class Files:
             elif recursive:
                 self._delete(above, names[-1], path)
             else:
-                os.rmdir(names[-1], dir_fd=above)
+                try:
+                    os.rmdir(names[-1], dir_fd=above)
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+                    message = f"{path[:200]} is a folder with something in it: delete it with recursive=true"
+                    raise InvalidState(message, state="not_empty") from None
 
     def _delete(self, above: int, name: str, path: str) -> None:
         until = time.monotonic() + DELETE_SECONDS

@@ -11,7 +11,7 @@ from drivers.machines import Check
 from drivers.session_trees import SessionTrees
 from drivers.trees import Trees
 from model.errors import Unsupported
-from model.sessions import CommitSpec, Difference
+from model.sessions import CommitSpec, Difference, TextOf
 
 
 class SimulatedCommits:
@@ -43,7 +43,7 @@ class SimulatedCommits:
         faults.reached("after_effect")
 
     def diff(
-        self, session: UUID, project_id: UUID, base: str, path: str, *, text: bool, cancelled: Check
+        self, session: UUID, project_id: UUID, base: str, path: str, *, text: TextOf | None, cancelled: Check
     ) -> Difference:
         raise Unsupported("diff", "simulated")
 

@@ -333,6 +333,8 @@ def open_below(path: str, allowed: Collection[str]) -> int:
     refused = PathRefused(
         f"{path} is not a folder that workspaces may be copied from on this host (CAIRN_WORKSPACE_PATHS of its agent)"
     )
+    # Who may copy all that is there may learn what is not.
+    missing = PathRefused(f"there is no folder {path} on this host that can be read, or a link is on the way there")
     for root in allowed:
         inside = os.path.relpath(path, root)
         if not os.path.isabs(root) or inside == ".." or inside.startswith("../"):
@@ -346,7 +348,7 @@ def open_below(path: str, allowed: Collection[str]) -> int:
             try:
                 deeper = os.open(part, flags | os.O_NOFOLLOW, dir_fd=descriptor)
             except OSError:
-                raise refused from None
+                raise missing from None
             finally:
                 os.close(descriptor)
             descriptor = deeper

@@ -78,6 +78,10 @@ class FileChange(Frozen):
     deletions: int | None = None
 
 
+#: What a difference is written out of: what can be read, or all of it, as ``git apply`` takes it.
+TextOf = Literal["text", "binary"]
+
+
 class Difference(Frozen):
     """What a session has changed since a commit."""
 

@@ -21,7 +21,7 @@ from drivers.warm_trees import WarmTrees
 from model.errors import NotFound, ValidationFailed
 from model.git_urls import is_commit
 from model.pools import Join
-from model.sessions import Difference
+from model.sessions import Difference, TextOf
 from model.tickets import Ticket
 from worker.open_streams import OpenStreams, Upload
 from worker.places import Places
@@ -125,7 +125,9 @@ class FileRoutes:
             raise NotFound("this agent does not serve this host")
         if not is_commit(base) or not is_id(project):
             raise ValidationFailed("base, project: expected a commit's whole id and a project's", fields=[])
-        text = asked.get("text") != "false"
+        text: TextOf | None = None
+        if asked.get("text") != "false":
+            text = "binary" if asked.get("binary") == "true" else "text"
         return self._commits[host].diff(session, UUID(project), base, path, text=text, cancelled=lambda: False)
 
     async def _files(self, request: Request) -> Files:

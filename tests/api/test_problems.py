@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from api.app import create_app
+from api.chat_schemas import MOST_PROMPT, ChatCreate
 from api.instance_schemas import InstanceCreate
 from api.problems import PATTERNS, field_of, said
 from api.project_quotas import QuotaPatch
@@ -63,6 +64,13 @@ def test_words_for_what_people_get_wrong(sent: dict[str, Any], field: str, words
     first = refused.value.errors()[0]
     assert field_of(("body", *first["loc"])) == field
     assert said(first).startswith(words), said(first)
+
+
+def test_words_for_texts_that_are_too_short_or_too_long() -> None:
+    for prompt, words in (("", "must not be empty"), ("x" * (MOST_PROMPT + 1), f"at most {MOST_PROMPT} characters")):
+        with pytest.raises(ValidationError) as refused:
+            ChatCreate(prompt=prompt)
+        assert words in said(refused.value.errors()[0])
 
 
 @pytest.mark.parametrize(

@@ -109,12 +109,50 @@ def test_a_diff_is_printed_and_a_commit_says_who_it_is_by(api: FakeApi) -> None:
     result = cairn("session", "diff", "work")
     assert result.stdout == "diff --git a/a b/b\n" and "there is more" in result.stderr
     assert "a -> b" in cairn("session", "diff", "work", "src", "--stat").stdout
-    assert api.seen(f"GET /sessions/{SESSION}/diff")[1].query == {"path": "src", "stat": "true"}
+    assert api.seen(f"GET /sessions/{SESSION}/diff")[1].query == {
+        "path": "src",
+        "stat": "true",
+        "since": "commit",
+        "binary": "false",
+    }
     api.on(f"POST /sessions/{SESSION}/commit", accepted(session()))
     api.on(f"GET /workflows/{WORKFLOW}", Answer(200, workflow()))
     api.on(f"GET /sessions/{SESSION}", Answer(200, session(head="2" * 40)))
     result = cairn("session", "commit", "work", "-m", "Mend it", "--author", "Ada <ada@example.org>")
     assert result.exit_code == 0 and "2" * 40 in result.stdout, result.output
+    assert "nothing was changed" not in result.stderr
     (sent,) = api.seen(f"POST /sessions/{SESSION}/commit")
     assert sent.body == {"message": "Mend it", "author": {"name": "Ada", "email": "ada@example.org"}}
     assert cairn("session", "commit", "work", "-m", "x", "--author", "Ada").exit_code == Exit.USAGE
+
+
+def test_a_commit_of_nothing_says_so(api: FakeApi) -> None:
+    there = session(head="2" * 40)
+    api.on("GET /sessions", Answer(200, [there]))
+    api.on(f"POST /sessions/{SESSION}/commit", accepted(there))
+    api.on(f"GET /workflows/{WORKFLOW}", Answer(200, workflow()))
+    api.on(f"GET /sessions/{SESSION}", Answer(200, there))
+    result = cairn("session", "commit", "work", "-m", "Mend it")
+    assert result.exit_code == Exit.OK and "nothing was changed: there is no new commit" in result.stderr
+    assert "nothing was changed" not in cairn("session", "commit", "work", "-m", "x", "--no-wait").stderr
+
+
+def test_a_patch_is_whole_or_is_none(api: FakeApi) -> None:
+    api.on("GET /sessions", Answer(200, [session()]))
+    found = {"base": "1" * 40, "files": [], "diff": "diff --git a/a b/b\n", "truncated": False}
+    api.on(f"GET /sessions/{SESSION}/diff", Answer(200, found), Answer(200, found | {"truncated": True}))
+    assert cairn("session", "diff", "work", "--patch").stdout == found["diff"]
+    asked = api.seen(f"GET /sessions/{SESSION}/diff")[0].query
+    assert asked == {"stat": "false", "since": "start", "binary": "true"}
+    result = cairn("session", "diff", "work", "--patch")
+    assert (result.exit_code, result.stdout) == (Exit.REFUSED, "") and "diff work PATH --patch" in result.stderr
+    assert cairn("session", "diff", "work", "--patch", "--stat").exit_code == Exit.USAGE
+
+
+def test_who_talks_to_an_agent_that_works_is_told_how_to_call_that_off(api: FakeApi) -> None:
+    api.on("GET /sessions", Answer(200, [session()]))
+    details = {"state": "running", "workflow_id": WORKFLOW}
+    refused = {"code": "invalid_state", "message": "session work is running, not ready", "details": details}
+    api.on(f"POST /sessions/{SESSION}/chat", Answer(409, error=refused))
+    result = cairn("session", "chat", "work", "go on")
+    assert result.exit_code == Exit.REFUSED and "cairn session chat work --cancel" in result.stderr

@@ -129,7 +129,7 @@ def test_files_are_written_whole_read_in_parts_moved_and_deleted(kept: Files, ro
     with pytest.raises(InvalidState):
         kept.move("new", "new/deep/er")
     assert kept.move("new", "moved/here").type == "folder"
-    with pytest.raises(InvalidState):
+    with pytest.raises(InvalidState, match="recursive=true"):
         kept.delete("moved")
     kept.delete("moved", recursive=True)
     kept.delete("out")

@@ -23,7 +23,7 @@ from drivers.ownership import PREFIX
 from drivers.secret_files import SecretFiles
 from drivers.session_trees import SessionTrees
 from model.errors import EngineRefused, EngineUnavailable, NotFound, WorkspaceTooLarge
-from model.sessions import CommitSpec, Difference, SessionTree
+from model.sessions import CommitSpec, Difference, SessionTree, TextOf
 from model.workspaces import WorkspaceSpec
 from tests.drivers.conftest import never
 from tests.engines.conftest import image_driver
@@ -76,7 +76,7 @@ class Host:
     def base(self, workspace: UUID, commit: str) -> Path:
         return self.repository(workspace).with_name("bases") / commit
 
-    def diff(self, tree: SessionTree, base: str, path: str = "", *, text: bool = True) -> Difference:
+    def diff(self, tree: SessionTree, base: str, path: str = "", *, text: TextOf | None = "text") -> Difference:
         return self.commits.diff(tree.session, PROJECT, base, path, text=text, cancelled=never)
 
     def sandboxes(self) -> list[str]:
@@ -165,7 +165,7 @@ def test_a_diff_tells_all_that_was_changed_and_changes_nothing(host: Host, sourc
     assert next(change.old_path for change in found.files if change.status == "renamed") == "src/long.py"
     assert found.diff is not None and "-two\n+2\n" in found.diff and "+secret\n" in found.diff
     assert not found.truncated and digest(merged) == before
-    part = host.diff(tree, first, "new folder", text=False)
+    part = host.diff(tree, first, "new folder", text=None)
     assert ([change.path for change in part.files], part.diff) == (["new folder/für.txt"], None)
     # More than is shown is cut at a line.
     (merged / "large").write_text("0123456789\n" * 200_000)
@@ -174,6 +174,34 @@ def test_a_diff_tells_all_that_was_changed_and_changes_nothing(host: Host, sourc
     assert docker_commits.MOST_TEXT - 100 < len(found.diff) <= docker_commits.MOST_TEXT
     with pytest.raises(EngineRefused, match="could not be seen"):
         host.diff(tree, "f" * 40)
+
+
+def test_a_whole_diff_is_what_git_apply_takes(host: Host, source: Path, tmp_path: Path) -> None:
+    workspace, first = host.workspace(path=str(source))
+    tree, merged = host.session(workspace, first)
+    change(merged)
+    (merged / ".gitattributes").unlink()
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(source, elsewhere, symlinks=True)
+    git("init", "-q", at=elsewhere)
+    found = host.diff(tree, first, text="binary")
+    assert found.diff is not None and not found.truncated
+    (tmp_path / "patch").write_text(found.diff)
+    git("apply", str(tmp_path / "patch"), at=elsewhere)
+    shutil.rmtree(elsewhere / ".git")
+    shutil.rmtree(merged / ".git")
+    (merged / "made.o").unlink()
+    assert digest(elsewhere) == digest(merged)
+    # What JSON cannot hold is not replaced by something else.
+    (merged / "latin").write_bytes("für\n".encode("latin-1"))
+    assert "+f�r\n" in (host.diff(tree, first).diff or "")
+    with pytest.raises(EngineRefused, match="not all of it is UTF-8"):
+        host.diff(tree, first, text="binary")
+
+
+def test_a_diff_of_nothing_there(host: Host, source: Path) -> None:
+    workspace, first = host.workspace(path=str(source))
+    tree, _ = host.session(workspace, first)
     with pytest.raises(NotFound):
         host.diff(tree.model_copy(update={"session": uuid4()}), first)
 
@@ -355,5 +383,5 @@ def test_a_difference_does_not_wait_for_ever_for_a_commit(
         with pytest.raises(EngineUnavailable, match="try again in a moment"):
             host.diff(tree, first)
         with pytest.raises(Cancelled):
-            host.commits.diff(tree.session, PROJECT, first, "", text=True, cancelled=lambda: True)
+            host.commits.diff(tree.session, PROJECT, first, "", text="text", cancelled=lambda: True)
     assert host.diff(tree, first).files == []

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import shutil
+import socket
 import stat
 import threading
 import time
@@ -219,8 +220,20 @@ def test_nothing_of_a_repository_runs_and_no_other_server_is_asked(host: Host) -
     assert not list((made.folder / "repo.git").glob("hooks/*"))
     # What the agent does not let users' URLs lead to is not reached, though it is this same server.
     strict = host.driver(networks=())
-    with pytest.raises(FetchFailed, match="could not be read"):
+    with pytest.raises(FetchFailed, match=r"could not be read: localhost is no public address"):
         strict.bring(host.spec(git_url=host.server.url("evil")), None, never)
+
+
+def test_a_server_that_is_not_reached_is_named_with_the_reason(host: Host) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    for url, reason in (
+        (f"https://{HOST}:{port}/a.git", f"'{HOST}' port {port} cannot be reached: Connection refused"),
+        ("https://git.invalid/a.git", "'git.invalid' port 443 cannot be reached: "),
+    ):
+        with pytest.raises(FetchFailed) as failed:
+            host.workspaces.bring(host.spec(git_url=url), None, never)
+        assert f"{url} could not be read: {reason}" in failed.value.message
 
 
 @contextmanager

@@ -156,6 +156,9 @@ def test_what_a_session_commits_is_what_new_ones_begin_with(stack: Stack, source
     ).stdout.splitlines()
     assert log[0] == f"{second} Ada Mend it" and len(log) == 2 and log[1].startswith(first)
     assert stack.get(f"{path}/diff")["files"] == []
+    whole = stack.request("GET", f"{path}/diff?since=start&binary=true").json()["data"]
+    assert whole["base"] == first and {change["path"] for change in whole["files"]} == set(about)
+    assert "GIT binary patch" in whole["diff"], "of src/data.bin, which is gone"
     assert run(stack, session, "cat README") == "changed\n", "it goes on"
 
     late = stack.request("POST", f"/sessions/{other['id']}/commit", json={"message": "Mend it too"})
