@@ -85,7 +85,7 @@ def list_(limit: Limit = 50, everything: All = False, output: Output = Format.TA
 def show(name: Name, output: Output = Format.TABLE) -> None:
     """Show one agent."""
     with Client() as client:
-        _print(_find(client, name), output)
+        _print(client.find("agent", name), output)
 
 
 @app.command("set", epilog="Example: cairn agent set coder --model large-2 --default")
@@ -105,13 +105,13 @@ def set_(
     if not body:
         raise usage("nothing is to be changed", "name what is: cairn agent set --help")
     with Client() as client:
-        _print(client.request("PATCH", f"/agents/{_find(client, name)['id']}", body=body)["data"], output)
+        _print(client.request("PATCH", client.path_of("agent", name), body=body)["data"], output)
 
 
 @app.command(epilog="Example: cairn agent rm coder")
 def rm(names: Names) -> None:
     """Delete agents; sessions keep theirs."""
-    remove_each(names, lambda client, name: f"/agents/{_find(client, name)['id']}")
+    remove_each(names, lambda client, name: client.path_of("agent", name))
 
 
 def _given(
@@ -126,10 +126,6 @@ def _given(
     wanted: dict[str, Any] = {"mode": mode, "model": model, "image": image, "port": port, "mcp_servers": servers}
     wanted["env"] = pairs("--env", env) if env else None
     return {what: value for what, value in wanted.items() if value is not None}
-
-
-def _find(client: Client, name: str) -> dict[str, Any]:
-    return client.named("/agents", "agent", name)
 
 
 def _print(agent: dict[str, Any], output: Format) -> None:

@@ -12,7 +12,7 @@ from cli.client import Client, find_endpoint, is_loopback
 from cli.completion import balancers as balancer_names
 from cli.completion import hosts as host_names
 from cli.completion import instances as instance_names
-from cli.ending import Ending, Kind, each, finish
+from cli.ending import Ending, Kind, each, finish, kind_of
 from cli.errors import usage
 from cli.listing import Listing, Table, print_list
 from cli.options import duration
@@ -86,7 +86,7 @@ def create(
     body |= _settings(algorithm, check, interval, cookie, tls, drain)
     body |= {what: value for what, value in {"host_port": host_port, "host": host}.items() if value is not None}
     with Client() as client:
-        client.about("/lb", name)
+        client.about("lb", name)
         envelope = client.request("POST", "/lb", body=body)
         finish(client, [envelope], "creation of", Ending(wait, timeout, output), _KIND)
 
@@ -117,7 +117,7 @@ def list_(limit: Limit = 50, everything: All = False, output: Output = Format.TA
 def show(name: Name, output: Output = Format.TABLE) -> None:
     """Show one load balancer."""
     with Client() as client:
-        _print(client.balancer(name), output)
+        _print(client.find("lb", name), output)
 
 
 @app.command(epilog="Example: cairn lb update front --algorithm least-conn")
@@ -139,7 +139,7 @@ def update(
     if not body:
         raise usage("nothing to change", "name what: --algorithm, --check, --cookie, --tls, --drain, --name")
     with Client() as client:
-        found = client.balancer(name)
+        found = client.find("lb", name)
         if "health_check" in body and check is None:
             body["health_check"] = found["health_check"] | body["health_check"]
         envelope = client.request("PATCH", f"/lb/{found['id']}", body=body)
@@ -162,7 +162,7 @@ def rm(
 def targets(name: Name, output: Output = Format.TABLE) -> None:
     """The targets of a load balancer, and how its own checks find them."""
     with Client() as client:
-        rows = client.get(f"/lb/{client.balancer(name)['id']}/targets")
+        rows = client.get(f"{client.path_of('lb', name)}/targets")
     if output is not Format.TABLE:
         render.print_json(rows)
         return
@@ -195,8 +195,8 @@ def add(
 ) -> None:
     """Send requests to an instance too."""
     with Client() as client:
-        path = f"/lb/{client.balancer(name)['id']}/targets"
-        found = client.instance(instance)
+        path = f"{client.path_of('lb', name)}/targets"
+        found = client.find("instance", instance)
         envelope = client.request("POST", path, body={"instance_id": found["id"], "port": port, "weight": weight})
         if found["status"] != "running":
             render.say(
@@ -216,7 +216,7 @@ def weigh(
 ) -> None:
     """Give a target another share of the requests; 0: it takes no new users."""
     with Client() as client:
-        path = f"/lb/{client.balancer(name)['id']}/targets"
+        path = f"{client.path_of('lb', name)}/targets"
         envelope = client.request("PATCH", f"{path}/{resource_id(client, instance)}", body={"weight": weight})
         finish(client, [envelope], "weight of", Ending(wait, timeout, output), _target(path))
 
@@ -231,7 +231,7 @@ def remove(
 ) -> None:
     """Send no more requests to an instance; what it has begun, it may end."""
     with Client() as client:
-        path = f"/lb/{client.balancer(name)['id']}/targets"
+        path = f"{client.path_of('lb', name)}/targets"
         envelope = client.request("DELETE", f"{path}/{resource_id(client, instance)}")
         finish(client, [envelope], "drain of", Ending(wait, timeout, output), _target(path))
 
@@ -240,7 +240,7 @@ def remove(
 def stats(name: Name, output: Output = Format.TABLE) -> None:
     """What a load balancer did in the last ten minutes, ten seconds a line."""
     with Client() as client:
-        rows = client.get(f"/lb/{client.balancer(name)['id']}/stats")
+        rows = client.get(f"{client.path_of('lb', name)}/stats")
     if output is not Format.TABLE:
         render.print_json(rows)
         return
@@ -343,4 +343,4 @@ def _target(path: str) -> Kind:
     return Kind(path, find, _print_target)
 
 
-_KIND = Kind("/lb", Client.balancer, _print)
+_KIND = kind_of("lb", _print)

@@ -9,7 +9,7 @@ import typer
 from cli import render
 from cli.client import Client
 from cli.completion import caches as cache_names
-from cli.ending import Ending, Kind, each
+from cli.ending import Ending, each, kind_of
 from cli.listing import Listing, Table, print_list
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
 from cli.render import All, Format, Limit, Output
@@ -58,7 +58,7 @@ def list_(limit: Limit = 50, everything: All = False, output: Output = Format.TA
 def show(name: Name, output: Output = Format.TABLE) -> None:
     """Show one cache, and on which hosts it is."""
     with Client() as client:
-        _print(client.cache(name), output)
+        _print(client.find("cache", name), output)
 
 
 @app.command(epilog="Example: cairn cache clear pip")
@@ -100,4 +100,4 @@ def _print(cache: dict[str, Any], output: Format) -> None:
     )
 
 
-_KIND = Kind("/cache-volumes", Client.cache, _print)
+_KIND = kind_of("cache", _print)

@@ -33,7 +33,7 @@ def chat(
     if cancel and prompt is not None:
         raise usage("--cancel takes no prompt", "leave one of both out")
     with Client() as client:
-        path = f"/sessions/{client.named('/sessions', 'session', name)['id']}"
+        path = client.path_of("session", name)
         if cancel:
             client.request("POST", f"{path}/chat/cancel")
             return
@@ -58,7 +58,7 @@ def messages(name: Name, limit: Limit = 50, everything: All = False, output: Out
         ],
     )
     with Client() as client:
-        path = f"/sessions/{client.named('/sessions', 'session', name)['id']}/messages"
+        path = f"{client.path_of('session', name)}/messages"
         print_list(client, path, {}, Listing(limit, everything, output), table)
 
 

@@ -20,7 +20,7 @@ from cli.endpoint import START_HINT, Endpoint, find_endpoint, is_loopback
 from cli.errors import CommandFailed, Exit, of_answer, usage
 from cli.given import given
 from cli.options import reason
-from cli.routes import noun_of
+from cli.routes import PATHS, SAID
 from cli.session import SessionAuth
 
 if TYPE_CHECKING:
@@ -157,53 +157,26 @@ class Client:
             if not cursor or (limit is not None and len(rows) >= limit):
                 return rows, bool(cursor)
 
-    def named(self, path: str, noun: str, wanted: str) -> dict[str, Any]:
-        """The one of this id, or the live one of exactly this name, of the list at ``path``."""
-        self._known[_command(noun)] = wanted
+    def find(self, noun: str, wanted: str) -> dict[str, Any]:
+        """The one of this id, or the live one of exactly this name. ``noun``: what it is, as commands call it."""
+        self.about(noun, wanted)
+        path = PATHS[noun]
         if is_id(wanted):
             return dict(self.get(f"{path}/{wanted}"))
-        for row in self.get(path, name=wanted):
+        # Hosts are few, and not asked for by name.
+        rows = self.pages(path, {}, None)[0] if noun == "host" else self.get(path, name=wanted)
+        for row in rows:
             if row["name"] == wanted:
                 return dict(row)
-        raise _unknown(noun, wanted)
+        hint = f"see what there is: cairn {noun} list"
+        raise CommandFailed(f"there is no {SAID.get(noun, noun)} named '{wanted}'", "not_found", Exit.NOT_FOUND, hint)
 
-    def about(self, path: str, name: str) -> None:
-        """Hints name the one of this name of the list at ``path``."""
-        if noun := noun_of(path):
-            self._known[noun] = name
+    def path_of(self, noun: str, wanted: str) -> str:
+        return f"{PATHS[noun]}/{self.find(noun, wanted)['id']}"
 
-    def instance(self, wanted: str) -> dict[str, Any]:
-        return self.named("/instances", "instance", wanted)
-
-    def image(self, wanted: str) -> dict[str, Any]:
-        return self.named("/images", "image", wanted)
-
-    def balancer(self, wanted: str) -> dict[str, Any]:
-        return self.named("/lb", "load balancer", wanted)
-
-    def workspace(self, wanted: str) -> dict[str, Any]:
-        return self.named("/workspaces", "workspace", wanted)
-
-    def credential(self, wanted: str) -> dict[str, Any]:
-        return self.named("/credentials", "credential", wanted)
-
-    def cache(self, wanted: str) -> dict[str, Any]:
-        return self.named("/cache-volumes", "cache volume", wanted)
-
-    def webhook(self, wanted: str) -> dict[str, Any]:
-        return self.named("/webhooks", "webhook", wanted)
-
-    def cron_job(self, wanted: str) -> dict[str, Any]:
-        return self.named("/cron/jobs", "cron job", wanted)
-
-    def host(self, wanted: str) -> dict[str, Any]:
-        """The host of this id, or of exactly this name."""
-        if is_id(wanted):
-            return dict(self.get(f"/hosts/{wanted}"))
-        for row in self.pages("/hosts", {}, None)[0]:
-            if row["name"] == wanted:
-                return row
-        raise _unknown("host", wanted)
+    def about(self, noun: str, name: str) -> None:
+        """Hints name the one of this name."""
+        self._known[noun] = name
 
     @contextmanager
     def text(self, path: str, params: Mapping[str, Any], *, endless: bool = False) -> Iterator[httpx.Response]:
@@ -370,16 +343,6 @@ def checked_id(value: str) -> str:
     if not is_id(value):
         raise usage(f"'{value}' is not a workflow id", "find it with: cairn workflow list")
     return value
-
-
-def _unknown(noun: str, wanted: str) -> CommandFailed:
-    message = f"there is no {noun} named '{wanted}'"
-    return CommandFailed(message, "not_found", Exit.NOT_FOUND, f"see what there is: cairn {_command(noun)} list")
-
-
-def _command(noun: str) -> str:
-    """Of which it is the thing."""
-    return {"load balancer": "lb", "cron job": "cron"}.get(noun, noun.replace(" ", "-"))
 
 
 def _is_distrust(error: Exception) -> bool:

@@ -102,4 +102,4 @@ def _path(client: Client, session: str, path: str) -> str:
 
 
 def _path_of(client: Client, name: str) -> str:
-    return f"/sessions/{client.named('/sessions', 'session', name)['id']}"
+    return client.path_of("session", name)

@@ -70,7 +70,7 @@ def list_(limit: Limit = 50, everything: All = False, output: Output = Format.TA
 def show(name: Name, output: Output = Format.TABLE) -> None:
     """Show one credential, without its value."""
     with Client() as client:
-        _print(client.credential(name), output)
+        _print(client.find("credential", name), output)
 
 
 @app.command(epilog="Example: cairn credential rotate gitlab --from-file token.txt")
@@ -79,7 +79,7 @@ def rotate(
 ) -> None:
     """Give a credential another value, with which workspaces are fetched from then on."""
     with Client() as client:
-        found = client.credential(name)
+        found = client.find("credential", name)
         body = _value(found["type"] == "ssh", from_file, known_hosts)
         _print(client.request("PUT", f"/credentials/{found['id']}", body=body)["data"], output)
 
@@ -87,7 +87,7 @@ def rotate(
 @app.command(epilog="Example: cairn credential rm gitlab")
 def rm(names: Names) -> None:
     """Forget credentials that no workspace names."""
-    remove_each(names, lambda client, name: f"/credentials/{client.credential(name)['id']}")
+    remove_each(names, lambda client, name: client.path_of("credential", name))
 
 
 def _value(ssh: bool, from_file: str | None, known_hosts: str | None) -> dict[str, Any]:

@@ -178,7 +178,7 @@ def list_(limit: Limit = 50, everything: All = False, output: Output = Format.TA
 def show(name: Name, output: Output = Format.TABLE) -> None:
     """Show one cron job, with its next times."""
     with Client() as client:
-        print_job(client.cron_job(name), output)
+        print_job(client.find("cron", name), output)
 
 
 @app.command(epilog='Example: cairn cron update nightly --schedule "0 3 * * *" --overlap buffer_one')
@@ -197,7 +197,7 @@ def update(
     if not changes:
         raise usage("nothing to change", "name what: --schedule, --url, --exec, --workflow, --overlap, --name …")
     with Client() as client:
-        job = client.cron_job(name)
+        job = client.find("cron", name)
         same = {what: job[what] for what in (*wanted, "paused")}
         path = f"/cron/jobs/{job['id']}"
         changed = client.build("PUT", path, json=same | changes, headers={"If-Match": f'"{job["version"]}"'})
@@ -208,7 +208,7 @@ def update(
 @app.command(epilog="Example: cairn cron rm nightly")
 def rm(names: Names) -> None:
     """Forget cron jobs and their runs. One that is under way goes on."""
-    remove_each(names, lambda client, name: f"/cron/jobs/{client.cron_job(name)['id']}")
+    remove_each(names, lambda client, name: client.path_of("cron", name))
 
 
 @app.command(epilog="Example: cairn cron pause nightly")
@@ -269,7 +269,7 @@ def runs(
         wide=["WORKFLOW"],
     )
     with Client() as client:
-        path = f"/cron/jobs/{client.cron_job(name)['id']}/runs"
+        path = f"{client.path_of('cron', name)}/runs"
         if run is None:
             print_list(client, path, {"state": state}, Listing(limit, everything, output), table)
             return
@@ -286,7 +286,7 @@ def runs(
 
 def _post(name: str, verb: str, body: dict[str, Any] | None = None) -> Any:
     with Client() as client:
-        path = f"/cron/jobs/{client.cron_job(name)['id']}/{verb}"
+        path = f"{client.path_of('cron', name)}/{verb}"
         return client.request("POST", path, body=body)["data"]
 
 
@@ -318,12 +318,10 @@ def _resource_id(kind: str, wanted: str, parameters: dict[str, Any]) -> str:
         return wanted
     with Client() as client, of_option("--resource"):
         if kind == "DeleteImage":
-            return str(client.image(wanted)["id"])
+            return str(client.find("image", wanted)["id"])
         if kind != SCALES:
-            return str(client.instance(wanted)["id"])
-        deployed = "replicas" in parameters
-        path, noun = ("/containers/deployments", "deployment") if deployed else ("/autoscaling/groups", "group")
-        return str(client.named(path, noun, wanted)["id"])
+            return str(client.find("instance", wanted)["id"])
+        return str(client.find("deployment" if "replicas" in parameters else "group", wanted)["id"])
 
 
 def _value(value: str) -> Any:

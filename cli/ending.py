@@ -11,6 +11,7 @@ from cli.client import Client, workflow_of
 from cli.errors import CommandFailed, Exit
 from cli.progress import interrupted, require_completed, watch
 from cli.render import Format
+from cli.routes import PATHS
 from cli.several import end
 
 
@@ -35,6 +36,14 @@ class Kind(NamedTuple):
     find: Callable[[Client, str], dict[str, Any]]
     show: Callable[[dict[str, Any], Format], None]
     state: Callable[[dict[str, Any]], str] = _state
+    noun: str | None = None
+
+
+def kind_of(
+    noun: str, show: Callable[[dict[str, Any], Format], None], state: Callable[[dict[str, Any]], str] = _state
+) -> Kind:
+    """Of what commands call so."""
+    return Kind(PATHS[noun], lambda client, wanted: client.find(noun, wanted), show, state, noun)
 
 
 def each(
@@ -78,7 +87,8 @@ def finish(
             try:
                 ended = watch(client, workflow_id, ending.timeout, began)
                 row = _again(client, kind, row)
-                client.about(kind.path, name)
+                if kind.noun:
+                    client.about(kind.noun, name)
                 require_completed(ended)
             except (CommandFailed, KeyboardInterrupt) as failure:
                 if isinstance(failure, KeyboardInterrupt) or failure.exit is Exit.INTERRUPTED:

@@ -110,7 +110,7 @@ def named(fields: dict[str, Any]) -> dict[str, Any]:
 def _balancer(name: str) -> str | None:
     """Its id, where there is a name."""
     with Client() as client, of_option("--lb"):
-        return str(client.balancer(name)["id"]) if name else None
+        return str(client.find("lb", name)["id"]) if name else None
 
 
 def _amount(value: str | None) -> int | str | None:

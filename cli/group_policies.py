@@ -9,7 +9,7 @@ import typer
 from cli import render
 from cli.client import Client
 from cli.errors import CommandFailed, Exit, usage
-from cli.groups import GROUP, Name, groups
+from cli.groups import Name, groups
 from cli.listing import Listing, Table, print_list
 from cli.options import Seconds, duration
 from cli.render import Format, Output
@@ -58,7 +58,7 @@ def policy(
     if metric in MEASURED[:2] and target > PERCENT:
         raise usage(f"--target {target:g}: {metric} is in percent of what members have: at most 100")
     with Client() as client:
-        path = f"{GROUP.path}/{GROUP.find(client, group)['id']}/policies"
+        path = f"{client.path_of('group', group)}/policies"
         made = client.request("POST", path, body=body)["data"]
     if output is Format.JSON:
         render.print_json(made)
@@ -71,7 +71,7 @@ def policy(
 def policies(group: Name, output: Output = Format.TABLE) -> None:
     """List a group's policies."""
     with Client() as client:
-        path = f"{GROUP.path}/{GROUP.find(client, group)['id']}/policies"
+        path = f"{client.path_of('group', group)}/policies"
         print_list(client, path, {}, Listing(50, True, output), POLICIES)
 
 
@@ -88,7 +88,7 @@ def metric(
             f"call yours otherwise, here and in its policy: cairn group policy {group} NAME --metric my_{name}",
         )
     with Client() as client:
-        path = f"{GROUP.path}/{GROUP.find(client, group)['id']}/metrics"
+        path = f"{client.path_of('group', group)}/metrics"
         taken = client.request("POST", path, body={"metric_type": name, "value": value})["data"]["policies"]
     if taken:
         render.say(f"{name} of {group} is {value:g}; policies that go by it: {taken}")
@@ -102,7 +102,7 @@ def remove_policy(
 ) -> None:
     """Delete a policy; the group stays as it is."""
     with Client() as client:
-        path = f"{GROUP.path}/{GROUP.find(client, group)['id']}/policies"
+        path = f"{client.path_of('group', group)}/policies"
         found = [row["id"] for row in client.get(path) if name in (row["name"], row["id"])]
         if not found:
             message, hint = f"group {group} has no policy '{name}'", f"see them: cairn group policies {group}"

@@ -56,7 +56,7 @@ def _schedule(noun: Noun, name: str, numbers: dict[str, int | None], job: dict[s
     if not named:
         raise usage("say how many: --desired, --min or --max")
     with Client() as client:
-        row = noun.find(client, name)
+        row = client.find(noun.noun, name)
     job["name"] = job["name"] or f"{row['name']}-{f'to-{named[noun.desired]}' if noun.desired in named else 'bounds'}"
     target = {"workflow": {"kind": SCALES, "resource_id": row["id"], "parameters": named}}
     print_job(add(job | {"target": target}), output)
@@ -75,7 +75,7 @@ def _list(noun: Noun) -> None:
             wide=["ID"],
         )
         with Client() as client:
-            asked = {"resource_id": noun.find(client, name)["id"]}
+            asked = {"resource_id": client.find(noun.noun, name)["id"]}
             print_list(client, "/cron/jobs", asked, Listing(limit, everything, output), table)
 
 

@@ -15,9 +15,9 @@ MEMBERS = 20
 
 def find(client: Client, wanted: str) -> dict[str, Any]:
     """A group, or the deployment of that name: both have members."""
-    for path, noun in (("/autoscaling/groups", "group"), ("/containers/deployments", "deployment")):
+    for noun in ("group", "deployment"):
         try:
-            return client.named(path, noun, wanted)
+            return client.find(noun, wanted)
         except CommandFailed as failure:
             if failure.code != "not_found":
                 raise

@@ -12,14 +12,14 @@ import typer
 from cli import group_views, render
 from cli.client import Client
 from cli.completion import groups as group_names
-from cli.ending import Ending, Kind, each, finish
+from cli.ending import Ending, Kind, each, finish, kind_of
 from cli.errors import CommandFailed, usage
 from cli.group_options import Backend, Image, Least, Most, named, said
 from cli.listing import Listing, Table, print_list
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
 from cli.render import All, Format, Limit, Output
 from cli.resources import name_at
-from cli.routes import as_commands
+from cli.routes import PATHS, as_commands
 from cli.taking import taking
 
 groups = typer.Typer(
@@ -33,17 +33,17 @@ class Noun(NamedTuple):
 
     app: typer.Typer
     noun: str
-    path: str
     desired: str
     ready: str
     updated: str
 
     @property
-    def kind(self) -> Kind:
-        return Kind(self.path, self.find, self.show, group_views.status)
+    def path(self) -> str:
+        return PATHS[self.noun]
 
-    def find(self, client: Client, wanted: str) -> dict[str, Any]:
-        return client.named(self.path, self.noun, wanted)
+    @property
+    def kind(self) -> Kind:
+        return kind_of(self.noun, self.show, group_views.status)
 
     def numbers(self, row: dict[str, Any]) -> str:
         return f"{row[self.ready]}/{row[self.desired]}"
@@ -55,10 +55,8 @@ class Noun(NamedTuple):
             group_views.show(row, self.numbers(row), row[self.updated])
 
 
-GROUP = Noun(groups, "group", "/autoscaling/groups", "desired_count", "ready_count", "updated_count")
-DEPLOYMENT = Noun(
-    deployments, "deployment", "/containers/deployments", "replicas", "ready_replicas", "updated_replicas"
-)
+GROUP = Noun(groups, "group", "desired_count", "ready_count", "updated_count")
+DEPLOYMENT = Noun(deployments, "deployment", "replicas", "ready_replicas", "updated_replicas")
 
 #: What the API says of a number that the group's own bounds refuse.
 _BOUNDS = re.compile(r"is not within .*, (\d+ to \d+): \d+")
@@ -165,7 +163,7 @@ def _change(noun: Noun, name: str, body: dict[str, Any], ending: Ending) -> None
 
 def _create(noun: Noun, body: dict[str, Any], ending: Ending) -> None:
     with Client() as client:
-        client.about(noun.path, body["name"])
+        client.about(noun.noun, body["name"])
         finish(client, [client.request("POST", noun.path, body=body)], "create", ending, noun.kind)
 
 
@@ -173,7 +171,7 @@ def _ask(noun: Noun, name: str, route: tuple[str, str], body: dict[str, Any], ve
     """``route``: the method, and what follows the path of the one of this name."""
     method, suffix = route
     with Client() as client:
-        path = f"{noun.path}/{noun.find(client, name)['id']}{suffix}"
+        path = f"{client.path_of(noun.noun, name)}{suffix}"
         finish(client, [client.request(method, path, body=body)], verb, ending, noun.kind)
 
 
@@ -204,7 +202,7 @@ def _common(noun: Noun) -> None:
     def show(name: Name, output: Output = Format.TABLE) -> None:
         """Show one, and its members."""
         with Client() as client:
-            row = noun.find(client, name)
+            row = client.find(noun.noun, name)
             if output is Format.TABLE and (id := row.get("load_balancer_id")):
                 row["load_balancer"] = name_at(client, id, "/lb")
             noun.show(row, output)
@@ -229,7 +227,7 @@ def _common(noun: Noun) -> None:
     def configurations(name: Name, output: Output = Format.TABLE) -> None:
         """What members are made from, and what rollback can go back to, newest first."""
         with Client() as client:
-            rows = client.get(f"{noun.path}/{noun.find(client, name)['id']}/configurations")
+            rows = client.get(f"{client.path_of(noun.noun, name)}/configurations")
         if output is not Format.TABLE:
             render.print_json(rows)
             return
@@ -284,7 +282,7 @@ def _common(noun: Noun) -> None:
             wide=["WHY"],
         )
         with Client() as client:
-            path = f"{noun.path}/{noun.find(client, name)['id']}/activities"
+            path = f"{client.path_of(noun.noun, name)}/activities"
             print_list(client, path, {}, Listing(limit, everything, output), table)
 
     @app.command(epilog=f"{example} rm web")

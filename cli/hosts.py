@@ -9,7 +9,7 @@ import typer
 from cli import render
 from cli.client import Client, is_loopback
 from cli.completion import hosts as host_names
-from cli.ending import Ending, Kind, finish
+from cli.ending import Ending, finish, kind_of
 from cli.join import join
 from cli.listing import Listing, Table, print_list
 from cli.options import pairs, seconds
@@ -54,7 +54,7 @@ def list_(limit: Limit = 50, everything: All = False, output: Output = Format.TA
 def show(name: Name, output: Output = Format.TABLE) -> None:
     """Show one host."""
     with Client() as client:
-        _print(client.host(name), output)
+        _print(client.find("host", name), output)
 
 
 @app.command(epilog="Example: cairn host token --label disk=ssd --expires 15m")
@@ -100,8 +100,8 @@ def uncordon(name: Name, output: Output = Format.TABLE) -> None:
 def drain(name: Name, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT, output: Output = Format.TABLE) -> None:
     """Move everything that is on a host elsewhere, a few instances at a time; place nothing more on it."""
     with Client() as client:
-        envelope = client.request("POST", f"/hosts/{client.host(name)['id']}/drain")
-        finish(client, [envelope], "drain", Ending(wait, timeout, output), Kind("/hosts", Client.host, _print, _state))
+        envelope = client.request("POST", f"{client.path_of('host', name)}/drain")
+        finish(client, [envelope], "drain", Ending(wait, timeout, output), kind_of("host", _print, _state))
 
 
 @app.command(epilog="Example: cairn host rm rack-1")
@@ -110,7 +110,7 @@ def rm(names: Names) -> None:
     with Client() as client:
 
         def forget(name: str) -> None:
-            host = client.host(name)
+            host = client.find("host", name)
             remove(client, f"/hosts/{host['id']}")
             render.say(f"host {host['name']} is deleted; its agent ends by itself")
 
@@ -119,7 +119,7 @@ def rm(names: Names) -> None:
 
 def _set_state(name: str, verb: str, output: Format) -> None:
     with Client() as client:
-        _print(client.request("POST", f"/hosts/{client.host(name)['id']}/{verb}")["data"], output)
+        _print(client.request("POST", f"{client.path_of('host', name)}/{verb}")["data"], output)
 
 
 def _print(host: dict[str, Any], output: Format) -> None:

@@ -14,7 +14,7 @@ import typer
 from cli import render
 from cli.client import Client, workflow_of
 from cli.completion import images as image_names
-from cli.ending import Ending, Kind, finish
+from cli.ending import Ending, finish, kind_of
 from cli.errors import CommandFailed, Exit, usage
 from cli.listing import Listing, Table, print_list
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait, require_completed, watch
@@ -68,7 +68,7 @@ def list_(
 def show(name: Name, output: Output = Format.TABLE) -> None:
     """Show one image."""
     with Client() as client:
-        _print(client.image(name), output)
+        _print(client.find("image", name), output)
 
 
 @app.command(epilog="Example: cairn image pull web nginx:1.29")
@@ -127,7 +127,7 @@ def rm(names: Names, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT) -> N
     with Client() as client:
 
         def delete(name: str) -> None:
-            image = client.image(name)
+            image = client.find("image", name)
             workflow_id = workflow_of(client.request("DELETE", f"/images/{image['id']}"))
             if wait and workflow_id:
                 require_completed(watch(client, workflow_id, timeout, began))
@@ -160,7 +160,7 @@ def _waiting(client: Client, name: str, checksum: str | None) -> dict[str, Any]:
     except CommandFailed as failure:
         if failure.code != "name_taken":
             raise
-        known = client.image(name)
+        known = client.find("image", name)
         if known["source"]["type"] != "upload" or known["status"] not in ("pending", "error"):
             raise
         return known
@@ -228,7 +228,7 @@ def _print(image: dict[str, Any], output: Format) -> None:
     )
 
 
-_KIND = Kind("/images", Client.image, _print)
+_KIND = kind_of("image", _print)
 
 
 def _source(image: dict[str, Any]) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 from cli import lifetimes, networks, render
 from cli.client import Client
 from cli.render import Format
-from cli.resources import PATHS, name_at
-from cli.routes import as_commands
+from cli.resources import name_at
+from cli.routes import PATHS, as_commands
 
 #: The drift of an instance whose program has ended.
 STOPPED = "stopped"

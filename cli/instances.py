@@ -15,7 +15,7 @@ from cli.completion import hosts as host_names
 from cli.completion import images as image_names
 from cli.completion import instances as instance_names
 from cli.completion import types as type_names
-from cli.ending import Ending, Kind, each, finish
+from cli.ending import Ending, each, finish, kind_of
 from cli.errors import of_option, usage
 from cli.listing import Listing, Table, print_list
 from cli.options import command as after_dashes
@@ -125,7 +125,7 @@ def launch(
     }
     with Client() as client:
         wanted["ssh_key_id"] = lifetimes.key_id(client, ssh_key)
-        client.about("/instances", name)
+        client.about("instance", name)
         body = {field: value for field, value in wanted.items() if value is not None}
         envelope = client.request("POST", "/instances", body=body, key=idempotency_key)
         finish(client, [envelope], "launch", Ending(wait, timeout, output), _KIND)
@@ -176,7 +176,7 @@ def show(
 ) -> None:
     """Show one instance."""
     with Client() as client:
-        found = client.instance(name)
+        found = client.find("instance", name)
         more = instance_views.names(client, found) if output is Format.TABLE else {}
         instance_views.show(found | more, output)
 
@@ -252,7 +252,7 @@ def update(
     if not body:
         raise usage("nothing to change: give --name, --label, --metadata, --tag, --ttl or --idle-stop")
     with Client() as client:
-        path = f"/instances/{client.instance(instance)['id']}"
+        path = client.path_of("instance", instance)
         instance_views.show(client.request("PATCH", path, body=body)["data"], output)
 
 
@@ -283,7 +283,7 @@ def _words(cmd: str) -> list[str]:
         raise usage(f"--cmd: {error}") from None
 
 
-_KIND = Kind("/instances", Client.instance, instance_views.show, instance_views.status)
+_KIND = kind_of("instance", instance_views.show, instance_views.status)
 
 
 def port_of(value: str) -> dict[str, Any]:

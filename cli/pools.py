@@ -11,7 +11,7 @@ from cli.client import Client
 from cli.completion import images as image_names
 from cli.completion import pools as pool_names
 from cli.completion import types as type_names
-from cli.ending import Ending, Kind, each, finish
+from cli.ending import Ending, each, finish, kind_of
 from cli.errors import usage
 from cli.listing import Listing, Table, print_list
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
@@ -85,7 +85,7 @@ def list_(limit: Limit = 50, everything: All = False, output: Output = Format.TA
 def show(name: Name, output: Output = Format.TABLE) -> None:
     """Show one pool."""
     with Client() as client:
-        _print(_find(client, name), output)
+        _print(client.find("pool", name), output)
 
 
 @app.command("set", epilog="Example: cairn pool set python --size 5 --max 20")
@@ -102,7 +102,7 @@ def set_(
         raise usage("there is nothing to change", "name --size or --max")
     body = {what: value for what, value in (("size", size), ("max_size", most)) if value is not None}
     with Client() as client:
-        path = f"/pools/{_find(client, name)['id']}"
+        path = client.path_of("pool", name)
         finish(client, [client.request("PATCH", path, body=body)], "change of", Ending(wait, timeout, output), KIND)
 
 
@@ -111,10 +111,6 @@ def rm(names: Names, wait: Wait = True, timeout: Timeout = DEFAULT_TIMEOUT, outp
     """Delete pools, with the sandboxes that no session has."""
     ending = Ending(wait, timeout, output)
     each(KIND, names, "delete of", lambda client, path: client.request("DELETE", path), ending)
-
-
-def _find(client: Client, name: str) -> dict[str, Any]:
-    return client.named("/pools", "pool", name)
 
 
 def _print(pool: dict[str, Any], output: Format) -> None:
@@ -152,4 +148,4 @@ def _under_way(pool: dict[str, Any]) -> str:
     return ""
 
 
-KIND = Kind("/pools", _find, _print)
+KIND = kind_of("pool", _print)

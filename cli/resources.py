@@ -7,19 +7,8 @@ from contextlib import suppress
 from cli.client import Client, is_id
 from cli.errors import CommandFailed, usage
 
-#: Kinds as commands call them, and where the API lists them.
-PATHS = {
-    "instance": "/instances",
-    "group": "/autoscaling/groups",
-    "deployment": "/containers/deployments",
-    "lb": "/lb",
-    "image": "/images",
-    "workspace": "/workspaces",
-    "session": "/sessions",
-    "pool": "/pools",
-    "cron": "/cron/jobs",
-    "webhook": "/webhooks",
-}
+#: What can be named as KIND/NAME.
+KINDS = ("instance", "group", "deployment", "lb", "image", "workspace", "session", "pool", "cron", "webhook", "host")
 HELP = "(an instance's name, KIND/NAME such as group/web, or an id)"
 
 
@@ -29,12 +18,10 @@ def resource_id(client: Client, wanted: str) -> str:
         return wanted
     kind, slash, name = wanted.partition("/")
     if not slash:
-        return str(client.instance(wanted)["id"])
-    if kind == "host":
-        return str(client.host(name)["id"])
-    if kind not in PATHS:
-        raise usage(f"'{wanted}': there is no kind '{kind}'", f"kinds: {', '.join([*PATHS, 'host'])}")
-    return str(client.named(PATHS[kind], kind, name)["id"])
+        kind, name = "instance", wanted
+    if kind not in KINDS:
+        raise usage(f"'{wanted}': there is no kind '{kind}'", f"kinds: {', '.join(KINDS)}")
+    return str(client.find(kind, name)["id"])
 
 
 def name_at(client: Client, id: str, *paths: str) -> str:

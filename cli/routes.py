@@ -44,33 +44,35 @@ _COMMANDS = {
 }
 
 
-#: The first part of a path, and the command that lists what is below it.
-_LISTS = {
-    "instances": "cairn instance list",
-    "images": "cairn image list",
-    "hosts": "cairn host list",
-    "instance-types": "cairn type list",
-    "secrets": "cairn secret list",
-    "ssh-keys": "cairn ssh-key list",
-    "preferences": "cairn preference list",
-    "webhooks": "cairn webhook list",
-    "cron": "cairn cron list",
-    "lb": "cairn lb list",
-    "autoscaling": "cairn group list",
-    "containers": "cairn deployment list",
-    "pools": "cairn pool list",
-    "workflows": "cairn workflow list",
-    "projects": "cairn project list",
-    "users": "cairn user list",
-    "service-accounts": "cairn service-account list",
-    "workspaces": "cairn workspace list",
-    "sessions": "cairn session list",
-    "agents": "cairn agent list",
-    "credentials": "cairn credential list",
-    "cache-volumes": "cairn cache list",
+#: What there is, as commands call it, and where the API lists it.
+PATHS = {
+    "instance": "/instances",
+    "image": "/images",
+    "host": "/hosts",
+    "type": "/instance-types",
+    "secret": "/secrets",
+    "ssh-key": "/ssh-keys",
+    "preference": "/preferences",
+    "webhook": "/webhooks",
+    "cron": "/cron/jobs",
+    "lb": "/lb",
+    "group": "/autoscaling/groups",
+    "deployment": "/containers/deployments",
+    "pool": "/pools",
+    "workflow": "/workflows",
+    "project": "/projects",
+    "user": "/users",
+    "service-account": "/service-accounts",
+    "workspace": "/workspaces",
+    "session": "/sessions",
+    "agent": "/agents",
+    "credential": "/credentials",
+    "cache": "/cache-volumes",
 }
-
-
+#: What people call it, where that is something else.
+SAID = {"lb": "load balancer", "cron": "cron job", "cache": "cache volume", "service-account": "service account"}
+#: The first part of a path, and the command that lists what is below it.
+_LISTS = {path.split("/")[1]: f"cairn {noun} list" for noun, path in PATHS.items()}
 #: The same of what belongs to one thing: first and last part of the path.
 _PARTS = {
     ("autoscaling", "rollback"): "cairn group configurations NAME",
@@ -84,12 +86,6 @@ def listing_of(path: str) -> str | None:
     if parts[0] == "lb" and "targets" in parts[:-1]:
         return "cairn lb targets NAME"
     return _PARTS.get((parts[0], parts[-1])) or _LISTS.get(parts[0])
-
-
-def noun_of(path: str) -> str | None:
-    """Of the commands about what the list at this path has: ``lb``."""
-    listing = _LISTS.get(path.strip("/").partition("/")[0])
-    return listing.split()[1] if listing else None
 
 
 def as_commands(text: str) -> str:

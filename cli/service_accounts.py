@@ -100,7 +100,7 @@ def revoke(name: Name, key_name: Key, output: Output = Format.TABLE) -> None:
 
 
 def _path(client: Client, wanted: str) -> str:
-    return f"/service-accounts/{client.named('/service-accounts', 'service account', wanted)['id']}"
+    return client.path_of("service-account", wanted)
 
 
 def _hint(account: str) -> str:

@@ -13,7 +13,7 @@ from cli.client import Client
 from cli.completion import caches as cache_names
 from cli.completion import sessions as session_names
 from cli.completion import workspaces as workspace_names
-from cli.ending import Ending, Kind, each, finish
+from cli.ending import Ending, each, finish, kind_of
 from cli.errors import CommandFailed, Exit, usage
 from cli.listing import Listing, Table, print_list
 from cli.options import pairs, seconds
@@ -75,8 +75,8 @@ def create(
     body = {what: value for what, value in wanted.items() if value is not None}
     with Client() as client:
         if agent is not None:
-            body["agent_id"] = agent if agent == "default" else client.named("/agents", "agent", agent)["id"]
-        path = f"/workspaces/{client.named('/workspaces', 'workspace', workspace)['id']}/sessions"
+            body["agent_id"] = agent if agent == "default" else client.find("agent", agent)["id"]
+        path = f"{client.path_of('workspace', workspace)}/sessions"
 
         def shown(session: dict[str, Any], output: Format) -> None:
             _print(session | (_names(client, session) if output is Format.TABLE else {}), output)
@@ -109,7 +109,7 @@ def list_(limit: Limit = 50, everything: All = False, output: Output = Format.TA
 def show(name: Name, output: Output = Format.TABLE) -> None:
     """Show one session."""
     with Client() as client:
-        session = _find(client, name)
+        session = client.find("session", name)
         if output is not Format.TABLE:
             render.print_json(session)
             return
@@ -163,7 +163,8 @@ def diff(
     asked = {"path": path, "stat": stat, "since": "start" if patch else "commit", "binary": patch}
     params = {what: str(value).lower() if isinstance(value, bool) else value for what, value in asked.items()}
     with Client() as client:
-        found = client.request("GET", f"{_path_of(client, name)}/diff", params=params, timeout=DIFF_SECONDS)["data"]
+        its = client.path_of("session", name)
+        found = client.request("GET", f"{its}/diff", params=params, timeout=DIFF_SECONDS)["data"]
     if patch and found["truncated"]:
         hint = (
             f"take it by paths: cairn session diff {name} PATH --patch; or the files: cairn session cp -r {name}: DIR"
@@ -255,7 +256,7 @@ def port_forward(
     asked = [forwarding.ports_of(text) for text in ports]
     with ExitStack() as open_:
         client = open_.enter_context(Client())
-        path = _path_of(client, name)
+        path = client.path_of("session", name)
         listeners = {open_.enter_context(forwarding.listen(address, port.here)): port.there for port in asked}
         for listener, there in listeners.items():
             here = f"[{address}]" if ":" in address else address
@@ -272,7 +273,7 @@ def files(
 ) -> None:
     """List a folder of a session, whether that runs or not."""
     with Client() as client:
-        found = client.request("GET", f"{_path_of(client, name)}/files", params={"path": path})["data"]
+        found = client.request("GET", f"{client.path_of('session', name)}/files", params={"path": path})["data"]
     if output is not Format.TABLE:
         render.print_json(found)
         return
@@ -288,18 +289,10 @@ def files(
 app.command(epilog="Example: cairn session cp fix-login:src/app.py .")(copies.cp)
 
 
-def _path_of(client: Client, name: str) -> str:
-    return f"/sessions/{_find(client, name)['id']}"
-
-
-def _find(client: Client, name: str) -> dict[str, Any]:
-    return client.named("/sessions", "session", name)
-
-
 def _sandbox(name: str) -> str:
     """Of a session that runs: what the API would say of the sandbox alone leads to commands that are refused."""
     with Client() as client:
-        session = _find(client, name)
+        session = client.find("session", name)
     if session["status"] == "stopped":
         hint = f"start it first: cairn session start {session['name']}"
         raise CommandFailed(f"session {session['name']} is stopped", "invalid_state", Exit.REFUSED, hint)
@@ -351,4 +344,4 @@ def _names(client: Client, session: dict[str, Any]) -> dict[str, str]:
     return {what: name_at(client, id, f"/{what}s") for what, id in ids.items() if id}
 
 
-_KIND = Kind("/sessions", _find, _print)
+_KIND = kind_of("session", _print)

@@ -47,7 +47,7 @@ def logs(
     """Print what an instance wrote."""
     with Client() as client:
         params = {"tail": tail, "follow": "true" if follow else None}
-        path = f"/instances/{client.instance(name)['id']}/logs"
+        path = f"{client.path_of('instance', name)}/logs"
         given = {key: value for key, value in params.items() if value is not None}
         with until_interrupted(), client.text(path, given, endless=follow) as answer:
             for chunk in answer.iter_bytes():
@@ -66,7 +66,7 @@ def stats(
 ) -> None:
     """Show what an instance uses: CPU (100 is one whole CPU), memory, processes, bytes since its start."""
     with Client() as client:
-        id = client.instance(name)["id"]
+        id = client.find("instance", name)["id"]
         if live:
             _watch(client, id, output)
             return
@@ -95,7 +95,7 @@ def exec_(
             f' instance exec {name} -- sh -c \'printf %s "$1" | cat\' sh "$(cat FILE)"'
         )
     with Client() as client:
-        path = f"/instances/{client.instance(name)['id']}/exec"
+        path = f"{client.path_of('instance', name)}/exec"
         # Not sent again whatever happens: nobody knows whether the command may run twice.
         done = client.request(
             "POST", path, body={"cmd": command, "timeout": timeout}, patience=0, timeout=timeout + EXTRA_SECONDS
@@ -152,7 +152,7 @@ def terminal(
     from cli.terminal import attach, size
 
     with Client() as client:
-        instance = client.instance(name)
+        instance = client.find("instance", name)
         columns, rows = size()
         params: dict[str, Any] = {"columns": columns, "rows": rows}
         if command:

@@ -105,7 +105,7 @@ def list_(limit: Limit = 50, everything: All = False, output: Output = Format.TA
 def show(name: Name, output: Output = Format.TABLE) -> None:
     """Show one webhook."""
     with Client() as client:
-        _print(client.webhook(name), output)
+        _print(client.find("webhook", name), output)
 
 
 @app.command(epilog="Example: cairn webhook update chat --active")
@@ -128,7 +128,7 @@ def update(
     if not changes:
         raise usage("nothing to change", "name what: --url, --type, --active, --inactive, --name, --secret")
     with Client() as client:
-        path = f"/webhooks/{client.webhook(name)['id']}"
+        path = client.path_of("webhook", name)
         hook = client.request("PATCH", path, body=changes)["data"]
     _warn(event)
     _print(hook, output)
@@ -140,7 +140,7 @@ def rm(names: Names) -> None:
     with Client() as client:
 
         def forget(name: str) -> None:
-            hook = client.webhook(name)
+            hook = client.find("webhook", name)
             remove(client, f"/webhooks/{hook['id']}")
             render.say(f"webhook {hook['name']} is deleted")
 
@@ -168,7 +168,7 @@ def deliveries(
         ],
     )
     with Client() as client:
-        path = f"/webhooks/{client.webhook(name)['id']}/deliveries"
+        path = f"{client.path_of('webhook', name)}/deliveries"
         print_list(client, path, {"state": state}, Listing(limit, everything, output), table)
 
 
@@ -179,7 +179,7 @@ def redeliver(
 ) -> None:
     """Send an event once more, under the same delivery id."""
     with Client() as client:
-        path = f"/webhooks/{client.webhook(name)['id']}/deliveries/{delivery}/redeliver"
+        path = f"{client.path_of('webhook', name)}/deliveries/{delivery}/redeliver"
         made = client.request("POST", path)["data"]
     render.say(f"{made['event_type']} is sent again; see: cairn webhook deliveries {name}")
 

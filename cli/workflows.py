@@ -113,7 +113,7 @@ def retry(
     asked for anew; an import that failed, after cairn image rm.
     """
     with Client() as client:
-        client.about("/workflows", workflow)
+        client.about("workflow", workflow)
         accepted = client.request("POST", f"/workflows/{checked_id(workflow)}/retry")["data"]
         if not wait:
             _print_end(accepted, output)

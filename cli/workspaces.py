@@ -11,7 +11,7 @@ from cli.client import Client
 from cli.completion import credentials as credential_names
 from cli.completion import hosts as host_names
 from cli.completion import workspaces as workspace_names
-from cli.ending import Ending, Kind, each, finish
+from cli.ending import Ending, each, finish, kind_of
 from cli.errors import of_option, usage
 from cli.listing import Listing, Table, print_list
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
@@ -53,7 +53,7 @@ def create(
     with Client() as client:
         if credential is not None:
             with of_option("--credential"):
-                source["credential_id"] = client.credential(credential)["id"]
+                source["credential_id"] = client.find("credential", credential)["id"]
         body = {"name": name, "source": source} | ({} if host is None else {"host": host})
         envelope = client.request("POST", "/workspaces", body=body)
         finish(client, [envelope], "creation of", Ending(wait, timeout, output), _KIND)
@@ -84,7 +84,7 @@ def list_(limit: Limit = 50, everything: All = False, output: Output = Format.TA
 def show(name: Name, output: Output = Format.TABLE) -> None:
     """Show one workspace, and how far a fetch of it is."""
     with Client() as client:
-        _print(client.get(f"/workspaces/{client.workspace(name)['id']}"), output)
+        _print(client.get(client.path_of("workspace", name)), output)
 
 
 @app.command(epilog="Example: cairn workspace rename shop shop-2")
@@ -95,7 +95,7 @@ def rename(
 ) -> None:
     """Give a workspace another name."""
     with Client() as client:
-        path = f"/workspaces/{client.workspace(name)['id']}"
+        path = client.path_of("workspace", name)
         _print(client.request("PATCH", path, body={"name": other})["data"], output)
 
 
@@ -108,7 +108,7 @@ def sync(
 ) -> None:
     """Fetch its source anew; sessions that there are keep what they have."""
     with Client() as client:
-        envelope = client.request("POST", f"/workspaces/{client.workspace(name)['id']}/sync")
+        envelope = client.request("POST", f"{client.path_of('workspace', name)}/sync")
         finish(client, [envelope], "sync of", Ending(wait, timeout, output), _KIND)
 
 
@@ -149,4 +149,4 @@ def _print(workspace: dict[str, Any], output: Format) -> None:
     )
 
 
-_KIND = Kind("/workspaces", Client.workspace, _print)
+_KIND = kind_of("workspace", _print)
