@@ -7,7 +7,6 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy import func, insert, select, text, update
-from sqlalchemy.exc import IntegrityError
 
 from api.accept import Acceptance, Answered, check_if_match, etag
 from api.authentication import may
@@ -23,7 +22,7 @@ from api.instance_schemas import InstanceCreate, PortIn, SecretRef
 from api.launches import check_possible
 from api.paging import OfName, Paging, page_of
 from api.quotas import reserve
-from api.resources import listed
+from api.resources import listed, rename, unique_name
 from api.secrets import use
 from model import haproxy
 from model.balancers import (
@@ -37,11 +36,11 @@ from model.balancers import (
     LoadBalancer,
 )
 from model.base import new_id
-from model.errors import InvalidState, NameTaken, QuotaExceeded, ValidationFailed
+from model.errors import InvalidState, QuotaExceeded, ValidationFailed
 from model.instances import Instance, Status
 from model.settings import Settings
 from model.vault import SecretUse
-from model.workflows import Event, Order
+from model.workflows import Order
 
 router = APIRouter(prefix="/v1/lb", tags=["load-balancers"], responses=RESPONSES)
 
@@ -82,10 +81,8 @@ async def create(request: Request, body: BalancerCreate, caller: Annotated[Calle
         "instance_id": launch.resource_id,
         "workflow_id": order.workflow_id,
     }
-    try:
+    with unique_name("a load balancer", body.name):
         await caller.execute(insert(LoadBalancer).values(**values))
-    except IntegrityError as error:
-        raise name_taken(error, body.name) from error
     caller.changed("load_balancer", balancer_id, after=asked)
     data = {"name": body.name, "from": None, "to": BalancerStatus.CREATING}
     await acceptance.write(order, "lb.creating", data)
@@ -198,7 +195,7 @@ async def patch(
     after = await _changed(caller, balancer, body, before)
     renamed = bool(body.name) and body.name != balancer.name
     if renamed:
-        await _rename(caller, balancer, body.name)
+        await rename(caller, LoadBalancer, balancer, body.name, resource_type="load_balancer", topic="lb")
     if after == before:
         data = await show(caller, balancer_id)
         await caller.commit()
@@ -228,24 +225,6 @@ async def _changed(caller: Caller, balancer: Any, body: BalancerPatch, before: B
             raise _invalid(field, "it cannot be null")
         values["check" if field == "health_check" else field] = asked
     return before.model_copy(update=values)
-
-
-async def _rename(caller: Caller, balancer: Any, name: str) -> None:
-    values = {"name": name, "version": LoadBalancer.version + 1, "updated_at": func.now()}
-    try:
-        await caller.execute(update(LoadBalancer).where(LoadBalancer.id == balancer.id).values(values))
-    except IntegrityError as error:
-        raise name_taken(error, name) from error
-    caller.changed("load_balancer", balancer.id, {"name": balancer.name}, {"name": name})
-    await caller.execute(
-        insert(Event).values(
-            project_id=caller.project_id,
-            type="lb.updated",
-            resource_type="load_balancer",
-            resource_id=balancer.id,
-            data={"name": name, "from": balancer.name, "changed": ["name"]},
-        )
-    )
 
 
 @router.delete("/{balancer_id}", status_code=202, response_model=Envelope[BalancerView])
@@ -331,12 +310,6 @@ async def _use(caller: Caller, tls: TlsRef | None) -> SecretUse | None:
     caller.require("secrets:use")
     asked = SecretRef(secret=tls.secret, version=tls.version)
     return await use(caller, "tls", asked)
-
-
-def name_taken(error: IntegrityError, name: str) -> Exception:
-    if "uq_load_balancers_live_name" in str(error.orig):
-        return NameTaken(f"there is a load balancer named '{name}' already", name=name)
-    return error
 
 
 def _invalid(field: str, said: str) -> ValidationFailed:

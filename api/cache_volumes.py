@@ -8,7 +8,6 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy import ColumnElement, Row, func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import aggregate_order_by
-from sqlalchemy.exc import IntegrityError
 
 from api.accept import Acceptance, Answered, check_if_match, etag
 from api.authentication import may
@@ -18,7 +17,7 @@ from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES
 from api.instance_changes import cancel_others, unforced
 from api.paging import OfName, Paging, page_of
-from api.resources import is_readable, listed, one
+from api.resources import is_readable, listed, one, unique_name
 from model.base import new_id
 from model.cache_volumes import (
     CLEAR,
@@ -29,7 +28,7 @@ from model.cache_volumes import (
     CacheVolumeStatus,
     SessionCacheVolume,
 )
-from model.errors import InUse, InvalidState, NameTaken
+from model.errors import InUse, InvalidState
 from model.hosts import Host
 from model.sessions import SessionStatus, WorkSession
 from model.settings import Settings
@@ -66,12 +65,8 @@ async def create(
     if (await caller.execute(select(func.count()).where(live))).scalar_one() >= MOST_VOLUMES:
         raise InUse(f"the project has {MOST_VOLUMES} cache volumes, as many as it may: delete one")
     values = {"id": volume_id, "project_id": caller.project_id, "status": CacheVolumeStatus.READY} | asked
-    try:
+    with unique_name("a cache volume", body.name):
         await caller.execute(insert(CacheVolume).values(**values))
-    except IntegrityError as error:
-        if "uq_cache_volumes_live_name" in str(error.orig):
-            raise NameTaken(f"there is a cache volume named '{body.name}' already", name=body.name) from error
-        raise
     caller.changed("cache_volume", volume_id, after=asked)
     told = {"name": body.name, "from": None, "to": CacheVolumeStatus.READY}
     await acceptance.record("cache_volume.ready", "cache_volume", volume_id, None, told)

@@ -7,7 +7,6 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 from sqlalchemy import Row, delete, func, insert, select, update
-from sqlalchemy.exc import IntegrityError
 
 from api import vault
 from api.accept import Acceptance, check_if_match, etag
@@ -16,10 +15,10 @@ from api.caller import Caller
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.paging import OfName, Paging, page_of
-from api.resources import named, one
+from api.resources import named, one, unique_name
 from api.workspace_schemas import CredentialCreate, CredentialValue, CredentialView, check_value
 from model.base import new_id
-from model.errors import InUse, NameTaken, ValidationFailed
+from model.errors import InUse, ValidationFailed
 from model.workspaces import Credential, Workspace, WorkspaceStatus
 
 router = APIRouter(prefix="/v1/credentials", tags=["workspaces"], responses=RESPONSES)
@@ -49,12 +48,8 @@ async def create(
         "username": body.username or ANYBODY,
         "known_hosts": body.known_hosts,
     }
-    try:
+    with unique_name("a credential", body.name):
         row = (await caller.execute(insert(Credential).values(**values).returning(*Credential.__table__.c))).one()
-    except IntegrityError as error:
-        if "uq_credentials_project_id_name" in str(error.orig):
-            raise NameTaken(f"there is a credential named '{body.name}' already", name=body.name) from error
-        raise
     await vault.keep(caller, keyring, _value(body), credential_id=credential_id)
     caller.changed("credential", credential_id, after=_told(row))
     return _answer(request, row, 201)

@@ -8,7 +8,6 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy import ARRAY, Row, String, delete, func, insert, or_, select, text, update
-from sqlalchemy.exc import IntegrityError
 
 from api import user_urls, vault
 from api.accept import Acceptance, check_if_match, etag
@@ -19,10 +18,11 @@ from api.cron_targets import checked, naming, shown
 from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES, also
 from api.paging import OfName, Paging, page_of
+from api.resources import unique_name
 from model import cron_times
 from model.base import new_id
 from model.cron import MOST_JOBS, CronJob
-from model.errors import NameTaken, NotFound, QuotaExceeded
+from model.errors import NotFound, QuotaExceeded
 from model.secrets import new_webhook_secret
 from model.vault import SealedValue
 
@@ -216,12 +216,8 @@ async def _change(caller: Caller, called: str, job_id: UUID, **values: Any) -> R
 
 
 async def _write(caller: Caller, name: str, statement: Any) -> Row[Any]:
-    try:
+    with unique_name("a cron job", name):
         return (await caller.execute(statement)).one()
-    except IntegrityError as error:
-        if "uq_cron_jobs_live_name" in str(error.orig):
-            raise NameTaken(f"there is a cron job named '{name}' already", name=name) from error
-        raise
 
 
 async def _record(

@@ -15,7 +15,7 @@ from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES
 from api.group_activities import activities_of
 from api.group_configurations import configurations_of
-from api.group_rows import find, query, view_of_deployment
+from api.group_rows import find, of_kind, view_of_deployment
 from api.group_schemas import (
     ActivityView,
     ConfigurationView,
@@ -25,9 +25,8 @@ from api.group_schemas import (
     DeploymentView,
     Rollback,
 )
-from api.paging import OfName, Paging, WithLabel, labelled, page_of
-from api.resources import listed
-from model.groups import MOST_MEMBERS, Configuration, Group, GroupStatus, Kind
+from api.paging import OfName, Paging, WithLabel, page_of
+from model.groups import MOST_MEMBERS, Group, GroupStatus, Kind
 
 router = APIRouter(prefix="/v1/containers/deployments", tags=["deployments"], responses=RESPONSES)
 KIND: Kind = "deployment"
@@ -53,9 +52,7 @@ async def index(
     label: WithLabel = None,
 ) -> Response:
     """Deployments, newest first; those deleted within 24 hours only with `?status=deleted`."""
-    found = listed(query, Group, caller, status=status, name=name).where(Group.kind == KIND)
-    if label is not None:
-        found = found.where(Configuration.asked["labels"].contains(labelled(label)))
+    found = of_kind(KIND, caller, status, name, label)
     return await page_of(request, caller, found, Group.__table__.c.id, page, view_of_deployment)
 
 

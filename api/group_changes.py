@@ -10,7 +10,6 @@ from uuid import UUID
 from fastapi import Request, Response
 from pydantic import BaseModel
 from sqlalchemy import Row, func, insert, select, text, update
-from sqlalchemy.exc import IntegrityError
 
 from activities.group_orders import close_activities, forget_low
 from api import lifetimes, vault
@@ -24,8 +23,9 @@ from api.group_rows import check_live, find, lock, showing
 from api.group_schemas import Members, MembersPatch
 from api.instance_changes import cancel_others
 from api.launches import template_of
+from api.resources import unique_name
 from model.base import new_id
-from model.errors import InvalidState, NameTaken, NotFound, QuotaExceeded
+from model.errors import InvalidState, NotFound, QuotaExceeded
 from model.groups import (
     DELETE,
     REACHABLE,
@@ -81,10 +81,8 @@ async def create(request: Request, caller: Caller, kind: Kind, body: Members, nu
         **numbers,
         **{name: getattr(body, name) for name in ROLLOUT},
     }
-    try:
+    with unique_name("a group, deployment or pool", body.name):
         await caller.execute(insert(Group).values(**values))
-    except IntegrityError as error:
-        raise _name_taken(error, body.name) from error
     template = await with_script(request, caller, group_id, body.user_data, template)
     await configure(caller, group_id, 1, asked_of(body), template)
     told = {"image": body.image, "instance_type": body.instance_type, **numbers}
@@ -310,10 +308,8 @@ async def _change_row(request: Request, caller: Caller, group: Row[Any], values:
 
 async def _update(caller: Caller, group: Row[Any], values: dict[str, Any]) -> None:
     more = {"version": Group.version + 1, "updated_at": func.now()}
-    try:
+    with unique_name("a group, deployment or pool", values.get("name", group.name)):
         await caller.execute(update(Group).where(Group.id == group.id).values(**values, **more))
-    except IntegrityError as error:
-        raise _name_taken(error, values.get("name", group.name)) from error
 
 
 async def _begin(
@@ -357,9 +353,3 @@ async def _check_quota(request: Request, caller: Caller) -> None:
     if (await caller.execute(_COUNT, {"project": caller.project_id})).scalar_one() > settings.project_groups:
         said = f"the project may have {settings.project_groups} groups, deployments and pools: delete one first"
         raise QuotaExceeded(said, limit=settings.project_groups)
-
-
-def _name_taken(error: IntegrityError, name: str) -> Exception:
-    if "uq_scaling_groups_live_name" in str(error.orig):
-        return NameTaken(f"there is a group, deployment or pool named '{name}' already", name=name)
-    return error

@@ -6,13 +6,14 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, bindparam, case, func, select, true
+from sqlalchemy import Row, Select, bindparam, case, func, select, true
 
 from api.accept import Show
 from api.caller import Caller
 from api.group_schemas import MembersView
+from api.paging import labelled
 from api.pool_schemas import pool_view
-from api.resources import is_readable, one
+from api.resources import is_readable, listed, one
 from model.errors import InvalidState
 from model.groups import Configuration, Group, GroupStatus, Kind
 from model.instances import Instance, Status
@@ -66,6 +67,7 @@ _MINE = (
     & is_readable(Group)
 )
 _BY_ID = query.where(_MINE)
+
 _LOCK = select(*Group.__table__.c).where(_MINE).with_for_update()
 #: Under which name each number is known.
 _NAMES: dict[Kind, dict[str, str]] = {
@@ -95,6 +97,13 @@ async def find(caller: Caller, kind: Kind, group_id: UUID) -> Row[Any]:
     """Raises NotFound."""
     asked = {"project_id": caller.project_id, "group_id": group_id, "kind": kind}
     return await one(caller, _BY_ID, kind, group_id, asked)
+
+
+def of_kind(
+    kind: Kind, caller: Caller, status: GroupStatus | None, name: str | None, label: str | None = None
+) -> Select[Any]:
+    found = listed(query, Group, caller, status=status, name=name).where(Group.kind == kind)
+    return found if label is None else found.where(Configuration.asked["labels"].contains(labelled(label)))
 
 
 def showing(kind: Kind) -> Show:

@@ -16,11 +16,10 @@ from api.errors import RESPONSES
 from api.group_activities import activities_of
 from api.group_configurations import configurations_of
 from api.group_numbers import NUMBERS
-from api.group_rows import find, query, view_of_group
+from api.group_rows import find, of_kind, view_of_group
 from api.group_schemas import ActivityView, ConfigurationView, GroupCreate, GroupPatch, GroupScale, GroupView, Rollback
-from api.paging import OfName, Paging, WithLabel, labelled, page_of
-from api.resources import listed
-from model.groups import Configuration, Group, GroupStatus, Kind
+from api.paging import OfName, Paging, WithLabel, page_of
+from model.groups import Group, GroupStatus, Kind
 
 router = APIRouter(prefix="/v1/autoscaling/groups", tags=["groups"], responses=RESPONSES)
 KIND: Kind = "group"
@@ -47,9 +46,7 @@ async def index(
     label: WithLabel = None,
 ) -> Response:
     """Groups, newest first; those deleted within 24 hours only with `?status=deleted`."""
-    found = listed(query, Group, caller, status=status, name=name).where(Group.kind == KIND)
-    if label is not None:
-        found = found.where(Configuration.asked["labels"].contains(labelled(label)))
+    found = of_kind(KIND, caller, status, name, label)
     return await page_of(request, caller, found, Group.__table__.c.id, page, view_of_group)
 
 

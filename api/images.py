@@ -8,7 +8,6 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy import ColumnElement, Row, func, insert, select, update
 from sqlalchemy.dialects.postgresql import aggregate_order_by
-from sqlalchemy.exc import IntegrityError
 
 from activities import image_limits
 from api import secrets, user_urls
@@ -20,10 +19,10 @@ from api.errors import RESPONSES
 from api.image_schemas import ImageCreate, ImageView, RegistrySource, UploadSource, UrlSource
 from api.instance_changes import cancel_others
 from api.paging import OfName, Paging, page_of
-from api.resources import is_readable, listed, one
+from api.resources import is_readable, listed, one, unique_name
 from drivers import registries
 from model.base import new_id
-from model.errors import InUse, NameTaken, UrlRefused
+from model.errors import InUse, UrlRefused
 from model.groups import Configuration, Group, GroupStatus
 from model.hosts import Host
 from model.images import Image, ImageCache, ImageStatus, without_query
@@ -91,12 +90,8 @@ async def _create(request: Request, body: ImageCreate, caller: Caller) -> Respon
         "checksum": None if isinstance(source, RegistrySource) else source.checksum,
         "workflow_id": None if uploaded else order.workflow_id,
     }
-    try:
+    with unique_name("an image", body.name):
         await caller.execute(insert(Image).values(**values))
-    except IntegrityError as error:
-        if "uq_images_live_name" in str(error.orig):
-            raise NameTaken(f"there is an image named '{body.name}' already", name=body.name) from error
-        raise
     data = {"name": body.name, "from": None, "to": values["status"]}
     caller.changed("image", image_id, after={"name": body.name, "source": source.model_dump(mode="json")})
     if uploaded:

@@ -9,7 +9,6 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from sqlalchemy import Row, delete, func, insert, select, update
-from sqlalchemy.exc import IntegrityError
 
 from api.accept import Acceptance
 from api.authentication import may
@@ -19,9 +18,9 @@ from api.errors import RESPONSES
 from api.group_rows import check_live, find, lock
 from api.instance_schemas import Name
 from api.paging import Paging, page_of
-from api.resources import one
+from api.resources import one, unique_name
 from model.base import new_id
-from model.errors import NameTaken, QuotaExceeded, ValidationFailed
+from model.errors import QuotaExceeded, ValidationFailed
 from model.groups import MOST_MEMBERS
 from model.policies import LEAST_TARGET, MEASURED, MOST, REQUESTS, Policy
 
@@ -109,12 +108,8 @@ async def create(
     if (await caller.execute(mine)).scalar_one() >= MOST:
         raise QuotaExceeded(f"a group may have {MOST} policies: delete one first", limit=MOST)
     values = {"id": policy_id, "project_id": caller.project_id, "group_id": group.id} | body.model_dump()
-    try:
+    with unique_name("a policy of the group", body.name):
         row = (await caller.execute(insert(Policy).values(**values).returning(*_table.c))).one()
-    except IntegrityError as error:
-        if "uq_group_policies_group_id_name" in str(error.orig):
-            raise NameTaken(f"the group has a policy named '{body.name}' already", name=body.name) from error
-        raise
     caller.changed("policy", policy_id, after=body.model_dump())
     return answer(request, _view(row), 201)
 

@@ -14,10 +14,9 @@ from api.authentication import may
 from api.caller import Caller
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES
-from api.group_rows import find, query
+from api.group_rows import find, of_kind
 from api.paging import OfName, Paging, page_of
 from api.pool_schemas import PoolCreate, PoolPatch, PoolView, check_sizes, pool_view
-from api.resources import listed
 from model.errors import ValidationFailed
 from model.groups import Group, GroupStatus, Kind
 from model.hosts import Host
@@ -49,7 +48,7 @@ async def index(
     name: OfName = None,
 ) -> Response:
     """Pools, newest first; those deleted within 24 hours only with `?status=deleted`."""
-    found = listed(query, Group, caller, status=status, name=name).where(Group.kind == KIND)
+    found = of_kind(KIND, caller, status, name)
     return await page_of(request, caller, found, Group.__table__.c.id, page, pool_view)
 
 

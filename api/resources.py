@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Executable, Row, Select, func, text
+from psycopg.errors import UniqueViolation
+from sqlalchemy import ColumnElement, Executable, Row, Select, func, insert, text, update
+from sqlalchemy.exc import IntegrityError
 
 from api.caller import Caller
 from model.chat import WorkAgent
-from model.errors import NotFound
+from model.errors import NameTaken, NotFound
 from model.resources import Resource
 from model.ssh_keys import SshKey
 from model.users import ServiceAccount
 from model.vault import Secret
 from model.webhooks import Webhook
+from model.workflows import Event
 from model.workspaces import Credential
 
 _DELETED = "deleted"
@@ -42,6 +47,37 @@ def named(
 ) -> list[Any]:
     """Conditions: those of the caller's project, of this name where one is asked for."""
     return [table.project_id == caller.project_id, *([] if name is None else [table.name == name])]
+
+
+@contextmanager
+def unique_name(what: str, name: str | None) -> Iterator[None]:
+    """What is written here may be refused as another has its name: raises NameTaken then. ``what``: ``a webhook``."""
+    try:
+        yield
+    except IntegrityError as error:
+        violated = error.orig.diag.constraint_name if isinstance(error.orig, UniqueViolation) else None
+        if violated is None or not violated.endswith("_name"):
+            raise
+        raise NameTaken(f"there is {what} named '{name}' already", name=name) from error
+
+
+async def rename(
+    caller: Caller, table: type[Resource], row: Row[Any], name: str, *, resource_type: str, topic: str
+) -> None:
+    """Give it another name, and say so. ``topic``: how its events begin. Raises NameTaken."""
+    values = {"name": name, "version": table.version + 1, "updated_at": func.now()}
+    with unique_name(f"a {resource_type.replace('_', ' ')}", name):
+        await caller.execute(update(table).where(table.id == row.id).values(values))
+    caller.changed(resource_type, row.id, {"name": row.name}, {"name": name})
+    await caller.execute(
+        insert(Event).values(
+            project_id=caller.project_id,
+            type=f"{topic}.updated",
+            resource_type=resource_type,
+            resource_id=row.id,
+            data={"name": name, "from": row.name, "changed": ["name"]},
+        )
+    )
 
 
 async def one(

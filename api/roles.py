@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy import ColumnElement, Row, delete, func, insert, select, update
-from sqlalchemy.exc import IntegrityError
 
 from api.accept import Acceptance, check_if_match, etag
 from api.authentication import may
@@ -17,6 +16,7 @@ from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.instance_schemas import Text
 from api.paging import Paging, page_of
+from api.resources import unique_name
 from api.rights import RoleName, check_has
 from model.base import new_id
 from model.errors import Forbidden, InUse, NameTaken, NotFound
@@ -87,12 +87,8 @@ async def create(request: Request, body: RoleCreate, caller: Annotated[Caller, m
     check_has(caller, body.permissions, "the role")
     if body.name in ROLES:
         raise NameTaken(f"'{body.name}' is a built-in role", name=body.name)
-    try:
+    with unique_name("a role", body.name):
         await caller.execute(insert(Role).values(id=role_id, project_id=caller.project_id, **body.model_dump()))
-    except IntegrityError as error:
-        if "uq_roles_project_id_name" in str(error.orig):
-            raise NameTaken(f"there is a role named '{body.name}' already", name=body.name) from error
-        raise
     caller.changed("role", body.name, after=body.model_dump())
     return _answer(request, await _find(caller, body.name), 201)
 

@@ -19,10 +19,10 @@ from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.instance_schemas import InstanceCreate, Name, SecretRef, Text
 from api.paging import OfName, Paging, page_of
-from api.resources import named
+from api.resources import named, unique_name
 from model.base import new_id
 from model.envelope import encrypt, of_secret
-from model.errors import InUse, NameTaken, NotFound, ValidationFailed
+from model.errors import InUse, NotFound, ValidationFailed
 from model.groups import REACHABLE
 from model.keyring import Keyring
 from model.vault import LONGEST, RegistryLogin, Secret, SecretUse, SecretVersion
@@ -133,12 +133,8 @@ async def create(request: Request, body: SecretCreate, caller: Annotated[Caller,
     if answered := await Acceptance(request, caller).answered_before(secret_id, *asked):
         return _answer(request, await _find(caller, str(answered.resource_id)), 201)
     values = {"id": secret_id, "project_id": caller.project_id, "name": body.name, "description": body.description}
-    try:
+    with unique_name("a secret", body.name):
         row = (await caller.execute(insert(Secret).values(**values).returning(*Secret.__table__.c))).one()
-    except IntegrityError as error:
-        if "uq_secrets_project_id_name" in str(error.orig):
-            raise NameTaken(f"there is a secret named '{body.name}' already", name=body.name) from error
-        raise
     await _keep(caller, keyring, row, 1, body.value)
     caller.changed("secret", secret_id, after={"name": row.name, "current_version": 1})
     return _answer(request, row, 201)

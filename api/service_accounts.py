@@ -9,7 +9,6 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import ColumnElement, Row, delete, insert, select, update
-from sqlalchemy.exc import IntegrityError
 
 from api.accept import Acceptance, check_if_match, etag
 from api.authentication import may
@@ -18,10 +17,9 @@ from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.instance_schemas import Name, Text
 from api.paging import OfName, Paging, page_of
-from api.resources import named, one
+from api.resources import named, one, unique_name
 from api.rights import RoleName, bind, check_gives
 from model.base import new_id
-from model.errors import NameTaken
 from model.users import ServiceAccount
 
 router = APIRouter(prefix="/v1/service-accounts", tags=["service-accounts"], responses=RESPONSES)
@@ -71,10 +69,8 @@ async def create(
         caller.require("members:write")
         await check_gives(caller, body.role_name)
     about = body.model_dump(exclude={"role_name"})
-    try:
+    with unique_name("a service account", body.name):
         await caller.execute(insert(ServiceAccount).values(id=account_id, project_id=caller.project_id, **about))
-    except IntegrityError as error:
-        raise _taken(error, body.name) from error
     caller.changed("service_account", account_id, after=about | {"role_name": body.role_name})
     if body.role_name is not None:
         await bind(caller, body.role_name, service_account_id=account_id)
@@ -109,14 +105,12 @@ async def patch(
     changed = body.model_dump(exclude_none=True)
     caller.changed("service_account", account_id, {name: getattr(row, name) for name in changed}, changed)
     if changed:
-        try:
+        with unique_name("a service account", body.name):
             await caller.execute(
                 update(ServiceAccount)
                 .where(_mine(caller, account_id))
                 .values(**changed, version=ServiceAccount.version + 1)
             )
-        except IntegrityError as error:
-            raise _taken(error, body.name) from error
         caller.changed("service_account", account_id, {name: getattr(row, name) for name in changed}, changed)
     return _answer(request, await find(caller, account_id))
 
@@ -141,12 +135,6 @@ async def find(caller: Caller, account_id: UUID, *, lock: bool = False) -> Row[A
 
 def _mine(caller: Caller, account_id: UUID) -> ColumnElement[bool]:
     return (ServiceAccount.project_id == caller.project_id) & (ServiceAccount.id == account_id)
-
-
-def _taken(error: IntegrityError, name: str | None) -> Exception:
-    if "uq_service_accounts_project_id_name" in str(error.orig):
-        return NameTaken(f"there is a service account named '{name}' already", name=name)
-    return error
 
 
 def _answer(request: Request, row: Row[Any], status: int = 200) -> Response:

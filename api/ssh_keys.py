@@ -9,7 +9,6 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy import Row, delete, insert, select
-from sqlalchemy.exc import IntegrityError
 
 from api.accept import Acceptance
 from api.authentication import may
@@ -18,9 +17,9 @@ from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.instance_schemas import Name
 from api.paging import OfName, Paging, page_of
-from api.resources import named
+from api.resources import named, unique_name
 from model.base import new_id
-from model.errors import NameTaken, NotFound
+from model.errors import NotFound
 from model.ssh_keys import LONGEST, SshKey, parse
 
 router = APIRouter(prefix="/v1/ssh-keys", tags=["ssh-keys"], responses=RESPONSES)
@@ -70,12 +69,8 @@ async def add(request: Request, body: SshKeyCreate, caller: Annotated[Caller, ma
         return answer(request, _view(await _find(caller, answered.resource_id)), 201)
     values = {"id": key_id, "project_id": caller.project_id, "name": body.name, "type": key.type}
     kept = {"public_key": key.text, "fingerprint": key.fingerprint}
-    try:
+    with unique_name("a key", body.name):
         row = (await caller.execute(insert(SshKey).values(**values, **kept).returning(*SshKey.__table__.c))).one()
-    except IntegrityError as error:
-        if "uq_ssh_keys_project_id_name" in str(error.orig):
-            raise NameTaken(f"there is a key named '{body.name}' already", name=body.name) from error
-        raise
     caller.changed("ssh_key", key_id, after=_told(row))
     return answer(request, _view(row), 201)
 

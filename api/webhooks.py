@@ -10,7 +10,6 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy import Row, delete, func, insert, literal, select, text, update
 from sqlalchemy.engine import CursorResult
-from sqlalchemy.exc import IntegrityError
 
 from api import user_urls, vault
 from api.accept import Acceptance, check_if_match, etag
@@ -20,10 +19,10 @@ from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES, also
 from api.instance_schemas import Name
 from api.paging import OfName, Paging, page_of
-from api.resources import named
+from api.resources import named, unique_name
 from drivers import outbound
 from model.base import new_id
-from model.errors import InvalidState, NameTaken, NotFound, QuotaExceeded
+from model.errors import InvalidState, NotFound, QuotaExceeded
 from model.events import LAST, NEWEST_SETTLED, TypePattern, id_of
 from model.secrets import new_webhook_secret
 from model.webhooks import DeliveryState, Webhook, WebhookDelivery
@@ -260,12 +259,8 @@ async def _find(caller: Caller, webhook_id: UUID, *, lock: bool = False) -> Row[
 
 
 async def _write(caller: Caller, name: str | None, statement: Any) -> Row[Any]:
-    try:
+    with unique_name("a webhook", name):
         return (await caller.execute(statement)).one()
-    except IntegrityError as error:
-        if "uq_webhooks_project_id_name" in str(error.orig):
-            raise NameTaken(f"there is a webhook named '{name}' already", name=name) from error
-        raise
 
 
 def _deliveries(caller: Caller, webhook_id: UUID, *, state: DeliveryState | None = None) -> list[Any]:

@@ -9,7 +9,6 @@ from uuid import UUID
 import orjson
 from fastapi import APIRouter, Request, Response
 from sqlalchemy import Row, delete, func, insert, select, text, update
-from sqlalchemy.exc import IntegrityError
 
 from api.accept import Acceptance, check_if_match, etag
 from api.authentication import may
@@ -18,11 +17,11 @@ from api.envelope import Envelope, answer
 from api.errors import RESPONSES
 from api.instance_schemas import Env, SecretRef
 from api.paging import OfName, Paging, page_of
-from api.resources import named, one
+from api.resources import named, one, unique_name
 from api.work_agent_schemas import AgentCreate, AgentPatch, AgentView
 from model.base import new_id
 from model.chat import SUPERVISED, AgentType, WorkAgent
-from model.errors import InUse, NameTaken, NotFound, ValidationFailed
+from model.errors import InUse, NotFound, ValidationFailed
 from model.settings import Settings
 
 router = APIRouter(prefix="/v1/agents", tags=["sessions"], responses=RESPONSES)
@@ -167,12 +166,8 @@ async def _no_default(caller: Caller) -> None:
 
 
 async def _written(caller: Caller, statement: Any, name: str) -> Row[Any]:
-    try:
+    with unique_name("an agent", name):
         return (await caller.execute(statement)).one()
-    except IntegrityError as error:
-        if "uq_agents_project_id_name" in str(error.orig):
-            raise NameTaken(f"there is an agent named '{name}' already", name=name) from error
-        raise
 
 
 async def _find(caller: Caller, agent_id: UUID, *, lock: bool = False) -> Row[Any]:

@@ -10,7 +10,6 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
 from sqlalchemy import Row, insert, select
-from sqlalchemy.exc import IntegrityError
 
 from activities.instances import spec_of
 from api import lifetimes, session_caches, work_agents, workspaces
@@ -27,14 +26,14 @@ from api.launches import template_of
 from api.paging import OfName, Paging, page_of
 from api.pool_claims import Claim, claim
 from api.quotas import reserve
-from api.resources import listed, one
+from api.resources import listed, one, unique_name
 from api.work_session_changes import check_ready, order_of_session
 from api.work_session_rows import GONE, query, show, view
 from api.work_session_schemas import SessionCreate, SessionView
 from api.workflows import is_at
 from model.base import new_id
 from model.cache_volumes import CacheMount
-from model.errors import NameTaken, ValidationFailed
+from model.errors import ValidationFailed
 from model.groups import Template
 from model.hosts import Host
 from model.instances import Instance, Status
@@ -197,12 +196,8 @@ async def _insert(
         "start_reason": claimed.reason,
         "workflow_id": order.workflow_id,
     }
-    try:
+    with unique_name("a session", order.name):
         await caller.execute(insert(WorkSession).values(**values))
-    except IntegrityError as error:
-        if "uq_work_sessions_live_name" in str(error.orig):
-            raise NameTaken(f"there is a session named '{order.name}' already", name=order.name) from error
-        raise
 
 
 @router.get("/sessions", response_model=Envelope[list[SessionView]])

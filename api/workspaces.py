@@ -7,7 +7,6 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy import ColumnElement, Row, func, insert, select, update
-from sqlalchemy.exc import IntegrityError
 
 from api import credentials, user_urls
 from api.accept import Acceptance, Answered, check_if_match, etag
@@ -17,17 +16,17 @@ from api.envelope import Envelope, Nothing, answer
 from api.errors import RESPONSES
 from api.instance_changes import cancel_others
 from api.paging import OfName, Paging, page_of
-from api.resources import is_readable, listed, one
+from api.resources import is_readable, listed, one, rename, unique_name
 from api.workflows import progress_of
 from api.workspace_schemas import WorkspaceCreate, WorkspacePatch, WorkspaceSource, WorkspaceView
 from model import git_urls
 from model.base import new_id
-from model.errors import InUse, InvalidState, NameTaken, NotFound, ValidationFailed
+from model.errors import InUse, InvalidState, NotFound, ValidationFailed
 from model.git_urls import GitUrl
 from model.hosts import Host
 from model.sessions import COMMIT, SessionStatus, WorkSession
 from model.settings import Settings
-from model.workflows import TERMINAL, Event, Order, Workflow
+from model.workflows import TERMINAL, Order, Workflow
 from model.workspaces import DEPROVISION, INIT, SYNC, Workspace, WorkspaceStatus
 
 router = APIRouter(prefix="/v1/workspaces", tags=["workspaces"], responses=RESPONSES)
@@ -74,10 +73,8 @@ async def _create(request: Request, body: WorkspaceCreate, caller: Caller, url: 
         "wanted_host": body.host,
         "workflow_id": order.workflow_id,
     }
-    try:
+    with unique_name("a workspace", body.name):
         await caller.execute(insert(Workspace).values(**values))
-    except IntegrityError as error:
-        raise _name_taken(error, body.name) from error
     caller.changed("workspace", workspace_id, after=asked)
     data = {"name": body.name, "from": None, "to": WorkspaceStatus.INITIALIZING}
     await acceptance.write(order, "workspace.initializing", data)
@@ -134,28 +131,10 @@ async def patch(
     if workspace.status == WorkspaceStatus.DELETED:
         raise InvalidState(f"workspace {workspace.name} is deleted", state=workspace.status)
     if body.name != workspace.name:
-        await _rename(caller, workspace, body.name)
+        await rename(caller, Workspace, workspace, body.name, resource_type="workspace", topic="workspace")
     data = await _show(caller, workspace_id)
     await caller.commit()
     return answer(request, data, headers={"ETag": etag(data["version"])})
-
-
-async def _rename(caller: Caller, workspace: Row[Any], name: str) -> None:
-    values = {"name": name, "version": Workspace.version + 1, "updated_at": func.now()}
-    try:
-        await caller.execute(update(Workspace).where(Workspace.id == workspace.id).values(values))
-    except IntegrityError as error:
-        raise _name_taken(error, name) from error
-    caller.changed("workspace", workspace.id, {"name": workspace.name}, {"name": name})
-    await caller.execute(
-        insert(Event).values(
-            project_id=caller.project_id,
-            type="workspace.updated",
-            resource_type="workspace",
-            resource_id=workspace.id,
-            data={"name": name, "from": workspace.name, "changed": ["name"]},
-        )
-    )
 
 
 @router.post("/{workspace_id}/sync", status_code=202, response_model=Envelope[WorkspaceView])
@@ -270,12 +249,6 @@ def _order(request: Request, caller: Caller, acceptance: Acceptance, kind: str, 
         request_id=request.state.request_id,
         deadline_seconds=settings.deadline_delete if kind == DEPROVISION else settings.deadline_workspace,
     )
-
-
-def _name_taken(error: IntegrityError, name: str) -> Exception:
-    if "uq_workspaces_live_name" in str(error.orig):
-        return NameTaken(f"there is a workspace named '{name}' already", name=name)
-    return error
 
 
 def _invalid(field: str, message: str) -> ValidationFailed:

@@ -68,9 +68,9 @@ class Hooks:
         )
         return ref
 
-    def happen(self, *types: str, project_id: UUID | None = None) -> list[str]:
+    def happen(self, *types: str, project_id: UUID | None = None, settled: bool = True) -> list[str]:
         """Events, each in a transaction of its own; their ids."""
-        return [
+        ids = [
             self.db.one(
                 "INSERT INTO events (project_id, type, resource_type, resource_id, data) VALUES (%s, %s, 'test', %s,"
                 " '{\"a\": 1}') RETURNING epoch || '-' || xid || '-' || id AS id",
@@ -78,6 +78,9 @@ class Hooks:
             )["id"]
             for type in types
         ]
+        if settled:
+            self.db.settle()
+        return ids
 
     async def take(self, ref: WebhookRef) -> Batch:
         batch: Batch = await asyncio.to_thread(ActivityEnvironment().run, WebhookRecords(self.engine).take, ref)
@@ -90,6 +93,7 @@ class Hooks:
         return wait
 
     async def round(self, ref: WebhookRef) -> float:
+        self.db.settle()
         return await self.deliver(await self.take(ref))
 
     def is_due(self, ref: WebhookRef) -> bool:
@@ -159,8 +163,9 @@ async def test_event_of_a_transaction_that_is_open_is_waited_for(hooks: Hooks, r
     insert = "INSERT INTO events (project_id, type, resource_type, resource_id) VALUES (%s, 'slow.one', 'test', %s)"
     with psycopg.connect(hooks.db.url(SUPERUSER)) as slow:
         slow.execute(insert, (hooks.db.project_id, hooks.db.project_id))
-        hooks.happen("quick.one")
+        hooks.happen("quick.one", settled=False)
         assert (await hooks.take(ref)).deliveries == []
+    hooks.db.settle()
     assert hooks.is_due(ref)
     await hooks.round(ref)
     assert [one.event["type"] for one in receiver.received] == ["slow.one", "quick.one"]

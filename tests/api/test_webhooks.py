@@ -56,6 +56,7 @@ async def test_secret_is_shown_once_and_never_again(api: Api) -> None:
 
 async def test_cursor_begins_now(api: Api) -> None:
     await api.launch()
+    api.db.settle()
     await make(api)
     row = api.db.one("SELECT epoch, xid, number FROM webhooks")
     last = api.db.one("SELECT epoch, xid, id FROM events ORDER BY epoch, xid, id DESC LIMIT 1")
@@ -159,6 +160,7 @@ async def test_switched_on_again_begins_with_what_comes(api: Api) -> None:
     api.db.rows("UPDATE webhooks SET disabled_reason = 'failing', dead_in_a_row = 5")
     before = api.db.one("SELECT epoch, xid, number FROM webhooks")
     await api.launch()
+    api.db.settle()
     changed = (await api.http.patch(path, json={"active": True})).json()["data"]
     assert (changed["active"], changed["disabled_reason"]) == (True, None)
     after = api.db.one("SELECT epoch, xid, number, dead_in_a_row FROM webhooks")
