@@ -32,6 +32,8 @@ from worker.data_folder import StackError
 #: Folders of a data folder: where a restore is made, what is complete and takes its place, what it replaced.
 MAKING, READY, REPLACED = "restore.new", "restore.ready", "replaced"
 START_SECONDS, STOP_SECONDS = 60.0, 30.0
+#: A server knows for a moment yet connections that were closed.
+IDLE_SECONDS = 3.0
 
 
 @contextmanager
@@ -180,16 +182,22 @@ def _look(connection: psycopg.Connection[tuple[object, ...]], url: str, name: st
 
 
 def _check_idle(connection: psycopg.Connection[tuple[object, ...]], name: str) -> None:
+    """Raises BackupError where somebody still uses it after IDLE_SECONDS."""
+    until = time.monotonic() + IDLE_SECONDS
+    while (used := _used(connection, name)) and time.monotonic() < until:
+        time.sleep(0.1)
+    if used:
+        raise BackupError(f"database {name} is in use ({used}): stop every API and worker first")
+
+
+def _used(connection: psycopg.Connection[tuple[object, ...]], name: str) -> str | None:
     row = connection.execute(
         "SELECT count(*), string_agg(DISTINCT usename, ', ') FROM pg_stat_activity"
         # Of other roles' connections only a superuser is told which kind they are; the server's own have no role.
         " WHERE datname = %s AND usename IS NOT NULL AND coalesce(backend_type, 'client backend') = 'client backend'",
         [name],
     ).fetchone()
-    if row and row[0]:
-        raise BackupError(
-            f"database {name} is in use ({row[0]} connections: {row[1]}): stop every API and worker first"
-        )
+    return f"{row[0]} connections: {row[1]}" if row and row[0] else None
 
 
 def _fill(owner_url: str, archive: zipfile.ZipFile, manifest: Manifest) -> None:
