@@ -225,15 +225,14 @@ def test_nothing_of_a_repository_runs_and_no_other_server_is_asked(host: Host) -
 
 
 def test_a_server_that_is_not_reached_is_named_with_the_reason(host: Host) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    for url, reason in (
-        (f"https://{HOST}:{port}/a.git", f"'{HOST}' port {port} cannot be reached: Connection refused"),
-        ("https://git.invalid/a.git", "'git.invalid' port 443 cannot be reached: "),
-    ):
+    with socket.socket() as mute:  # nobody else can listen there, and it does not
+        mute.bind(("127.0.0.1", 0))
+        port = mute.getsockname()[1]
+        url = f"https://{HOST}:{port}/a.git"
         with pytest.raises(FetchFailed) as failed:
             host.workspaces.bring(host.spec(git_url=url), None, never)
-        assert f"{url} could not be read: {reason}" in failed.value.message
+    reason = f"'{HOST}' port {port} cannot be reached: Connection refused"
+    assert failed.value.message == f"{url} could not be read: {reason}"
 
 
 @contextmanager
