@@ -6,11 +6,13 @@ import ctypes
 import errno
 import os
 import re
+import time
 from pathlib import Path
 
 #: To keep files of all users that sandboxes have: CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER.
 _OF_FILES = 1 << 0 | 1 << 1 | 1 << 3
 _DETACH, _NOFOLLOW = 2, 8
+MOMENT_SECONDS = 1.0
 _libc = ctypes.CDLL(None, use_errno=True)
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
@@ -49,8 +51,19 @@ def _tags_of(folder: Path) -> list[str]:
 
 
 def is_held(upper: Path) -> bool:
-    """Whether an overlay whose changes go there is still mounted for some process, such as a sandbox that runs. Those
-    that this process may not look at are passed over."""
+    """Whether an overlay whose changes go there is still mounted for some process, such as a sandbox that runs, for
+    longer than a moment: a container that begins has all mounts of the host before it has its own, and one that has
+    ended has them until its last process is gone."""
+    until = time.monotonic() + MOMENT_SECONDS
+    while held := _is_seen(upper):
+        if time.monotonic() > until:
+            break
+        time.sleep(0.05)
+    return held
+
+
+def _is_seen(upper: Path) -> bool:
+    """Those processes that this one may not look at are passed over."""
     # The folders above it may be escaped in many ways; these two are of this session alone.
     wanted = re.compile(rf"upperdir=\S*/{re.escape(upper.parent.name)}/{re.escape(upper.name)}\b")
     for process in Path("/proc").iterdir():
