@@ -19,6 +19,8 @@ DYNAMIC_CONFIG = {
     "history.hostLevelCacheMaxSize": "2048",
     "history.transferProcessorMaxPollRPS": "1000",
     "history.timerProcessorMaxTimeShift": '"1ms"',
+    # Each timer is a look of its own then, and 20 a second are fewer than a few launches a second set.
+    "history.timerProcessorMaxPollRPS": "1000",
     "matching.numTaskqueueReadPartitions": "1",
     "matching.numTaskqueueWritePartitions": "1",
     "system.enableActivityEagerExecution": "true",

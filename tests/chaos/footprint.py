@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
+import sqlite3
+import time
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -33,6 +36,8 @@ class Sample(NamedTuple):
     processes: dict[str, Process]
     #: Workflows that Temporal says are running.
     running: int
+    #: By how many seconds the timer is late that should have fired first.
+    late: float
 
 
 def processes(stack: Stack) -> dict[str, Process]:
@@ -62,6 +67,15 @@ def _children(pid: int) -> list[int]:
 
 async def running(client: Client) -> int:
     return (await client.count_workflows('ExecutionStatus = "Running"')).count
+
+
+def late(stack: Stack) -> float:
+    """By how many seconds Temporal is late with the oldest timer that it has not done with. SQLite compares its times
+    as the texts that they are."""
+    url = f"file:{stack.data}/temporal.sqlite?mode=ro"
+    with contextlib.closing(sqlite3.connect(url, uri=True, timeout=30)) as file:
+        ((oldest,),) = file.execute("SELECT min(visibility_timestamp) FROM timer_tasks").fetchall()
+    return 0.0 if oldest is None else max(0.0, time.time() - dt.datetime.fromisoformat(oldest).timestamp())
 
 
 def files(stack: Stack, temporary: Path) -> set[str]:

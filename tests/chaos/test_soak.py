@@ -38,6 +38,8 @@ MORE = 8 if LONG else 24
 POOLS = 16
 #: A connection of PostgreSQL keeps open what it has touched: more tables and indexes, until it has touched all.
 RELATIONS = 40
+#: It deletes those that are done now and then, and what is left of them looks late.
+LATE_SECONDS = 5.0
 #: What keeps its rows. The one notes how far each project's events are gone, so that streams can tell of it.
 KEEPS = {"event_horizons": 1}
 #: Of the settings that say in days how long what has ended is kept.
@@ -99,7 +101,8 @@ async def cycles(stack: Stack, count: int) -> list[Sample]:
             for number in numbers:
                 await cycle(connection, number)
                 if (ended := next(done)) % (count // SAMPLES) == 0:
-                    taken.append(Sample(ended, footprint.processes(stack), await footprint.running(temporal)))
+                    running, late = await footprint.running(temporal), footprint.late(stack)
+                    taken.append(Sample(ended, footprint.processes(stack), running, late))
         finally:
             connection.close()
 
@@ -158,6 +161,7 @@ def test_create_and_delete_again_and_again_leaves_nothing(
             print(f"{name:15} {shown}")
     assert not grown(found), found
     assert max(sample.running for sample in taken) <= 3 * CLIENTS
+    assert median(sample.late for sample in taken[-COMPARED:]) < LATE_SECONDS, [sample.late for sample in taken]
     # What is written anew every few seconds has another name for a moment.
     wait_for("no file was left", lambda: footprint.files(soaked, tmp_path) <= files, 10)
     assert not soaked.sql("SELECT id FROM instances WHERE status <> 'deleted'")
