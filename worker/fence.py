@@ -31,6 +31,7 @@ from model.errors import CairnError, LeaseLapsed
 from model.instances import OwnedMachine
 from model.settings import Settings, of_process
 from worker import data_folder
+from worker.identity import file_of, of_agent
 
 log = structlog.get_logger()
 LOOK_SECONDS = 1.0
@@ -177,16 +178,14 @@ def main() -> None:
     if os.fork():
         os._exit(0)
     os.setsid()
-    from worker.agent import identity_file
-
     settings = of_process()
     logs.configure(settings.log_level, settings.log_format, "fence", settings.log_limit)
-    identity = identity_file(settings)
-    lock = _lock(_mark(identity))
+    path = file_of(settings)
+    lock = _lock(_mark(path))
     with os.fdopen(int(sys.argv[1]), "wb") as say:
         say.write(b"1")
     if lock is not None:
-        keep_watch(identity, Hosts(settings).now, lock)
+        keep_watch(path, Hosts(settings).now, lock)
 
 
 class Hosts:
@@ -198,15 +197,15 @@ class Hosts:
         self._machines: Mapping[UUID, Machines] = {}
 
     def now(self) -> Mapping[UUID, Machines]:
-        from worker.agent import driver, identity_file, read_identity
+        from worker.backends import machines  # which takes longer to load than who waits for the fence should wait
 
-        path = identity_file(self._settings)
-        _, membership = read_identity(self._settings)
+        path = file_of(self._settings)
+        _, membership = of_agent(self._settings)
         engines = read_engines(path)
         known = (membership.installation, membership.hosts, engines)
         if known != self._known:
             settings = self._settings.model_copy(update=engines.model_dump() if engines else {})
-            self._machines = {host.id: driver(host, membership.installation, settings) for host in membership.hosts}
+            self._machines = {host.id: machines(host, membership.installation, settings) for host in membership.hosts}
             self._known = known
         return self._machines
 

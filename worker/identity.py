@@ -114,6 +114,21 @@ def path_of(folder: Path, name: str) -> Path:
     return folder / "agents" / f"{name}.json"
 
 
+def file_of(settings: Settings) -> Path:
+    """Of this agent; ends the process where it has none."""
+    if settings.agent_identity is None:
+        raise SystemExit("CAIRN_AGENT_IDENTITY is not set: an agent is started with 'cairn host join'")
+    return settings.agent_identity
+
+
+def of_agent(settings: Settings) -> tuple[Keys, Membership]:
+    """Who this agent is, and what it was told when it joined; ends the process where it has not."""
+    known = read(file_of(settings))
+    if known is None or known.membership is None:
+        raise SystemExit(f"{settings.agent_identity}: this host has not joined a platform: run 'cairn host join'")
+    return known.keys, known.membership
+
+
 def read(path: Path) -> Identity | None:
     try:
         return Identity.model_validate_json(path.read_bytes())

@@ -4,7 +4,7 @@ sessions and of cache volumes too."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -80,13 +80,11 @@ class WorkspaceSweep:
     def __init__(
         self,
         membership: Membership,
-        workspaces: Mapping[UUID, Workspaces],
-        sessions: Mapping[UUID, SessionTrees],
-        caches: Mapping[UUID, CacheTrees],
+        holders: Sequence[tuple[Workspaces, SessionTrees, CacheTrees]],
         every_seconds: float,
     ) -> None:
         self._membership = membership
-        self._holders = [(workspaces[host], sessions[host], caches[host]) for host in workspaces]
+        self._holders = holders
         self._every = every_seconds
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="workspaces")
 

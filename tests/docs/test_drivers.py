@@ -90,6 +90,6 @@ def test_it_names_the_places_that_there_are() -> None:
     root = Path(__file__).parents[2]
     for path in re.findall(r"`((?:model|worker|tests|drivers)/[\w/]+(?:\.py|/))`", DOCUMENT):
         assert path == "drivers/folder.py" or (root / path).exists(), path
-    agent = (root / "worker/agent.py").read_text()
-    for name in ("driver", "image_driver", "streams"):
-        assert f"\ndef {name}(" in agent
+    backends = (root / "worker/backends.py").read_text()
+    for name in ("machines", "image_driver", "streams"):
+        assert f"\ndef {name}(" in backends and f"`{name}()`" in DOCUMENT

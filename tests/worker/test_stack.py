@@ -87,7 +87,7 @@ def test_supervisor_and_servers_killed_at_once_start_again(supervised: Supervise
 def test_second_start_on_the_same_folder_names_the_first(supervised: Supervised) -> None:
     pids = supervised.up()
     second = supervised.start()
-    output, _ = second.communicate(timeout=20)
+    output, _ = second.communicate(timeout=60)
     assert second.returncode == 1
     assert f"already (process {pids['supervisor']})" in output
     assert "CAIRN_DATA_DIR" in output
@@ -99,7 +99,7 @@ def test_taken_port_is_an_error_before_anything_is_started(supervised: Supervise
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         process = supervised.start(**{setting: str(port)})
-        output, _ = process.communicate(timeout=20)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert f"port {port}" in output
     assert setting in output

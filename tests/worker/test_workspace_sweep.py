@@ -27,7 +27,7 @@ async def test_one_that_cannot_be_removed_keeps_no_other() -> None:
         return httpx.Response(200, json={"data": {"gone_sessions": [one["id"] for one in told["sessions"]]}})
 
     none: Any = None
-    sweep = WorkspaceSweep(none, {}, {}, {}, 1.0)
+    sweep = WorkspaceSweep(none, [], 1.0)
     async with httpx.AsyncClient(transport=httpx.MockTransport(answered), base_url="http://platform") as http:
         await sweep._sweep(http, "session", lambda: None, lambda: there, remove)
     sweep._threads.shutdown()
