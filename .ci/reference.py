@@ -26,8 +26,9 @@ def _commands(words: tuple[str, ...], command: Any) -> Iterator[tuple[str, Any]]
 
 def commands() -> str:
     """Every command: how it is called, what it does, its options. Those that many have are explained once."""
-    from cli.given import PANEL
-    from cli.main import COMMANDS, load
+    from cli.commands import COMMANDS
+    from cli.everywhere import PANEL
+    from cli.main import load
 
     everywhere: dict[str, str] = {}
     pieces: list[str] = []

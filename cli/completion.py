@@ -1,36 +1,15 @@
-"""``cairn completion``, and what the shell is offered for names: asked of the API, quickly or not at all."""
+"""What a shell is offered for names: asked of the API, quickly or not at all."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 #: Who presses Tab waits no longer.
 ANSWER_SECONDS = 1.0
 MOST = 200
-
-
-class Shell(StrEnum):
-    BASH = "bash"
-    ZSH = "zsh"
-    FISH = "fish"
-
-
-def completion(shell: Annotated[Shell, typer.Argument(help="Your shell.", show_default=False)]) -> None:
-    """Print what makes the shell complete commands, options and names. Put it into its start-up file.
-
-    bash: eval "$(cairn completion bash)" in ~/.bashrc
-
-    zsh: eval "$(cairn completion zsh)" in ~/.zshrc, after compinit
-
-    fish: cairn completion fish > ~/.config/fish/completions/cairn.fish
-    """
-    from cli.main import complete
-
-    raise typer.Exit(complete(f"source_{shell.value}"))
 
 
 def _listed(path: str, field: str = "name") -> Callable[[str], list[str]]:

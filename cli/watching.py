@@ -19,6 +19,7 @@ import typer
 
 from cli import render
 from cli.client import Client
+from cli.commands import COMMANDS, VIEWS
 from cli.errors import CommandFailed, Exit, usage
 from cli.events import follow
 
@@ -32,8 +33,6 @@ PASSING_FACTS = frozenset({"created", "seen", "took"})
 
 
 def _watchable(incomplete: str) -> list[str]:
-    from cli.main import COMMANDS
-
     return [name for name, place in COMMANDS.items() if not place.local and name.startswith(incomplete)]
 
 
@@ -55,8 +54,6 @@ def command(
 
 def _check_shows(found: Any, words: Sequence[str]) -> None:
     """Raises a usage error where what is named is no view: what it was given to carry out would get the --watch."""
-    from cli.main import VIEWS
-
     words = list(words)
     while (within := getattr(found, "commands", None)) and words:
         found = within.get(words.pop(0))

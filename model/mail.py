@@ -7,15 +7,14 @@ import ssl
 from email.message import EmailMessage
 from email.utils import formatdate, make_msgid
 from typing import NamedTuple
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import unquote
 
 import structlog
 
+from model.setting_types import LOOPBACK, TLS_OFF, smtp_server
 from model.settings import Settings
 
 TIMEOUT_SECONDS = 20.0
-_TLS_OFF = "tls=off"
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 log = structlog.get_logger()
 
 
@@ -48,20 +47,8 @@ def send(settings: Settings, letter: Letter) -> None:
         server.send_message(message)
 
 
-def check_server(url: str) -> SplitResult:
-    """Raises ValueError where it names no server."""
-    where = urlsplit(url)
-    if where.scheme not in ("smtp", "smtps") or not where.hostname:
-        raise ValueError("expected smtp://HOST:PORT or smtps://HOST:PORT")
-    if where.query not in ("", _TLS_OFF) or (where.query and where.scheme == "smtps"):
-        raise ValueError(f"behind smtp://HOST:PORT only ?{_TLS_OFF} may stand")
-    if where.username and where.query and where.hostname not in _LOOPBACK:
-        raise ValueError("a password is not sent in clear: without ?tls=off")
-    return where
-
-
 def _connected(url: str) -> smtplib.SMTP:
-    where = check_server(url)
+    where = smtp_server(url)
     host = where.hostname or ""
     context = ssl.create_default_context()
     server: smtplib.SMTP
@@ -70,9 +57,9 @@ def _connected(url: str) -> smtplib.SMTP:
     else:
         server = smtplib.SMTP(host, where.port or 587, timeout=TIMEOUT_SECONDS)
     try:
-        is_plain_allowed = host in _LOOPBACK or where.query == _TLS_OFF
+        is_plain_allowed = host in LOOPBACK or where.query == TLS_OFF
         server.ehlo()
-        if where.scheme == "smtp" and where.query != _TLS_OFF:
+        if where.scheme == "smtp" and where.query != TLS_OFF:
             # What a mail holds is as good as a password.
             if server.has_extn("starttls"):
                 server.starttls(context=context)

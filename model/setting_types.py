@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
+
+TLS_OFF = "tls=off"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def _parse_port_range(value: object) -> object:
@@ -34,10 +37,20 @@ def _check_master_keys(value: SecretStr) -> SecretStr:
     return value
 
 
-def _check_smtp(value: SecretStr) -> SecretStr:
-    from model.mail import check_server  # as above
+def smtp_server(url: str) -> SplitResult:
+    """Raises ValueError where it names no server."""
+    where = urlsplit(url)
+    if where.scheme not in ("smtp", "smtps") or not where.hostname:
+        raise ValueError("expected smtp://HOST:PORT or smtps://HOST:PORT")
+    if where.query not in ("", TLS_OFF) or (where.query and where.scheme == "smtps"):
+        raise ValueError(f"behind smtp://HOST:PORT only ?{TLS_OFF} may stand")
+    if where.username and where.query and where.hostname not in LOOPBACK:
+        raise ValueError("a password is not sent in clear: without ?tls=off")
+    return where
 
-    check_server(value.get_secret_value())
+
+def _check_smtp(value: SecretStr) -> SecretStr:
+    smtp_server(value.get_secret_value())
     return value
 
 

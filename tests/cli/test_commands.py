@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from cli.commands import COMMANDS, VIEWS
 from cli.errors import MEANINGS, Exit
-from cli.main import COMMANDS, VIEWS, load
+from cli.main import load
 from tests.cli.fake import (
     INSTANCE,
     WORKFLOW,

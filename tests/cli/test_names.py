@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from cli.commands import COMMANDS
 from cli.errors import Exit
-from cli.main import COMMANDS, load
+from cli.main import load
 from cli.routes import as_commands
 from tests.cli.fake import HOOK, HOST, IMAGE, INSTANCE, WORKFLOW, Answer, FakeApi, accepted, cairn, hook, host, image
 from tests.cli.fake import workflow as run_of

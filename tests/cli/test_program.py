@@ -14,8 +14,8 @@ from importlib import import_module
 
 import pytest
 
+from cli.commands import COMMANDS
 from cli.errors import Exit
-from cli.main import COMMANDS
 from tests.cli.fake import INSTANCE, WORKFLOW, Answer, FakeApi, cairn, instance, step, workflow
 
 PROGRAM = [sys.executable, "-c", "from cli.main import app; app(prog_name='cairn')"]

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import typer
 
+from cli.commands import COMMANDS
 from cli.given import given
-from cli.main import COMMANDS, app, load
+from cli.main import app, load
 from tests.docs.test_links import PAGES, inline, tokens
 
 PROGRAM = "cairn"

@@ -71,14 +71,16 @@ def test_mail_reaches_its_recipient_with_the_link_whole(server: Server) -> None:
 
 @pytest.mark.parametrize("user", ["me:secret@", ""])
 def test_nothing_is_sent_in_clear(server: Server, monkeypatch: pytest.MonkeyPatch, user: str) -> None:
-    monkeypatch.setattr("model.mail._LOOPBACK", ())
+    for module in ("mail", "setting_types"):
+        monkeypatch.setattr(f"model.{module}.LOOPBACK", ())
     with pytest.raises(smtplib.SMTPException):
         send(settings(server, user), LETTER)
     assert not any("AUTH" in line or "RCPT" in line.upper() for line in server.said)
 
 
 def test_in_clear_where_the_operator_says_so(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.mail._LOOPBACK", ())
+    for module in ("mail", "setting_types"):
+        monkeypatch.setattr(f"model.{module}.LOOPBACK", ())
     send(settings(server, query="?tls=off"), LETTER)
     assert LETTER.link in server.said
 
