@@ -257,7 +257,7 @@ def test_temporal_that_is_older_or_empty_does_everything_once(shared: Stack, tmp
     for path in shared.data.glob("temporal.sqlite*"):
         path.unlink()
     if temporal == "older":
-        older.replace(there)
+        shutil.move(older, there)
     shared.plant()
     shared.start().ready()
     shared.completed(launched, 90)
