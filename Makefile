@@ -8,6 +8,8 @@ PLATFORMS      := $(addprefix tests/,chaos contract deploy engines promises)
 PLATFORM_TESTS ?= 2
 # Of each file of promises and chaos, drawn anew each time; 'make chaos' takes all.
 PART           ?= 0.25
+# A platform of this folder may run meanwhile: all that is started here finds ports of its own.
+prepare        := CAIRN_API_PORT=0 CAIRN_TEMPORAL_PORT=0 CAIRN_TEMPORAL_UI_PORT=0 .venv/bin/cairn doctor --install
 pytest         := .venv/bin/pytest --dist loadfile --no-loadscope-reorder --numprocesses
 on         = $(filter-out 0 no false,$($(1)))
 
@@ -47,18 +49,18 @@ doctor: $(READY) ## Check what the platform needs of this machine
 	@.venv/bin/cairn doctor
 
 test: lint ## All of the code, and a part of the tests on whole platforms; installs what it needs
-	@.venv/bin/cairn doctor --install
+	@$(prepare)
 	@failed=0; set -x; \
 		$(pytest) $(TEST_PROCESSES) $(addprefix --ignore=,$(PLATFORMS)) || failed=1; \
 		$(pytest) $(PLATFORM_TESTS) --part $(PART) $(PLATFORMS) || failed=1; \
 		exit $$failed
 
 chaos: $(READY) ## Kill everything everywhere, at length (CAIRN_CHAOS_SEED=N repeats a run)
-	@.venv/bin/cairn doctor --install
+	@$(prepare)
 	CAIRN_CHAOS=all .venv/bin/pytest $(PLATFORMS) tests/cli/test_commands.py
 
 bench: $(READY) ## Measure, and write docs/benchmarks.md
-	@.venv/bin/cairn doctor --install
+	@$(prepare)
 	.venv/bin/python bench/run.py
 
 load: $(READY) ## Measure how it scales out, and write it into docs/scaling.md
