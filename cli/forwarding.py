@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cli import render
 from cli.client import Client
-from cli.errors import CommandFailed, usage
+from cli.errors import CommandFailed, Exit, usage
 from cli.options import reason
 
 if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
 
 PIECE = 64 * 1024
+#: After so long it is seen at the latest that the session is gone.
+LOOK_SECONDS = 1.0
 #: Of whoever sends no more, as API and agent say it too.
 SHUT = '{"end": true}'
 MOST_PORT = 65535
@@ -51,19 +53,23 @@ def listen(address: str, port: int) -> socket.socket:
 
 
 def forward(client: Client, path: str, listeners: dict[socket.socket, int]) -> None:
-    """Carry what comes to the listeners to these ports, until the process ends. ``path``: that of the session."""
+    """Carry what comes to the listeners to these ports, until the session is gone, which raises CommandFailed.
+    ``path``: that of the session."""
+    gone: list[CommandFailed] = []
     with selectors.DefaultSelector() as selector:
         for listener in listeners:
             selector.register(listener, selectors.EVENT_READ, listener)
-        while True:
-            for key, _ in selector.select():
+        while not gone:
+            for key, _ in selector.select(LOOK_SECONDS):
                 with contextlib.suppress(OSError):
                     made, _ = key.data.accept()
-                    arguments = (client, f"{path}/forward/{listeners[key.data]}", made)
+                    arguments = (client, f"{path}/forward/{listeners[key.data]}", made, gone)
                     threading.Thread(target=_carry, args=arguments, daemon=True).start()
+    raise gone[0]
 
 
-def _carry(client: Client, path: str, local: socket.socket) -> None:
+def _carry(client: Client, path: str, local: socket.socket, gone: list[CommandFailed]) -> None:
+    """``gone``: gets what says that there is no such session any more."""
     from websockets.exceptions import ConnectionClosed
 
     try:
@@ -79,12 +85,26 @@ def _carry(client: Client, path: str, local: socket.socket) -> None:
                 with contextlib.suppress(OSError):
                     local.shutdown(socket.SHUT_RDWR)
     except CommandFailed as failed:
+        if _is_gone(client, path.partition("/forward/")[0]):
+            message = "the session is deleted: nothing is forwarded any more"
+            gone.append(CommandFailed(message, "not_found", Exit.NOT_FOUND))
+            return
         render.say(f"a connection was not forwarded: {failed.message}")
     except ConnectionClosed as closed:
         reason = closed.rcvd.reason if closed.rcvd else ""
         render.say(f"a connection broke off{f': {reason}' if reason else ''}")
     except OSError:
         pass  # who connected here has gone
+    except RuntimeError:
+        if not client.http.is_closed:  # it is where another connection has found the session gone
+            raise
+
+
+def _is_gone(client: Client, session: str) -> bool:
+    try:
+        return client.get(session)["status"] in ("removing", "removed")
+    except CommandFailed as failed:
+        return failed.exit is Exit.NOT_FOUND
 
 
 def _out(local: socket.socket, remote: ClientConnection) -> None:

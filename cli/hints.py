@@ -75,7 +75,7 @@ _OF_REQUESTS = {
     ("in_use", "rbac/roles"): "see who has it: cairn role bindings",
     ("invalid_state", "instances"): "see how it is: cairn instance show NAME",
     ("not_found", "session files"): "see what is there: cairn session files NAME",
-    ("validation_failed", "sessions"): "see what each option takes: cairn session create --help",
+    ("validation_failed", "session create"): "see what each option takes: cairn session create --help",
     ("invalid_state", "sessions"): "see how it is: cairn session show NAME",
     ("invalid_state", "workspaces"): "see how it is: cairn workspace show NAME",
     (
@@ -137,7 +137,7 @@ HINTS = {
     "unresolved": "decide about each (cairn restore adopt|forget|discard ID), or cairn restore finish --leave ID",
     "version_refused": "see which agents a platform works with: docs/upgrading.md",
     "last_owner": "make somebody else an owner: cairn role bind owner NAME",
-    "name_taken": "choose another name, or remove what has it",
+    "name_taken": "choose another name, or remove what has it: what has failed keeps its name until then",
     "port_taken": "choose another host port, or give only the container's and let Cairn choose: --port 80",
     "no_capacity": "see what hosts there are, their state, their labels and what they have left: cairn host list",
     "needs_stop": "resume or stop it first",
@@ -191,7 +191,8 @@ HINTS = {
     "registry_busy": "the registry asks for time: it is tried again by itself",
     "image_refused": "see what its file may hold: docs/images.md",
     "checksum_mismatch": "the file is not what was announced: get it again, or correct the checksum",
-    "url_refused": "it must be http or https and lead to a public address, or one of CAIRN_OUTBOUND_ALLOW",
+    "url_refused": "it must be http or https, on a port of theirs, and lead to a public address, or one of"
+    " CAIRN_OUTBOUND_ALLOW: docs/events.md",
     "fault_injected": "a test asked for it: see cairn faults list",
     "engine_unavailable": "see whether the engine of the host runs: cairn doctor",
 }
@@ -211,7 +212,7 @@ def hint_of(code: str, path: str, details: dict[str, Any]) -> str | None:
     if kind == "lb" and "targets" in parts:
         about = "lb targets"
     if code == "validation_failed" and kind == "workspaces" and last == "sessions":
-        about = kind = "sessions"
+        about = "session create"
     if kind == "sessions" and ("files" in parts or last == "archive"):
         about = "session files"
     found = (

@@ -297,6 +297,7 @@ def readings(stat: str) -> tuple[dict[str, int], list[ServerReading]]:
         name = row["svname"]
         if row["pxname"] == BACK and instance_of(name) is not None:
             said = " ".join(filter(None, (row.get("check_status"), row.get("last_chk")))).strip("* ")
+            said = "not checked yet" if said == "INI" else said
             more = unchecked.get(name, Counter[str]())
             figures = {figure: value + more[figure] for figure, value in _figures(row).items()}
             servers.append(ServerReading(name=name, health=_health(row), check=said[:200] or None, **figures))

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import socket
 import tarfile
+import threading
 from pathlib import Path
 from typing import Any
 
-from cli.errors import Exit
+import pytest
+
+from cli import forwarding
+from cli.client import Client
+from cli.errors import CommandFailed, Exit
 from tests.cli.fake import INSTANCE, WHEN, WORKFLOW, Answer, FakeApi, accepted, cairn, workflow
 
 WORKSPACE, SESSION = "0199b3f0-0000-7000-8000-0000000000a1", "0199b3f0-0000-7000-8000-0000000000a2"
@@ -156,3 +163,49 @@ def test_who_talks_to_an_agent_that_works_is_told_how_to_call_that_off(api: Fake
     api.on(f"POST /sessions/{SESSION}/chat", Answer(409, error=refused))
     result = cairn("session", "chat", "work", "go on")
     assert result.exit_code == Exit.REFUSED and "cairn session chat work --cancel" in result.stderr
+
+
+def test_what_is_accepted_and_may_not_be_followed_is_accepted(api: FakeApi) -> None:
+    api.on("GET /sessions", Answer(200, [session()]))
+    api.on(f"POST /sessions/{SESSION}/stop", accepted(session()))
+    forbidden = {"code": "forbidden", "message": "this needs the permission 'workflows:read'", "details": {}}
+    api.on(f"GET /workflows/{WORKFLOW}", Answer(403, error=forbidden))
+    result = cairn("session", "stop", "work")
+    assert (result.exit_code, "accepted, and cannot be followed" in result.stderr) == (Exit.OK, True), result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "method", "path", "hint"),
+    [
+        (["create", "shop"], "POST", f"/workspaces/{WORKSPACE}/sessions", "cairn session create --help"),
+        (["commit", "work", "-m", ""], "POST", f"/sessions/{SESSION}/commit", "the command with --help"),
+        (["cp", "work:a", "-"], "GET", f"/sessions/{SESSION}/files/a", "the command with --help"),
+    ],
+)
+def test_hints_are_about_the_command_that_was_refused(
+    api: FakeApi, words: list[str], method: str, path: str, hint: str
+) -> None:
+    api.on("GET /sessions", Answer(200, [session()]))
+    api.on("GET /workspaces", Answer(200, [ABOUT]))
+    refused = {"code": "validation_failed", "message": "no", "details": {"fields": []}}
+    api.on(f"{method} {path}", Answer(422, error=refused))
+    assert hint in cairn("session", *words).stderr
+
+
+def test_forwarding_ends_with_its_session(api: FakeApi) -> None:
+    api.on(f"GET /sessions/{SESSION}", Answer(200, session()), Answer(200, session(status="removed")))
+    with Client() as client, forwarding.listen("127.0.0.1", 0) as listener:
+        here = listener.getsockname()
+        carried = threading.Thread(target=_connect_until_refused, args=(here,), daemon=True)
+        carried.start()
+        with pytest.raises(CommandFailed, match="the session is deleted") as ended:
+            forwarding.forward(client, f"/sessions/{SESSION}", {listener: 80})
+    assert ended.value.exit is Exit.NOT_FOUND
+
+
+def _connect_until_refused(address: tuple[str, int]) -> None:
+    """The stand-in has no such route: what it says to that is no end while the session is there."""
+    with contextlib.suppress(OSError):
+        while True:
+            with socket.create_connection(address, 5) as made:
+                made.recv(1)

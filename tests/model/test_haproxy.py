@@ -135,7 +135,7 @@ def test_statistics_are_read_by_their_columns() -> None:
     assert whole == {"sessions": 3, "requests": 12, "bytes_in": 100, "bytes_out": 200, "errors": 4}
     assert [one.health for one in servers] == ["up", "down", "draining", "maint"]
     assert (servers[0].requests, servers[0].errors) == (8, 6), "those of both, where no check passed"
-    assert servers[1].check == "L4CON Connection refused"
+    assert (servers[1].check, servers[3].check) == ("L4CON Connection refused", "not checked yet")
     assert haproxy.instance_of(servers[1].name) == f"{TWO.hex}"
     assert haproxy.readings("nothing of it") == (dict.fromkeys(whole, 0), [])
 
