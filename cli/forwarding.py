@@ -95,12 +95,11 @@ def _carry(client: Client, path: str, local: socket.socket, gone: list[CommandFa
         render.say(f"a connection broke off{f': {reason}' if reason else ''}")
     except OSError:
         pass  # who connected here has gone
-    except RuntimeError:
-        if not client.http.is_closed:  # it is where another connection has found the session gone
-            raise
 
 
 def _is_gone(client: Client, session: str) -> bool:
+    if client.http.is_closed:  # as another connection has found out
+        return True
     try:
         return client.get(session)["status"] in ("removing", "removed")
     except CommandFailed as failed:
