@@ -167,13 +167,19 @@ def test_taken_port_is_named_whatever_the_address(machines: DockerMachines, addr
     assert refused.value.details["port"] == port.host_port
 
 
+def start_until_refused(machines: DockerMachines, wanted: MachineSpec) -> None:
+    """A program that ends at once may be seen while it still runs, and one that is not there before its exec failed:
+    the container's first process is the engine's init, which runs before it."""
+    for _ in range(20):
+        machines.start(wanted.id, never)
+        time.sleep(0.1)
+
+
 def test_program_that_ends_at_once_tells_its_last_words(machines: DockerMachines) -> None:
     wanted = spec(cmd=["/bin/sh", "-c", "echo no database; exit 3"])
     machines.create(wanted)
     with pytest.raises(InstanceExited) as refused:
-        for _ in range(20):  # it may have been seen while it still ran
-            machines.start(wanted.id, never)
-            time.sleep(0.1)
+        start_until_refused(machines, wanted)
     assert refused.value.details["exit_code"] == 3
     assert "no database" in refused.value.message
 
@@ -182,7 +188,7 @@ def test_program_that_is_not_there_is_a_final_error(machines: DockerMachines) ->
     wanted = spec(cmd=["/no/such/program"])
     machines.create(wanted)
     with pytest.raises(InstanceExited, match="exec /no/such/program failed") as refused:
-        machines.start(wanted.id, never)
+        start_until_refused(machines, wanted)
     assert not refused.value.retryable
 
 
