@@ -131,4 +131,4 @@ def pool_view(row: Any) -> dict[str, Any]:
 def check_sizes(size: int, most: int) -> None:
     """Raises ValueError."""
     if size > most:
-        raise ValueError("size is more than max_size")
+        raise ValueError(f"max_size is {most}, less than the size of {size}")

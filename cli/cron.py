@@ -159,11 +159,10 @@ def add(job: dict[str, Any]) -> dict[str, Any]:
 def list_(limit: Limit = 50, everything: All = False, output: Output = Format.TABLE) -> None:
     """List cron jobs, newest first."""
     table = Table(
-        ["NAME", "SCHEDULE", "ZONE", "TARGET", "NEXT", "ID"],
+        ["NAME", "SCHEDULE", "TARGET", "NEXT", "ID"],
         lambda row: [
             row["name"],
-            row["schedule"],
-            row["time_zone"],
+            row["schedule"] + ("" if row["time_zone"] == "UTC" else f" ({row['time_zone']})"),
             does(row),
             "paused" if row["paused"] else (row["next_runs"] or [""])[0],
             row["id"],

@@ -28,22 +28,33 @@ def _state(row: dict[str, Any]) -> str:
     return str(row.get("status") or row.get("state") or "")
 
 
+def _no_names(client: Client, row: dict[str, Any]) -> dict[str, str]:
+    return {}
+
+
 class Kind(NamedTuple):
     """One kind of resource: ``path`` is that of its list; ``find`` gets one by its name or id, ``show`` prints it,
-    ``state`` says how it is."""
+    ``state`` says how it is, ``names`` gets the names of what it names by ids, for people."""
 
     path: str
     find: Callable[[Client, str], dict[str, Any]]
     show: Callable[[dict[str, Any], Format], None]
     state: Callable[[dict[str, Any]], str] = _state
     noun: str | None = None
+    names: Callable[[Client, dict[str, Any]], dict[str, str]] = _no_names
+
+    def display(self, client: Client, row: dict[str, Any], output: Format) -> None:
+        self.show(row | (self.names(client, row) if output is Format.TABLE else {}), output)
 
 
 def kind_of(
-    noun: str, show: Callable[[dict[str, Any], Format], None], state: Callable[[dict[str, Any]], str] = _state
+    noun: str,
+    show: Callable[[dict[str, Any], Format], None],
+    state: Callable[[dict[str, Any]], str] = _state,
+    names: Callable[[Client, dict[str, Any]], dict[str, str]] = _no_names,
 ) -> Kind:
     """Of what commands call so."""
-    return Kind(PATHS[noun], lambda client, wanted: client.find(noun, wanted), show, state, noun)
+    return Kind(PATHS[noun], lambda client, wanted: client.find(noun, wanted), show, state, noun, names)
 
 
 def each(
@@ -105,7 +116,7 @@ def finish(
         elif workflow_id:
             render.say(f"{verb} {name} accepted; wait for it: cairn workflow wait {workflow_id}")
         rows.append(row)
-    _print(rows, ending, kind)
+    _print(client, rows, ending, kind)
     end(failed)
 
 
@@ -122,10 +133,10 @@ def _again(client: Client, kind: Kind, row: dict[str, Any]) -> dict[str, Any]:
         return row
 
 
-def _print(rows: list[dict[str, Any]], ending: Ending, kind: Kind) -> None:
+def _print(client: Client, rows: list[dict[str, Any]], ending: Ending, kind: Kind) -> None:
     if ending.alone:
         for row in rows:
-            kind.show(row, ending.output)
+            kind.display(client, row, ending.output)
     elif ending.output is Format.TABLE and rows:
         render.print_table(
             ["NAME", "STATUS", "ID"], [[str(row.get("name") or ""), kind.state(row), row["id"]] for row in rows]

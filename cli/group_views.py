@@ -7,7 +7,8 @@ from typing import Any
 from cli import instance_views, lifetimes, networks, render
 from cli.client import Client
 from cli.errors import CommandFailed, Exit
-from cli.routes import as_commands
+from cli.resources import name_at
+from cli.routes import PATHS, as_commands
 
 #: Members that are shown with their group; the rest: cairn instance list --group.
 MEMBERS = 20
@@ -23,6 +24,12 @@ def find(client: Client, wanted: str) -> dict[str, Any]:
                 raise
     hint = "see what there is: cairn group list; cairn deployment list"
     raise CommandFailed(f"there is no group or deployment named '{wanted}'", "not_found", Exit.NOT_FOUND, hint)
+
+
+def names(client: Client, row: dict[str, Any]) -> dict[str, str]:
+    """Of its load balancer; the id of one that may not be seen."""
+    balancer = row.get("load_balancer_id")
+    return {"load_balancer": name_at(client, balancer, PATHS["lb"])} if balancer else {}
 
 
 def show(row: dict[str, Any], numbers: str, updated: int) -> None:

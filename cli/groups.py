@@ -18,7 +18,6 @@ from cli.group_options import Backend, Image, Least, Most, named, said
 from cli.listing import Listing, Table, print_list
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
 from cli.render import All, Format, Limit, Output
-from cli.resources import name_at
 from cli.routes import PATHS, as_commands
 from cli.taking import taking
 
@@ -43,7 +42,7 @@ class Noun(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        return kind_of(self.noun, self.show, group_views.status)
+        return kind_of(self.noun, self.show, group_views.status, group_views.names)
 
     def numbers(self, row: dict[str, Any]) -> str:
         return f"{row[self.ready]}/{row[self.desired]}"
@@ -203,9 +202,7 @@ def _common(noun: Noun) -> None:
         """Show one, and its members."""
         with Client() as client:
             row = client.find(noun.noun, name)
-            if output is Format.TABLE and (id := row.get("load_balancer_id")):
-                row["load_balancer"] = name_at(client, id, "/lb")
-            noun.show(row, output)
+            noun.kind.display(client, row, output)
             if output is Format.TABLE:
                 group_views.show_members(client, row)
 

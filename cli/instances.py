@@ -176,9 +176,7 @@ def show(
 ) -> None:
     """Show one instance."""
     with Client() as client:
-        found = client.find("instance", name)
-        more = instance_views.names(client, found) if output is Format.TABLE else {}
-        instance_views.show(found | more, output)
+        _KIND.display(client, client.find("instance", name), output)
 
 
 def _verb(verb: str, help: str, example: str) -> None:
@@ -253,7 +251,7 @@ def update(
         raise usage("nothing to change: give --name, --label, --metadata, --tag, --ttl or --idle-stop")
     with Client() as client:
         path = client.path_of("instance", instance)
-        instance_views.show(client.request("PATCH", path, body=body)["data"], output)
+        _KIND.display(client, client.request("PATCH", path, body=body)["data"], output)
 
 
 @app.command(epilog="Example: cairn instance rm web")
@@ -283,7 +281,7 @@ def _words(cmd: str) -> list[str]:
         raise usage(f"--cmd: {error}") from None
 
 
-_KIND = kind_of("instance", instance_views.show, instance_views.status)
+_KIND = kind_of("instance", instance_views.show, instance_views.status, instance_views.names)
 
 
 def port_of(value: str) -> dict[str, Any]:

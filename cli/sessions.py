@@ -77,12 +77,8 @@ def create(
         if agent is not None:
             body["agent_id"] = agent if agent == "default" else client.find("agent", agent)["id"]
         path = f"{client.path_of('workspace', workspace)}/sessions"
-
-        def shown(session: dict[str, Any], output: Format) -> None:
-            _print(session | (_names(client, session) if output is Format.TABLE else {}), output)
-
         envelope = client.request("POST", path, body=body)
-        finish(client, [envelope], "start of", Ending(wait, timeout, output), _KIND._replace(show=shown))
+        finish(client, [envelope], "start of", Ending(wait, timeout, output), _KIND)
 
 
 @app.command("list", epilog="Example: cairn session list")
@@ -109,12 +105,7 @@ def list_(limit: Limit = 50, everything: All = False, output: Output = Format.TA
 def show(name: Name, output: Output = Format.TABLE) -> None:
     """Show one session."""
     with Client() as client:
-        session = client.find("session", name)
-        if output is not Format.TABLE:
-            render.print_json(session)
-            return
-        named = _names(client, session)
-    _print(session | named, output)
+        _KIND.display(client, client.find("session", name), output)
 
 
 @app.command(epilog="Example: cairn session stop fix-login")
@@ -344,4 +335,4 @@ def _names(client: Client, session: dict[str, Any]) -> dict[str, str]:
     return {what: name_at(client, id, f"/{what}s") for what, id in ids.items() if id}
 
 
-_KIND = kind_of("session", _print)
+_KIND = kind_of("session", _print, names=_names)

@@ -170,8 +170,10 @@ def test_what_is_accepted_and_may_not_be_followed_is_accepted(api: FakeApi) -> N
     api.on(f"POST /sessions/{SESSION}/stop", accepted(session()))
     forbidden = {"code": "forbidden", "message": "this needs the permission 'workflows:read'", "details": {}}
     api.on(f"GET /workflows/{WORKFLOW}", Answer(403, error=forbidden))
+    api.on(f"GET /workspaces/{WORKSPACE}", Answer(200, ABOUT))
     result = cairn("session", "stop", "work")
     assert (result.exit_code, "accepted, and cannot be followed" in result.stderr) == (Exit.OK, True), result.output
+    assert f"shop ({WORKSPACE})" in result.stdout, "as show has it"
 
 
 @pytest.mark.parametrize(
