@@ -56,9 +56,16 @@ class Farm:
         serve = f"echo {name} > /www/index.html; exec /bin/busybox httpd -f -p 80 -h /www"
         made = spec(cmd=["/bin/sh", "-c", serve])
         self.machines.create(made)
-        address = self.machines.start(made.id, never).private_ip
+        return self._started(made)
+
+    def _started(self, target: MachineSpec) -> tuple[MachineSpec, str]:
+        address = self.machines.start(target.id, never).private_ip
         assert address is not None
-        return made, address
+        return target, address
+
+    def start_again(self, name: str) -> None:
+        """Where its address was given to another container meanwhile, it has another."""
+        self.targets[name] = self._started(self.targets[name][0])
 
     def launch(self, secrets: dict[str, bytes] | None = None) -> MachineSpec:
         values: dict[str, Any] = {"image": haproxy_image.IMAGE, "cmd": haproxy.PROGRAM, "memory_mb": 128}
@@ -258,7 +265,7 @@ def test_killed_target_is_out_within_two_intervals_and_fails_no_request(farm: Fa
     sdk.close()
     assert not [answer for at, answer in traffic.times if answer == "c" and at > killed + 2 * interval]
     assert traffic.failures == []
-    farm.machines.start(victim.id, never)
+    farm.start_again("c")
 
 
 def test_reconfigured_again_and_again_under_load_no_request_fails(farm: Farm) -> None:
