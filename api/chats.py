@@ -100,7 +100,7 @@ async def chat(
         if session.agent_id is None:
             raise InvalidState(
                 f"session {session.name} has no agent: make one with agent_id (POST /v1/workspaces/{{id}}/sessions)",
-                state=session.status,
+                state="no_agent",
             )
         await check_status(caller, session, {SessionStatus.READY})
         order = order_of_session(request, caller, acceptance, CHAT, session_id, session.name)

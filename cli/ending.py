@@ -102,11 +102,6 @@ def finish(
                     client.about(kind.noun, name)
                 require_completed(ended)
             except (CommandFailed, KeyboardInterrupt) as failure:
-                if isinstance(failure, CommandFailed) and failure.code == "forbidden":
-                    # It was accepted, which is what was asked for; to look at it is a right of its own.
-                    render.say(f"{verb} {name} accepted, and cannot be followed: {failure.message}")
-                    rows.append(row)
-                    continue
                 if isinstance(failure, KeyboardInterrupt) or failure.exit is Exit.INTERRUPTED:
                     raise interrupted([id for later in accepted[number:] if (id := workflow_of(later))]) from None
                 client.advise(failure)
@@ -128,7 +123,7 @@ def _again(client: Client, kind: Kind, row: dict[str, Any]) -> dict[str, Any]:
     try:
         return dict(client.get(f"{kind.path}/{row['id']}"))
     except CommandFailed as failure:
-        if failure.code != "not_found":
+        if failure.code not in ("not_found", "forbidden"):
             raise
         return row
 

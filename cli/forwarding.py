@@ -6,6 +6,7 @@ import contextlib
 import selectors
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from cli import render
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
 
 PIECE = 64 * 1024
-#: After so long it is seen at the latest that the session is gone.
-LOOK_SECONDS = 1.0
+#: After so long it is seen at the latest that the session is gone; and after so long where a connection failed.
+LOOK_SECONDS, DOUBT_SECONDS = 15.0, 1.0
 #: Of whoever sends no more, as API and agent say it too.
 SHUT = '{"end": true}'
 MOST_PORT = 65535
@@ -55,21 +56,27 @@ def listen(address: str, port: int) -> socket.socket:
 def forward(client: Client, path: str, listeners: dict[socket.socket, int]) -> None:
     """Carry what comes to the listeners to these ports, until the session is gone, which raises CommandFailed.
     ``path``: that of the session."""
-    gone: list[CommandFailed] = []
+    doubt = threading.Event()
+    looked = time.monotonic()
     with selectors.DefaultSelector() as selector:
         for listener in listeners:
             selector.register(listener, selectors.EVENT_READ, listener)
-        while not gone:
-            for key, _ in selector.select(LOOK_SECONDS):
+        while True:
+            for key, _ in selector.select(DOUBT_SECONDS):
                 with contextlib.suppress(OSError):
                     made, _ = key.data.accept()
-                    arguments = (client, f"{path}/forward/{listeners[key.data]}", made, gone)
+                    arguments = (client, f"{path}/forward/{listeners[key.data]}", made, doubt)
                     threading.Thread(target=_carry, args=arguments, daemon=True).start()
-    raise gone[0]
+            if doubt.is_set() or time.monotonic() - looked > LOOK_SECONDS:
+                doubt.clear()
+                looked = time.monotonic()
+                if _is_gone(client, path):
+                    message = "the session is deleted: nothing is forwarded any more"
+                    raise CommandFailed(message, "not_found", Exit.NOT_FOUND)
 
 
-def _carry(client: Client, path: str, local: socket.socket, gone: list[CommandFailed]) -> None:
-    """``gone``: gets what says that there is no such session any more."""
+def _carry(client: Client, path: str, local: socket.socket, doubt: threading.Event) -> None:
+    """``doubt``: set where there may be no such session any more."""
     from websockets.exceptions import ConnectionClosed
 
     try:
@@ -85,25 +92,24 @@ def _carry(client: Client, path: str, local: socket.socket, gone: list[CommandFa
                 with contextlib.suppress(OSError):
                     local.shutdown(socket.SHUT_RDWR)
     except CommandFailed as failed:
-        if _is_gone(client, path.partition("/forward/")[0]):
-            message = "the session is deleted: nothing is forwarded any more"
-            gone.append(CommandFailed(message, "not_found", Exit.NOT_FOUND))
-            return
         render.say(f"a connection was not forwarded: {failed.message}")
+        doubt.set()
     except ConnectionClosed as closed:
         reason = closed.rcvd.reason if closed.rcvd else ""
         render.say(f"a connection broke off{f': {reason}' if reason else ''}")
+        doubt.set()
     except OSError:
         pass  # who connected here has gone
+    except RuntimeError:
+        if not client.http.is_closed:  # as forwarding has ended meanwhile
+            raise
 
 
 def _is_gone(client: Client, session: str) -> bool:
-    if client.http.is_closed:  # as another connection has found out
-        return True
     try:
         return client.get(session)["status"] in ("removing", "removed")
     except CommandFailed as failed:
-        return failed.exit is Exit.NOT_FOUND
+        return failed.code == "not_found"
 
 
 def _out(local: socket.socket, remote: ClientConnection) -> None:

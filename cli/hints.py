@@ -21,6 +21,14 @@ _OF_STATES = {
         "chat",
         "running",
     ): "its agent works on what it was told before; call that off: cairn session chat NAME --cancel",
+    (
+        "invalid_state",
+        "sessions",
+        "chat",
+        "no_agent",
+    ): "make one that has: cairn session create WORKSPACE --agent AGENT; see which there are: cairn agent list",
+    ("invalid_state", "sessions", "diff", "not_in_a_patch"): "take it by paths: cairn session diff NAME PATH --patch;"
+    " or the files: cairn session cp -r NAME: DIR",
     ("invalid_state", "instances", "start", "paused"): _RESUME,
     ("invalid_state", "instances", "restart", "paused"): f"{_RESUME}; or stop it: cairn instance stop NAME",
     ("invalid_state", "instances", "resize", "paused"): f"{_RESUME}; or stop it: cairn instance stop NAME",

@@ -154,13 +154,21 @@ def follow(
         pause = min(pause * 1.3, LONGEST_POLL)
 
 
-def watch(client: Client, workflow_id: str, timeout: float, began: float | None = None) -> dict[str, Any]:
-    """``follow`` on stderr; Ctrl-C says that the work goes on."""
+def watch(
+    client: Client, workflow_id: str, timeout: float, began: float | None = None, *, asked: bool = True
+) -> dict[str, Any]:
+    """``follow`` on stderr; Ctrl-C says that the work goes on. ``asked``: by the command itself, which may have been
+    allowed to whoever may not look at it."""
     try:
         with Timeline(render.err()) as timeline:
             return follow(client, workflow_id, timeout, timeline, began)
     except KeyboardInterrupt:
         raise interrupted([workflow_id]) from None
+    except CommandFailed as failure:
+        if failure.code != "forbidden" or not asked:
+            raise
+        message = f"accepted as workflow {workflow_id}, whose end cannot be waited for: {failure.message}"
+        raise CommandFailed(message, failure.code, Exit.TIMED_OUT, "do not wait for it: --no-wait") from None
 
 
 def interrupted(workflow_ids: Sequence[str]) -> CommandFailed:

@@ -166,7 +166,8 @@ def diff(
     elif stat:
         render.print_table(["STATUS", "ADDED", "DELETED", "NAME"], [_row(change) for change in found["files"]])
     else:
-        typer.echo(found["diff"], nl=False)
+        # As bytes: of text, what stands for colours on a terminal would be left out in a file.
+        typer.echo(found["diff"].encode(), nl=False)
     if found["truncated"]:
         render.say("there is more than is shown: name a path")
 
@@ -189,16 +190,18 @@ def commit(
         body["author"] = {"name": found[1], "email": found[2]}
     heads: list[str | None] = []
 
-    def send(client: Client, path: str) -> dict[str, Any]:
-        accepted = client.request("POST", f"{path}/commit", body=body)
-        heads.append(accepted["data"]["head"])
-        return accepted
+    def found_first(client: Client, wanted: str) -> dict[str, Any]:
+        session = _KIND.find(client, wanted)
+        heads.append(session["head"])
+        return session
 
     def shown(session: dict[str, Any], output: Format) -> None:
         heads.append(session["head"])
         _print(session, output)
 
-    each(_KIND._replace(show=shown), [name], "commit of", send, Ending(wait, timeout, output))
+    kind = _KIND._replace(find=found_first, show=shown)
+    ending = Ending(wait, timeout, output)
+    each(kind, [name], "commit of", lambda client, path: client.request("POST", f"{path}/commit", body=body), ending)
     if wait and len(set(heads)) == 1:
         render.say("nothing was changed: there is no new commit")
 

@@ -81,7 +81,7 @@ def show(workflow: WorkflowId, output: Output = Format.TABLE) -> None:
 def wait(workflow: WorkflowId, timeout: Timeout = DEFAULT_TIMEOUT, output: Output = Format.TABLE) -> None:
     """Wait until a workflow ends; exits with 0 only where it completed."""
     with Client() as client:
-        ended = watch(client, checked_id(workflow), timeout)
+        ended = watch(client, checked_id(workflow), timeout, asked=False)
     _print_end(ended, output)
     require_completed(ended)
 

@@ -230,6 +230,7 @@ async def test_only_who_may_use_a_session_talks_to_its_agent_and_none_without_on
     answer = await api.http.post(f"/v1/sessions/{plain['id']}/chat", json={"prompt": "a"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "invalid_state")
     assert "no agent" in answer.json()["error"]["message"]
+    assert answer.json()["error"]["details"]["state"] == "no_agent"
     for wrong in ({}, {"prompt": ""}, {"prompt": "x" * 100_001}, {"prompt": "a\x00"}, {"prompt": "a", "x": 1}):
         assert (await api.http.post(f"/v1/sessions/{plain['id']}/chat", json=wrong)).status_code == 422
     viewer = api.db.key(api.db.project_id, f"v{uuid4().hex[:8]}", "viewer")

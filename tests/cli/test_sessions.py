@@ -146,9 +146,10 @@ def test_a_commit_of_nothing_says_so(api: FakeApi) -> None:
 
 def test_a_patch_is_whole_or_is_none(api: FakeApi) -> None:
     api.on("GET /sessions", Answer(200, [session()]))
-    found = {"base": "1" * 40, "files": [], "diff": "diff --git a/a b/b\n", "truncated": False}
+    coloured = "diff --git a/a b/b\n+\x1b[31mréd\x1b[0m\n"
+    found = {"base": "1" * 40, "files": [], "diff": coloured, "truncated": False}
     api.on(f"GET /sessions/{SESSION}/diff", Answer(200, found), Answer(200, found | {"truncated": True}))
-    assert cairn("session", "diff", "work", "--patch").stdout == found["diff"]
+    assert cairn("session", "diff", "work", "--patch").stdout_bytes == coloured.encode()
     asked = api.seen(f"GET /sessions/{SESSION}/diff")[0].query
     assert asked == {"stat": "false", "since": "start", "binary": "true"}
     result = cairn("session", "diff", "work", "--patch")
@@ -165,6 +166,32 @@ def test_who_talks_to_an_agent_that_works_is_told_how_to_call_that_off(api: Fake
     assert result.exit_code == Exit.REFUSED and "cairn session chat work --cancel" in result.stderr
 
 
+def test_who_talks_to_no_agent_is_told_how_to_get_one(api: FakeApi) -> None:
+    api.on("GET /sessions", Answer(200, [session()]))
+    refused = {"code": "invalid_state", "message": "session work has no agent", "details": {"state": "no_agent"}}
+    api.on(f"POST /sessions/{SESSION}/chat", Answer(409, error=refused))
+    result = cairn("session", "chat", "work", "go on")
+    assert "cairn session create WORKSPACE --agent" in result.stderr and "--cancel" not in result.stderr
+
+
+def test_a_commit_whose_end_is_not_seen_is_not_said_to_be_of_nothing(api: FakeApi) -> None:
+    api.on("GET /sessions", Answer(200, [session()]))
+    api.on(f"POST /sessions/{SESSION}/commit", accepted(session()))
+    api.on(f"GET /workflows/{WORKFLOW}", Answer(403, error={"code": "forbidden", "message": "no", "details": {}}))
+    result = cairn("session", "commit", "work", "-m", "Mend it")
+    assert (result.exit_code, "nothing was changed" in result.stderr) == (Exit.TIMED_OUT, False)
+
+
+def test_what_failed_has_failed_though_its_resource_may_not_be_seen(api: FakeApi) -> None:
+    api.on("GET /sessions", Answer(200, [session()]))
+    api.on(f"POST /sessions/{SESSION}/stop", accepted(session()))
+    error = {"code": "no_capacity", "message": "no host has room", "details": {}}
+    api.on(f"GET /workflows/{WORKFLOW}", Answer(200, workflow("failed", error=error)))
+    api.on(f"GET /sessions/{SESSION}", Answer(403, error={"code": "forbidden", "message": "no", "details": {}}))
+    result = cairn("session", "stop", "work")
+    assert (result.exit_code, "no host has room" in result.stderr) == (Exit.FAILED, True), result.output
+
+
 def test_what_is_accepted_and_may_not_be_followed_is_accepted(api: FakeApi) -> None:
     api.on("GET /sessions", Answer(200, [session()]))
     api.on(f"POST /sessions/{SESSION}/stop", accepted(session()))
@@ -172,7 +199,7 @@ def test_what_is_accepted_and_may_not_be_followed_is_accepted(api: FakeApi) -> N
     api.on(f"GET /workflows/{WORKFLOW}", Answer(403, error=forbidden))
     api.on(f"GET /workspaces/{WORKSPACE}", Answer(200, ABOUT))
     result = cairn("session", "stop", "work")
-    assert (result.exit_code, "accepted, and cannot be followed" in result.stderr) == (Exit.OK, True), result.output
+    assert (result.exit_code, f"accepted as workflow {WORKFLOW}" in result.stderr) == (Exit.TIMED_OUT, True)
     assert f"shop ({WORKSPACE})" in result.stdout, "as show has it"
 
 
