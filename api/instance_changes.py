@@ -17,6 +17,7 @@ from api.envelope import answer
 from api.instance_rows import check_unmanaged, lock, show
 from api.instance_schemas import InstancePatch, InstanceResize
 from api.quotas import reserve
+from api.resources import violated
 from model.errors import InvalidState, NameTaken, NoCapacity, ValidationFailed
 from model.instances import STABLE, VERBS, Instance, Status
 from model.settings import Settings
@@ -207,7 +208,7 @@ def _merged(field: str, before: dict[str, Any], asked: dict[str, Any] | None) ->
 
 async def name_taken(caller: Caller, error: IntegrityError, name: str) -> Exception:
     """What an INSERT or UPDATE of an instance was refused for. The transaction, which has failed, is over then."""
-    if "uq_instances_live_name" not in str(error.orig):
+    if violated(error) != "uq_instances_live_name":
         return error
     await caller.connection.rollback()
     await caller.connection.close()

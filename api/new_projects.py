@@ -10,6 +10,7 @@ from sqlalchemy import insert
 from sqlalchemy.exc import IntegrityError
 
 from api.caller import Caller
+from api.resources import violated
 from model.base import new_id
 from model.errors import NameTaken
 from model.projects import Project, ProjectQuota, limits_of
@@ -48,7 +49,7 @@ async def make(
     try:
         await within.execute(insert(Project).values(**row, unix_name=unix_name or derived_unix_name(name)))
     except IntegrityError as error:
-        if unix_name is not None and "uq_projects_live_unix_name" in str(error.orig):
+        if unix_name is not None and violated(error) == "uq_projects_live_unix_name":
             raise NameTaken(f"the unix name '{unix_name}' is taken: they are one name space", name=unix_name) from error
         raise
     await within.execute(

@@ -49,14 +49,18 @@ def named(
     return [table.project_id == caller.project_id, *([] if name is None else [table.name == name])]
 
 
+def violated(error: IntegrityError) -> str | None:
+    """The name of the unique constraint that stands against it."""
+    return error.orig.diag.constraint_name if isinstance(error.orig, UniqueViolation) else None
+
+
 @contextmanager
 def unique_name(what: str, name: str | None) -> Iterator[None]:
     """What is written here may be refused as another has its name: raises NameTaken then. ``what``: ``a webhook``."""
     try:
         yield
     except IntegrityError as error:
-        violated = error.orig.diag.constraint_name if isinstance(error.orig, UniqueViolation) else None
-        if violated is None or not violated.endswith("_name"):
+        if not (violated(error) or "").endswith("_name"):
             raise
         raise NameTaken(f"there is {what} named '{name}' already", name=name) from error
 

@@ -158,7 +158,8 @@ async def diff(
     """What the session has changed since it was last committed, or began, below a path; files that nobody has added
     included, and those that a `.gitignore` names not. At most 1 MiB of text and 10,000 files.
 
-    With `binary` it is exact, or a 502 where a file that is changed is text, and not UTF-8."""
+    With `binary` the text is what a commit would hold, whole: `git apply` takes it. What cannot be in it is 409: a text
+    that is not UTF-8, a repository of its own. With `truncated` it is not whole."""
     last = WorkSession.commit if since == "start" else func.coalesce(WorkSession.head, WorkSession.commit)
     about = select(WorkSession.project_id, last.label("base"))
     row = await one(caller, about.where(mine(caller, session_id)), "session", session_id)

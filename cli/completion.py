@@ -7,6 +7,8 @@ from typing import Any
 
 import typer
 
+from cli.routes import PATHS
+
 #: Who presses Tab waits no longer.
 ANSWER_SECONDS = 1.0
 MOST = 200
@@ -21,29 +23,29 @@ def _listed(path: str, field: str = "name") -> Callable[[str], list[str]]:
     return names
 
 
-instances = _listed("/instances")
-images = _listed("/images")
-hosts = _listed("/hosts")
-types = _listed("/instance-types")
-secrets = _listed("/secrets")
-ssh_keys = _listed("/ssh-keys")
-preferences = _listed("/preferences", "key")
-webhooks = _listed("/webhooks")
-cron_jobs = _listed("/cron/jobs")
-balancers = _listed("/lb")
-sessions = _listed("/sessions")
-agents = _listed("/agents")
-pools = _listed("/pools")
-workspaces = _listed("/workspaces")
-credentials = _listed("/credentials")
-caches = _listed("/cache-volumes")
-_GROUPS = {"group": _listed("/autoscaling/groups"), "deployment": _listed("/containers/deployments")}
+instances = _listed(PATHS["instance"])
+images = _listed(PATHS["image"])
+hosts = _listed(PATHS["host"])
+types = _listed(PATHS["type"])
+secrets = _listed(PATHS["secret"])
+ssh_keys = _listed(PATHS["ssh-key"])
+preferences = _listed(PATHS["preference"], "key")
+webhooks = _listed(PATHS["webhook"])
+cron_jobs = _listed(PATHS["cron"])
+balancers = _listed(PATHS["lb"])
+sessions = _listed(PATHS["session"])
+agents = _listed(PATHS["agent"])
+pools = _listed(PATHS["pool"])
+workspaces = _listed(PATHS["workspace"])
+credentials = _listed(PATHS["credential"])
+caches = _listed(PATHS["cache"])
+_GROUPS = {"group": _listed(PATHS["group"]), "deployment": _listed(PATHS["deployment"])}
 keys = _listed("/auth/keys")
-users = _listed("/users", "email")
-projects = _listed("/projects", "unix_name")
+users = _listed(PATHS["user"], "email")
+projects = _listed(PATHS["project"], "unix_name")
 roles = _listed("/rbac/roles")
-service_accounts = _listed("/service-accounts")
-workflows = _listed("/workflows", "id")
+service_accounts = _listed(PATHS["service-account"])
+workflows = _listed(PATHS["workflow"], "id")
 
 
 def groups(context: typer.Context, incomplete: str) -> list[str]:

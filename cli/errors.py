@@ -39,7 +39,7 @@ MEANINGS = {
     Exit.NOT_FOUND: "there is no such thing as the command is about",
     Exit.REFUSED: "refused: state, name, port, quota, validation, what an option names",
     Exit.UNREACHABLE: "the API cannot be reached, is not ready, or does not know the key",
-    Exit.TIMED_OUT: "accepted, and its end was not seen: --timeout is over, or one may not see it",
+    Exit.TIMED_OUT: "accepted, its end not seen: --timeout is over, or forbidden",
     Exit.COMMAND_TIMED_OUT: "the command of instance exec was ended at its --timeout",
     Exit.OUTPUT_CUT: "instance exec ended with 0, its output was cut at 1 MiB",
     Exit.INTERRUPTED: "interrupted by Ctrl-C; a workflow that was waited for goes on",

@@ -20,7 +20,7 @@ from drivers.docker_git import GitSandbox, GitSandboxes
 from drivers.machines import Cancelled, Check
 from drivers.session_trees import SessionTrees, commits_in_use
 from drivers.trees import Trees
-from model.errors import EngineRefused, EngineUnavailable, FetchFailed, NotFound
+from model.errors import EngineRefused, EngineUnavailable, FetchFailed, InvalidState, NotFound
 from model.sessions import CommitSpec, Difference, TextOf
 
 #: The branch that a workspace's repository is on.
@@ -28,6 +28,8 @@ from model.sessions import CommitSpec, Difference, TextOf
 SESSION, REPOSITORY, MADE, WORKSPACE = "/session", "/repository", "/made", "/workspace"
 #: Of a difference: bytes of text and of names, files, and seconds.
 MOST_TEXT, MOST_NAMES, MOST_FILES, DIFF_SECONDS = 1 << 20, 3 << 20, 10_000, 100.0
+#: Of a file that is no text and is to be in a patch, bytes: git reads all of it before it writes any.
+MOST_BINARY = 64 << 20
 #: How long a difference waits for another, or for a commit.
 BUSY_SECONDS = 20.0
 #: What a run that was ended from outside left is removed after so long.
@@ -272,6 +274,12 @@ def _difference(sandbox: GitSandbox, base: str, path: str, *, text: TextOf | Non
     # Of what nobody has added only names are noted; a repository without a commit in it is passed over.
     added = ["--literal-pathspecs", *_SEEN_ALIKE, "add", "--intent-to-add", "--ignore-errors", "."]
     sandbox.git(*added, at=SESSION, env=env, what=failed, fine=(0, 1))
+    whole = text == "binary"
+    if whole:
+        others = ["--literal-pathspecs", *_SEEN_ALIKE, "ls-files", "--others", "--exclude-standard", "-z", "--"]
+        left = sandbox.git(*others, path or ".", at=SESSION, env=env, what=failed, most=MOST_NAMES)
+        if left:
+            raise _in_no_patch(left.partition("\0")[0], "could not be added")
     asked = ["--literal-pathspecs", *_SEEN_ALIKE, "diff", "--no-ext-diff", "--no-textconv", "--no-color", "-M"]
     asked += ["--ignore-submodules=dirty"]
     below = ["--", path] if path else ["--"]
@@ -285,12 +293,22 @@ def _difference(sandbox: GitSandbox, base: str, path: str, *, text: TextOf | Non
     files = git_words.changed_files(statuses, lines)
     more = more or len(files) > MOST_FILES
     said = None
+    if whole and (name := git_words.new_repository(found("--raw", "--no-renames", "-z", most=MOST_NAMES)[0])):
+        raise _in_no_patch(name, "is a repository of its own")
+    if whole and git_words.largest_binary(found("--stat", most=MOST_NAMES)[0]) > MOST_BINARY:
+        return Difference(base=base, files=files[:MOST_FILES], diff="", truncated=True)
     if text:
-        whole = text == "binary"
-        said, cut = found("--patch", *(["--binary"] if whole else []), most=MOST_TEXT, exact=whole)
+        try:
+            said, cut = found("--patch", *(["--binary"] if whole else []), most=MOST_TEXT, exact=whole)
+        except UnicodeDecodeError as error:
+            raise _in_no_patch(git_words.file_at(error.object, error.start), "is text that is not UTF-8") from error
         said = said[: said.rfind("\n") + 1] if cut else said
         more = more or cut
     return Difference(base=base, files=files[:MOST_FILES], diff=said, truncated=more)
+
+
+def _in_no_patch(path: str, why: str) -> InvalidState:
+    return InvalidState(f"{path} {why}: a patch cannot have it", state="not_in_a_patch")
 
 
 @contextmanager

@@ -273,20 +273,19 @@ class GitSandbox:
         """What git writes. Raises FetchFailed, which says ``what`` failed and git's last words; Cancelled.
 
         ``fine``: exit codes that are none of a failure. ``most``: bytes, of which one more may come; the rest of what
-        it would have written is not waited for. ``exact``: what is no UTF-8 has failed, instead of being shown as �.
+        it would have written is not waited for. ``exact``: what is no UTF-8 raises UnicodeDecodeError, instead of being
+        shown as �.
         """
         if self._proxy is not None:
             self._proxy.refused = None
         code, output, said = self._run(["git", *words], at, env or {}, most)
         if code not in fine:
-            # Git knows only that its proxy did not reach the server.
+            last = git_words.last_words(said, self._login) or f"exit code {code}"
+            # Git knows only that its proxy did not reach the server; the proxy not what git asked it for.
             refused = self._proxy.refused if self._proxy is not None else None
-            raise FetchFailed(f"{what}: {refused or git_words.last_words(said, self._login) or f'exit code {code}'}")
+            raise FetchFailed(f"{what}: {refused} ({last})" if refused else f"{what}: {last}")
         cut = most is not None and len(output) > most
-        try:
-            return output.decode(errors="strict" if exact and not cut else "replace")
-        except UnicodeDecodeError:
-            raise FetchFailed(f"{what}: not all of it is UTF-8") from None
+        return output.decode(errors="strict" if exact and not cut else "replace")
 
     def succeeds(self, *words: str, at: str = "/") -> bool:
         """Whether git finds it so."""

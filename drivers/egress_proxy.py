@@ -146,7 +146,7 @@ class EgressProxy:
     async def _connect(self, target: _Target) -> socket.socket:
         host, port = target.host, target.port
         if not permits(self._allow, host, port):
-            raise _Refused(403, f"'{host}' port {port} is not among what this instance may reach", "name")
+            raise _Refused(403, f"'{host}' port {port} is not among what may be reached from here", "name")
         name = server_name(host) or host
         try:
             async with asyncio.timeout(CONNECT_SECONDS):

@@ -82,6 +82,9 @@ _STATUSES: dict[str, Literal["added", "modified", "deleted", "renamed"]] = {
     "D": "deleted",
     "R": "renamed",
 }
+_REPOSITORY = "160000"
+_BINARY = re.compile(r"\| +Bin ([0-9]+) -> ([0-9]+) bytes$", re.MULTILINE)
+_HEAD = re.compile(r'.* "?b/(.*?)"?')
 _HASH = re.compile(r"[0-9a-f]{40}")
 
 
@@ -159,6 +162,29 @@ def changed_files(statuses: str, lines: str) -> list[FileChange]:
             added, deleted = counted.get(path, (None, None))
             found.append(FileChange(path=path, status=kind, old_path=old, additions=added, deletions=deleted))
     return found
+
+
+def new_repository(raw: str) -> str | None:
+    """Of ``diff --raw --no-renames -z``: a path at which there is a repository, and was none. Git's mode of these is
+    160000 (gitformat-index(5))."""
+    words = raw.split("\0")
+    for about, path in zip(words[::2], words[1::2], strict=False):
+        before, now, *_ = about.removeprefix(":").split(" ")
+        if now == _REPOSITORY and before != _REPOSITORY:
+            return path
+    return None
+
+
+def largest_binary(stat: str) -> int:
+    """Of ``diff --stat``: the most bytes that a file which is no text has, or had."""
+    return max((int(size) for found in _BINARY.finditer(stat) for size in found.groups()), default=0)
+
+
+def file_at(patch: bytes, at: int) -> str:
+    """Whose change a byte of a patch belongs to."""
+    head = patch[:at].rpartition(b"diff --git ")[2].partition(b"\n")[0].decode(errors="replace")
+    found = _HEAD.fullmatch(head)
+    return found[1] if found else head
 
 
 def _counted(lines: str) -> dict[str, tuple[int | None, int | None]]:

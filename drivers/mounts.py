@@ -50,11 +50,11 @@ def _tags_of(folder: Path) -> list[str]:
     return tags
 
 
-def is_held(upper: Path) -> bool:
+def is_held(upper: Path, moment: float = MOMENT_SECONDS) -> bool:
     """Whether an overlay whose changes go there is still mounted for some process, such as a sandbox that runs, for
     longer than a moment: a container that begins has all mounts of the host before it has its own, and one that has
     ended has them until its last process is gone."""
-    until = time.monotonic() + MOMENT_SECONDS
+    until = time.monotonic() + moment
     while held := _is_seen(upper):
         if time.monotonic() > until:
             break

@@ -107,20 +107,23 @@ class SessionTrees:
             raise NotFound(f"session {session} has no files on this host", path="")
         return record
 
-    def mount(self, session: UUID, cancelled: Check = lambda: False) -> Path:
-        """Mount what was prepared; success where it is mounted. Raises NotFound where there is none."""
+    def mount(self, session: UUID, cancelled: Check = lambda: False, moment: float = mounts.MOMENT_SECONDS) -> Path:
+        """Mount what was prepared; success where it is mounted. Raises NotFound where there is none, and
+        EngineUnavailable where it is mounted elsewhere for longer than a ``moment``, in seconds."""
         with self._locked(session) as (folder, lock):
             record = _read(folder)
             if record is None:
                 raise NotFound(f"session {session} has no files on this host", path="")
-            self._mount(record, folder, lock, cancelled)
+            self._mount(record, folder, lock, cancelled, moment)
         return folder / "merged"
 
     def mount_all(self) -> None:
         """Mount all that were prepared: after the host has started again, files are there before anybody asks."""
+        until = time.monotonic() + mounts.MOMENT_SECONDS
         for session in self.found():
             try:
-                self.mount(session)
+                # However many are mounted elsewhere, the agent begins soon.
+                self.mount(session, moment=max(0.0, until - time.monotonic()))
             except (NotFound, EngineUnavailable) as error:
                 log.warning("session.not_mounted", session=str(session), error=error.message)
 
@@ -205,7 +208,14 @@ class SessionTrees:
             return "copy"
         return "overlay"
 
-    def _mount(self, record: Record, folder: Path, lock: int, cancelled: Check) -> None:
+    def _mount(
+        self,
+        record: Record,
+        folder: Path,
+        lock: int,
+        cancelled: Check,
+        moment: float = mounts.MOMENT_SECONDS,
+    ) -> None:
         base = base_of(self._trees, record.tree.workspace, record.tree.commit)
         merged = folder / "merged"
         if record.kind == "copy":
@@ -214,7 +224,7 @@ class SessionTrees:
         elif not os.path.ismount(merged):
             if not self._overlay:
                 raise EngineUnavailable(f"{merged} cannot be mounted: the engine would not see it (docs/sessions.md)")
-            if mounts.is_held(folder / "upper"):
+            if mounts.is_held(folder / "upper", moment):
                 # Two overlays of the same changes would tear them.
                 raise EngineUnavailable(
                     f"the files of session {record.tree.session} are mounted in its sandbox, and nowhere else any "

@@ -39,10 +39,10 @@ from model.settings import Settings, of_process
 from model.tickets import Gate
 from worker import agent_server, fence, identity, joining, metrics, tracing
 from worker.agent_server import AgentServer
-from worker.backends import Backend, backend
 from worker.balancers import BalancerReadings
 from worker.egress import EgressThread
 from worker.health import HealthLooks
+from worker.host_drivers import HostDrivers, host_drivers
 from worker.leases import Leases, Refused
 from worker.samples import Samples
 from worker.sealed import Sealed
@@ -75,7 +75,7 @@ async def run(settings: Settings) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    hosts = {host.id: backend(host, membership, settings) for host in membership.hosts}
+    hosts = {host.id: host_drivers(host, membership, settings) for host in membership.hosts}
     machines = {id: host.machines for id, host in hosts.items()}
     trees = {id: host.trees for id, host in hosts.items()}
     for kept in trees.values():
@@ -152,7 +152,7 @@ async def run(settings: Settings) -> None:
             task.result()
 
 
-def step_workers(client: Client, hosts: Sequence[Backend], fence: Fence, given: Sealed) -> list[Worker]:
+def step_workers(client: Client, hosts: Sequence[HostDrivers], fence: Fence, given: Sealed) -> list[Worker]:
     """A Temporal worker for each host's queue."""
     threads = ThreadPoolExecutor(max(STEPS, 4 * len(hosts)), thread_name_prefix="step")
     STEPS_LIMIT.labels("host").set(STEPS * len(hosts))

@@ -31,6 +31,7 @@ from model.errors import CairnError, LeaseLapsed
 from model.instances import OwnedMachine
 from model.settings import Settings, of_process
 from worker import data_folder
+from worker.host_drivers import machine_driver
 from worker.identity import file_of, of_agent
 
 log = structlog.get_logger()
@@ -197,15 +198,15 @@ class Hosts:
         self._machines: Mapping[UUID, Machines] = {}
 
     def now(self) -> Mapping[UUID, Machines]:
-        from worker.backends import machines  # which takes longer to load than who waits for the fence should wait
-
         path = file_of(self._settings)
         _, membership = of_agent(self._settings)
         engines = read_engines(path)
         known = (membership.installation, membership.hosts, engines)
         if known != self._known:
             settings = self._settings.model_copy(update=engines.model_dump() if engines else {})
-            self._machines = {host.id: machines(host, membership.installation, settings) for host in membership.hosts}
+            self._machines = {
+                host.id: machine_driver(host, membership.installation, settings) for host in membership.hosts
+            }
             self._known = known
         return self._machines
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -90,6 +91,18 @@ def test_it_names_the_places_that_there_are() -> None:
     root = Path(__file__).parents[2]
     for path in re.findall(r"`((?:model|worker|tests|drivers)/[\w/]+(?:\.py|/))`", DOCUMENT):
         assert path == "drivers/folder.py" or (root / path).exists(), path
-    backends = (root / "worker/backends.py").read_text()
-    for name in ("machines", "image_driver", "streams"):
-        assert f"\ndef {name}(" in backends and f"`{name}()`" in DOCUMENT
+    wiring = (root / "worker/host_drivers.py").read_text()
+    for name in ("machine_driver", "image_driver", "stream_driver"):
+        assert f"\ndef {name}(" in wiring and f"`{name}()`" in DOCUMENT
+
+
+def test_lint_knows_every_module_that_is_of_one_engine() -> None:
+    root = Path(__file__).parents[2]
+    contracts = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (kept,) = (one for one in contracts if one["name"] == "Only the wiring knows which engines there are")
+    there = {
+        f"drivers.{path.stem}"
+        for kind in ("docker", "simulated", "s3")
+        for path in (root / "drivers").glob(f"{kind}*.py")
+    }
+    assert there <= set(kept["forbidden_modules"])

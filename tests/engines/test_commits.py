@@ -22,7 +22,7 @@ from drivers.machines import Cancelled
 from drivers.ownership import PREFIX
 from drivers.secret_files import SecretFiles
 from drivers.session_trees import SessionTrees
-from model.errors import EngineRefused, EngineUnavailable, NotFound, WorkspaceTooLarge
+from model.errors import EngineRefused, EngineUnavailable, InvalidState, NotFound, WorkspaceTooLarge
 from model.sessions import CommitSpec, Difference, SessionTree, TextOf
 from model.workspaces import WorkspaceSpec
 from tests.drivers.conftest import never
@@ -195,8 +195,33 @@ def test_a_whole_diff_is_what_git_apply_takes(host: Host, source: Path, tmp_path
     # What JSON cannot hold is not replaced by something else.
     (merged / "latin").write_bytes("für\n".encode("latin-1"))
     assert "+f�r\n" in (host.diff(tree, first).diff or "")
-    with pytest.raises(EngineRefused, match="not all of it is UTF-8"):
+    with pytest.raises(InvalidState, match=r"^latin is text that is not UTF-8"):
         host.diff(tree, first, text="binary")
+    (merged / "latin").unlink()
+    # Git would read all of it before it writes any.
+    with (merged / "huge").open("wb") as file:
+        file.truncate(docker_commits.MOST_BINARY + 1)
+    found = host.diff(tree, first, text="binary")
+    assert (found.truncated, found.diff) == (True, "") and "huge" in {one.path for one in found.files}
+    (merged / "huge").unlink()
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_a_patch_without_the_files_of_a_repository_is_none(host: Host, source: Path, committed: bool) -> None:
+    workspace, first = host.workspace(path=str(source))
+    tree, merged = host.session(workspace, first)
+    (merged / "README").write_text("one\n2\n")
+    git("init", "-q", "nested", at=merged)
+    (merged / "nested" / "file").write_text("all of it\n")
+    if committed:
+        git("add", "file", at=merged / "nested")
+        git("-c", "user.name=A", "-c", "user.email=a@b", "commit", "-qm", "one", at=merged / "nested")
+    with pytest.raises(InvalidState, match=r"^nested") as refused:
+        host.diff(tree, first, text="binary")
+    assert refused.value.details == {"state": "not_in_a_patch"}
+    part = host.diff(tree, first, "README", text="binary")
+    assert part.diff is not None and "+2\n" in part.diff and not part.truncated
+    assert "README" in {one.path for one in host.diff(tree, first).files}
 
 
 def test_a_diff_of_nothing_there(host: Host, source: Path) -> None:

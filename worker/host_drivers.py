@@ -30,7 +30,7 @@ from worker.identity import Membership
 from worker.workspaces import TREES, workspace_driver
 
 
-class Backend(NamedTuple):
+class HostDrivers(NamedTuple):
     """Of one host. ``egress``, ``streams``: None where it has none."""
 
     host: AgentHost
@@ -57,7 +57,7 @@ class Backend(NamedTuple):
         return [capability("none"), capability("allow-list"), *files]
 
 
-def backend(host: AgentHost, membership: Membership, settings: Settings) -> Backend:
+def host_drivers(host: AgentHost, membership: Membership, settings: Settings) -> HostDrivers:
     """All of them, each measured by its name."""
     name, installation = host.backend, membership.installation
     egress = egress_driver(host, installation, settings)
@@ -65,23 +65,23 @@ def backend(host: AgentHost, membership: Membership, settings: Settings) -> Back
     warm, caches = warm_trees(host, settings, trees), cache_trees(host, settings)
     images = measured(image_driver(host, membership, settings), f"{name}.images")
     files = workspace_driver(host, installation, settings, identity.file_of(settings).parent, images)
-    return Backend(
+    return HostDrivers(
         host=host,
         egress=egress,
         trees=trees,
         warm=warm,
         caches=caches,
-        machines=measured(machines(host, installation, settings, egress, trees, warm, caches), name),
+        machines=measured(machine_driver(host, installation, settings, egress, trees, warm, caches), name),
         images=images,
         balancers=measured(balancer_driver(host, installation, settings), f"{name}.balancers"),
         workspaces=measured(files, f"{name}.workspaces"),
         commits=measured(files.commits(trees), f"{name}.commits"),
-        streams=streams(host, installation, settings),
-        calls=calls(host, installation, settings),
+        streams=stream_driver(host, installation, settings),
+        calls=call_driver(host, installation, settings),
     )
 
 
-def streams(host: AgentHost, installation: UUID, settings: Settings) -> Streams | None:
+def stream_driver(host: AgentHost, installation: UUID, settings: Settings) -> Streams | None:
     """What it can do beside steps; None: nothing."""
     if host.backend != "docker":
         return None
@@ -90,7 +90,7 @@ def streams(host: AgentHost, installation: UUID, settings: Settings) -> Streams 
     return DockerStreams(settings.docker_host, installation=installation, host_id=host.id)
 
 
-def calls(host: AgentHost, installation: UUID, settings: Settings) -> Calls:
+def call_driver(host: AgentHost, installation: UUID, settings: Settings) -> Calls:
     """How the agents of its sessions are reached."""
     if host.backend == "simulated":
         from drivers.simulated_calls import SimulatedCalls
@@ -110,7 +110,7 @@ def egress_driver(host: AgentHost, installation: UUID, settings: Settings) -> Eg
     return DockerEgress(settings.docker_host, installation=installation, host_id=host.id, allow=settings.outbound_allow)
 
 
-def machines(
+def machine_driver(
     host: AgentHost,
     installation: UUID,
     settings: Settings,
@@ -142,7 +142,7 @@ def machines(
 
 
 def image_driver(host: AgentHost, membership: Membership, settings: Settings) -> Images:
-    """The same, of its images."""
+    """Its images."""
     brought = Brought(brought_folder(identity.file_of(settings).parent, host.id))
     if host.backend == "simulated":
         from drivers.simulated_images import SimulatedImages
@@ -179,7 +179,7 @@ def cache_trees(host: AgentHost, settings: Settings) -> CacheTrees:
 
 
 def balancer_driver(host: AgentHost, installation: UUID, settings: Settings) -> Balancers:
-    """The same, of its load balancers."""
+    """Its load balancers."""
     if host.backend == "simulated":
         from drivers.simulated_balancers import SimulatedBalancers
 
