@@ -141,13 +141,13 @@ def diff(
     path: Annotated[str, typer.Argument(help="A file or folder of it (default: all of it).", show_default=False)] = "",
     stat: Annotated[bool, typer.Option("--stat", help="Only which files, and how many lines.")] = False,
     patch: Annotated[
-        bool, typer.Option("--patch", help="All of it since the session was made, as 'git apply' takes it.")
+        bool, typer.Option("--patch", help="All of it since the session was made but what is ignored, for 'git apply'.")
     ] = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Show what a session has changed since it was last committed, or made.
 
-    To take all of it to a repository of yours: cairn session diff NAME --patch > mend.patch; git apply mend.patch
+    To take all of it to a repository of yours: cairn session diff NAME --patch | git apply --allow-empty
     """
     if patch and stat:
         raise usage("--patch and --stat exclude each other", "leave one of both out")

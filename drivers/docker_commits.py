@@ -11,11 +11,13 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
 from drivers import faults, git_words, trees
+from drivers.beneath import LONGEST_PATH
 from drivers.docker_git import GitSandbox, GitSandboxes
 from drivers.machines import Cancelled, Check
 from drivers.session_trees import SessionTrees, commits_in_use
@@ -38,6 +40,12 @@ LEFT_OVER = 86400.0
 _NOTE = "commit"
 #: Nothing of what a repository says about itself runs or changes how its files are seen.
 _SEEN_ALIKE = ("-c", "core.bare=false", "-c", "core.fileMode=true", "-c", "advice.addEmbeddedRepo=false")
+
+
+#: Paths of the index that are repositories of their own: git's mode of these is 160000.
+_REPOSITORIES = "git -c core.quotePath=off ls-files --stage | sed -n 's/^160000 [0-9a-f]* [0-3]\t//p'"
+#: Whether files were written at a path.
+Hidden = Callable[[str], bool]
 
 
 class Alone(Protocol):
@@ -124,7 +132,7 @@ class DockerCommits:
             shown = {SESSION: self._sessions.mount(session, cancelled), REPOSITORY: repository}
             image = self._image(cancelled)
             with self._git.opened(session, project_id, image, {}, cancelled, check=check, shown=shown) as sandbox:
-                return _difference(sandbox, base, path, text=text)
+                return _difference(sandbox, base, path, text, partial(self._sessions.has_written, session))
 
     @contextmanager
     def _alone_soon(self, session: UUID, cancelled: Check) -> Iterator[None]:
@@ -165,7 +173,7 @@ class DockerCommits:
             shown=shown,
         )
         with sandboxed as sandbox:
-            commit = _commit(sandbox, spec)
+            commit = _commit(sandbox, spec, partial(self._sessions.has_written, spec.tree.session))
         if commit is None:
             self._clear(spec)
             return None
@@ -242,9 +250,10 @@ def _seen(sandbox: GitSandbox, git_dir: str, base: str, failed: str) -> dict[str
     return env
 
 
-def _commit(sandbox: GitSandbox, spec: CommitSpec) -> str | None:
+def _commit(sandbox: GitSandbox, spec: CommitSpec, hidden: Hidden) -> str | None:
     failed = "what the session has changed could not be committed"
     env = _seen(sandbox, MADE, spec.parent, failed)
+    _refuse_hidden(sandbox, env, "", hidden, failed)
     sandbox.git(*_SEEN_ALIKE, "add", "--all", ".", at=SESSION, env=env, what=failed)
     tree = sandbox.git("write-tree", at=SESSION, env=env, what=failed).strip()
     before = sandbox.git("rev-parse", "--verify", f"{spec.parent}^{{tree}}", at=SESSION, env=env, what=failed).strip()
@@ -266,7 +275,7 @@ def _names(spec: CommitSpec) -> Mapping[str, str]:
     return {"GIT_AUTHOR_DATE": when, "GIT_COMMITTER_DATE": when} | committer | author
 
 
-def _difference(sandbox: GitSandbox, base: str, path: str, *, text: TextOf | None) -> Difference:
+def _difference(sandbox: GitSandbox, base: str, path: str, text: TextOf | None, hidden: Hidden) -> Difference:
     failed = "what the session has changed could not be seen"
     env = _seen(sandbox, "/tmp/git", base, failed)  # noqa: S108 - of a container of its own
     # What is the same is known from then on: all that follows reads only what is not.
@@ -276,6 +285,7 @@ def _difference(sandbox: GitSandbox, base: str, path: str, *, text: TextOf | Non
     sandbox.git(*added, at=SESSION, env=env, what=failed, fine=(0, 1))
     whole = text == "binary"
     if whole:
+        _refuse_hidden(sandbox, env, path, hidden, failed)
         others = ["--literal-pathspecs", *_SEEN_ALIKE, "ls-files", "--others", "--exclude-standard", "-z", "--"]
         left = sandbox.git(*others, path or ".", at=SESSION, env=env, what=failed, most=MOST_NAMES)
         if left:
@@ -292,11 +302,15 @@ def _difference(sandbox: GitSandbox, base: str, path: str, *, text: TextOf | Non
     lines, _ = found("--numstat", "-z", most=MOST_NAMES)
     files = git_words.changed_files(statuses, lines)
     more = more or len(files) > MOST_FILES
+    if whole and more:
+        return Difference(base=base, files=files[:MOST_FILES], diff="", truncated=True)
     said = None
     if whole and (name := git_words.new_repository(found("--raw", "--no-renames", "-z", most=MOST_NAMES)[0])):
         raise _in_no_patch(name, "is a repository of its own")
-    if whole and git_words.largest_binary(found("--stat", most=MOST_NAMES)[0]) > MOST_BINARY:
-        return Difference(base=base, files=files[:MOST_FILES], diff="", truncated=True)
+    if whole:
+        size, name = git_words.largest_binary(found(f"--stat={4 * LONGEST_PATH}", most=MOST_NAMES)[0])
+        if size > MOST_BINARY:
+            raise _in_no_patch(name, f"has {size >> 20} MiB")
     if text:
         try:
             said, cut = found("--patch", *(["--binary"] if whole else []), most=MOST_TEXT, exact=whole)
@@ -307,8 +321,18 @@ def _difference(sandbox: GitSandbox, base: str, path: str, *, text: TextOf | Non
     return Difference(base=base, files=files[:MOST_FILES], diff=said, truncated=more)
 
 
+def _refuse_hidden(sandbox: GitSandbox, env: Mapping[str, str], path: str, hidden: Hidden, what: str) -> None:
+    """Raises InvalidState where files have come to a place at which the workspace has a repository of its own, and
+    has not brought that: git sees nothing below it."""
+    for found in sandbox.shell(_REPOSITORIES, at=SESSION, env=env, what=what).splitlines():
+        below = not path or f"{found}/".startswith(f"{path}/") or f"{path}/".startswith(f"{found}/")
+        if below and hidden(found):
+            raise _in_no_patch(found, "is the place of a submodule, and has files")
+
+
 def _in_no_patch(path: str, why: str) -> InvalidState:
-    return InvalidState(f"{path} {why}: a patch cannot have it", state="not_in_a_patch")
+    shown = "".join(c if c.isprintable() else "?" for c in path)[:200]
+    return InvalidState(f"{shown} {why}: that is in no commit, and in no patch", state="not_in_a_patch")
 
 
 @contextmanager

@@ -40,6 +40,8 @@ MEMORY, PIDS, CPU_PERIOD, CPUS = "1g", 128, 100_000, 2
 LOOK_SECONDS = 0.25
 BACKLOG = 64
 MOST_OUTPUT = 4 << 20
+#: The exit code of what the kernel killed, as it does where all memory is used.
+KILLED = 137
 #: Of what git writes on the side, lines that are remembered.
 MOST_LINES = 50
 #: Pieces of it that wait to be looked at.
@@ -278,7 +280,26 @@ class GitSandbox:
         """
         if self._proxy is not None:
             self._proxy.refused = None
-        code, output, said = self._run(["git", *words], at, env or {}, most)
+        return self._said(["git", *words], at, env, what=what, fine=fine, most=most, exact=exact)
+
+    def shell(self, script: str, *, at: str, env: Mapping[str, str], what: str) -> str:
+        """What a script writes that is ours, and the same for every repository. Raises as ``git`` does."""
+        return self._said(["sh", "-c", script], at, env, what=what)
+
+    def _said(
+        self,
+        argv: list[str],
+        at: str,
+        env: Mapping[str, str] | None,
+        *,
+        what: str,
+        fine: Collection[int] = (0,),
+        most: int | None = None,
+        exact: bool = False,
+    ) -> str:
+        code, output, said = self._run(argv, at, env or {}, most)
+        if code == KILLED:
+            raise FetchFailed(f"{what}: git took more memory than it may have")
         if code not in fine:
             last = git_words.last_words(said, self._login) or f"exit code {code}"
             # Git knows only that its proxy did not reach the server; the proxy not what git asked it for.

@@ -83,8 +83,9 @@ _STATUSES: dict[str, Literal["added", "modified", "deleted", "renamed"]] = {
     "R": "renamed",
 }
 _REPOSITORY = "160000"
-_BINARY = re.compile(r"\| +Bin ([0-9]+) -> ([0-9]+) bytes$", re.MULTILINE)
-_HEAD = re.compile(r'.* "?b/(.*?)"?')
+_BINARY = re.compile(r"^ (.+?) \| +Bin ([0-9]+) -> ([0-9]+) bytes$", re.MULTILINE)
+#: Of a change, before its first hunk: what it is called now, and was.
+_NAMES = [re.compile(rf'^{sign} "?{side}/(.*?)"?\t?$', re.MULTILINE) for sign, side in ((r"\+\+\+", "b"), ("---", "a"))]
 _HASH = re.compile(r"[0-9a-f]{40}")
 
 
@@ -165,26 +166,27 @@ def changed_files(statuses: str, lines: str) -> list[FileChange]:
 
 
 def new_repository(raw: str) -> str | None:
-    """Of ``diff --raw --no-renames -z``: a path at which there is a repository, and was none. Git's mode of these is
-    160000 (gitformat-index(5))."""
+    """Of ``diff --raw --no-renames -z``: a path at which there is a repository, and was none or another. Git's mode of
+    these is 160000 (gitformat-index(5))."""
     words = raw.split("\0")
     for about, path in zip(words[::2], words[1::2], strict=False):
-        before, now, *_ = about.removeprefix(":").split(" ")
-        if now == _REPOSITORY and before != _REPOSITORY:
+        if about.split(" ")[1] == _REPOSITORY:  # what it was comes first
             return path
     return None
 
 
-def largest_binary(stat: str) -> int:
-    """Of ``diff --stat``: the most bytes that a file which is no text has, or had."""
-    return max((int(size) for found in _BINARY.finditer(stat) for size in found.groups()), default=0)
+def largest_binary(stat: str) -> tuple[int, str]:
+    """Of ``diff --stat``: the most bytes that a file which is no text has, or had, and that file."""
+    sizes = [(int(size), found[1].strip()) for found in _BINARY.finditer(stat) for size in found.groups()[1:]]
+    return max(sizes, default=(0, ""))
 
 
 def file_at(patch: bytes, at: int) -> str:
     """Whose change a byte of a patch belongs to."""
-    head = patch[:at].rpartition(b"diff --git ")[2].partition(b"\n")[0].decode(errors="replace")
-    found = _HEAD.fullmatch(head)
-    return found[1] if found else head
+    # What a file says begins with a blank, a plus or a minus.
+    section = (b"\n" + patch[:at]).rpartition(b"\ndiff --git ")[2].decode(errors="replace")
+    found = next(filter(None, (name.search(section) for name in _NAMES)), None)
+    return found[1] if found else section.partition("\n")[0]
 
 
 def _counted(lines: str) -> dict[str, tuple[int | None, int | None]]:

@@ -26,12 +26,12 @@ from uuid import UUID
 import structlog
 from pydantic import ValidationError
 
-from drivers import deep, faults, mounts
+from drivers import beneath, deep, faults, mounts
 from drivers.machines import Cancelled, Check
 from drivers.trees import clear, using
 from drivers.workspaces import Held
 from model.base import Frozen
-from model.errors import EngineRefused, EngineUnavailable, NotFound
+from model.errors import EngineRefused, EngineUnavailable, NotFound, ValidationFailed
 from model.sessions import SessionTree
 
 RECORD = "tree.json"
@@ -116,6 +116,17 @@ class SessionTrees:
                 raise NotFound(f"session {session} has no files on this host", path="")
             self._mount(record, folder, lock, cancelled, moment)
         return folder / "merged"
+
+    def has_written(self, session: UUID, path: str) -> bool:
+        """Whether there is a file below a path of which its workspace's commit has none; of an overlay, whether the
+        session has changed anything there."""
+        folder = self.folder(session)
+        if (record := _read(folder)) is None:
+            return False
+        if record.kind == "copy":
+            base = base_of(self._trees, record.tree.workspace, record.tree.commit)
+            return _has_files(folder / "merged", path) and not _has_files(base, path)
+        return _has_files(folder / "upper", path)
 
     def mount_all(self) -> None:
         """Mount all that were prepared: after the host has started again, files are there before anybody asks."""
@@ -234,6 +245,18 @@ class SessionTrees:
                 _mount_overlay(base, folder)
             except OSError as error:
                 raise EngineUnavailable(f"{merged} cannot be mounted: {error.strerror}") from error
+
+
+def _has_files(root: Path, path: str) -> bool:
+    try:
+        above = os.open(root, os.O_PATH | os.O_DIRECTORY)
+        try:
+            with beneath.opened(above, beneath.parts_of(path), os.O_RDONLY | os.O_DIRECTORY) as folder:
+                return bool(os.listdir(folder))
+        finally:
+            os.close(above)
+    except (OSError, ValidationFailed):  # what is there is no folder of the session's
+        return False
 
 
 def _mount_overlay(base: Path, folder: Path) -> None:

@@ -182,22 +182,26 @@ def _look(connection: psycopg.Connection[tuple[object, ...]], url: str, name: st
 
 
 def _check_idle(connection: psycopg.Connection[tuple[object, ...]], name: str) -> None:
-    """Raises BackupError where somebody still uses it after IDLE_SECONDS."""
+    """Raises BackupError where somebody still uses it after IDLE_SECONDS, or comes meanwhile."""
     until = time.monotonic() + IDLE_SECONDS
-    while (used := _used(connection, name)) and time.monotonic() < until:
+    known = used = _used(connection, name)
+    while used and used.keys() <= known.keys() and time.monotonic() < until:
         time.sleep(0.1)
+        used = _used(connection, name)
     if used:
-        raise BackupError(f"database {name} is in use ({used}): stop every API and worker first")
+        said = f"{len(used)} connections: {', '.join(sorted(set(used.values())))}"
+        raise BackupError(f"database {name} is in use ({said}): stop every API and worker first")
 
 
-def _used(connection: psycopg.Connection[tuple[object, ...]], name: str) -> str | None:
-    row = connection.execute(
-        "SELECT count(*), string_agg(DISTINCT usename, ', ') FROM pg_stat_activity"
+def _used(connection: psycopg.Connection[tuple[object, ...]], name: str) -> dict[object, str]:
+    """Who is connected, by process and since when."""
+    rows = connection.execute(
+        "SELECT pid, backend_start, usename FROM pg_stat_activity"
         # Of other roles' connections only a superuser is told which kind they are; the server's own have no role.
         " WHERE datname = %s AND usename IS NOT NULL AND coalesce(backend_type, 'client backend') = 'client backend'",
         [name],
-    ).fetchone()
-    return f"{row[0]} connections: {row[1]}" if row and row[0] else None
+    )
+    return {(pid, since): str(user) for pid, since, user in rows}
 
 
 def _fill(owner_url: str, archive: zipfile.ZipFile, manifest: Manifest) -> None:

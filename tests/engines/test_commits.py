@@ -201,8 +201,8 @@ def test_a_whole_diff_is_what_git_apply_takes(host: Host, source: Path, tmp_path
     # Git would read all of it before it writes any.
     with (merged / "huge").open("wb") as file:
         file.truncate(docker_commits.MOST_BINARY + 1)
-    found = host.diff(tree, first, text="binary")
-    assert (found.truncated, found.diff) == (True, "") and "huge" in {one.path for one in found.files}
+    with pytest.raises(InvalidState, match=r"^huge has 64 MiB"):
+        host.diff(tree, first, text="binary")
     (merged / "huge").unlink()
 
 
@@ -222,6 +222,39 @@ def test_a_patch_without_the_files_of_a_repository_is_none(host: Host, source: P
     part = host.diff(tree, first, "README", text="binary")
     assert part.diff is not None and "+2\n" in part.diff and not part.truncated
     assert "README" in {one.path for one in host.diff(tree, first).files}
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_files_in_the_place_of_a_submodule_are_not_lost(tmp_path: Path, committed: bool) -> None:
+    git_image.image.ensure(engine.SOCKET, lambda _: None)
+    with git_server() as server:
+        server.repository("outer", {"README": b"one\n", "src/a": b"a\n"})
+        work = server.folder / "work" / "open" / "outer"
+        git("update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},src/sub", at=work)
+        git("commit", "-qm", "with a submodule", at=work)
+        server.push("outer", "main")
+        loopback = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+        host = Host(tmp_path, networks=loopback, authorities=server.certificate.read_bytes())
+        workspace, first = host.workspace(git_url=server.url("outer"))
+        tree, merged = host.session(workspace, first)
+    place = merged / "src" / "sub"
+    try:
+        (merged / "README").write_text("2\n")
+        assert host.diff(tree, first, text="binary").diff and list(place.iterdir()) == []
+        (place / "new.py").write_text("print()\n")
+        if committed:
+            git("init", "-q", at=place)
+            git("add", "new.py", at=place)
+            git("commit", "-qm", "one", at=place)
+        for path in ("", "src", "src/sub", "src/sub/new.py"):
+            with pytest.raises(InvalidState, match=r"^src/sub is the place of a submodule"):
+                host.diff(tree, first, path, text="binary")
+        with pytest.raises(InvalidState, match=r"^src/sub is the place of a submodule"):
+            host.commits.write(spec_of(tree, first), never)
+        assert host.diff(tree, first, "README", text="binary").diff
+    finally:
+        host.sessions.remove(tree.session)
+        shutil.rmtree(host.secrets, ignore_errors=True)
 
 
 def test_a_diff_of_nothing_there(host: Host, source: Path) -> None:
