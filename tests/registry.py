@@ -167,8 +167,8 @@ def registry_for(engine: docker.DockerClient) -> Iterator[Registry]:
         yield made
     finally:
         made.close()
-        for image in engine.images.list():
-            if any(name.startswith(made.host) for name in [*image.tags, *image.attrs["RepoDigests"]]):
+        for image in engine.api.images():
+            if any(name.startswith(made.host) for name in [*(image["RepoTags"] or []), *(image["RepoDigests"] or [])]):
                 # A container of a test that is still being cleaned up keeps it: it is forgotten with its stack.
                 with contextlib.suppress(docker.errors.APIError):
-                    engine.images.remove(image.id, force=True)
+                    engine.images.remove(image["Id"], force=True)

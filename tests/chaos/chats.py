@@ -19,8 +19,10 @@ def run(stack: Stack, cell: Cell) -> None:
     alone = cell.what == "cancel" or cell.what in PROCESSES
     before = len(stack.hits(cell.point))
     stack.fault(cell.point, "pause" if alone else cell.what)
+    # What is to be called off must not have ended before.
+    words = WORDS * 20 if cell.plan == "chat called off" else WORDS
     # Repeated under one key where its answer is lost.
-    accepted = _ask(stack, path)
+    accepted = _ask(stack, path, words)
     if cell.plan == "chat called off":
         wait_for("it is answered", lambda: _answer(stack, path)["content"])
         stack.cancel(accepted)
@@ -35,7 +37,7 @@ def run(stack: Stack, cell: Cell) -> None:
     row = stack.ended(accepted)
     called_off = cell.what == "cancel" or cell.plan == "chat called off"
     assert row["state"] in (("completed", "cancelled") if called_off else ("completed",)), row
-    _expect(stack, path, row["state"])
+    _expect(stack, path, row["state"], words)
     stack.completed(stack.accept("DELETE", path))
     stack.completed(stack.accept("DELETE", f"/workspaces/{workspace}"))
 
@@ -52,8 +54,8 @@ def _made(stack: Stack) -> tuple[str, Json]:
     return workspace, found
 
 
-def _ask(stack: Stack, path: str) -> Json:
-    asked = {"json": {"prompt": " ".join(WORDS)}, "headers": {"Accept": "application/json", "Idempotency-Key": path}}
+def _ask(stack: Stack, path: str, words: list[str]) -> Json:
+    asked = {"json": {"prompt": " ".join(words)}, "headers": {"Accept": "application/json", "Idempotency-Key": path}}
     answer = stack.answered("POST", f"{path}/chat", **asked)
     assert answer.status_code == httpx.codes.ACCEPTED, answer.text
     found: Json = answer.json()
@@ -65,11 +67,11 @@ def _answer(stack: Stack, path: str) -> Json:
     return found
 
 
-def _expect(stack: Stack, path: str, state: str) -> None:
+def _expect(stack: Stack, path: str, state: str, words: list[str]) -> None:
     answer = _answer(stack, path)
     assert (answer["status"], stack.get(path)["status"]) == (state, "ready")
     said = answer["content"].split()
-    assert said == WORDS[: len(said)], "something is missing, or was told twice"
-    assert state == "cancelled" or said == WORDS
+    assert said == words[: len(said)], "something is missing, or was told twice"
+    assert state == "cancelled" or said == words
     ends = stack.sql("SELECT count(*) FROM message_chunks WHERE message_id = %s AND kind = 'end'", answer["id"])
     assert ends == [(1,)]

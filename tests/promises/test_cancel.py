@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import httpx
 
 from tests.stack import Stack
@@ -33,9 +31,7 @@ def test_cancel_while_a_step_is_stuck_inside_its_transaction(stack: Stack) -> No
 
 def test_row_that_temporal_never_saw_is_cancelled_without_it(stack: Stack) -> None:
     with stack.frozen("temporal"):
-        began = time.monotonic()
         launched = stack.launch(backend="docker")
-        assert time.monotonic() - began < 2
         answer = stack.cancel(launched)
         assert answer.status_code == httpx.codes.ACCEPTED
         assert answer.json()["data"]["state"] == "cancelled"

@@ -24,7 +24,7 @@ from tests.stack import Json, Stack, wait_for
 
 #: Of the job that runs each second: a whole minute in ``make chaos``.
 SECONDS = 60 if os.environ.get("CAIRN_CHAOS") == "all" else 20
-SLOW_SECONDS = 2.5
+SLOW_SECONDS, LONG_SECONDS = 2.5, 10
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ class Slow(BaseHTTPRequestHandler):
     """A target that takes its time."""
 
     def do_POST(self) -> None:
-        time.sleep(SLOW_SECONDS)
+        time.sleep(LONG_SECONDS if self.path == "/long" else SLOW_SECONDS)
         with contextlib.suppress(OSError):  # who called may have gone
             self.send_response(204)
             self.end_headers()
@@ -114,7 +114,9 @@ def test_overlaps_are_as_declared(stack: Stack, slow: str) -> None:
     """Runs of two and a half seconds, each second."""
     target = {"http": {"url": slow}}
     jobs = {overlap: make(stack, target, overlap=overlap) for overlap in ("skip", "buffer_one", "allow_all")}
-    jobs |= {overlap: make(stack, target, overlap=overlap) for overlap in ("cancel_other", "terminate_other")}
+    # However late the next comes, it finds one to cut off.
+    long = {"http": {"url": f"{slow}long"}}
+    jobs |= {overlap: make(stack, long, overlap=overlap) for overlap in ("cancel_other", "terminate_other")}
     began = time.monotonic()
     for overlap in ("cancel_other", "terminate_other"):
         # However slowly a busy machine starts them.

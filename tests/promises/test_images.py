@@ -81,8 +81,8 @@ def files(stack: Stack) -> list[str]:
 
 
 def forget(docker_engine: docker.DockerClient, image: Json) -> None:
-    for found in docker_engine.images.list():
-        for tag in found.tags:
+    for found in docker_engine.api.images():
+        for tag in found["RepoTags"] or []:
             if image["id"] in tag:
                 docker_engine.images.remove(tag, force=True)
 

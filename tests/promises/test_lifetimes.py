@@ -18,7 +18,7 @@ WITHIN = 15
 PROCESSES = ("api", "control_worker", "host_agent", "temporal", "postgres")
 #: Some ten percent of a CPU.
 BUSY = "while :; do i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; sleep 0.3; done"
-LAUNCH_SECONDS = 20
+LAUNCH_SECONDS = 40
 
 
 @pytest.fixture(scope="module")

@@ -42,16 +42,18 @@ def test_temporal_away_requests_are_accepted_as_fast_and_run_when_it_is_back(sta
     def seconds() -> float:
         """The median of some launches."""
         took = []
-        for _ in range(10):
+        for _ in range(5):
             began = time.monotonic()
             launched.append(stack.launch())
             took.append(time.monotonic() - began)
         return statistics.median(took)
 
-    with_it = seconds()
-    with stack.frozen("temporal"):
-        without = seconds()
-    assert without < 2 * with_it + 0.05, (with_it, without)
+    there, away = [], []
+    for _ in range(3):  # in turns, as others use this machine too
+        there.append(seconds())
+        with stack.frozen("temporal"):
+            away.append(seconds())
+    assert statistics.median(away) < 2 * statistics.median(there) + 0.05, (there, away)
     for one in launched:
         stack.completed(one)
 

@@ -101,12 +101,12 @@ def test_planted_secrets_are_in_clear_nowhere_but_where_they_are_used(
         pull_with_login(own, registry, login)
     # What fails, and what is refused, says nothing of it either.
     put(own, "destroyed", missing)
-    failing = {"env": {"K": {"secret": "destroyed"}}, "cmd": ["sh", "-c", "exit 3"]}
-    # On a busy machine it may be seen to run before it ends.
-    launches = [own.launch(backend="docker", **failing) for _ in range(4)]
-    assert "failed" in [own.ended(launch)["state"] for launch in launches]
-    for launch in launches:
-        own.completed(own.act("delete", launch))
+    # Without a check it may be seen to run before it ends.
+    check = {"type": "exec", "command": ["true"], "interval_seconds": 1}
+    failing = {"env": {"K": {"secret": "destroyed"}}, "cmd": ["sh", "-c", "exit 3"], "health_check": check}
+    launch = own.launch(backend="docker", **failing)
+    assert own.ended(launch)["state"] == "failed"
+    own.completed(own.act("delete", launch))
     assert own.request("POST", "/secrets", json={"name": "a b", "value": missing}).status_code == 422
     invariants.settle(own)
     texts = {"rows": dump(own), "instances": str(own.list("/instances")).encode()}
