@@ -125,6 +125,8 @@ def _again(client: Client, kind: Kind, row: dict[str, Any]) -> dict[str, Any]:
     except CommandFailed as failure:
         if failure.code not in ("not_found", "forbidden"):
             raise
+        if failure.code == "forbidden":
+            render.say(f"shown as it was accepted; how it is now may not be seen: {failure.message}")
         return row
 
 

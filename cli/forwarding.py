@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 PIECE = 64 * 1024
 #: After so long it is seen at the latest that the session is gone; and after so long where a connection failed.
 LOOK_SECONDS, DOUBT_SECONDS = 15.0, 1.0
+ANSWER_SECONDS = 10.0
 #: Of whoever sends no more, as API and agent say it too.
 SHUT = '{"end": true}'
 MOST_PORT = 65535
@@ -56,23 +57,27 @@ def listen(address: str, port: int) -> socket.socket:
 def forward(client: Client, path: str, listeners: dict[socket.socket, int]) -> None:
     """Carry what comes to the listeners to these ports, until the session is gone, which raises CommandFailed.
     ``path``: that of the session."""
-    doubt = threading.Event()
-    looked = time.monotonic()
+    doubt, gone = threading.Event(), threading.Event()
+    threading.Thread(target=_look, args=(client, path, doubt, gone), daemon=True).start()
     with selectors.DefaultSelector() as selector:
         for listener in listeners:
             selector.register(listener, selectors.EVENT_READ, listener)
-        while True:
+        while not gone.is_set():
             for key, _ in selector.select(DOUBT_SECONDS):
                 with contextlib.suppress(OSError):
                     made, _ = key.data.accept()
                     arguments = (client, f"{path}/forward/{listeners[key.data]}", made, doubt)
                     threading.Thread(target=_carry, args=arguments, daemon=True).start()
-            if doubt.is_set() or time.monotonic() - looked > LOOK_SECONDS:
-                doubt.clear()
-                looked = time.monotonic()
-                if _is_gone(client, path):
-                    message = "the session is deleted: nothing is forwarded any more"
-                    raise CommandFailed(message, "not_found", Exit.NOT_FOUND)
+    raise CommandFailed("the session is deleted: nothing is forwarded any more", "not_found", Exit.NOT_FOUND)
+
+
+def _look(client: Client, session: str, doubt: threading.Event, gone: threading.Event) -> None:
+    """Sees that the session is gone; sooner in ``doubt``."""
+    while not _is_gone(client, session):
+        doubt.clear()
+        time.sleep(DOUBT_SECONDS)
+        doubt.wait(LOOK_SECONDS)
+    gone.set()
 
 
 def _carry(client: Client, path: str, local: socket.socket, doubt: threading.Event) -> None:
@@ -107,9 +112,12 @@ def _carry(client: Client, path: str, local: socket.socket, doubt: threading.Eve
 
 def _is_gone(client: Client, session: str) -> bool:
     try:
-        return client.get(session)["status"] in ("removing", "removed")
+        found = client.request("GET", session, patience=0, timeout=ANSWER_SECONDS)["data"]
     except CommandFailed as failed:
-        return failed.code == "not_found"
+        return failed.exit is Exit.NOT_FOUND
+    except RuntimeError:  # forwarding was called off, and the client with it
+        return True
+    return found["status"] in ("removing", "removed")
 
 
 def _out(local: socket.socket, remote: ClientConnection) -> None:

@@ -28,7 +28,7 @@ _OF_STATES = {
         "no_agent",
     ): "make one that has: cairn session create WORKSPACE --agent AGENT; see which there are: cairn agent list",
     ("invalid_state", "sessions", "diff", "not_in_a_patch"): "take it by paths: cairn session diff NAME PATH --patch;"
-    " or the files: cairn session cp -r NAME: DIR",
+    " or the files: cairn session cp NAME: DIR -r",
     ("invalid_state", "instances", "start", "paused"): _RESUME,
     ("invalid_state", "instances", "restart", "paused"): f"{_RESUME}; or stop it: cairn instance stop NAME",
     ("invalid_state", "instances", "resize", "paused"): f"{_RESUME}; or stop it: cairn instance stop NAME",
@@ -161,8 +161,8 @@ HINTS = {
     "fetch_failed": "see what git said: cairn workspace show NAME; where the server wants a login: --credential NAME",
     "path_refused": "name a folder of the host; its operator says which may be copied: CAIRN_WORKSPACE_PATHS of its"
     " agent",
-    "workspace_moved": "take its changes to a new session: cairn session diff NAME --patch; cairn session create"
-    " WORKSPACE",
+    "workspace_moved": "take its changes to a new session: cairn session diff NAME --patch --since commit (or"
+    " start, where the workspace is at its source again); cairn session create WORKSPACE",
     "workspace_too_large": "fetch less of it: cairn workspace create NAME URL --depth 1",
     "managed": "change what it belongs to",
     "unreachable_target": "publish the port (--port), or launch it on the balancer's host: cairn lb show NAME",

@@ -167,8 +167,8 @@ def watch(
     except CommandFailed as failure:
         if failure.code != "forbidden" or not asked:
             raise
-        message = f"accepted as workflow {workflow_id}, whose end cannot be waited for: {failure.message}"
-        raise CommandFailed(message, failure.code, Exit.TIMED_OUT, "do not wait for it: --no-wait") from None
+        message = f"accepted; the end of workflow {workflow_id} cannot be waited for: {failure.message}"
+        raise CommandFailed(message, "not_followed", Exit.TIMED_OUT, "do not wait for it: --no-wait") from None
 
 
 def interrupted(workflow_ids: Sequence[str]) -> CommandFailed:

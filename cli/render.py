@@ -37,7 +37,7 @@ NARROWEST = 6
 #: Columns that are copied from: they are there however narrow it is.
 COPIED = ("ID", "NAME")
 #: Columns that are never cut, and those that are only where nothing else is left.
-WHOLE, KEPT = ("ID", "KIND", "RESOURCE"), ("NAME", "STATE")
+WHOLE, KEPT = ("ID", "KIND"), ("NAME", "STATE")
 
 
 class Format(StrEnum):

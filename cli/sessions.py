@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import ExitStack
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +15,7 @@ from cli.completion import caches as cache_names
 from cli.completion import sessions as session_names
 from cli.completion import workspaces as workspace_names
 from cli.ending import Ending, each, finish, kind_of
-from cli.errors import CommandFailed, Exit, usage
+from cli.errors import CommandFailed, Exit, of_option, usage
 from cli.listing import Listing, Table, print_list
 from cli.options import pairs, seconds
 from cli.progress import DEFAULT_TIMEOUT, Timeout, Wait
@@ -30,6 +31,15 @@ Names = Annotated[
     list[str],
     typer.Argument(metavar="NAME...", help="Names or ids.", show_default=False, autocompletion=session_names),
 ]
+
+
+class Since(StrEnum):
+    """What a difference is to."""
+
+    COMMIT = "commit"
+    START = "start"
+
+
 Workspace = Annotated[
     str, typer.Argument(help="Name or id of a workspace.", show_default=False, autocompletion=workspace_names)
 ]
@@ -75,7 +85,8 @@ def create(
     body = {what: value for what, value in wanted.items() if value is not None}
     with Client() as client:
         if agent is not None:
-            body["agent_id"] = agent if agent == "default" else client.find("agent", agent)["id"]
+            with of_option("--agent"):
+                body["agent_id"] = agent if agent == "default" else client.find("agent", agent)["id"]
         path = f"{client.path_of('workspace', workspace)}/sessions"
         envelope = client.request("POST", path, body=body)
         finish(client, [envelope], "start of", Ending(wait, timeout, output), _KIND)
@@ -143,15 +154,21 @@ def diff(
     patch: Annotated[
         bool, typer.Option("--patch", help="All of it since the session was made but what is ignored, for 'git apply'.")
     ] = False,
+    since: Annotated[
+        Since | None,
+        typer.Option(
+            help="Since it was last committed, or made (default: commit, with --patch start).", show_default=False
+        ),
+    ] = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Show what a session has changed since it was last committed, or made.
 
-    To take all of it to a repository of yours: cairn session diff NAME --patch | git apply --allow-empty
+    To take all of it along: cairn session diff NAME --patch > mend.patch && git apply --allow-empty mend.patch
     """
     if patch and stat:
         raise usage("--patch and --stat exclude each other", "leave one of both out")
-    asked = {"path": path, "stat": stat, "since": "start" if patch else "commit", "binary": patch}
+    asked = {"path": path, "stat": stat, "since": since or ("start" if patch else "commit"), "binary": patch}
     params = {what: str(value).lower() if isinstance(value, bool) else value for what, value in asked.items()}
     with Client() as client:
         its = client.path_of("session", name)

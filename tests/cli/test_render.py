@@ -64,6 +64,7 @@ def test_ids_are_never_cut_and_names_come_before_what_is_only_read(
     assert lines[1].startswith(INSTANCE)
     assert max(len(line) for line in lines) <= columns
     assert "DeprovisionInstance" in lines[1] or "KIND" not in lines[0]
+    assert columns < 80 or "completed" in lines[1]
     named = shown(monkeypatch, columns, ["NAME", "STATE", "NOTE"], [["n" * 40, "running", "word " * 9]])
     assert named[1].startswith("n" * 40)
 

@@ -199,7 +199,7 @@ def test_what_is_accepted_and_may_not_be_followed_is_accepted(api: FakeApi) -> N
     api.on(f"GET /workflows/{WORKFLOW}", Answer(403, error=forbidden))
     api.on(f"GET /workspaces/{WORKSPACE}", Answer(200, ABOUT))
     result = cairn("session", "stop", "work")
-    assert (result.exit_code, f"accepted as workflow {WORKFLOW}" in result.stderr) == (Exit.TIMED_OUT, True)
+    assert (result.exit_code, f"accepted; the end of workflow {WORKFLOW}" in result.stderr) == (Exit.TIMED_OUT, True)
     assert f"shop ({WORKSPACE})" in result.stdout, "as show has it"
 
 
