@@ -272,7 +272,6 @@ async def test_slow_reader_is_cut_and_resumes_while_others_get_everything(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_hub, "MOST_EVENTS", 20)
-    monkeypatch.setattr(event_hub, "GRACE_SECONDS", 0.3)
     count = 120
     with silent(api, "/v1/events") as slow:
         quick = asyncio.create_task(take(api.http, count))

@@ -49,6 +49,7 @@ async def take(
 
 async def test_stream_begins_now(api: Api) -> None:
     await api.launch("before")
+    await asyncio.to_thread(api.db.settle)
     taking = asyncio.create_task(take(api.http, 1))
     assert await eventually(lambda: api.app.state.bells._waiting.get(""))
     launched = await api.launch("after")
@@ -63,6 +64,7 @@ async def test_stream_begins_now(api: Api) -> None:
 
 async def test_first_frame_is_where_to_resume_from(api: Api) -> None:
     await api.launch("before")
+    await asyncio.to_thread(api.db.settle)
     async with aconnect_sse(api.http, "GET", "/v1/events") as source:
         event = await anext(aiter(source.aiter_sse()))
     assert (event.data, event.retry) == ("", 1000)

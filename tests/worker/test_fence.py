@@ -34,9 +34,10 @@ class Machines:
     def __init__(self, *fenced: bool) -> None:
         self.running = {new_id(): is_fenced for is_fenced in fenced}
         self.fenced = dict(self.running)
-        self.away = 0
+        self.away = self.looks = 0
 
     def inventory(self) -> list[OwnedMachine]:
+        self.looks += 1
         if self.away:
             self.away -= 1
             raise EngineUnavailable("away")
@@ -111,7 +112,7 @@ def test_it_does_not_wait_for_an_engine_that_has_gone_with_nothing_fenced_on_it(
 ) -> None:
     empty, unknown = Machines(), Machines()
     thread = watching(identity, empty, monkeypatch)
-    time.sleep(0.05)
+    until(lambda: empty.looks >= 2)  # the first of which is known then
     empty.away = 1_000_000
     thread.join(5)
     assert not thread.is_alive()
