@@ -282,13 +282,17 @@ async def test_open_stream_marks_activity_at_both_ends_and_between(api: Api, mon
     seen = [active(api, instance)]
     async with activity.going_on(caller, instance["id"]), activity.going_on(caller, other["id"]):
         seen.append(active(api, instance))
-        await asyncio.sleep(0.5)
+        assert await eventually(lambda: active(api, instance) != seen[-1])
         seen.append(active(api, instance))
     assert await eventually(lambda: active(api, instance) != seen[-1])
     assert seen == sorted(set(seen)), "each later than the one before"  # type: ignore[type-var]
-    last = active(api, instance)
-    await asyncio.sleep(0.5)
-    assert active(api, instance) == last, "and no more once it is closed"
+
+    async def stays() -> bool:
+        last = active(api, instance)
+        await asyncio.sleep(0.5)
+        return active(api, instance) == last
+
+    assert await eventually(stays), "and no more once it is closed"
     assert active(api, other) is None
 
 

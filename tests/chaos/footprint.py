@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from temporalio.client import Client
 
+from tests.folders import below
 from tests.stack import Stack
 
 #: Besides what the test measures: the servers keep files of their own in these, and bound them themselves.
@@ -81,8 +82,8 @@ def late(stack: Stack) -> float:
 def files(stack: Stack, temporary: Path) -> set[str]:
     """Files and sockets of the platform: of its folder for what is temporary, and of its data folder."""
     data = stack.data
-    kept = [path for path in data.rglob("*") if not str(path.relative_to(data)).startswith(SERVERS)]
-    return {str(path) for path in [*kept, *temporary.rglob("*")]}
+    kept = [path for path in below(data) if not str(path.relative_to(data)).startswith(SERVERS)]
+    return {str(path) for path in [*kept, *below(temporary)]}
 
 
 def rows(stack: Stack) -> dict[str, int]:

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 
 from tests.chaos.cells import PROCESSES, Cell
+from tests.folders import below
 from tests.registry import Registry, tar_of
 from tests.stack import Json, Stack, wait_for
 
@@ -87,7 +88,7 @@ def _expect_files(stack: Stack) -> None:
             if image["format"] and image["status"] == "available"
         }
         # Beside what a killed process was receiving: its next start removes it.
-        there = {path.name for path in (stack.data / "blobs" / "sha256").rglob("*") if path.is_file()}
+        there = {path.name for path in below(stack.data / "blobs" / "sha256") if path.is_file()}
         return there == needed
 
     wait_for("the blob store holds what is needed", as_it_should_be)

@@ -283,5 +283,5 @@ def test_the_time_out_is_for_all_of_them_together(api: FakeApi) -> None:
         api.on(f"POST /instances/{id}/stop", Answer(202, instance(id=id), meta={"workflow_id": id}))
         api.on(f"GET /workflows/{id}", Answer(200, workflow("running", id=id)))
     began = time.monotonic()
-    assert cairn("instance", "stop", "a", "b", "--timeout", "1").exit_code == Exit.TIMED_OUT
-    assert time.monotonic() - began < 1.9
+    assert cairn("instance", "stop", "a", "b", "--timeout", "2").exit_code == Exit.TIMED_OUT
+    assert time.monotonic() - began < 3.8

@@ -28,6 +28,7 @@ from model.workspaces import WorkspaceSpec
 from tests.drivers.conftest import never
 from tests.engines.conftest import image_driver
 from tests.git_server import git, git_server
+from tests.services import until
 from worker import engine, git_image
 
 pytestmark = pytest.mark.engine
@@ -415,14 +416,12 @@ def test_what_git_writes_is_not_read_further_than_wanted(host: Host, source: Pat
     with git_of.opened(workspace, PROJECT, image, {}, never) as sandbox:
         code, said, _ = sandbox._run(["cat", "/dev/zero"], "/", {}, 1000)
         assert (code, len(said)) == (0, 1001)
-        until = time.monotonic() + 5
-        while readers() and time.monotonic() < until:
-            time.sleep(0.05)
-        assert not readers()
+        assert until(lambda: not readers())
         assert sandbox.git("version", what="the next one works").startswith("git version")
         # Who looks at nothing has it wait.
         pieces: docker_git.Pieces
         with docker_git._read(iter(lambda: (b"x", None), None)) as pieces:  # type: ignore[arg-type, misc]
+            assert until(lambda: pieces.qsize() == docker_git.MOST_AHEAD)
             time.sleep(0.3)
             assert pieces.qsize() == docker_git.MOST_AHEAD
 

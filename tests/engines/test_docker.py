@@ -198,7 +198,7 @@ def checked(machines: DockerMachines, sdk: docker.APIClient) -> Iterator[str]:
     name = f"cairn/checked:{uuid4().hex[:12]}"
     base = sdk.create_container(engine.IMAGE)
     try:
-        health = 'HEALTHCHECK --interval=1s --retries=3 CMD ["/bin/busybox", "test", "-e", "/ready"]'
+        health = 'HEALTHCHECK --interval=1s --retries=5 CMD ["/bin/busybox", "test", "-e", "/ready"]'
         repository, tag = name.split(":")
         sdk.commit(base["Id"], repository=repository, tag=tag, changes=[health])
         yield name
@@ -533,7 +533,7 @@ def test_usage_of_many_is_read_in_one_round_and_leaves_no_connection(machines: D
     before = len(os.listdir("/proc/self/fd"))
     began = time.monotonic()
     assert {reading.id for reading in machines.sample()} == {wanted.id for wanted in many}
-    assert time.monotonic() - began < 4, "one after another it would be eight seconds"
+    assert time.monotonic() - began < 6, "one after another it would be eight seconds"
     assert len(os.listdir("/proc/self/fd")) <= before
 
 

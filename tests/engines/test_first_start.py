@@ -77,7 +77,7 @@ def test_user_data_runs_as_root_once_before_the_images_own_program(
     assert time.monotonic() - began > 0.7, "a start waits for its end"
     assert run(sdk, made, "cat /tmp/runs") == "0\n"
     assert "httpd -f -p 80" in until(lambda: run(sdk, made, "ps | grep '[h]ttpd'")), "the image's own command"
-    assert run(sdk, made, "wget -qO- 127.0.0.1") == "red from user data\n"
+    assert until(lambda: run(sdk, made, "wget -qO- 127.0.0.1") == "red from user data\n"), "once it listens"
     machines.stop(wanted.id, 0, never)
     machines.start(wanted.id, never)
     assert run(sdk, made, "cat /tmp/runs") == "0\n", "not again"

@@ -63,7 +63,7 @@ def launch(machines: DockerMachines, wanted: MachineSpec, **values: bytes) -> st
 def test_program_finds_its_file_and_its_variable_from_the_beginning(
     machines: DockerMachines, sdk: docker.APIClient, folder: Path
 ) -> None:
-    script = "cat $K_FILE > /tmp/seen; echo $E > /tmp/e; sleep 100"
+    script = "echo $E > /tmp/e; cat $K_FILE > /tmp/seen; sleep 100"
     wanted = spec(secrets={"K": "file", "E": "env"}, env={"PLAIN": "p"}, cmd=["sh", "-c", script])
     made = launch(machines, wanted, K=VALUE, E=b"of the environment")
     assert until(lambda: run(sdk, made, "cat /tmp/seen") == VALUE.decode())

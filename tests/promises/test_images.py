@@ -17,6 +17,7 @@ import docker
 import httpx
 import pytest
 
+from tests.folders import below
 from tests.registry import Registry, registry_for, tar_of
 from tests.stack import IMAGE, Json, Stack, wait_for
 
@@ -77,7 +78,7 @@ def remove(stack: Stack, accepted: Json) -> None:
 
 
 def files(stack: Stack) -> list[str]:
-    return sorted(path.name for path in (stack.data / "blobs").rglob("*") if path.is_file())
+    return sorted(path.name for path in below(stack.data / "blobs") if path.is_file())
 
 
 def forget(docker_engine: docker.DockerClient, image: Json) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import os
 import secrets
 import threading
@@ -20,6 +19,7 @@ from activities.secrets import Opened
 from model.keyring import Keyring, new_master_key
 from model.vault import Secret, SecretVersion
 from tests import invariants
+from tests.folders import contents
 from tests.receiver import Receiver
 from tests.registry import Registry, registry_for
 from tests.stack import Json, Stack, wait_for
@@ -68,10 +68,7 @@ def dump(stack: Stack) -> bytes:
 
 def files(stack: Stack) -> Iterator[tuple[Path, bytes]]:
     """The whole data folder: logs, Temporal's state, PostgreSQL's files with its log of changes."""
-    for path in stack.folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):
-            if path.is_file() and path.name != "master-keys":
-                yield path, path.read_bytes()
+    return ((path, content) for path, content in contents(stack.folder) if path.name != "master-keys")
 
 
 def test_planted_secrets_are_in_clear_nowhere_but_where_they_are_used(

@@ -11,6 +11,7 @@ import docker
 import httpx
 import pytest
 
+from tests.folders import contents
 from tests.git_server import ALLOW, HOST, GitServer, git_server
 from tests.stack import Json, Stack, wait_for
 from worker import engine, git_image
@@ -105,11 +106,7 @@ def test_credential_works_is_told_to_nobody_and_a_wrong_one_says_so(stack: Stack
     assert stack.get(f"/workspaces/{failed['data']['id']}")["status"] == "error"
     # In no row, no log, no history (Temporal's too is below the data folder), no file.
     secrets = [server.login[1].encode(), wrong.encode()]
-    found = [
-        path
-        for path in [*stack.folder.rglob("*")]
-        if path.is_file() and any(secret in path.read_bytes() for secret in secrets)
-    ]
+    found = [path for path, held in contents(stack.folder) if any(secret in held for secret in secrets)]
     assert not found, found
     for one in (accepted, failed):
         stack.completed(stack.accept("DELETE", f"/workspaces/{one['data']['id']}"))

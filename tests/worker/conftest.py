@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,6 @@ __all__ = ["database"]
 ROOT = Path(__file__).parents[2]
 FAKE = Path(__file__).with_name("fake_stack.py")
 FREE_PORTS = {"CAIRN_API_PORT": "0", "CAIRN_TEMPORAL_PORT": "0", "CAIRN_TEMPORAL_UI_PORT": "0"}
-
-
-def until(check: Callable[[], Any], seconds: float) -> Any:
-    """The first answer that is true; the last one at the end of the time."""
-    end = time.monotonic() + seconds
-    while not (answer := check()) and time.monotonic() < end:
-        time.sleep(0.01)
-    return answer
 
 
 class Supervised:

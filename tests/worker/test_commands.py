@@ -15,7 +15,8 @@ import docker
 import httpx
 import pytest
 
-from tests.worker.conftest import FREE_PORTS, until
+from tests.services import until
+from tests.worker.conftest import FREE_PORTS
 from worker import data_folder
 from worker.data_folder import is_alive
 
