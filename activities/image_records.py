@@ -45,6 +45,7 @@ from model.errors import (
 from model.hosts import Host, HostState
 from model.images import CachedImage, Format, Image, ImageCache, ImageStatus, ImageWanted, engine_name, without_query
 from model.keyring import Keyring
+from model.metrics import BLOB_SWEEPS_REFUSED
 from model.projects import Installation
 from model.restores import restored
 from model.workflows import Event, Failure, Order, Outcome
@@ -300,6 +301,7 @@ class ImageRecords:
         foreign = len(unknown) - len(strays)
         if len(unknown) > max(MOST_STRAYS, len(stored) // 10):
             told = {"unknown": len(unknown), "stored": len(stored), "older_than_database": foreign}
+            BLOB_SWEEPS_REFUSED.inc()
             log.error("blob.too_many_strays", **told, first=unknown[0][0], hint="docs/images.md#where-files-are")
             return []
         if foreign:

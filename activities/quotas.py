@@ -23,6 +23,8 @@ CLOSE = 0.001
 log = structlog.get_logger()
 
 _COUNTED = [f"{what}_{column}" for what in QUOTAS for column in ("used", "reserved")]
+for _name in _COUNTED:
+    QUOTA_DIFFERENCES.labels(_name)  # from the beginning, as an increase is told by two values
 # What a resize is to add is reserved beside what the instance has.
 _SUMS = """
     SELECT project_id,

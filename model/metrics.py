@@ -154,6 +154,11 @@ EGRESS_REFUSED = Counter(
     ["why"],
     registry=REGISTRY,
 )
+BLOB_SWEEPS_REFUSED = Counter(
+    "cairn_blob_sweeps_refused",
+    "Sweeps of the blob store that removed nothing, as the database does not know too many of its files",
+    registry=REGISTRY,
+)
 LEASE_FAILURES = Counter("cairn_lease_failures", "Renewals of this agent's lease that failed", registry=REGISTRY)
 _BUILD = Info("cairn_build", "Which version this is, of which process", registry=REGISTRY)
 

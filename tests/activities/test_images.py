@@ -27,6 +27,7 @@ from drivers import locked_file
 from drivers.blobs import FileBlobs
 from model.base import new_id
 from model.errors import CairnError, ImageNotFound, RegistryBusy, Superseded, Unavailable, UrlRefused
+from model.metrics import REGISTRY
 from model.workflows import Order
 from tests.activities.conftest import NoHistories, Platform
 from tests.drivers.conftest import LOOPBACK
@@ -294,8 +295,10 @@ def test_database_that_knows_nothing_empties_no_store(images: Images) -> None:
     images.platform.db.rows("UPDATE installation SET created_at = now() - interval '1 day'")
     more = [images.store(str(number).encode()) for number in range(4)]
     grown_old(images, 3)
+    refused = REGISTRY.get_sample_value("cairn_blob_sweeps_refused_total") or 0
     assert images.run(images.records.sweep) == 0
     assert set(images.stored()) == {*kept, *more}, "far too many are unknown"
+    assert REGISTRY.get_sample_value("cairn_blob_sweeps_refused_total") == refused + 1
     # A few are what somebody left who died.
     images.add("available", digest=kept[0])
     assert images.run(images.records.sweep) == 5
