@@ -10,6 +10,7 @@ from importlib.metadata import version
 from uuid import UUID
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from sqlalchemy.ext.asyncio import AsyncEngine
 from temporalio.client import Client
 
@@ -209,8 +210,11 @@ def create_app(settings: Settings, engine: AsyncEngine, temporal: Client, store:
     )
     of_people = auth, account, keys, users
     of_teams = project_quotas, members, invitations, roles, bindings, service_accounts, service_account_keys
-    for module in (*of_people, *of_teams, *of_projects, *of_platform):
-        app.include_router(module.router)
+    modules = (*of_people, *of_teams, *of_projects, *of_platform)
+    routers = [*(module.router for module in modules), samples.members, balancer_stats.members]
+    for router in routers:
+        app.include_router(router)
+    app.state.routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
     openapi.install(app)
     app.add_api_websocket_route("/{path:path}", streams.nowhere)
     guard.install(app, settings, errors.render)

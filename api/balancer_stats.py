@@ -25,7 +25,7 @@ from api.samples import Bytes, Time, check_time
 from model.balancers import MOST_TARGETS, SAMPLE_SECONDS, SAMPLES_KEPT, BalancerSample, LoadBalancer, TargetHealth
 
 router = APIRouter(prefix="/v1", responses=RESPONSES)
-members = APIRouter(prefix="/hosts", route_class=MemberRoute)
+members = APIRouter(prefix="/v1/hosts", tags=["agents"], responses=RESPONSES, route_class=MemberRoute)
 #: Balancers of one request; samples of one answer.
 MOST_BALANCERS, MOST_SAMPLES = 50, 500
 
@@ -132,7 +132,7 @@ _WRITE = text(
 _FORGET = text("DELETE FROM lb_samples WHERE balancer_id = ANY(:balancers) AND at < now() - cast(:kept AS interval)")
 
 
-@members.post("/balancers", operation_id="report_balancers", response_model=Envelope[BalancersKept], tags=["agents"])
+@members.post("/balancers", operation_id="report_balancers", response_model=Envelope[BalancersKept])
 async def tell(request: Request, body: ToldBalancers, agent: Authenticated) -> Response:
     """How the targets of the agent's load balancers are, and what those did in the ten seconds from `at` on.
 
@@ -159,9 +159,6 @@ async def tell(request: Request, body: ToldBalancers, agent: Authenticated) -> R
     if changed:
         await agent.connection.execute(_RING)
     return answer(request, {"changed": changed})
-
-
-router.include_router(members)
 
 
 @router.get("/lb/{balancer_id}/stats", response_model=Envelope[list[BalancerSampleView]], tags=["load-balancers"])

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-import math
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from api.instance_schemas import ErrorView, LabelName, LabelValue, Name, Text
+from api.instance_schemas import ErrorView, LabelName, LabelValue, Name, Text, check_json
 from api.streams import Exec
 from api.webhooks import Secret, Url
 from model import cron_times
@@ -49,23 +47,6 @@ def _zone(value: str) -> str:
     return value
 
 
-def _sendable(value: Any) -> Any:
-    """What is sent and stored as it is. Raises ValueError."""
-    try:
-        orjson.dumps(value)
-    except TypeError as error:  # half a surrogate pair, a number beyond 64 bits, too deep
-        raise ValueError(f"cannot be sent as JSON: {error}") from None
-    left = [value]
-    while left:
-        one = left.pop()
-        left += [*one, *one.values()] if isinstance(one, dict) else one if isinstance(one, list) else []
-        if isinstance(one, str) and "\x00" in one:
-            raise ValueError("must not contain a null character")
-        if isinstance(one, float) and not math.isfinite(one):
-            raise ValueError("JSON has no number that is not finite")
-    return value
-
-
 def _header_name(value: str) -> str:
     if value.lower() in _OURS or value.lower().startswith("x-cairn-"):
         raise ValueError(f"{value}: the platform sets this header")
@@ -81,7 +62,7 @@ class NamedSecret(BaseModel):
     secret: Name
 
 
-Json = Annotated[dict[str, Any] | list[Any], AfterValidator(_sendable)]
+Json = Annotated[dict[str, Any] | list[Any], AfterValidator(check_json)]
 HeaderName = Annotated[str, StringConstraints(pattern=_HEADER), AfterValidator(_header_name)]
 HeaderValue = Annotated[str, StringConstraints(max_length=4096, pattern=_VALUE)]
 
@@ -128,7 +109,7 @@ class WorkflowTarget(BaseModel):
     kind: Kind
     #: The instance, image, group or deployment, of what does not make one.
     resource_id: UUID | None = None
-    parameters: Annotated[dict[str, Any], AfterValidator(_sendable)] = {}
+    parameters: Annotated[dict[str, Any], AfterValidator(check_json)] = {}
 
     @model_validator(mode="after")
     def _about(self) -> WorkflowTarget:

@@ -120,6 +120,11 @@ async def _after_authentication(
 
 async def _invalid(request: Request, error: RequestValidationError | WebSocketRequestValidationError) -> Response:
     found = error.errors()
+    methods = allowed(request.app.state.routes, request.url.path, exactly=True)
+    method = request.scope.get("method", "GET")
+    if methods and method not in methods:  # by another it is a path with an id, which this is none of
+        said = f"{method} {request.url.path}: Method Not Allowed"
+        return await _after_authentication(request, MethodNotAllowed(said), {"Allow": ", ".join(methods)})
     if any(problem["type"] == "json_invalid" for problem in found):
         return await _after_authentication(request, Malformed("the body is not valid JSON"))
     fields = [{"field": problems.field_of(problem["loc"]), "message": problems.said(problem)} for problem in found]
@@ -131,7 +136,7 @@ async def _http(request: Request, error: HTTPException) -> Response:
     kind = _BY_STATUS.get(error.status_code, Malformed)
     said = f"{request.method} {request.url.path}: {error.detail}"
     headers = dict(error.headers or {})
-    if kind is MethodNotAllowed and (methods := allowed(request.app, request.url.path)):
+    if kind is MethodNotAllowed and (methods := allowed(request.app.state.routes, request.url.path)):
         headers["Allow"] = ", ".join(methods)  # the router knows those of one function only
     return await _after_authentication(request, kind(said), headers)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 import re
 import shlex
 from typing import Annotated, Any, Literal
 
+import orjson
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -43,6 +45,23 @@ def _text(value: str) -> str:
         raise ValueError("must not contain NUL")
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise ValueError("must not contain half of a surrogate pair")
+    return value
+
+
+def check_json(value: Any) -> Any:
+    """What is sent and stored as it is, whatever a client makes of it. Raises ValueError."""
+    try:
+        orjson.dumps(value)
+    except TypeError as error:  # half a surrogate pair, a number beyond 64 bits, too deep
+        raise ValueError(f"cannot be kept as JSON: {error}") from None
+    left = [value]
+    while left:
+        one = left.pop()
+        left += [*one, *one.values()] if isinstance(one, dict) else one if isinstance(one, list) else []
+        if isinstance(one, str) and "\x00" in one:
+            raise ValueError("must not contain a null character")
+        if isinstance(one, float) and not math.isfinite(one):
+            raise ValueError("JSON has no number that is not finite")
     return value
 
 

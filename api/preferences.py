@@ -16,7 +16,7 @@ from api.authentication import may
 from api.caller import Caller
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES, also
-from model.base import NUL
+from api.instance_schemas import check_json
 from model.errors import Forbidden, InUse, NotFound
 from model.preferences import MOST_KEYS, MOST_VALUE, Preference
 
@@ -29,11 +29,8 @@ _ALONE = text("SELECT pg_advisory_xact_lock(hashtextextended('preferences ' || :
 
 
 def _small(value: Any) -> Any:
-    said = orjson.dumps(value)
-    if len(said) > MOST_VALUE:
+    if len(orjson.dumps(check_json(value))) > MOST_VALUE:
         raise ValueError(f"more than {MOST_VALUE} bytes as JSON")
-    if NUL.search(said):
-        raise ValueError("the character NUL cannot be kept")
     return value
 
 

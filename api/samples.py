@@ -25,7 +25,7 @@ from model.instances import Instance
 from model.samples import EARLY, FINEST, KEPT, LATE, Sample
 
 router = APIRouter(prefix="/v1", responses=RESPONSES)
-members = APIRouter(prefix="/hosts", route_class=MemberRoute)
+members = APIRouter(prefix="/v1/hosts", tags=["agents"], responses=RESPONSES, route_class=MemberRoute)
 #: Machines of one request; samples of one answer.
 MOST_MACHINES, MOST_SAMPLES = 200, 500
 #: Who asks for the last hour means what is there, though it took a moment to ask.
@@ -112,7 +112,7 @@ _FIGURES = tuple(SampleView.model_fields)
 _columns = [Sample.__table__.c[name] for name in _FIGURES]
 
 
-@members.post("/samples", operation_id="report_samples", response_model=Envelope[Kept], tags=["agents"])
+@members.post("/samples", operation_id="report_samples", response_model=Envelope[Kept])
 async def tell(request: Request, body: Told, agent: AuthenticatedAgent) -> Response:
     """What the agent's machines used in the ten seconds from `at` on. The first that is told of them counts."""
     at = check_time(body.at, FINEST)
@@ -140,9 +140,6 @@ def check_time(at: dt.datetime, seconds: int) -> dt.datetime:
         said = f"expected within {LATE.total_seconds():g} s before {now.isoformat()}: is the host's clock right?"
         raise ValidationFailed(f"at: {said}", fields=[{"field": "at", "message": said}])
     return dt.datetime.fromtimestamp(at.timestamp() // seconds * seconds, dt.UTC)
-
-
-router.include_router(members)
 
 
 @router.get("/instances/{instance_id}/stats", response_model=Envelope[list[SampleView]], tags=["instances"])

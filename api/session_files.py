@@ -57,6 +57,10 @@ UPLOAD: dict[str, Any] = {
     }
 }
 BYTES: dict[str, Any] = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+#: Beside that, for programs that know of no archives.
+TAR: dict[str, Any] = {
+    "content": BYTES["content"] | {"application/x-tar": BYTES["content"]["application/octet-stream"]}
+}
 PathQuery = Annotated[str, Query(max_length=4095, description="From the session's folder on; none: that itself")]
 
 
@@ -172,7 +176,7 @@ async def diff(
         opened.close()
 
 
-@router.get("/archive", response_class=Response, responses={200: BYTES})
+@router.get("/archive", response_class=Response, responses={200: TAR})
 async def archive(
     request: Request, session_id: UUID, caller: Annotated[Caller, may("sessions:use")], path: PathQuery = ""
 ) -> Response:

@@ -160,17 +160,19 @@ def list_(limit: Limit = 50, everything: All = False, output: Output = Format.TA
     """List cron jobs, newest first."""
     table = Table(
         ["NAME", "SCHEDULE", "TARGET", "NEXT", "ID"],
-        lambda row: [
-            row["name"],
-            row["schedule"] + ("" if row["time_zone"] == "UTC" else f" ({row['time_zone']})"),
-            does(row),
-            "paused" if row["paused"] else (row["next_runs"] or [""])[0],
-            row["id"],
-        ],
+        lambda row: [row["name"], schedule_of(row), does(row), next_of(row), row["id"]],
         wide=["ID"],
     )
     with Client() as client:
         print_list(client, "/cron/jobs", {}, Listing(limit, everything, output), table)
+
+
+def schedule_of(job: dict[str, Any]) -> str:
+    return str(job["schedule"]) + ("" if job["time_zone"] == "UTC" else f" ({job['time_zone']})")
+
+
+def next_of(job: dict[str, Any]) -> str:
+    return "paused" if job["paused"] else str((job["next_runs"] or [""])[0])
 
 
 @app.command(epilog="Example: cairn cron show nightly")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.client import Client
-from cli.cron import SCALES, TimeZone, add, numbers_of, print_job
+from cli.cron import SCALES, TimeZone, add, next_of, numbers_of, print_job, schedule_of
 from cli.errors import usage
 from cli.group_options import Least, Most
 from cli.group_policies import groups
@@ -67,11 +67,8 @@ def _list(noun: Noun) -> None:
     def schedules(name: Name, limit: Limit = 50, everything: All = False, output: Output = Format.TABLE) -> None:
         """The cron jobs that scale it, newest first; see cairn cron for what may be done with them."""
         table = Table(
-            ["NAME", "SCHEDULE", "ZONE", "NUMBERS", "NEXT", "ID"],
-            lambda row: [
-                *(row["name"], row["schedule"], row["time_zone"], numbers_of(row)),
-                *("paused" if row["paused"] else (row["next_runs"] or [""])[0], row["id"]),
-            ],
+            ["NAME", "SCHEDULE", "NUMBERS", "NEXT", "ID"],
+            lambda row: [row["name"], schedule_of(row), numbers_of(row), next_of(row), row["id"]],
             wide=["ID"],
         )
         with Client() as client:

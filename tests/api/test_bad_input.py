@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -13,6 +15,8 @@ import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from api.app import create_app
+from model.settings import Settings
 from tests.api.conftest import BODY, Api
 from tests.api.test_http import check_error
 
@@ -485,3 +489,48 @@ async def test_any_query_is_answered_or_refused_in_order(api: Api, values: dict[
     for path in ("/v1/instances", "/v1/workflows"):
         answer = await api.http.get(path, params=sent)
         assert answer.status_code in (200, 422), (values, answer.text)
+
+
+#: In the place of any part of any body.
+STRANGE: list[Any] = [SURROGATE, NUL, 10**30, 1e999, {"a": {SURROGATE: 2**64}}]
+#: Parameters of paths that are no ids.
+PLAIN = {"key": "a", "secret": "a", "role_name": "a", "number": "1", "digest": "sha256:" + "0" * 64, "path": "a"}
+
+
+def bodies() -> Iterator[tuple[str, str, Any]]:
+    """Method, path and body of all requests that are documented with one."""
+    document: Any = create_app(Settings(), None, None, None).openapi()  # type: ignore[arg-type]
+    schemas = document["components"]["schemas"]
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            content = operation.get("requestBody", {}).get("content", {}).get("application/json")
+            if content is None:
+                continue
+            choices = [content["schema"], *content["schema"].get("anyOf", [])]
+            named = [schemas[choice["$ref"].rpartition("/")[2]] if "$ref" in choice else choice for choice in choices]
+            for example in [e for one in (content, *named) for e in one.get("examples", ())]:
+                yield method, re.sub(r"\{(\w+)\}", lambda name: PLAIN.get(name[1], str(UUID(int=1))), path), example
+
+
+def spoilt(body: Any, value: Any) -> Iterator[Any]:
+    """The body with this in the place of each part of it, one after the other."""
+    yield value
+    if isinstance(body, dict):
+        for name, part in body.items():
+            for other in spoilt(part, value):
+                yield body | {name: other}
+    elif isinstance(body, list):
+        for number, part in enumerate(body):
+            for other in spoilt(part, value):
+                yield [*body[:number], other, *body[number + 1 :]]
+
+
+async def test_nothing_in_any_body_is_an_error_of_ours(api: Api) -> None:
+    asked = 0
+    for method, path, example in bodies():
+        for value in STRANGE:
+            for body in spoilt(example, value):
+                answer = await api.http.request(method.upper(), path, content=json.dumps(body), headers=JSON)
+                assert answer.status_code < 500, (method, path, body, answer.text)
+                asked += 1
+    assert asked > 1000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 from uuid import uuid4
 
@@ -15,6 +16,7 @@ from model.base import new_id
 from model.chat import SUPERVISED
 from model.workflows import Failure, Order
 from tests.api.conftest import Api
+from tests.api.test_bad_input import JSON
 from tests.api.test_work_sessions import create, put, workspace
 
 Json = dict[str, Any]
@@ -257,8 +259,13 @@ async def test_preferences_are_a_users_own(api: Api, value: Any) -> None:
         assert kept.status_code == 200 and kept.json()["data"]["value"] == value, kept.text
         assert (await http.get("/v1/preferences/editor.main")).json()["data"] == kept.json()["data"]
         if value is None:
-            for wrong in ({"value": "x" * 9000}, {}, {"value": "a\x00"}):
-                assert (await http.put("/v1/preferences/a", json=wrong)).status_code == 422
+            for wrong in (
+                {"value": "x" * 9000},
+                {},
+                *({"value": v} for v in ("a\x00", {"a\ud800": 1}, [2**64], 1e999)),
+            ):
+                said = await http.put("/v1/preferences/a", content=json.dumps(wrong), headers=JSON)
+                assert said.status_code == 422, said.text
             assert (await http.put("/v1/preferences/A%20b", json={"value": 1})).status_code == 422
         assert (await api.http.get("/v1/preferences/editor.main")).status_code == 404
         assert [row["key"] for row in (await http.get("/v1/preferences")).json()["data"]] == ["editor.main"]

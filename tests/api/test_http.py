@@ -237,3 +237,12 @@ async def test_method_that_no_project_has_is_none_in_one_that_is_not_theirs(api:
     for method, path in (("DELETE", "/v1/auth/logout"), ("PUT", "/v1/instances")):
         check_error(await api.http.request(method, path, headers=headers), 405)
     check_error(await api.http.get("/v1/instances", headers=headers), 404)
+
+
+async def test_path_that_would_be_an_id_has_its_own_methods(api: Api) -> None:
+    for path, method in (("/v1/hosts/lease", "POST"), ("/v1/hosts/workspaces", "POST"), ("/v1/hosts/samples", "POST")):
+        answer = await api.http.get(path)
+        check_error(answer, 405, "method_not_allowed")
+        assert answer.headers["allow"] == method
+    check_error(await api.http.get("/v1/hosts/nonsense"), 422, "validation_failed")
+    check_error(await api.http.get("/v1/hosts/lease", headers={"X-API-Key": "wrong"}), 401)

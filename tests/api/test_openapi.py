@@ -10,7 +10,7 @@ import jsonschema_rs
 import pytest
 
 from api.app import create_app
-from api.openapi import operation_id
+from api.openapi import allowed, operation_id
 from api.openapi_parts import TAGS
 from model.settings import Settings
 
@@ -158,3 +158,12 @@ def test_operations_that_need_a_permission_say_that_it_may_be_missing(document: 
 )
 def test_operation_ids_follow_from_method_and_path(method: str, path: str, expected: str) -> None:
     assert operation_id(path, method) == expected
+
+
+def test_every_path_of_the_document_knows_its_methods(document: Json) -> None:
+    """As 405 tells them, which does not wait for the document."""
+    app = create_app(Settings(), None, None, None)  # type: ignore[arg-type]
+    for path, item in document["paths"].items():
+        here = allowed(app.state.routes, re.sub(r"\{\w+\}", "x", path))
+        assert set(here) >= {method.upper() for method in item}, path
+        assert here, path
