@@ -7,12 +7,14 @@ route answers) it declares itself, with ``errors.also``.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI
+import orjson
+from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
@@ -39,14 +41,25 @@ _KEYED = ("scale_group", "scale_deployment")
 
 
 def install(app: FastAPI) -> None:
-    """Serve this document in the place of FastAPI's own."""
+    """Serve this document in the place of FastAPI's own. It takes seconds to make: a thread does, for the first who
+    asks, while others are answered."""
+    making, written = asyncio.Lock(), b""
 
     def openapi() -> Json:
         if app.openapi_schema is None:
             app.openapi_schema = document(app)
         return app.openapi_schema
 
+    async def serve(_request: Request) -> Response:
+        nonlocal written
+        async with making:
+            written = written or await asyncio.to_thread(lambda: orjson.dumps(openapi()))
+        return Response(written, media_type="application/json")
+
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's way
+    url = str(app.openapi_url)
+    app.router.routes = [route for route in app.router.routes if getattr(route, "path", None) != url]
+    app.add_route(url, serve, include_in_schema=False)
 
 
 def document(app: FastAPI) -> Json:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import jsonschema_rs
 import pytest
 
+from api import openapi
 from api.app import create_app
 from api.openapi import allowed, operation_id
 from api.openapi_parts import TAGS
 from model.settings import Settings
+from tests.api.conftest import Api
 
 Json = dict[str, Any]
 #: Served until the client goes, or for people: these have no place in the document.
@@ -167,3 +171,23 @@ def test_every_path_of_the_document_knows_its_methods(document: Json) -> None:
         here = allowed(app.state.routes, re.sub(r"\{\w+\}", "x", path))
         assert set(here) >= {method.upper() for method in item}, path
         assert here, path
+
+
+async def test_others_are_answered_while_the_document_is_made(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go = threading.Event(), threading.Event()
+    document = openapi.document
+
+    def slow(app: Any) -> Json:
+        begun.set()
+        assert go.wait(20)
+        return document(app)
+
+    monkeypatch.setattr(openapi, "document", slow)
+    monkeypatch.setattr(api.app, "openapi_schema", None)
+    asked = asyncio.create_task(api.http.get("/openapi.json"))
+    assert await asyncio.to_thread(begun.wait, 20)
+    assert (await api.http.get("/v1/instances")).status_code == 200
+    go.set()
+    answer = await asked
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json()["info"]["title"] == "Cairn"
