@@ -18,6 +18,7 @@ from api.authentication import may
 from api.caller import Caller
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES, also
+from api.openapi_parts import download
 from api.paging import Paging, page_of
 from api.samples import Time
 from api.streamed import Bounded
@@ -113,7 +114,13 @@ async def index(
     return await page_of(request, caller, query, AuditEntry.__table__.c.id, page, _view)
 
 
-@router.get("/export", response_class=Response, summary="Export the audit log", responses=also(429))
+@router.get(
+    "/export",
+    response_class=Response,
+    summary="Export the audit log",
+    operation_id="stream_audit_export",
+    responses=also(429) | {200: download("application/x-ndjson")},
+)
 async def export_(
     request: Request, caller: Annotated[Caller, may("audit:read")], platform: OfPlatform = False
 ) -> Response:

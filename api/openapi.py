@@ -79,12 +79,16 @@ def document(app: FastAPI) -> Json:
     found["components"] |= {"responses": error_components(), "parameters": PARAMETERS, "headers": HEADERS}
     _close_maps(schemas)
     operations = list(_operations(found))
+    with_version = {
+        path for path, _, operation in operations if "version" in _data(operation, schemas).get("properties", {})
+    }
     for path, method, operation in operations:
         data = _data(operation, schemas)
         function = _name(path, method, operation, is_list=data.get("type") == "array")
         _say_what(operation, function)
         if path.startswith("/v1"):
-            _add_headers(path, method, operation, versioned="version" in data.get("properties", {}))
+            versioned = "version" in data.get("properties", {})
+            _add_headers(path, method, operation, versioned=versioned, matches=versioned or path in with_version)
             _add_errors(path, method, operation)
     _add_links(operations)
     used = {tag for _, _, operation in operations for tag in operation.get("tags", [])}
@@ -191,7 +195,8 @@ def _say_what(operation: Json, function: str | None) -> None:
             return
 
 
-def _add_headers(path: str, method: str, operation: Json, *, versioned: bool) -> None:
+def _add_headers(path: str, method: str, operation: Json, *, versioned: bool, matches: bool) -> None:
+    """``versioned``: what it answers has a version; ``matches``: what its path names has one, to be asked for."""
     responses = operation["responses"]
     # Of agents, and of who has no credential yet: they have no project.
     for_agents = "agents" in operation.get("tags", []) or not operation.get("security")
@@ -201,7 +206,7 @@ def _add_headers(path: str, method: str, operation: Json, *, versioned: bool) ->
         "X-Project-ID": not for_agents,
         "Idempotency-Key": (method == "post" or operation["operationId"] in _KEYED) and not for_agents,
         "Prefer": starts,
-        "If-Match": method != "get" and "{" in path and versioned,
+        "If-Match": method != "get" and "{" in path and matches,
         "Last-Event-ID": responses.get("200", {}).get("content") is EVENT_STREAM_CONTENT,
     }
     parameters = operation.setdefault("parameters", [])
@@ -210,7 +215,10 @@ def _add_headers(path: str, method: str, operation: Json, *, versioned: bool) ->
         # Waited for, and it has ended in time; or there was nothing to do any more.
         creates = operation["operationId"].startswith("create_")
         said = "Created: it was waited for" if creates else "Done: it was waited for, or there was nothing to do"
-        responses["201" if creates else "200"] = {**responses["202"], "description": said}
+        status = "201" if creates else "200"
+        streams = responses.get(status, {}).get("content", {})  # to who does not ask for JSON
+        content = responses["202"].get("content", {}) | streams
+        responses[status] = {**responses["202"], "description": said, "content": content}
     for status, answer in responses.items():
         if status.startswith("2"):
             writes = {
@@ -232,12 +240,12 @@ def _add_errors(path: str, method: str, operation: Json) -> None:
     may = {
         400: "requestBody" in operation,
         403: any(scopes for requirement in operation.get("security", []) for scopes in requirement.values()),
-        404: not for_agents,
+        404: not for_agents or "{" in path,
         409: method != "get" and not for_agents,
         412: "If-Match" in reads,
         413: "requestBody" in operation,
         415: "requestBody" in operation,
-        429: not for_agents,
+        429: True,
         502: "Prefer" in reads,
     }
     statuses = {status for status, does in may.items() if does}

@@ -77,6 +77,12 @@ data: {"id": "1-4711-815", "type": "instance.running", "resource_type": "instanc
 EVENT_STREAM_CONTENT = {"text/event-stream": {"schema": {"type": "string"}, "example": _FRAME}}
 
 
+def download(*types: str) -> dict[str, Any]:
+    """The answer of a route that sends bytes, of these types; the first is what generated clients know."""
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    return {"content": dict.fromkeys(("application/octet-stream", *types), binary)}
+
+
 def _header(name: str, description: str, schema: Json, example: str) -> Json:
     return {"name": name, "in": "header", "description": description, "schema": schema, "example": example}
 

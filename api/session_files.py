@@ -19,6 +19,7 @@ from api.caller import Caller
 from api.envelope import Envelope, answer
 from api.errors import RESPONSES, also
 from api.open_streams import OpenStreams
+from api.openapi_parts import download
 from api.resources import one
 from api.streamed import Streamed
 from api.streams import until_stopping
@@ -56,11 +57,6 @@ UPLOAD: dict[str, Any] = {
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
-BYTES: dict[str, Any] = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
-#: Beside that, for programs that know of no archives.
-TAR: dict[str, Any] = {
-    "content": BYTES["content"] | {"application/x-tar": BYTES["content"]["application/octet-stream"]}
-}
 PathQuery = Annotated[str, Query(max_length=4095, description="From the session's folder on; none: that itself")]
 
 
@@ -93,7 +89,7 @@ async def mkdir(
     return answer(request, await _change(request, caller, session_id, {"act": "mkdir", "path": body.path}))
 
 
-@router.get("/files/{path:path}", response_class=Response, responses={200: BYTES, PARTIAL: BYTES})
+@router.get("/files/{path:path}", response_class=Response, responses={200: download(), PARTIAL: download()})
 async def read(
     request: Request, session_id: UUID, path: str, caller: Annotated[Caller, may("sessions:use")]
 ) -> Response:
@@ -176,7 +172,7 @@ async def diff(
         opened.close()
 
 
-@router.get("/archive", response_class=Response, responses={200: TAR})
+@router.get("/archive", response_class=Response, responses={200: download("application/x-tar")})
 async def archive(
     request: Request, session_id: UUID, caller: Annotated[Caller, may("sessions:use")], path: PathQuery = ""
 ) -> Response:

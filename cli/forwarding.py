@@ -68,7 +68,7 @@ def forward(client: Client, path: str, listeners: dict[socket.socket, int]) -> N
                     made, _ = key.data.accept()
                     arguments = (client, f"{path}/forward/{listeners[key.data]}", made, doubt)
                     threading.Thread(target=_carry, args=arguments, daemon=True).start()
-    raise CommandFailed("the session is deleted: nothing is forwarded any more", "not_found", Exit.NOT_FOUND)
+    raise CommandFailed("there is no such session any more: nothing is forwarded", "not_found", Exit.NOT_FOUND)
 
 
 def _look(client: Client, session: str, doubt: threading.Event, gone: threading.Event) -> None:

@@ -27,6 +27,8 @@ _OF_STATES = {
         "chat",
         "no_agent",
     ): "make one that has: cairn session create WORKSPACE --agent AGENT; see which there are: cairn agent list",
+    ("invalid_state", "sessions", "commit", "not_in_a_patch"): "name it in .gitignore, or move it out of /workspace;"
+    " to take it along: cairn session cp NAME: DIR -r",
     ("invalid_state", "sessions", "diff", "not_in_a_patch"): "take it by paths: cairn session diff NAME PATH --patch;"
     " or the files: cairn session cp NAME: DIR -r",
     ("invalid_state", "instances", "start", "paused"): _RESUME,

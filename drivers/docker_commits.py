@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -42,10 +43,18 @@ _NOTE = "commit"
 _SEEN_ALIKE = ("-c", "core.bare=false", "-c", "core.fileMode=true", "-c", "advice.addEmbeddedRepo=false")
 
 
-#: Paths of the index that are repositories of their own: git's mode of these is 160000.
-_REPOSITORIES = "git -c core.quotePath=off ls-files --stage | sed -n 's/^160000 [0-9a-f]* [0-3]\t//p'"
-#: Whether files were written at a path.
-Hidden = Callable[[str], bool]
+#: Paths of the index that are repositories of their own, each behind a "=": git's mode of these is 160000
+#: (gitformat-index(5)). A pipe does not tell that its first program failed.
+_REPOSITORIES = (
+    "{ git -c core.quotePath=off ls-files --stage || echo failed; } | "
+    "sed -n -e 's/^160000 [0-9a-f]* [0-3]\t/=/p' -e '/^failed$/p'"
+)
+#: What is still there when all has been added so often could not be. (Else a program made it meanwhile.)
+ADDS = 3
+#: Bytes that are no text, as file names of the system are read.
+_ODD = re.compile("[\udc80-\udcff]")
+#: Files below a folder that were changed, and removed.
+Changed = Callable[[str], tuple[set[str], set[str]]]
 
 
 class Alone(Protocol):
@@ -132,7 +141,7 @@ class DockerCommits:
             shown = {SESSION: self._sessions.mount(session, cancelled), REPOSITORY: repository}
             image = self._image(cancelled)
             with self._git.opened(session, project_id, image, {}, cancelled, check=check, shown=shown) as sandbox:
-                return _difference(sandbox, base, path, text, partial(self._sessions.has_written, session))
+                return _difference(sandbox, base, path, text, partial(self._sessions.changed, session))
 
     @contextmanager
     def _alone_soon(self, session: UUID, cancelled: Check) -> Iterator[None]:
@@ -173,7 +182,7 @@ class DockerCommits:
             shown=shown,
         )
         with sandboxed as sandbox:
-            commit = _commit(sandbox, spec, partial(self._sessions.has_written, spec.tree.session))
+            commit = _commit(sandbox, spec, partial(self._sessions.changed, spec.tree.session))
         if commit is None:
             self._clear(spec)
             return None
@@ -250,11 +259,10 @@ def _seen(sandbox: GitSandbox, git_dir: str, base: str, failed: str) -> dict[str
     return env
 
 
-def _commit(sandbox: GitSandbox, spec: CommitSpec, hidden: Hidden) -> str | None:
+def _commit(sandbox: GitSandbox, spec: CommitSpec, changed: Changed) -> str | None:
     failed = "what the session has changed could not be committed"
     env = _seen(sandbox, MADE, spec.parent, failed)
-    _refuse_hidden(sandbox, env, "", hidden, failed)
-    sandbox.git(*_SEEN_ALIKE, "add", "--all", ".", at=SESSION, env=env, what=failed)
+    _add_whole(sandbox, env, "--all", "", changed, failed)
     tree = sandbox.git("write-tree", at=SESSION, env=env, what=failed).strip()
     before = sandbox.git("rev-parse", "--verify", f"{spec.parent}^{{tree}}", at=SESSION, env=env, what=failed).strip()
     if tree == before:
@@ -275,21 +283,17 @@ def _names(spec: CommitSpec) -> Mapping[str, str]:
     return {"GIT_AUTHOR_DATE": when, "GIT_COMMITTER_DATE": when} | committer | author
 
 
-def _difference(sandbox: GitSandbox, base: str, path: str, text: TextOf | None, hidden: Hidden) -> Difference:
+def _difference(sandbox: GitSandbox, base: str, path: str, text: TextOf | None, changed: Changed) -> Difference:
     failed = "what the session has changed could not be seen"
     env = _seen(sandbox, "/tmp/git", base, failed)  # noqa: S108 - of a container of its own
     # What is the same is known from then on: all that follows reads only what is not.
     sandbox.git(*_SEEN_ALIKE, "update-index", "-q", "--refresh", at=SESSION, env=env, what=failed, fine=(0, 1))
-    # Of what nobody has added only names are noted; a repository without a commit in it is passed over.
-    added = ["--literal-pathspecs", *_SEEN_ALIKE, "add", "--intent-to-add", "--ignore-errors", "."]
-    sandbox.git(*added, at=SESSION, env=env, what=failed, fine=(0, 1))
+    # Of what nobody has added only names are noted.
     whole = text == "binary"
     if whole:
-        _refuse_hidden(sandbox, env, path, hidden, failed)
-        others = ["--literal-pathspecs", *_SEEN_ALIKE, "ls-files", "--others", "--exclude-standard", "-z", "--"]
-        left = sandbox.git(*others, path or ".", at=SESSION, env=env, what=failed, most=MOST_NAMES)
-        if left:
-            raise _in_no_patch(left.partition("\0")[0], "could not be added")
+        _add_whole(sandbox, env, "--intent-to-add", path, changed, failed)
+    else:
+        _add(sandbox, env, "--intent-to-add", failed)
     asked = ["--literal-pathspecs", *_SEEN_ALIKE, "diff", "--no-ext-diff", "--no-textconv", "--no-color", "-M"]
     asked += ["--ignore-submodules=dirty"]
     below = ["--", path] if path else ["--"]
@@ -305,8 +309,6 @@ def _difference(sandbox: GitSandbox, base: str, path: str, text: TextOf | None, 
     if whole and more:
         return Difference(base=base, files=files[:MOST_FILES], diff="", truncated=True)
     said = None
-    if whole and (name := git_words.new_repository(found("--raw", "--no-renames", "-z", most=MOST_NAMES)[0])):
-        raise _in_no_patch(name, "is a repository of its own")
     if whole:
         size, name = git_words.largest_binary(found(f"--stat={4 * LONGEST_PATH}", most=MOST_NAMES)[0])
         if size > MOST_BINARY:
@@ -321,17 +323,66 @@ def _difference(sandbox: GitSandbox, base: str, path: str, text: TextOf | None, 
     return Difference(base=base, files=files[:MOST_FILES], diff=said, truncated=more)
 
 
-def _refuse_hidden(sandbox: GitSandbox, env: Mapping[str, str], path: str, hidden: Hidden, what: str) -> None:
-    """Raises InvalidState where files have come to a place at which the workspace has a repository of its own, and
-    has not brought that: git sees nothing below it."""
-    for found in sandbox.shell(_REPOSITORIES, at=SESSION, env=env, what=what).splitlines():
-        below = not path or f"{found}/".startswith(f"{path}/") or f"{path}/".startswith(f"{found}/")
-        if below and hidden(found):
-            raise _in_no_patch(found, "is the place of a submodule, and has files")
+def _add(sandbox: GitSandbox, env: Mapping[str, str], how: str, failed: str) -> None:
+    """Tell the index of all files; a repository without a commit in it is passed over."""
+    told = [*_SEEN_ALIKE, "add", how, "--ignore-errors", "."]
+    sandbox.git(*told, at=SESSION, env=env, what=failed, fine=(0, 1))
+
+
+def _add_whole(sandbox: GitSandbox, env: Mapping[str, str], how: str, path: str, changed: Changed, failed: str) -> None:
+    """The same. Raises InvalidState where files at the path are in no commit: of a repository of the session's own git
+    keeps a name at most, and it sees nothing below a place at which the workspace has one."""
+    before = _repositories(sandbox, env, failed)
+    left: set[str] | None = None
+    for _ in range(ADDS):
+        _add(sandbox, env, how, failed)
+        now = _others(sandbox, env, ".", failed)
+        left = now if left is None else left & now
+        if not left:
+            break
+    new = [name for name in _repositories(sandbox, env, failed) if name not in before]
+    for name in [*new, *sorted(left or ())]:
+        if _meet(name, path):
+            is_repository = name in new or name.endswith("/")
+            raise _in_no_patch(name, "is a repository of its own" if is_repository else "could not be added")
+    for place in before:
+        if _meet(place, path):
+            written, removed = changed(place)
+            seen = _others(sandbox, {**env, "GIT_INDEX_FILE": "/none"}, place, failed) if written else set()
+            if removed or _shown(written, seen):
+                raise _in_no_patch(place, "is the place of a submodule, and has files")
+
+
+def _repositories(sandbox: GitSandbox, env: Mapping[str, str], failed: str) -> list[str]:
+    lines = sandbox.shell(_REPOSITORIES, at=SESSION, env=env, what=failed).split("\n")
+    if "failed" in lines:
+        raise FetchFailed(f"{failed}: its files could not be listed")
+    return [git_words.unquoted(line[1:]) for line in lines if line]
+
+
+def _others(sandbox: GitSandbox, env: Mapping[str, str], path: str, failed: str) -> set[str]:
+    """What the index does not have, and no ``.gitignore`` names: a folder, with a "/" behind it, is a repository."""
+    asked = ["--literal-pathspecs", *_SEEN_ALIKE, "ls-files", "--others", "--exclude-standard", "-z", "--", path]
+    said = sandbox.git(*asked, at=SESSION, env=env, what=failed, most=MOST_NAMES)
+    if len(said) >= MOST_NAMES:
+        raise _in_no_patch(path, "has too many files that could not be added")
+    return set(filter(None, said.split("\0")))
+
+
+def _meet(one: str, other: str) -> bool:
+    """Whether one of two paths is below the other, or is it. "" is above all."""
+    one, other = one.rstrip("/"), other.rstrip("/")
+    return not (one and other) or f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")
+
+
+def _shown(written: set[str], shown: set[str]) -> bool:
+    """Whether git shows one of these files, or a folder that it is in. What is not UTF-8 cannot be compared."""
+    folders = tuple(name for name in shown if name.endswith("/"))
+    return any(name in shown or name.startswith(folders) or _ODD.search(name) for name in written)
 
 
 def _in_no_patch(path: str, why: str) -> InvalidState:
-    shown = "".join(c if c.isprintable() else "?" for c in path)[:200]
+    shown = "".join(c if c.isprintable() else "?" for c in path.rstrip("/"))[:200]
     return InvalidState(f"{shown} {why}: that is in no commit, and in no patch", state="not_in_a_patch")
 
 

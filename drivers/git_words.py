@@ -82,7 +82,8 @@ _STATUSES: dict[str, Literal["added", "modified", "deleted", "renamed"]] = {
     "D": "deleted",
     "R": "renamed",
 }
-_REPOSITORY = "160000"
+_ESCAPES = dict(zip('abtnvfr"\\', '\a\b\t\n\v\f\r"\\', strict=True))
+_ESCAPED = re.compile(r'\\([abtnvfr"\\]|[0-7]{3})')
 _BINARY = re.compile(r"^ (.+?) \| +Bin ([0-9]+) -> ([0-9]+) bytes$", re.MULTILINE)
 #: Of a change, before its first hunk: what it is called now, and was.
 _NAMES = [re.compile(rf'^{sign} "?{side}/(.*?)"?\t?$', re.MULTILINE) for sign, side in ((r"\+\+\+", "b"), ("---", "a"))]
@@ -165,14 +166,11 @@ def changed_files(statuses: str, lines: str) -> list[FileChange]:
     return found
 
 
-def new_repository(raw: str) -> str | None:
-    """Of ``diff --raw --no-renames -z``: a path at which there is a repository, and was none or another. Git's mode of
-    these is 160000 (gitformat-index(5))."""
-    words = raw.split("\0")
-    for about, path in zip(words[::2], words[1::2], strict=False):
-        if about.split(" ")[1] == _REPOSITORY:  # what it was comes first
-            return path
-    return None
+def unquoted(name: str) -> str:
+    """As git writes names with what ends lines or quotations in them (``core.quotePath`` off)."""
+    if not name.startswith('"'):
+        return name
+    return _ESCAPED.sub(lambda found: _ESCAPES.get(found[1]) or chr(int(found[1], 8)), name[1:-1])
 
 
 def largest_binary(stat: str) -> tuple[int, str]:

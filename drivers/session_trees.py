@@ -11,10 +11,12 @@ repeated at any time.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
 import os
+import stat
 import subprocess
 import time
 from collections.abc import Iterator
@@ -31,11 +33,13 @@ from drivers.machines import Cancelled, Check
 from drivers.trees import clear, using
 from drivers.workspaces import Held
 from model.base import Frozen
-from model.errors import EngineRefused, EngineUnavailable, NotFound, ValidationFailed
+from model.errors import EngineRefused, EngineUnavailable, NotFound
 from model.sessions import SessionTree
 
 RECORD = "tree.json"
 LOOK_SECONDS = 0.1
+#: What is there is no folder of the session's.
+_NO_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV}
 #: What has no record for so long is nobody's who still makes it.
 HALF_MADE_SECONDS = 600
 #: What a kernel or a file system answers that has no overlays, or not for this process.
@@ -117,16 +121,18 @@ class SessionTrees:
             self._mount(record, folder, lock, cancelled, moment)
         return folder / "merged"
 
-    def has_written(self, session: UUID, path: str) -> bool:
-        """Whether there is a file below a path of which its workspace's commit has none; of an overlay, whether the
-        session has changed anything there."""
+    def changed(self, session: UUID, path: str) -> tuple[set[str], set[str]]:
+        """Files below a folder, where there is one, that are not as in the workspace's commit, and those of it that are
+        gone; of a session that is mounted. Not what they hold is compared, but their kinds, permissions, sizes and
+        times, as rsync(1) does. Raises EngineUnavailable where they cannot be seen."""
         folder = self.folder(session)
         if (record := _read(folder)) is None:
-            return False
-        if record.kind == "copy":
-            base = base_of(self._trees, record.tree.workspace, record.tree.commit)
-            return _has_files(folder / "merged", path) and not _has_files(base, path)
-        return _has_files(folder / "upper", path)
+            return set(), set()
+        now = _files(folder / "merged", path)
+        before = _files(base_of(self._trees, record.tree.workspace, record.tree.commit), path) or {}
+        if now is None:
+            return set(), set()
+        return {name for name, file in now.items() if before.get(name) != file}, before.keys() - now.keys()
 
     def mount_all(self) -> None:
         """Mount all that were prepared: after the host has started again, files are there before anybody asks."""
@@ -247,16 +253,29 @@ class SessionTrees:
                 raise EngineUnavailable(f"{merged} cannot be mounted: {error.strerror}") from error
 
 
-def _has_files(root: Path, path: str) -> bool:
+def _files(root: Path, path: str) -> dict[str, tuple[int, int, int]] | None:
+    """Mode, size and time of what is below a folder, apart from folders; by its path from ``root``. None: there is no
+    such folder."""
+    found: dict[str, tuple[int, int, int]] = {}
     try:
         above = os.open(root, os.O_PATH | os.O_DIRECTORY)
         try:
             with beneath.opened(above, beneath.parts_of(path), os.O_RDONLY | os.O_DIRECTORY) as folder:
-                return bool(os.listdir(folder))
+                for at, folders, files, inside in os.fwalk(".", dir_fd=folder):
+                    for name in (*folders, *files):  # a link to a folder is among these
+                        with contextlib.suppress(FileNotFoundError):  # a program works there
+                            seen = os.stat(name, dir_fd=inside, follow_symlinks=False)
+                            if not stat.S_ISDIR(seen.st_mode):
+                                found[f"{path}/{at}/{name}".replace("/./", "/")] = (
+                                    *(seen.st_mode, seen.st_size, seen.st_mtime_ns),
+                                )
         finally:
             os.close(above)
-    except (OSError, ValidationFailed):  # what is there is no folder of the session's
-        return False
+    except OSError as error:
+        if error.errno not in _NO_FOLDER:
+            raise EngineUnavailable(f"the files below {path} cannot be seen: {error.strerror}") from error
+        return None
+    return found
 
 
 def _mount_overlay(base: Path, folder: Path) -> None:

@@ -30,6 +30,7 @@ from model.keyring import Keyring, new_master_key
 from model.settings import Settings
 from model.tickets import new_signing_key
 from tests import services
+from tests.api.documented import Documented
 from tests.services import PORT_RANGE, Database, TemporalServer, database, eventually, own_database, temporal_server
 from worker.api import CONNECTIONS, Protocol, Sockets
 from worker.database import connect_async
@@ -111,8 +112,9 @@ async def served(db: Database, temporal: Client, **given: Any) -> AsyncIterator[
         # As uvloop does it: else each answer on a kept connection waits 40 ms for the client's acknowledgement.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         port = listener.getsockname()[1]
+        answering = Documented(app)
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, http=Protocol, ws=Sockets, lifespan="on", proxy_headers=False
+            answering, log_config=None, access_log=False, http=Protocol, ws=Sockets, lifespan="on", proxy_headers=False
         )
         server = Quiet(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -128,6 +130,7 @@ async def served(db: Database, temporal: Client, **given: Any) -> AsyncIterator[
         await serving
     await engine.dispose()
     shutil.rmtree(folder)
+    assert not answering.strays, answering.strays
 
 
 @pytest_asyncio.fixture

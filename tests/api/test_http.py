@@ -89,7 +89,7 @@ async def test_key_is_stored_as_a_digest_only(database: Database) -> None:
 
 
 async def test_health_and_docs_need_no_key(api: Api) -> None:
-    async with httpx.AsyncClient(base_url=api.url) as http:
+    async with httpx.AsyncClient(base_url=api.url, timeout=30) as http:
         for path in ("/health/live", "/health/ready", "/openapi.json", "/docs"):
             assert (await http.get(path)).status_code == 200, path
         ready = (await http.get("/health/ready")).json()["data"]

@@ -227,7 +227,7 @@ def test_forwarding_ends_with_its_session(api: FakeApi) -> None:
         here = listener.getsockname()
         carried = threading.Thread(target=_connect_until_refused, args=(here,), daemon=True)
         carried.start()
-        with pytest.raises(CommandFailed, match="the session is deleted") as ended:
+        with pytest.raises(CommandFailed, match="no such session any more") as ended:
             forwarding.forward(client, f"/sessions/{SESSION}", {listener: 80})
     assert ended.value.exit is Exit.NOT_FOUND
 

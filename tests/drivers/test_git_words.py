@@ -31,8 +31,9 @@ def test_the_largest_file_that_is_no_text() -> None:
     assert git_words.largest_binary("") == (0, "")
 
 
-def test_a_repository_of_its_own() -> None:
-    lines = [":000000 100644 0000 0000 A", "a", ":160000 160000 1111 0000 M", "sub", ""]
-    assert git_words.new_repository("\0".join(lines)) == "sub"
-    assert git_words.new_repository("\0".join([":160000 000000 1111 0000 D", "sub", ""])) is None
-    assert git_words.new_repository("") is None
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [("a b", "a b"), (r'"a\"b\\n"', 'a"b\\n'), (r'"a\nb\001"', "a\nb\x01"), ("für", "für"), (r"a\n", r"a\n")],
+)
+def test_names_with_what_ends_lines(said: str, name: str) -> None:
+    assert git_words.unquoted(said) == name

@@ -220,9 +220,33 @@ def test_a_patch_without_the_files_of_a_repository_is_none(host: Host, source: P
     with pytest.raises(InvalidState, match=r"^nested") as refused:
         host.diff(tree, first, text="binary")
     assert refused.value.details == {"state": "not_in_a_patch"}
+    for path in ("nested", "nested/file"):
+        with pytest.raises(InvalidState, match=r"^nested is a repository of its own"):
+            host.diff(tree, first, path, text="binary")
+    # Nor is it in a commit, which is not made without it; what is ignored is in none.
+    with pytest.raises(InvalidState, match=r"^nested is a repository of its own"):
+        host.commits.write(spec_of(tree, first), never)
     part = host.diff(tree, first, "README", text="binary")
     assert part.diff is not None and "+2\n" in part.diff and not part.truncated
     assert "README" in {one.path for one in host.diff(tree, first).files}
+    (merged / ".gitignore").write_text("nested\n")
+    assert host.commits.write(spec_of(tree, first), never)
+
+
+def test_what_comes_and_goes_meanwhile_is_no_reason_to_refuse(
+    host: Host, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, first = host.workspace(path=str(source))
+    tree, merged = host.session(workspace, first)
+    others, number = docker_commits._others, iter(range(100))
+
+    def busy(*asked: Any) -> set[str]:
+        (merged / f"temporary-{next(number)}").write_text("for a moment\n")
+        return others(*asked)
+
+    monkeypatch.setattr(docker_commits, "_others", busy)
+    assert "temporary-0" in (host.diff(tree, first, text="binary").diff or "")
+    assert host.commits.write(spec_of(tree, first), never)
 
 
 @pytest.mark.parametrize("committed", [False, True])
@@ -242,6 +266,11 @@ def test_files_in_the_place_of_a_submodule_are_not_lost(tmp_path: Path, committe
     try:
         (merged / "README").write_text("2\n")
         assert host.diff(tree, first, text="binary").diff and list(place.iterdir()) == []
+        # Nothing is lost of what would be in no commit anywhere.
+        (merged / ".gitignore").write_text("build/\n")
+        (place / "build").mkdir()
+        (place / "build" / "made.o").write_bytes(b"made")
+        assert host.diff(tree, first, text="binary").diff
         (place / "new.py").write_text("print()\n")
         if committed:
             git("init", "-q", at=place)
@@ -253,6 +282,41 @@ def test_files_in_the_place_of_a_submodule_are_not_lost(tmp_path: Path, committe
         with pytest.raises(InvalidState, match=r"^src/sub is the place of a submodule"):
             host.commits.write(spec_of(tree, first), never)
         assert host.diff(tree, first, "README", text="binary").diff
+    finally:
+        host.sessions.remove(tree.session)
+        shutil.rmtree(host.secrets, ignore_errors=True)
+
+
+@pytest.mark.parametrize("overlay", [True, False])
+def test_files_of_a_submodule_that_was_brought_are_not_lost(
+    tmp_path: Path, overlay: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git_image.image.ensure(engine.SOCKET, lambda _: None)
+    with git_server() as server:
+        server.repository("inner", {"f": b"one\n", ".gitignore": b"*.o\n"})
+        server.repository("outer", {"README": b"one\n"})
+        work = server.folder / "work" / "open" / "outer"
+        git("submodule", "add", "-q", str(server.folder / "open" / "inner.git"), 'a "sub"', at=work)
+        git("config", "-f", ".gitmodules", 'submodule.a "sub".url', "../inner.git", at=work)
+        git("commit", "-qam", "with a submodule", at=work)
+        server.push("outer", "main")
+        loopback = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+        host = Host(tmp_path, networks=loopback, authorities=server.certificate.read_bytes())
+        if not overlay:
+            monkeypatch.setattr(host.sessions, "_overlay", False)
+        workspace, first = host.workspace(git_url=server.url("outer"), submodules=True)
+        tree, merged = host.session(workspace, first)
+    place = merged / 'a "sub"'
+    try:
+        (merged / "README").write_text("2\n")
+        (place / "made.o").write_bytes(b"made")
+        assert "+2\n" in (host.diff(tree, first, text="binary").diff or "")
+        (place / "f").write_text("two\n")
+        with pytest.raises(InvalidState, match=r"^a .sub. is the place of a submodule"):
+            host.diff(tree, first, text="binary")
+        (place / "f").unlink()
+        with pytest.raises(InvalidState, match=r"^a .sub. is the place of a submodule"):
+            host.diff(tree, first, 'a "sub"/f', text="binary")
     finally:
         host.sessions.remove(tree.session)
         shutil.rmtree(host.secrets, ignore_errors=True)
@@ -325,7 +389,7 @@ def test_what_is_called_off_leaves_nothing_and_what_it_cannot_do_says_why(host: 
         assert [path.name for path in host.base(workspace, first).parent.iterdir()] == [first]
         assert not host.repository(workspace).with_name("commits").exists()
     git("init", "-q", "nested", at=merged)
-    with pytest.raises(EngineRefused, match="does not have a commit checked out"):
+    with pytest.raises(InvalidState, match=r"^nested is a repository of its own"):
         host.commits.write(spec, never)
     with pytest.raises(NotFound):
         host.commits.write(spec_of(tree.model_copy(update={"session": uuid4()}), first), never)
