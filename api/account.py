@@ -9,15 +9,15 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import func, select, update
 
 from api import limits, lockout, sessions
-from api.accounts import Password, PersonName, check_password
+from api.accounts import Password, PersonName, Token, check_password
 from api.authentication import may
 from api.caller import Caller
-from api.envelope import Envelope, Nothing, answer
+from api.envelope import Envelope, answer
 from api.errors import RESPONSES, also
 from api.hashing import Hashing
 from model.errors import Forbidden, InvalidState, ValidationFailed
-from model.projects import ApiKey, Project
-from model.users import Binding, ServiceAccount, Session, User
+from model.projects import Project
+from model.users import Binding, Session, User
 
 router = APIRouter(prefix="/v1/auth", tags=["auth"], responses=RESPONSES)
 
@@ -108,13 +108,25 @@ async def patch(request: Request, body: MePatch, caller: Annotated[Caller, may("
         return answer(request, await _me(here))
 
 
+class LogOut(BaseModel):
+    """``POST /v1/auth/logout``."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{}]})
+
+    refresh_token: Token | None = None
+
+
 @router.post("/logout", status_code=204, operation_id="log_out", responses=also(409))
-async def logout(caller: Annotated[Caller, may("account:write")], body: Nothing | None = None) -> Response:
-    """End the session of this access token: it and the refresh token are void from the next request on."""
+async def logout(caller: Annotated[Caller, may("account:write")], body: LogOut | None = None) -> Response:
+    """End the session of this access token: it and the refresh token are void from the next request on. A
+    `refresh_token` may be given, as other platforms want it: of another session of the caller's, that ends too."""
     session = caller.who.credential.session
     if session is None:
         raise InvalidState("an API key has no session to end: revoke it (POST /v1/auth/keys/{id}/revoke)", state="key")
-    await sessions.end(caller.connection, Session.id == session)
+    which: Any = Session.id == session
+    if body is not None and body.refresh_token is not None:
+        which |= sessions.of_token(body.refresh_token)
+    await sessions.end(caller.connection, which & (Session.user_id == caller.who.user_id))
     return Response(status_code=204)
 
 
@@ -142,17 +154,14 @@ def _wrong() -> Forbidden:
 
 async def _me(caller: Caller) -> dict[str, Any]:
     who = caller.who
-    found: dict[str, Any] = {"user": None, "service_account": None, "scopes": None}
+    # Who has no role is in no project here, not in its own either, and sees none of the rows that are its own.
+    shown = (await caller.execute(*who.credential.identify())).one()
+    found: dict[str, Any] = {"user": None, "service_account": None, "scopes": shown.scopes}
     if who.user_id is not None:
         row = (await caller.execute(select(User.__table__).where(User.id == who.user_id))).one()
         found["user"] = {name: getattr(row, name) for name in MeUser.model_fields}
     else:
-        mine = ServiceAccount.id == who.service_account_id
-        row = (await caller.execute(select(ServiceAccount.__table__).where(mine))).one()
-        found["service_account"] = {name: getattr(row, name) for name in MeServiceAccount.model_fields}
-    if who.key_id is not None:
-        scopes = await caller.execute(select(ApiKey.scopes).where(ApiKey.id == who.key_id))
-        found["scopes"] = scopes.scalar_one()
+        found["service_account"] = {"id": shown.service_account_id, "name": shown.service_account_name}
     projects = await _projects(caller)
     here = [one for one in projects if one["id"] == caller.project_id]
     return found | {

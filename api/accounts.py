@@ -41,6 +41,7 @@ def _email(value: str) -> str:
 Email = Annotated[str, Field(max_length=MOST_EMAIL, pattern=_EMAIL), AfterValidator(_email)]
 Password = Annotated[Text, Field(max_length=MOST)]
 PersonName = Annotated[Text, Field(min_length=1, max_length=100)]
+Token = Annotated[Text, Field(min_length=1, max_length=200)]
 
 
 class Registration(BaseModel):

@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from api import audit_rows, lockout, sessions
-from api.accounts import MOST_EMAIL, Email, Password, Registration, UserView, check_password, make_user
+from api.accounts import MOST_EMAIL, Email, Password, Registration, Token, UserView, check_password, make_user
 from api.agent_credentials import JoiningRoute
 from api.authentication import check_body
 from api.caller import ENTER
@@ -42,7 +42,6 @@ PACE_SECONDS = 0.25
 _AS_USER = text("SELECT set_config('cairn.user', :user, true)")
 WRONG = "the address or the password is not right"
 EXAMPLE = {"email": "jo@example.org", "password": "correct horse battery staple"}
-Token = Annotated[Text, Field(min_length=1, max_length=200)]
 
 
 def _example(example: dict[str, Any]) -> ConfigDict:

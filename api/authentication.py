@@ -179,6 +179,12 @@ async def _check_project_of_path(
 def _check(who: Who, row: Row[Any], request: HTTPConnection, permissions: Sequence[str]) -> None:
     """Raises NotFound, Forbidden, Restored."""
     for_account = all(permission in ACCOUNT for permission in permissions)
+    if who.project_id == NOWHERE and who.service_account_id and who.credential.project is None and not for_account:
+        # It asks for none but its own.
+        raise Forbidden(
+            f"{who.actor} has no role in its project: give its service account one (POST /v1/rbac/bindings)",
+            permission=permissions[0],
+        )
     if who.project_id == NOWHERE and (who.credential.project is not None or not for_account):
         raise NotFound("there is no such project")
     for permission in permissions:

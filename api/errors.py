@@ -153,6 +153,9 @@ async def _database(request: Request, error: Exception) -> Response:
         return render(request, Unavailable("a step holds the resource for unusually long; nothing was accepted"))
     if isinstance(error, DBAPIError) and not _away(error):
         return await _not_set_up(request, error) or await bug(request, error)
+    if isinstance(error, PoolTimeout):
+        log.warning("database.pool_full", error=str(error).partition("\n")[0])
+        return render(request, Unavailable("this API has more to do than it can; nothing was accepted, try again"))
     log.warning("database.away", error=str(error).partition("\n")[0])
     return render(request, Unavailable("the database is away; nothing was accepted, try again"))
 

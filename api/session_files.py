@@ -11,6 +11,7 @@ from uuid import UUID
 import orjson
 from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy import func, select
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import ClientDisconnect
 
 from api.agent_client import ANSWER_SECONDS, Agents, Opened, Target
@@ -25,6 +26,7 @@ from api.streamed import Streamed
 from api.streams import until_stopping
 from api.work_session_rows import mine
 from api.work_session_schemas import DiffView, FileList, FileMove, FileView, FolderCreate, Unpacked
+from drivers import beneath
 from drivers.pace import Pace
 from drivers.pace import said as pace_said
 from model.errors import HostUnreachable, InvalidState, Malformed, RangeNotThere
@@ -57,6 +59,21 @@ UPLOAD: dict[str, Any] = {
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
+
+
+class FilePath(Convertor[str]):
+    """All that follows, with what ends lines: a file may be called so, and "a" is not the file "a\\n"."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("file", FilePath())
 PathQuery = Annotated[str, Query(max_length=4095, description="From the session's folder on; none: that itself")]
 
 
@@ -89,7 +106,7 @@ async def mkdir(
     return answer(request, await _change(request, caller, session_id, {"act": "mkdir", "path": body.path}))
 
 
-@router.get("/files/{path:path}", response_class=Response, responses={200: download(), PARTIAL: download()})
+@router.get("/files/{path:file}", response_class=Response, responses={200: download(), PARTIAL: download()})
 async def read(
     request: Request, session_id: UUID, path: str, caller: Annotated[Caller, may("sessions:use")]
 ) -> Response:
@@ -117,7 +134,7 @@ async def read(
     return streamed
 
 
-@router.put("/files/{path:path}", response_model=Envelope[FileView], openapi_extra=UPLOAD)
+@router.put("/files/{path:file}", response_model=Envelope[FileView], openapi_extra=UPLOAD)
 async def write(
     request: Request, session_id: UUID, path: str, caller: Annotated[Caller, may_unread("sessions:use")]
 ) -> Response:
@@ -127,7 +144,7 @@ async def write(
     return answer(request, await _change(request, caller, session_id, query, _body(request)))
 
 
-@router.delete("/files/{path:path}", status_code=204)
+@router.delete("/files/{path:file}", status_code=204)
 async def delete(
     request: Request,
     session_id: UUID,
@@ -268,6 +285,8 @@ async def _change(
     body: AsyncIterator[bytes] | None = None,
 ) -> Any:
     """Audited before it happens: from then on nobody knows whether it did."""
+    for name in query.keys() & {"path", "to"}:
+        beneath.parts_of(query[name])  # what is no path could not be told of
     target = await _target(caller, session_id)
     told = {name: value for name, value in query.items() if name in ("act", "path", "to")}
     caller.changed("session", session_id, after={"name": target.name} | told)

@@ -61,6 +61,11 @@ async def go_on(request: Request, shown: str) -> dict[str, Any]:
     raise Unauthenticated(NOT_VALID)
 
 
+def of_token(shown: str) -> Any:
+    """Which session a refresh token is of, as a condition."""
+    return Session.id.in_(select(RefreshToken.session_id).where(RefreshToken.digest == digest(shown)))
+
+
 async def end(connection: AsyncConnection, which: Any) -> None:
     """Their access tokens are void from the next request on."""
     await connection.execute(update(Session).where(which, Session.ended_at.is_(None)).values(ended_at=func.now()))

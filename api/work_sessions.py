@@ -53,7 +53,10 @@ PULL = "image.ensure"
 
 @router.post("/workspaces/{workspace_id}/sessions", status_code=202, response_model=Envelope[SessionView])
 async def create(
-    request: Request, workspace_id: UUID, body: SessionCreate, caller: Annotated[Caller, may("sessions:create")]
+    request: Request,
+    workspace_id: UUID,
+    caller: Annotated[Caller, may("sessions:create")],
+    body: SessionCreate | None = None,
 ) -> Response:
     """Make a session: a sandbox of its own on the workspace's host, with the files of the workspace's commit at
     `/workspace`. What it changes there stays its own, and stays when it is stopped.
@@ -62,6 +65,7 @@ async def create(
     wait for its files by themselves. Where it is `cold`, `start_reason` says why.
 
     `caches` are names of cache volumes (see `/v1/cache-volumes`), of which none is in another."""
+    body = body or SessionCreate()
     acceptance = Acceptance(request, caller, created=True)
     session_id, instance_id = new_id(), new_id()
     asked = body.model_dump(mode="json", exclude_unset=True, by_alias=True)

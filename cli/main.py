@@ -38,6 +38,7 @@ def load(name: str) -> Any:
 def _extend(words: str, command: Any, everywhere: list[Any], of_views: list[Any]) -> None:
     for each, below in getattr(command, "commands", {}).items():
         _extend(f"{words} {each}", below, everywhere, of_views)
+        command.epilog = command.epilog or below.epilog
     if hasattr(command, "commands"):
         command.params += flags.params_of(flags.everywhere)
         return

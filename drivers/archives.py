@@ -27,7 +27,9 @@ MOST_TARGET = 255
 #: What unpacks to more than this is compared with what it was packed into.
 SMALL = 64 << 20
 BROKEN = (tarfile.TarError, RecursionError, *packing.BROKEN)
-_LAYER = re.compile(r"(?:\./)?(?:[0-9a-f]{64}/layer\.tar|blobs/sha256/[0-9a-f]{64}|[^/]{1,200}\.tar(?:\.gz|\.zst)?)")
+_LAYER = re.compile(
+    r"(?:\./)?(?:[^/.][^/]{0,199}/layer\.tar|blobs/sha256/[0-9a-f]{64}|[^/]{1,200}\.tar(?:\.gz|\.zst)?)"
+)
 _DOCUMENT = re.compile(r"(?:\./)?(?:[^/]{1,200}\.json|oci-layout|blobs/sha256/[0-9a-f]{64})")
 
 

@@ -20,6 +20,7 @@ import structlog
 from api.hashing import MOST_OF_ONE
 from api.lockout import ALLOWED, ALLOWED_OF_ALL
 from model.keyring import Keyring, new_master_key
+from model.permissions import ACCOUNT
 from model.tokens import Tokens
 from tests.api.conftest import Api, served
 from tests.api.people import PASSWORD, bearing, logged_in, login, nobody, register
@@ -276,6 +277,38 @@ async def test_logout_ends_the_session_on_every_process_at_once(
         async with nobody(two) as http:
             body = {"refresh_token": granted["refresh_token"]}
             assert (await http.post("/v1/auth/refresh", json=body)).status_code == 401
+
+
+async def test_logout_takes_a_refresh_token_of_the_callers_own(api: Api) -> None:
+    mine, stranger = await logged_in(api, "out"), await logged_in(api, "stranger")
+    other, again = [(await login(api, "out")).json()["data"] for _ in range(2)]
+    async with bearing(api, mine["access_token"]) as http:
+        body = {"refresh_token": stranger["refresh_token"]}
+        assert (await http.post("/v1/auth/logout", json=body)).status_code == 204
+        assert (await http.get("/v1/auth/me")).status_code == 401
+    async with bearing(api, stranger["access_token"]) as http:
+        assert (await http.get("/v1/auth/me")).status_code == 200
+    async with bearing(api, again["access_token"]) as http:
+        body = {"refresh_token": other["refresh_token"]}
+        assert (await http.post("/v1/auth/logout", json=body)).status_code == 204
+    async with bearing(api, other["access_token"]) as http:
+        assert (await http.get("/v1/auth/me")).status_code == 401
+
+
+async def test_key_of_a_service_account_without_a_role(api: Api) -> None:
+    account = (await api.http.post("/v1/service-accounts", json={"name": "idle"})).json()["data"]
+    made = await api.http.post(f"/v1/service-accounts/{account['id']}/keys", json={"name": "k"})
+    async with api.as_(made.json()["data"]["key"]) as http:
+        me = (await http.get("/v1/auth/me")).json()["data"]
+        assert me["service_account"] == {"id": account["id"], "name": "idle"}
+        assert (me["project"], me["projects"], me["permissions"]) == (None, [], sorted(ACCOUNT))
+        for path in ("/v1/instances", "/v1/events", "/v1/secrets"):
+            refused = await http.get(path)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden"), path
+            assert "no role" in refused.json()["error"]["message"]
+        assert (await http.get("/v1/instances", headers={"X-Project-ID": str(uuid4())})).status_code == 404
+        for path in ("/v1/auth/keys", "/v1/projects", "/v1/preferences"):
+            assert (await http.get(path)).status_code < 500, path
 
 
 async def test_key_has_no_session_to_end(shared_api: Api) -> None:

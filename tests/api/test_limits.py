@@ -56,10 +56,12 @@ async def test_two_processes_share_a_limit_and_a_key_has_its_own(database: Datab
 
 async def test_many_at_once_get_no_more_than_the_limit_says(database: Database) -> None:
     async with several(database, 2, rate_limit_read="50/minute") as apis:
+        began = time.monotonic()
         answers = await asyncio.gather(*(api.http.get("/v1/instances") for _ in range(60) for api in apis))
+        came = (time.monotonic() - began) * 50 / 60
     counted = Counter(answer.status_code for answer in answers)
-    # What one has taken and did not use, the other does not have.
-    assert 44 <= counted[200] <= 50, counted
+    # What one has taken and did not use, the other does not have; and there are more while it takes so long.
+    assert 44 <= counted[200] <= 50 + came, counted
     assert counted[200] + counted[429] == 120
 
 

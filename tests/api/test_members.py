@@ -300,4 +300,4 @@ async def test_removed_binding_closes_the_keys_of_a_service_account_too(team: Te
     async with team.api.as_(key) as http:
         assert (await http.get("/v1/instances")).status_code == 200
         await owner.delete(f"/v1/rbac/bindings/{binding}")
-        assert code(await http.get("/v1/instances")) == (404, "not_found")
+        assert code(await http.get("/v1/instances")) == (403, "forbidden")

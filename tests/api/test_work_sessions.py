@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
+from urllib.parse import quote
+from uuid import uuid4
 
 import pytest
 
+from api import session_files
 from model.base import new_id
 from model.sessions import IDLE
 from tests.api.conftest import Api
@@ -219,3 +223,26 @@ async def test_files_are_asked_for_only_where_they_are(api: Api) -> None:
     api.db.rows("UPDATE hosts SET last_seen_at = now(), agent_url = %s, fingerprint = %s", AGENT, bytes(32))
     for answer in [await act for act in acts()]:
         assert answer.json()["error"]["code"] == "host_unreachable", answer.text
+
+
+async def test_a_name_that_ends_a_line_is_no_other_file(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    async def change(_request: Any, _caller: Any, _session: Any, query: dict[str, str], _body: Any = None) -> None:
+        asked.append(query["path"])
+
+    monkeypatch.setattr(session_files, "_change", change)
+    for path in ("victim%0a", "%0a", "a%0ab/c", "victim", ""):
+        assert (await api.http.delete(f"/v1/sessions/{uuid4()}/files/{path}")).status_code == 204
+    assert asked == ["victim\n", "\n", "a\nb/c", "victim", ""]
+
+
+@pytest.mark.parametrize("path", ["a\x00", "..\x00", "a\ud800", "../a", "/a"])
+async def test_what_is_no_path_is_refused_before_it_is_told_of(api: Api, path: str) -> None:
+    base, headers = f"/v1/sessions/{uuid4()}/files", {"content-type": "application/json"}
+    bodies = [("move", {"from": path, "to": "x"}), ("move", {"from": "x", "to": path}), ("mkdir", {"path": path})]
+    said = [await api.http.post(f"{base}/{act}", content=json.dumps(body), headers=headers) for act, body in bodies]
+    if "\x00" in path:
+        said += [await api.http.put(f"{base}/{quote(path)}", content=b"x"), await api.http.delete(f"{base}/a%00")]
+    for answer in said:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (422, "validation_failed"), answer.text

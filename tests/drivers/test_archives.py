@@ -83,6 +83,7 @@ LAYER = tar_of(ROOT)
         (ROOT, "rootfs-tar"),
         (docker_archive(LAYER), "docker-archive"),
         (docker_archive(LAYER, tar_of({"b": b"2"})), "docker-archive"),
+        ({"l/layer.tar": LAYER} | docker_archive(LAYER, Layers=["l/layer.tar"]), "docker-archive"),
         (oci_archive(LAYER), "oci-archive"),
         (oci_archive(LAYER, pack=zstandard.compress), "oci-archive"),
         (oci_archive(LAYER, pack=bytes), "oci-archive"),
