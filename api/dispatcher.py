@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import timedelta
 from uuid import UUID
 
@@ -12,12 +13,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from temporalio.client import Client
 from temporalio.exceptions import WorkflowAlreadyStartedError
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 
 from activities.runs import start
 from model import metrics
 from model.workflows import Order
 
+#: A cancel that Temporal knows no run for is tried again so often, for so long.
+AGAIN_SECONDS, OVERTAKEN_SECONDS = 0.02, 1.0
 log = structlog.get_logger()
 _CALL_SWEEPER = text("SELECT pg_notify('cairn_sweep', '')")
 
@@ -82,7 +85,18 @@ class Dispatcher:
         if isinstance(job, Order):
             await start(self._client, job)
         else:
-            await self._client.get_workflow_handle(str(job)).cancel()
+            await self._cancel(job)
+
+    async def _cancel(self, workflow_id: UUID) -> None:
+        """Its start may be under way still, and come after this."""
+        until = time.monotonic() + OVERTAKEN_SECONDS
+        while True:
+            try:
+                return await self._client.get_workflow_handle(str(workflow_id)).cancel()
+            except RPCError as error:
+                if error.status is not RPCStatusCode.NOT_FOUND or time.monotonic() > until:
+                    raise
+            await asyncio.sleep(AGAIN_SECONDS)
 
     async def _call_sweeper(self) -> None:
         try:
